@@ -1,0 +1,42 @@
+# make setup   the virtual environment .venv, and DeepSpeed's CPU Adam compiled once
+# make run     the main job: the matrix on what is there (a GPU, or the smoke profile on the CPU), and a report
+# make test    every test that this machine can run
+# make lint    ruff and mypy
+# make gpu     on a machine with CUDA: tests, measurements and their results as one archive under $$OUT
+.PHONY: setup run test lint benchmark gpu clean
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.stamp
+ARGS   ?=
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@mkdir -p $(VENV)/src/vrambench
+	@for folder in bench methods reports; do ln -sfn ../../../$$folder $(VENV)/src/vrambench/$$folder; done
+	$(BIN)/vrambench doctor --prepare
+	@touch $(STAMP)
+
+run: setup
+	$(BIN)/vrambench run $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmark: setup
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-only $(ARGS)
+
+gpu:
+	tests/gpu/run $(ARGS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

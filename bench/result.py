@@ -1,0 +1,134 @@
+"""What one cell gave: the records behind `cells/<id>.json` (schema 1).
+
+Integers are bytes, seconds are floats, every key carries its unit, and None is unknown: a number here was measured (or,
+under `predicted`, predicted), never made up. `Memory` is the ledger's first line:
+requested <= allocated <= active <= reserved <= device.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA = 1
+
+Status = Literal["ok", "oom", "invalid", "pruned", "timeout", "crashed", "error"]
+Source = Literal["measured", "predicted", "verified"]
+
+ENDED: tuple[Status, ...] = ("ok", "oom", "invalid", "pruned")
+"""Statuses that a resumed run keeps."""
+FAILED: tuple[Status, ...] = ("timeout", "crashed", "error")
+"""Statuses of a measurement that failed: run again with `--retry`, and exit code 4."""
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Memory(Record):
+    """Peaks of the whole job, in bytes. On CUDA from the caching allocator and NVML; on the CPU, `requested` and `allocated` are the
+    live tensor storages of one traced step and the device's keys are None (there is no such device)."""
+
+    requested_bytes: int | None = None
+    allocated_bytes: int | None = None
+    active_bytes: int | None = None
+    reserved_bytes: int | None = None
+    device_bytes: int | None = None
+    context_bytes: int | None = None
+    managed_bytes: int | None = None
+    host_rss_bytes: int | None = None
+    host_pinned_bytes: int | None = None
+    num_alloc_retries: int | None = None
+
+
+class Phase(Record):
+    """One phase of one step (`step` is None for what is outside the steps: load): time in it and the peaks inside it."""
+
+    name: str
+    step: int | None
+    seconds: float
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    device_bytes: int | None = None
+
+
+class RoleBytes(Record):
+    """What one role's model holds, counted by storages (shared storage belongs to the first role that has it)."""
+
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    shares: str | None = None
+    """The role whose weights this one uses, if it has none of its own."""
+
+
+class Throughput(Record):
+    """Over the timed steps. `step_seconds` in order; rates from their median."""
+
+    step_seconds: tuple[float, ...] = ()
+    train_tokens_per_second: float | None = None
+    generated_tokens_per_second: float | None = None
+    samples_per_second: float | None = None
+    energy_joules: float | None = None
+    """Of the device over the timed steps, where NVML counts it."""
+
+
+class Learning(Record):
+    """One value per step, warm-up included, the traced step not."""
+
+    loss: tuple[float, ...] = ()
+    reward: tuple[float, ...] = ()
+    kl: tuple[float, ...] = ()
+
+
+class Parameters(Record):
+    total: int
+    trainable: int
+
+
+class OutOfMemory(Record):
+    """Where memory ran out. None where the system does not say."""
+
+    where: Literal["device", "host"]
+    asked_bytes: int | None = None
+    missing_bytes: int | None = None
+
+
+class Sample(Record):
+    """One run of a cell in one process."""
+
+    status: Status
+    reason: str | None = None
+    phase: str | None = None
+    """Where a job that did not end well was; None for one that did."""
+    source: Source | None = None
+    oom: OutOfMemory | None = None
+    signal: str | None = None
+    memory: Memory = Memory()
+    phases: tuple[Phase, ...] = ()
+    roles: dict[str, RoleBytes] = Field(default_factory=dict)
+    throughput: Throughput = Throughput()
+    learning: Learning = Learning()
+    parameters: Parameters | None = None
+    seconds: dict[str, float] = Field(default_factory=dict)
+    """Wall time of the job by part: start, load, warm-up, steps, trace, end; and `total`."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know to trust the numbers, in sentences (how device bytes were counted, what the cap cannot emulate)."""
+
+
+class Result(Sample):
+    """A cell's result: one of its samples (of several, the one with the median step time; a failed one first), with what it was and where."""
+
+    schema_: int = Field(SCHEMA, alias="schema")
+    id: str
+    name: str
+    cell: dict[str, Any]
+    rule: str | None = None
+    """The validity rule's id, where status is `invalid`."""
+    predicted: Memory | None = None
+    environment: dict[str, Any] = Field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
+    """Every sample, in the order in which they ran."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)

@@ -1,0 +1,97 @@
+"""Where a job runs: what CUDA, the CPU and the simulated device do differently, in one small object.
+
+Training code asks this object and never the machine. `get_device("cuda:0")` gives one; `meta` has no memory and no values:
+a job on it does every allocation that the real job would do, and none of the arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vrambench.methods.errors import ConfigurationError
+
+Kind = Literal["cpu", "cuda", "meta"]
+
+# The CPU has one fused kernel, which it calls flash attention; it stands there for both of CUDA's.
+KERNELS: dict[Kind, dict[str, SDPBackend]] = {
+    "cuda": {
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "math": SDPBackend.MATH,
+    },
+    "cpu": {
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.FLASH_ATTENTION,
+        "math": SDPBackend.MATH,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """`kind` and the torch device that tensors of the job live on."""
+
+    kind: Kind
+    torch: torch.device
+
+    @property
+    def simulated(self) -> bool:
+        """Nothing is computed here: shapes and allocations only."""
+        return self.kind == "meta"
+
+    def synchronize(self) -> None:
+        """Waits until the device has done what it was asked."""
+        if self.kind == "cuda":
+            torch.cuda.synchronize(self.torch)
+
+    def empty_cache(self) -> None:
+        """Gives cached, unused blocks back to the driver."""
+        if self.kind == "cuda":
+            torch.cuda.empty_cache()
+
+    def autocast(self, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+        """Autocast to `dtype` on this device; nothing where dtype is None."""
+        if dtype is None:
+            return nullcontext()
+        if self.simulated:
+            raise NotImplementedError("autocast has no meta implementation: the simulated device needs its own cast policy")
+        return torch.autocast(self.kind, dtype)
+
+    def grad_scaler(self, enabled: bool) -> torch.amp.GradScaler:
+        """The loss scaler of fp16 autocast; one that does nothing where `enabled` is false."""
+        return torch.amp.GradScaler(self.kind, enabled=enabled)
+
+    @contextmanager
+    def attention(self, kernel: str) -> Iterator[None]:
+        """Pins scaled dot product attention to one kernel, so that every world runs the same one."""
+        if self.simulated:
+            yield
+            return
+        with sdpa_kernel(KERNELS[self.kind][kernel]):
+            yield
+
+
+def get_device(name: str) -> Device:
+    """The device called `cpu`, `meta`, `cuda` or `cuda:N`; `auto` is the first GPU, or the CPU where there is none."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("cpu")
+        name = ""
+    if not name or device.type not in ("cpu", "cuda", "meta"):
+        raise ConfigurationError("device: not one of auto, cpu, cuda, cuda:N, meta", field="device")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigurationError(f"device: {name!r} was asked for, but torch sees no GPU here", field="device")
+        device = torch.device("cuda", device.index or 0)
+        if device.index >= torch.cuda.device_count():
+            raise ConfigurationError(f"device: {name!r}: there are {torch.cuda.device_count()} GPUs", field="device")
+    return Device(device.type, device)  # type: ignore[arg-type]

@@ -1,0 +1,49 @@
+"""Axis `optimizer`. Names are the `optim` values of transformers' TrainingArguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from vrambench.methods.registry import AxisValue, Registry
+
+if TYPE_CHECKING:
+    from vrambench.methods.cell import Cell
+
+NamedParameters = list[tuple[str, nn.Parameter]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(AxisValue):
+    """`build`: the optimizer over named parameters, with the cell's learning rate and options. `layerwise`: each parameter steps as
+    soon as its gradient is there, inside the backward pass, which frees the gradient. `projects_gradients`: it keeps its state in a
+    low-rank projection of the gradient (GaLore). `eight_bit`, `paged`: how its state is held. `offloaded`: the optimizer that takes
+    its place where state lies on the host (DeepSpeed's CPUAdam for AdamW), if there is one."""
+
+    build: Callable[[NamedParameters, Cell], torch.optim.Optimizer]
+    layerwise: bool = False
+    projects_gradients: bool = False
+    eight_bit: bool = False
+    paged: bool = False
+    offloaded: Callable[[NamedParameters, Cell], torch.optim.Optimizer] | None = None
+
+
+OPTIMIZERS = Registry(
+    "optimizer",
+    Optimizer,
+    {
+        "adamw_torch": "vrambench.methods.optimizers.adamw:ADAMW_TORCH",
+        "adamw_torch_fused": "vrambench.methods.optimizers.adamw:ADAMW_TORCH_FUSED",
+        "adamw_bnb_8bit": "vrambench.methods.optimizers.bitsandbytes:ADAMW_BNB_8BIT",
+        "paged_adamw_8bit": "vrambench.methods.optimizers.bitsandbytes:PAGED_ADAMW_8BIT",
+        "adafactor": "vrambench.methods.optimizers.adafactor:ADAFACTOR",
+        "galore_adamw": "vrambench.methods.optimizers.galore:GALORE_ADAMW",
+        "galore_adamw_layerwise": "vrambench.methods.optimizers.galore:GALORE_ADAMW_LAYERWISE",
+        "galore_adamw_8bit": "vrambench.methods.optimizers.galore:GALORE_ADAMW_8BIT",
+        "galore_adamw_8bit_layerwise": "vrambench.methods.optimizers.galore:GALORE_ADAMW_8BIT_LAYERWISE",
+    },
+)

@@ -1,0 +1,95 @@
+"""The five axes' values: where each is written, and how a user's own is found.
+
+A registry is an explicit, ordered table from a value's name to the `module:attribute` that holds it; adding a value is
+one file (or function) and one line. A user's own value is named by its `module:attribute` and needs no line at all:
+the current directory is searched last, so that no file there can hide an installed module.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from vrambench.methods.errors import ConfigurationError, UnknownValue
+
+
+class Options(BaseModel):
+    """Settings of one axis value, written under its `namespace` in a workload (`ppo: {epochs: 4}`, `--set ppo.epochs=4`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    namespace: ClassVar[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AxisValue:
+    """What every value of every axis declares beside its code.
+
+    `options`: its settings, if it has any. `fields`: the workload's fields that mean something only with this value
+    (or with others that declare them too): where no value of a cell declares such a field, the cell does not have it.
+    `summary`: half a line for people. `cuda_only`: it cannot run on the CPU, with the reason.
+    """
+
+    summary: str
+    options: type[Options] | None = None
+    fields: tuple[str, ...] = ()
+    cuda_only: str | None = None
+
+
+Value = TypeVar("Value", bound=AxisValue)
+
+
+class Registry(Generic[Value]):
+    """The ordered values of one axis. Modules are imported when a value is first asked for."""
+
+    def __init__(self, axis: str, kind: type[Value], values: dict[str, str]) -> None:
+        self.axis = axis
+        self.kind = kind
+        self._values = values
+        self._found: dict[str, Value] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+    def get(self, name: str) -> Value:
+        """The value called `name`; UnknownValue or ConfigurationError where there is none."""
+        if name not in self._found:
+            if name not in self._values and ":" not in name:
+                raise UnknownValue(self.axis, name, self._values)
+            found = load_attribute(self._values.get(name, name), field=self.axis)
+            if not isinstance(found, self.kind):
+                raise ConfigurationError(
+                    f"{self.axis}: {name!r} is a {type(found).__name__}, not a {self.kind.__name__}", field=self.axis
+                )
+            self._found[name] = found
+        return self._found[name]
+
+    def values(self) -> dict[str, Value]:
+        """Every built-in value by name, in order."""
+        return {name: self.get(name) for name in self}
+
+
+def load_attribute(reference: str, *, field: str) -> Any:
+    """What `module:attribute` names. The current directory is the last place searched, never the first."""
+    module_name, _, attribute = reference.partition(":")
+    here = os.getcwd()  # noqa: PTH109 - sys.path holds strings
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigurationError(f"{field}: {reference!r} cannot be imported: {error}", field=field) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            names = [name for name in vars(found) if not name.startswith("_")]
+            raise UnknownValue(f"{field} {module_name}:", part, names)
+        found = getattr(found, part)
+    return found
