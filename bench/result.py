@@ -75,11 +75,11 @@ class Throughput(Record):
 
 
 class Learning(Record):
-    """One value per step, warm-up included, the traced step not."""
+    """One value per step, warm-up included, the traced step not; None where it was not a finite number."""
 
-    loss: tuple[float, ...] = ()
-    reward: tuple[float, ...] = ()
-    kl: tuple[float, ...] = ()
+    loss: tuple[float | None, ...] = ()
+    reward: tuple[float | None, ...] = ()
+    kl: tuple[float | None, ...] = ()
 
 
 class Parameters(Record):

@@ -111,7 +111,9 @@ def resolve(axes: Mapping[str, str], settings: Mapping[str, Any]) -> Cell:
             raise ConfigurationError(
                 f"workload: unknown field {key!r}{did_you_mean(key, (*FIELDS, *namespaces))}", field=key
             )
-        options[key] = _validated(namespaces[key], value if value is not None else {}, prefix=key + ".").model_dump(mode="json")
+        options[key] = _validated(namespaces[key], value if value is not None else {}, prefix=key + ".").model_dump(
+            mode="json"
+        )
     workload: Workload = _validated(Workload, fields)
 
     used = {value.options.namespace: value.options for value in values.values() if value.options}
@@ -146,7 +148,9 @@ def option_namespaces(values: Any = ()) -> dict[str, type[Options]]:
 
 def _validated(kind: type[BaseModel], data: object, *, prefix: str = "") -> Any:
     if not isinstance(data, Mapping):
-        raise ConfigurationError(f"{prefix.rstrip('.')}: {data!r} is not a mapping of settings", field=prefix.rstrip("."))
+        raise ConfigurationError(
+            f"{prefix.rstrip('.')}: {data!r} is not a mapping of settings", field=prefix.rstrip(".")
+        )
     try:
         return kind(**data)
     except ValidationError as error:

@@ -60,7 +60,9 @@ class Device:
         if dtype is None:
             return nullcontext()
         if self.simulated:
-            raise NotImplementedError("autocast has no meta implementation: the simulated device needs its own cast policy")
+            raise NotImplementedError(
+                "autocast has no meta implementation: the simulated device needs its own cast policy"
+            )
         return torch.autocast(self.kind, dtype)
 
     def grad_scaler(self, enabled: bool) -> torch.amp.GradScaler:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -14,22 +14,36 @@ from vrambench.methods.registry import AxisValue, Registry
 if TYPE_CHECKING:
     from vrambench.methods.cell import Cell
 
-NamedParameters = list[tuple[str, nn.Parameter]]
+
+class Steps(Protocol):
+    """What training needs of an optimizer; every torch.optim.Optimizer has it."""
+
+    state: Mapping[Any, Any]
+    param_groups: list[dict[str, Any]]
+
+    def step(self) -> Any: ...
+
+    def zero_grad(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(AxisValue):
-    """`build`: the optimizer over named parameters, with the cell's learning rate and options. `layerwise`: each parameter steps as
+    """`build`: the optimizer over what a module trains, with the cell's learning rate and options. `layerwise`: each parameter steps as
     soon as its gradient is there, inside the backward pass, which frees the gradient. `projects_gradients`: it keeps its state in a
     low-rank projection of the gradient (GaLore). `eight_bit`, `paged`: how its state is held. `offloaded`: the optimizer that takes
     its place where state lies on the host (DeepSpeed's CPUAdam for AdamW), if there is one."""
 
-    build: Callable[[NamedParameters, Cell], torch.optim.Optimizer]
+    build: Callable[[nn.Module, Cell], Steps]
     layerwise: bool = False
     projects_gradients: bool = False
     eight_bit: bool = False
     paged: bool = False
-    offloaded: Callable[[NamedParameters, Cell], torch.optim.Optimizer] | None = None
+    offloaded: Callable[[nn.Module, Cell], torch.optim.Optimizer] | None = None
+
+
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that `module` trains, each once, in the module's order."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 OPTIMIZERS = Registry(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,15 +17,17 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16,
 
 @dataclass(frozen=True, kw_only=True)
 class Precision(AxisValue):
-    """`weights`: the type of weights, None for the workload's `compute_dtype`. `autocast`: the type that autocast runs in, if
-    it is on. `loss_scaling`: losses pass through a GradScaler. `quantize`: gives the quantised module for one linear layer
-    (in_features and out_features as it, weights on its device), if linear layers are quantised. `bits`: what one weight of
-    such a layer takes, scales apart."""
+    """`weights`: the type of weights, None for the workload's `compute_dtype`. `autocast`: the type that autocast runs
+    in, if it is on. `loss_scaling`: losses pass through a GradScaler. `quantize`: gives the quantised module for one
+    linear layer (in_features and out_features as it, weights on its device), if linear layers are quantised.
+    `quantization_config`: what transformers' from_pretrained takes to read a checkpoint so quantised. `bits`: what one
+    weight of such a layer takes, scales apart."""
 
     weights: torch.dtype | None
     autocast: torch.dtype | None = None
     loss_scaling: bool = False
     quantize: Callable[[nn.Linear, Workload], nn.Module] | None = None
+    quantization_config: Callable[[Workload], Any] | None = None
     bits: int
 
     def dtype(self, workload: Workload) -> torch.dtype:

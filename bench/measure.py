@@ -1,0 +1,206 @@
+"""Measures one cell in this process: builds the job, warms it up, times its steps, counts its bytes.
+
+Goes in: a cell, a device, a meter. Comes out: a `Sample`, whatever happens to the job short of the process' own death; and after
+every step the sample so far, so that a process that dies loses nothing it had measured.
+
+    sample = Measurement(cell, get_device("cpu"), CpuMeter()).run()
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+import traceback
+from collections.abc import Callable
+
+import torch
+
+from vrambench.bench.ledger import count_parameters, gradients, role_bytes
+from vrambench.bench.meters import Meter
+from vrambench.bench.meters.cpu import CpuMeter
+from vrambench.bench.meters.host import room_bytes
+from vrambench.bench.meters.trace import StorageTrace
+from vrambench.bench.oom import parse_oom
+from vrambench.bench.recorder import Recorder
+from vrambench.bench.result import Learning, Parameters, RoleBytes, Sample, Throughput
+from vrambench.methods.algorithms import Metrics
+from vrambench.methods.cell import Cell
+from vrambench.methods.device import Device
+from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.job import Job
+
+Listener = Callable[[str, int | None], None]
+
+
+class NotFinite(ArithmeticError):
+    """A loss or reward that is not a finite number."""
+
+
+class Measurement:
+    """One cell's job under one meter. `listen` hears every phase; `save` gets, after every step, what makes the sample so far."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        device: Device,
+        meter: Meter,
+        *,
+        listen: Listener = lambda phase, step: None,
+        save: Callable[[Callable[[], Sample]], None] = lambda sample: None,
+    ) -> None:
+        self.cell = cell
+        self.device = device
+        self.meter = meter
+        self.save = save
+        self.recorder = Recorder(device, meter, listen)
+        self.job = Job(cell, device, self._enter)
+        self.metrics: list[Metrics] = []
+        self.step_seconds: list[float] = []
+        self.energy_joules: float | None = None
+        self.seconds: dict[str, float] = {}
+        self.roles: dict[str, RoleBytes] = {}
+        self.gradients: dict[str, int] = {}
+        self.parameters: Parameters | None = None
+        self._counts_gradients = False
+
+    def run(self) -> Sample:
+        """Load, warm-up, timed steps and one step more in which bytes are counted."""
+        began = time.perf_counter()
+        try:
+            self._run()
+        except Exception as error:
+            self._part("total", began)
+            return self._failed(error)
+        self._part("total", began)
+        return self.sample("ok")
+
+    def _run(self) -> None:
+        work = self.cell.workload
+        began = time.perf_counter()
+        self.meter.start()
+        self.job.load()
+        self.recorder.close()
+        began = self._part("load", began)
+        self.save(lambda: self.sample("ok", brief=True))
+        self.parameters = count_parameters(self.job)
+        for index in range(work.warmup_steps):
+            self._step(index)
+        began = self._part("warmup", began)
+        energy = self.meter.energy_joules()
+        for index in range(work.warmup_steps, work.warmup_steps + work.steps):
+            self.step_seconds.append(self._step(index))
+        if energy is not None:
+            self.energy_joules = (self.meter.energy_joules() or energy) - energy
+        began = self._part("steps", began)
+        self._check_finite()
+        self._counted_step(work.warmup_steps + work.steps)
+        self._part("counted_step", began)
+
+    def _step(self, index: int) -> float:
+        """One step and its wall time, the device idle at both ends."""
+        self.recorder.step = index
+        self.device.synchronize()
+        began = time.perf_counter()
+        metrics = self.job.step(index)
+        self.recorder.close()
+        seconds = time.perf_counter() - began
+        self.metrics.append(metrics)
+        self.save(lambda: self.sample("ok", brief=True))
+        return seconds
+
+    def _counted_step(self, index: int) -> None:
+        """One more step, untimed: gradients and, on the CPU, every live storage are counted in it."""
+        self.recorder.step = index
+        self._counts_gradients = True
+        if isinstance(self.meter, CpuMeter):
+            with StorageTrace(self.device.kind) as self.meter.trace:
+                self.job.step(index)
+                self.recorder.close()
+        else:
+            self.job.step(index)
+            self.recorder.close()
+        self.roles = role_bytes(self.job, self.gradients)
+
+    def _enter(self, phase: str) -> None:
+        if self._counts_gradients and phase == "optimizer_step":
+            for role, held in gradients(self.job).items():
+                self.gradients[role] = max(held, self.gradients.get(role, 0))
+        self.recorder.enter(phase)
+
+    def _part(self, name: str, began: float) -> float:
+        now = time.perf_counter()
+        self.seconds[name] = now - began
+        return now
+
+    def _check_finite(self) -> None:
+        learning = self._learning()
+        for name in ("loss", "reward"):
+            for step, value in enumerate(getattr(learning, name)):
+                if value is None:
+                    raise NotFinite(f"the {name} of step {step} is not a finite number")
+
+    def _learning(self) -> Learning:
+        """One wait for the device for all steps' numbers."""
+        series = {
+            name: tuple(
+                value if math.isfinite(value) else None
+                for value in torch.stack([metrics[name].float() for metrics in self.metrics]).tolist()
+            )
+            for name in ("loss", "reward", "kl")
+            if self.metrics and name in self.metrics[0]
+        }
+        return Learning(**series)
+
+    def _throughput(self) -> Throughput:
+        if not self.step_seconds:
+            return Throughput()
+        seconds, trainer = statistics.median(self.step_seconds), self.job.trainer
+        rollouts = [
+            phase.seconds
+            for phase in self.recorder.phases
+            if phase.name == "rollout" and phase.step is not None and phase.step >= self.cell.workload.warmup_steps
+        ][: len(self.step_seconds)]
+        return Throughput(
+            step_seconds=tuple(self.step_seconds),
+            train_tokens_per_second=trainer.train_tokens / seconds,
+            generated_tokens_per_second=trainer.generated_tokens / statistics.median(rollouts) if rollouts else None,
+            samples_per_second=trainer.samples / seconds,
+            energy_joules=self.energy_joules,
+        )
+
+    def sample(self, status: str, *, brief: bool = False, **more: object) -> Sample:
+        """Everything known so far; `brief` leaves out what would wait for the device."""
+        return Sample.model_validate(
+            {
+                "status": status,
+                "source": self.meter.source,
+                "memory": self.meter.memory(),
+                "phases": self.recorder.phases,
+                "roles": self.roles,
+                "throughput": self._throughput(),
+                "learning": Learning() if brief else self._learning(),
+                "parameters": self.parameters,
+                "seconds": self.seconds,
+                "notes": self.meter.notes(),
+                **more,
+            }
+        )
+
+    def _failed(self, error: Exception) -> Sample:
+        """The sample of a job that an exception ended. Its traceback goes to the log."""
+        traceback.print_exception(error)
+        phase = self.recorder.phase
+        broken = False
+        try:
+            self.recorder.close()
+        except RuntimeError:  # after some errors CUDA answers nothing more
+            broken = True
+        oom = parse_oom(error)
+        if oom and oom.where == "host" and oom.asked_bytes and (room := room_bytes()) is not None:
+            oom = oom.model_copy(update={"missing_bytes": max(0, oom.asked_bytes - room)})
+        if isinstance(error, ConfigurationError | NotFinite):
+            reason = str(error)
+        else:
+            reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        return self.sample("oom" if oom else "error", brief=broken, reason=reason[:500], phase=phase, oom=oom)

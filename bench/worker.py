@@ -1,0 +1,149 @@
+"""What runs in a cell's own process: settles in, measures the cell, and reports to the parent.
+
+The parent sees two things: a board in shared memory, which says without a system call in which phase the job is, and a pipe,
+through which the sample so far comes after every step and the whole one at the end.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vrambench.bench.meters import Meter
+from vrambench.bench.result import Sample
+from vrambench.methods.device import Device, get_device
+
+BOARD_BYTES = 128
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class JobOrder:
+    """One sample to take: `cell` as in result files, `device` a name, `threads` for PyTorch on the CPU (0: its own choice)."""
+
+    cell: dict[str, Any]
+    device: str
+    log: str
+    threads: int = 0
+
+
+class Spot(NamedTuple):
+    """Where a job is, as its board says."""
+
+    phase: str | None
+    step: int | None
+    live_bytes: int | None
+
+
+def write_board(board: Any, phase: str, step: int | None, live_bytes: int | None) -> None:
+    """Writes where the job is."""
+    text = f"{phase}\t{'' if step is None else step}\t{'' if live_bytes is None else live_bytes}"
+    board.value = text.encode()[: BOARD_BYTES - 1]
+
+
+def read_board(board: Any) -> Spot:
+    """Reads where the job is; a board that was being written while it was read says less, never something wrong."""
+    parts = bytes(board.value).decode(errors="replace").split("\t")
+    if len(parts) != 3:
+        return Spot(parts[0] or None, None, None)
+    return Spot(parts[0] or None, _number(parts[1]), _number(parts[2]))
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdigit() else None
+
+
+def settle(log: Path) -> None:
+    """Makes this process a job's: dies with its parent, prints into its log, is the first to go when the host's memory runs out."""
+    os.setsid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when a job ends
+    Path("/proc/self/oom_score_adj").write_text("1000")
+    sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    os.close(sink)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    faulthandler.enable(file=sys.stderr)
+    # Modules come from where they are installed; `load_attribute` alone looks into the current directory, and last.
+    here = os.getcwd()  # noqa: PTH109
+    sys.path[:] = [entry for entry in sys.path if entry not in ("", here)]
+
+
+def work(order: JobOrder, board: Any, pipe: Connection) -> None:
+    """Takes one sample and sends it; a process' entry point."""
+    began = time.perf_counter()
+    settle(Path(order.log))
+    from vrambench.bench.measure import Measurement
+    from vrambench.methods.cell import from_flat
+
+    cell = from_flat(order.cell)
+    print(f"{cell.id} {cell.name} on {order.device}", flush=True)
+    device = get_device(order.device)
+    if order.threads:
+        import torch
+
+        torch.set_num_threads(order.threads)
+    meter = make_meter(cell.workload.budget, device)
+
+    def listen(phase: str, step: int | None) -> None:
+        write_board(board, phase, step, meter.live_bytes())
+
+    saver = Saver(pipe)
+    started = time.perf_counter() - began
+    measurement = Measurement(cell, device, meter, listen=listen, save=saver.save)
+    try:
+        sample = measurement.run()
+    finally:
+        meter.stop()
+    seconds = {"start": started} | sample.seconds
+    pipe.send(("final", sample.model_copy(update={"seconds": seconds}).model_dump(mode="json")))
+    pipe.close()
+
+
+class Saver:
+    """Sends samples so far, as often as they cost next to nothing: at most a tenth of the time goes into it."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._next = 0.0
+
+    def save(self, sample: Callable[[], Sample]) -> None:
+        began = time.perf_counter()
+        if began < self._next:
+            return
+        self._pipe.send(("partial", sample().model_dump(mode="json")))
+        ended = time.perf_counter()
+        self._next = ended + 10 * (ended - began)
+
+
+def make_meter(budget_bytes: int, device: Device) -> Meter:
+    """The device's meter, with the budget enforced: on CUDA as a cap on the allocator, on the CPU as a limit on this process."""
+    if device.kind == "cuda":
+        from vrambench.bench.meters.cuda import CudaMeter
+
+        return CudaMeter(device.torch, budget_bytes)
+    from vrambench.bench.meters.cpu import CpuMeter
+    from vrambench.bench.meters.host import limit_host_memory
+
+    limit_host_memory(budget_bytes)
+    return CpuMeter()
+
+
+def prepare(value: tuple[str, str], log: str) -> None:
+    """Runs one axis value's `prepare` (axis, name), which may compile or download; a process' entry point."""
+    settle(Path(log))
+    from vrambench.methods.axes import AXES
+
+    axis, name = value
+    AXES[axis].get(name).prepare()  # type: ignore[attr-defined]

@@ -1,0 +1,90 @@
+"""LoRA through PEFT: two factors of rank r beside each target layer, y = W x + (alpha / r) B A x, with B = 0 at the
+start.
+
+Source: Hu et al., LoRA, arXiv 2106.09685.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from vrambench.methods.adapters import Adapter
+from vrambench.methods.cell import Cell
+from vrambench.methods.errors import ConfigurationError, did_you_mean
+from vrambench.methods.precision import DTYPES
+
+# What `auto` stands for: every linear layer of a block where models of an architecture are usually trained so, else
+# PEFT's own choice (query_key_value for GPT-NeoX, c_attn for GPT-2, query and value for OPT).
+GATED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+AUTO_TARGETS: dict[str, tuple[str, ...]] = {
+    "llama": GATED,
+    "mistral": GATED,
+    "qwen2": GATED,
+    "qwen3": GATED,
+    "gemma": GATED,
+    "opt": ("q_proj", "k_proj", "v_proj", "out_proj"),
+}
+
+
+def attach(model: Any, cell: Cell) -> nn.Module:
+    """PEFT's model around `model`: everything frozen but the factors, which are of the workload's `adapter_dtype`.
+
+    Raises ConfigurationError, about `lora_target_modules`, where a target names no layer of the model.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    workload = cell.workload
+    config = LoraConfig(
+        task_type="CAUSAL_LM" if model.can_generate() else None,
+        r=workload.lora_r,
+        lora_alpha=workload.lora_alpha,
+        lora_dropout=workload.lora_dropout,
+        target_modules=targets(model, workload.lora_target_modules or "auto"),
+        fan_in_fan_out=model.config.model_type == "gpt2",
+    )
+    dtype = DTYPES[workload.adapter_dtype or "fp32"]
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
+    return adapted
+
+
+def targets(model: Any, asked: str | tuple[str, ...]) -> list[str] | str:
+    """PEFT's `target_modules` for `auto`, `all-linear`, or names (of modules, or the ends of their paths)."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
+    from transformers.pytorch_utils import Conv1D
+
+    if asked == "all-linear":
+        return "all-linear"
+    if asked == "auto":
+        architecture = model.config.model_type
+        chosen = AUTO_TARGETS.get(architecture) or PEFT_TARGETS.get(architecture)
+        if chosen is None:
+            raise ConfigurationError(
+                f"lora_target_modules: 'auto' knows no layers of {architecture!r}; name them, or use 'all-linear'",
+                field="lora_target_modules",
+            )
+        return chosen if isinstance(chosen, str) else list(chosen)
+    layers = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding | Conv1D)]
+    for name in asked:
+        if not any(path == name or path.endswith("." + name) for path in layers):
+            known = sorted({path.rpartition(".")[2] for path in layers})
+            raise ConfigurationError(
+                f"lora_target_modules: {name!r} is no layer of the model{did_you_mean(name, known)} "
+                f"(there are {', '.join(known)})",
+                field="lora_target_modules",
+            )
+    return list(asked)
+
+
+LORA = Adapter(
+    summary="low-rank factors beside frozen weights (PEFT)",
+    attach=attach,
+    trains_base=False,
+    low_rank=True,
+    can_switch_off=True,
+    fields=("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "adapter_dtype"),
+)

@@ -1,0 +1,160 @@
+"""Proximal policy optimisation for language models (arXiv 1707.06347, 2203.02155), with TRL's defaults.
+
+A step: sample one response for each of `rollout_batch` prompts (rollout); score it with the policy as it is, the reference, the
+value model and the reward (score); then `epochs` passes over the batch in minibatches of `batch_size` (learn). Roles: policy,
+reference, value (a head on the policy's trunk, or a separate model with its own optimizer), reward.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+
+from vrambench.methods.algorithms import ROLLOUT_FIELDS, Algorithm, Metrics
+from vrambench.methods.job import Job
+from vrambench.methods.policy import Scores
+from vrambench.methods.registry import Options
+from vrambench.methods.rewards import token_rewards
+from vrambench.methods.rollout import Sampling, generate
+
+
+class PPOOptions(Options):
+    """TRL's names and defaults (PPOConfig), `epochs` for its num_ppo_epochs."""
+
+    namespace: ClassVar[str] = "ppo"
+    epochs: Annotated[int, Field(ge=1)] = 4
+    kl_coef: Annotated[float, Field(ge=0)] = 0.05
+    cliprange: Annotated[float, Field(gt=0)] = 0.2
+    cliprange_value: Annotated[float, Field(gt=0)] = 0.2
+    vf_coef: Annotated[float, Field(ge=0)] = 0.1
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    lam: Annotated[float, Field(ge=0, le=1)] = 0.95
+    temperature: Annotated[float, Field(gt=0)] = 0.7
+
+
+class ProximalPolicyOptimisation:
+    def __init__(self, job: Job) -> None:
+        work = job.cell.workload
+        assert work.rollout_batch is not None
+        self.job = job
+        self.options: PPOOptions = job.cell.options(PPOOptions)
+        self.policy = job.policy(value_head=work.value == "head")
+        self.critic = job.critic() if work.value == "separate" else None
+        self.reference = job.reference(self.policy)
+        self.reward = job.reward()
+        self.samples = work.rollout_batch
+        self.train_tokens = work.rollout_batch * work.sequence_tokens
+        self.generated_tokens = work.rollout_batch * work.response_tokens
+
+    def step(self, index: int) -> Metrics:
+        job, work, options = self.job, self.job.cell.workload, self.options
+        start = work.prompt_tokens
+
+        job.phase("rollout")
+        prompts = job.data.sequences(index, self.samples, start)
+        with self.policy.forward():
+            sampling = Sampling(temperature=options.temperature)
+            tokens = generate(self.policy.module.model, prompts, work.response_tokens, sampling)
+
+        job.phase("score")
+        with torch.no_grad():
+            score = self.reward(prompts, tokens[:, start:])
+            old = [self.evaluate(batch) for batch in tokens.split(work.batch_size)]
+            old_logprobs = torch.cat([scores.logprobs for scores in old])
+            old_values = torch.cat([scores.values for scores in old if scores.values is not None])
+            reference = self.reference.logprobs(tokens, start, options.temperature) if self.reference else None
+            mask = torch.ones_like(old_logprobs)
+            rewards = token_rewards(score, old_logprobs, reference, mask, options.kl_coef)
+            raw, returns = gae(rewards, old_values, mask, options.gamma, options.lam)
+            advantages = whiten(raw, mask)
+
+        losses = []
+        for _ in range(options.epochs):
+            for rows in torch.randperm(self.samples, device=tokens.device).split(work.batch_size):
+                job.phase("learn")
+                with self.policy.forward():
+                    new = self.policy.module(tokens[rows], start, options.temperature)
+                    loss = policy_loss(
+                        new.logprobs, old_logprobs[rows], advantages[rows], mask[rows], options.cliprange
+                    )
+                    if new.values is not None:
+                        loss = loss + options.vf_coef * value_loss(
+                            new.values, old_values[rows], returns[rows], mask[rows], options.cliprange_value
+                        )
+                self.policy.backward(loss)
+                losses.append(loss.detach())
+                if self.critic is not None:
+                    job.phase("learn")
+                    with self.critic.forward():
+                        values = self.critic.module(tokens[rows], start)
+                        miss = value_loss(values, old_values[rows], returns[rows], mask[rows], options.cliprange_value)
+                    self.critic.backward(options.vf_coef * miss)
+        kl = torch.zeros_like(score) if reference is None else (old_logprobs - reference).sum(dim=1)
+        return {"loss": torch.stack(losses).mean(), "reward": score.mean(), "kl": kl.mean()}
+
+    def evaluate(self, batch: torch.Tensor) -> Scores:
+        """The policy's log-probabilities and the values, before any update."""
+        start = self.job.cell.workload.prompt_tokens
+        with self.policy.forward():
+            scores: Scores = self.policy.module(batch, start, self.options.temperature)
+        if self.critic is None:
+            return scores
+        with self.critic.forward():
+            return Scores(scores.logprobs, self.critic.module(batch, start))
+
+
+def gae(
+    rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalised advantage estimation (arXiv 1506.02438) over [B, R] fp32: advantages before whitening, and returns.
+
+    delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lam A_{t+1};  returns = A + V. All zero outside the mask.
+    """
+    values = values * mask
+    advantages = torch.zeros_like(rewards)
+    later = torch.zeros_like(rewards[:, 0])
+    next_value = torch.zeros_like(later)
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        later = (delta + gamma * lam * later) * mask[:, t]
+        advantages[:, t] = later
+        next_value = values[:, t]
+    return advantages, (advantages + values) * mask
+
+
+def whiten(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Zero mean and unit variance (unbiased, eps 1e-8) over the mask, 0 outside it, as TRL's masked_whiten."""
+    count = mask.sum()
+    mean = (values * mask).sum() / count
+    variance = ((values - mean).square() * mask).sum() / (count - 1)
+    return (values - mean) * torch.rsqrt(variance + 1e-8) * mask
+
+
+def policy_loss(
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, cliprange: float
+) -> torch.Tensor:
+    """The clipped objective: mean over the mask of max(-A rho, -A clip(rho, 1 - eps, 1 + eps)), rho = exp(new - old)."""
+    ratio = ((logprobs - old_logprobs) * mask).exp()
+    losses = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - cliprange, 1 + cliprange))
+    return (losses * mask).sum() / mask.sum()
+
+
+def value_loss(
+    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, cliprange: float
+) -> torch.Tensor:
+    """Half the mean over the mask of max((v - R)^2, (clip(v, v_old +- eps) - R)^2)."""
+    clipped = values.clamp(old_values - cliprange, old_values + cliprange)
+    losses = torch.maximum((values - returns).square(), (clipped - returns).square())
+    return 0.5 * (losses * mask).sum() / mask.sum()
+
+
+PPO = Algorithm(
+    summary="proximal policy optimisation, with a value model",
+    trainer=ProximalPolicyOptimisation,
+    learning_rate=3e-6,
+    roles=("policy", "reference", "value", "reward"),
+    options=PPOOptions,
+    fields=(*ROLLOUT_FIELDS, "value"),
+)

@@ -1,0 +1,117 @@
+"""ReMax (arXiv 2310.10505): REINFORCE whose baseline is the score of the policy's own greedy response.
+
+A step: sample one response for each of `rollout_batch` prompts and decode one greedily (rollout); score both (score); then one pass
+over the sampled responses in minibatches of `batch_size` (learn). There is no value model. Roles: policy, reference, reward.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from vrambench.methods.algorithms import ROLLOUT_FIELDS, Algorithm, Metrics
+from vrambench.methods.job import Job
+from vrambench.methods.registry import Options
+from vrambench.methods.rewards import token_rewards
+from vrambench.methods.rollout import GREEDY, Sampling, generate
+
+
+class ReMaxOptions(Options):
+    """`advantage`: verl's form (token rewards summed to the end, less the baseline) or the authors' repository's (the discounted
+    difference of scores, with each token's own KL term alone). `gamma`: the repository's form only."""
+
+    namespace: ClassVar[str] = "remax"
+    advantage: Literal["verl", "repository"] = "verl"
+    kl_coef: Annotated[float, Field(ge=0)] = 0.05
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.99
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+
+
+class ReMax:
+    def __init__(self, job: Job) -> None:
+        work = job.cell.workload
+        assert work.rollout_batch is not None
+        self.job = job
+        self.options: ReMaxOptions = job.cell.options(ReMaxOptions)
+        self.policy = job.policy()
+        self.reference = job.reference(self.policy)
+        self.reward = job.reward()
+        self.samples = work.rollout_batch
+        self.train_tokens = work.rollout_batch * work.sequence_tokens
+        self.generated_tokens = 2 * work.rollout_batch * work.response_tokens
+
+    def step(self, index: int) -> Metrics:
+        job, work, options = self.job, self.job.cell.workload, self.options
+        start = work.prompt_tokens
+
+        job.phase("rollout")
+        prompts = job.data.sequences(index, self.samples, start)
+        sampling = Sampling(temperature=options.temperature, top_p=options.top_p)
+        with self.policy.forward():
+            tokens = generate(self.policy.module.model, prompts, work.response_tokens, sampling)
+            greedy = generate(self.policy.module.model, prompts, work.response_tokens, GREEDY)
+
+        job.phase("score")
+        with torch.no_grad():
+            score = self.reward(prompts, tokens[:, start:])
+            baseline = self.reward(prompts, greedy[:, start:])
+            mask = torch.ones_like(tokens[:, start:], dtype=torch.float32)
+            reference = self.reference.logprobs(tokens, start) if self.reference else None
+            if reference is None:
+                old_logprobs = torch.zeros_like(mask)
+            else:
+                with self.policy.forward():
+                    batches = [self.policy.module(batch, start) for batch in tokens.split(work.batch_size)]
+                old_logprobs = torch.cat([scores.logprobs for scores in batches])
+            if options.advantage == "verl":
+                rewards = token_rewards(score, old_logprobs, reference, mask, options.kl_coef)
+                advantages = verl_advantages(rewards, baseline, mask)
+            else:
+                kl = torch.zeros_like(mask) if reference is None else old_logprobs - reference
+                advantages = repository_advantages(score - baseline, kl, mask, options.kl_coef, options.gamma)
+
+        losses = []
+        size = work.batch_size
+        for batch, advantage, part in zip(tokens.split(size), advantages.split(size), mask.split(size), strict=True):
+            job.phase("learn")
+            with self.policy.forward():
+                loss = policy_loss(self.policy.module(batch, start).logprobs, advantage, part)
+            self.policy.backward(loss)
+            losses.append(loss.detach())
+        kl = torch.zeros_like(score) if reference is None else (old_logprobs - reference).sum(dim=1)
+        return {"loss": torch.stack(losses).mean(), "reward": score.mean(), "kl": kl.mean()}
+
+
+def verl_advantages(rewards: torch.Tensor, baseline: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[B, R]: the sum of this and all later token rewards [B, R], less the greedy response's score [B] (verl, gamma 1)."""
+    later = (rewards * mask).flip(1).cumsum(1).flip(1)
+    return (later - baseline[:, None]) * mask
+
+
+def repository_advantages(
+    advantage: torch.Tensor, kl: torch.Tensor, mask: torch.Tensor, kl_coef: float, gamma: float
+) -> torch.Tensor:
+    """[B, R]: gamma^k (score - baseline) - kl_coef kl_t, with k = 1 at a response's last token (the authors' repository).
+
+    `advantage` [B] is the sampled response's score less the greedy one's, `kl` [B, R] the log-probability less the reference's.
+    """
+    distance = mask.flip(1).cumsum(1).flip(1)
+    return (gamma**distance * advantage[:, None] - kl_coef * kl) * mask
+
+
+def policy_loss(logprobs: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Minus the mean over the mask of A log p."""
+    return -(advantages * logprobs * mask).sum() / mask.sum()
+
+
+REMAX = Algorithm(
+    summary="REINFORCE with the greedy response's score as baseline, no value model",
+    trainer=ReMax,
+    learning_rate=1e-6,
+    roles=("policy", "reference", "reward"),
+    options=ReMaxOptions,
+    fields=ROLLOUT_FIELDS,
+)

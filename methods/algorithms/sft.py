@@ -1,0 +1,38 @@
+"""Supervised fine-tuning: cross-entropy of every token of a sequence given those before it.
+
+A step is one optimizer step: `gradient_accumulation_steps` micro-batches of `batch_size` sequences of prompt and response length
+together. Roles: the policy.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from vrambench.methods.algorithms import Algorithm, Metrics
+from vrambench.methods.job import Job
+
+
+class SupervisedFineTuning:
+    def __init__(self, job: Job) -> None:
+        work = job.cell.workload
+        self.job = job
+        self.policy = job.policy()
+        self.samples = work.batch_size * work.gradient_accumulation_steps
+        self.train_tokens = self.samples * work.sequence_tokens
+        self.generated_tokens = 0
+
+    def step(self, index: int) -> Metrics:
+        job, work = self.job, self.job.cell.workload
+        job.phase("learn")
+        tokens = job.data.sequences(index, self.samples, work.sequence_tokens)
+        losses = []
+        for batch in tokens.split(work.batch_size):
+            job.phase("learn")
+            with self.policy.forward():
+                loss = -self.policy.module(batch, 1).logprobs.mean()
+            self.policy.backward(loss)
+            losses.append(loss.detach())
+        return {"loss": torch.stack(losses).mean()}
+
+
+SFT = Algorithm(summary="supervised fine-tuning", trainer=SupervisedFineTuning, learning_rate=2e-5, roles=("policy",))

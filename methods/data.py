@@ -1,0 +1,194 @@
+"""Token sequences to train on and to prompt with: a seeded process with something to learn, or a user's own text.
+
+    data = open_data(workload, config, device)
+    tokens = data.sequences(step, count, length)            # int64 [count, length] on the device
+
+`data: synthetic` is a Markov chain: every token has four successors, chosen with the same skewed probabilities. What is
+left to guess after learning it is its entropy, `Chain.entropy`. `data: PATH` is a text file or JSON lines. Sequences
+depend on the workload's seed and the step alone, never on the device.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from transformers import PreTrainedConfig
+
+from vrambench.methods.device import Device
+from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.presets import PRESETS
+from vrambench.methods.workload import Workload
+
+SUCCESSORS = (0.7, 0.2, 0.07, 0.03)
+"""How likely each of a token's successors is; 0.863 nats where they differ."""
+CHAIN_TOKENS = 512
+"""The chain uses the first so many tokens of a vocabulary, so that a short job sees each of them often."""
+
+
+class Data(Protocol):
+    """Where a job's tokens come from."""
+
+    def sequences(self, step: int, count: int, length: int) -> torch.Tensor:
+        """`count` sequences for step `step`: int64 [count, length] on the job's device; the same again for the same
+        arguments."""
+
+
+def open_data(workload: Workload, config: PreTrainedConfig, device: Device) -> Data:
+    """What the workload's `data` names, in tokens of the model that `config` describes; shapes only on the simulated
+    device.
+
+    Raises ConfigurationError, about `data`, where a file is missing, malformed, too short for the workload's sequences,
+    or in tokens that the model does not have.
+    """
+    if device.simulated:
+        return Shapes(device.torch)
+    vocabulary = config.get_text_config().vocab_size
+    if workload.data == "synthetic":
+        return Chain(workload.seed, min(vocabulary, CHAIN_TOKENS), device.torch)
+    documents = read_documents(Path(workload.data))
+    tokens = _tokenize(documents, workload.model, config)
+    largest = int(tokens.max())
+    if largest >= vocabulary:
+        raise ConfigurationError(
+            f"data: {workload.data!r} needs token {largest}, and the model {workload.model!r} has {vocabulary}",
+            field="data",
+        )
+    if len(tokens) < workload.sequence_tokens:
+        raise ConfigurationError(
+            f"data: {workload.data!r} has {len(tokens)} tokens, fewer than the {workload.sequence_tokens} of a sequence",
+            field="data",
+        )
+    return Text(workload.seed, tokens, device.torch)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sequences on a device without values."""
+
+    device: torch.device
+
+    def sequences(self, step: int, count: int, length: int) -> torch.Tensor:
+        return torch.zeros((count, length), dtype=torch.long, device=self.device)
+
+
+class Chain:
+    """A Markov chain over `tokens` tokens, drawn from `seed`.
+
+    Successor j of every token is given by a permutation, so all tokens are equally frequent and the first one of a
+    sequence is drawn uniformly; the loss of a perfect model is then exactly `entropy` at every predicted position.
+    """
+
+    def __init__(self, seed: int, tokens: int, device: torch.device) -> None:
+        self.seed = seed
+        self.tokens = tokens
+        self.device = device
+        random = np.random.default_rng([seed, 0])
+        self.successors = np.stack([random.permutation(tokens) for _ in SUCCESSORS])
+
+    @property
+    def entropy(self) -> float:
+        """Nats per token, given the token before: the mean over tokens of -sum p log p of their next one."""
+        table = np.zeros((self.tokens, self.tokens))
+        for probability, permutation in zip(SUCCESSORS, self.successors, strict=True):
+            np.add.at(table, (np.arange(self.tokens), permutation), probability)
+        used = table[table > 0]
+        return float(-(used * np.log(used)).sum() / self.tokens)
+
+    def sequences(self, step: int, count: int, length: int) -> torch.Tensor:
+        random = np.random.default_rng([self.seed, 1, step])
+        out = np.empty((count, length), dtype=np.int64)
+        out[:, 0] = random.integers(self.tokens, size=count)
+        choices = np.searchsorted(np.cumsum(SUCCESSORS)[:-1], random.random((length, count)), side="right")
+        for position in range(1, length):
+            out[:, position] = self.successors[choices[position], out[:, position - 1]]
+        return torch.from_numpy(out).to(self.device)
+
+
+class Text:
+    """Windows of one long row of tokens [N] int64, at positions drawn from `seed` and the step."""
+
+    def __init__(self, seed: int, tokens: np.ndarray, device: torch.device) -> None:
+        self.seed = seed
+        self.tokens = tokens
+        self.device = device
+
+    def sequences(self, step: int, count: int, length: int) -> torch.Tensor:
+        """Raises ValueError where `length` is more than the whole text."""
+        starts = np.random.default_rng([self.seed, 1, step]).integers(len(self.tokens) - length + 1, size=count)
+        windows = self.tokens[starts[:, None] + np.arange(length)]
+        return torch.from_numpy(windows).to(self.device)
+
+
+def read_documents(path: Path) -> list[str]:
+    """The documents of a file: one per line of a `.jsonl` file, else the whole text as one.
+
+    A line holds `text`, or `prompt` with `completion` or `response`. Raises ConfigurationError with the file, line and
+    field.
+    """
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigurationError(
+            f"data: {str(path)!r} cannot be read: {reason}; give a text or .jsonl file, or 'synthetic'", field="data"
+        ) from error
+    if path.suffix == ".jsonl":
+        lines = enumerate(content.splitlines(), start=1)
+        documents = [_document(line, f"data: {str(path)!r} line {number}") for number, line in lines if line.strip()]
+    else:
+        documents = [content]
+    if not any(document.strip() for document in documents):
+        raise ConfigurationError(f"data: {str(path)!r} is empty", field="data")
+    return documents
+
+
+def _document(line: str, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ConfigurationError(f"{where}: not JSON ({error.msg})", field="data") from error
+    if not isinstance(record, dict):
+        raise ConfigurationError(f"{where}: a {type(record).__name__}, not an object", field="data")
+    answer = "completion" if "completion" in record else "response"
+    fields = ("text",) if "text" in record else ("prompt", answer)
+    for field in fields:
+        if field not in record:
+            raise ConfigurationError(
+                f"{where}: no field {field!r} (there are {', '.join(record) or 'none'}); a line needs text, or prompt "
+                "with completion or response",
+                field="data",
+            )
+        if not isinstance(record[field], str):
+            raise ConfigurationError(f"{where}: {field} is a {type(record[field]).__name__}, not text", field="data")
+    return "".join(record[field] for field in fields)
+
+
+def _tokenize(documents: list[str], model: str, config: PreTrainedConfig) -> np.ndarray:
+    """All documents in one row [N] int64, each ended by the end-of-sequence token where there is one."""
+    if model in PRESETS:
+        rows = [list(document.encode()) for document in documents]
+        end = config.get_text_config().eos_token_id
+    else:
+        tokenizer = _tokenizer(model)
+        rows = [tokenizer.encode(document, add_special_tokens=False) for document in documents]
+        end = tokenizer.eos_token_id
+    end = end[0] if isinstance(end, list) else end
+    tail = [] if end is None else [end]
+    return np.array([token for row in rows for token in row + tail], dtype=np.int64)
+
+
+def _tokenizer(model: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except Exception as error:  # whatever the tokenizer libraries raise, the user has no tokenizer there
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigurationError(
+            f"data: the model {model!r} has no tokenizer that can be read: {reason}", field="data"
+        ) from error

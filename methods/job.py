@@ -1,0 +1,172 @@
+"""One training job: a cell at work on a device.
+
+    job = Job(cell, get_device("cpu"))
+    job.load()
+    for index in range(cell.workload.steps):
+        metrics = job.step(index)
+
+`phase` is called with a name whenever the job enters another phase (load, rollout, score, learn, optimizer_step); whoever
+measures listens there. The algorithm asks the job for the roles that it needs, and the job remembers them in `roles`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from vrambench.methods.algorithms import Metrics, Trainer
+from vrambench.methods.cell import Cell
+from vrambench.methods.data import open_data
+from vrambench.methods.device import Device
+from vrambench.methods.learner import Learner, PhaseMarker
+from vrambench.methods.models import (
+    freeze,
+    hidden_width,
+    load_classifier,
+    load_model,
+    load_scalar_model,
+    model_config,
+)
+from vrambench.methods.policy import Critic, Policy
+from vrambench.methods.precision import DTYPES
+from vrambench.methods.registry import load_attribute
+from vrambench.methods.rewards import Reward, token_rule
+
+# One random stream for each role, so that no role's weights depend on which others the job holds.
+STREAMS = {"policy": 0, "value": 1, "reward": 2, "steps": 3}
+
+
+@dataclass(frozen=True)
+class Role:
+    """A model that the job holds. `learner`: what trains it, None if it is frozen. `shares`: the role whose weights it uses."""
+
+    module: nn.Module
+    learner: Learner | None = None
+    shares: str | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Frozen log-probabilities: `policy` with its adapter off, or a frozen copy of the first policy."""
+
+    learner: Learner
+    copy: Policy | None
+    batch_size: int
+
+    def logprobs(self, tokens: torch.Tensor, start: int, temperature: float = 1.0) -> torch.Tensor:
+        """[B, T - start] fp32, for tokens [B, T], in batches of `batch_size` sequences."""
+        policy: Any = self.copy or self.learner.module
+        with self.learner.forward():
+            if self.copy is not None:
+                return self._scored(policy, tokens, start, temperature)
+            with policy.model.disable_adapter():
+                return self._scored(policy, tokens, start, temperature)
+
+    def _scored(self, policy: Any, tokens: torch.Tensor, start: int, temperature: float) -> torch.Tensor:
+        batches = tokens.split(self.batch_size)
+        return torch.cat([policy(batch, start, temperature).logprobs for batch in batches])
+
+
+class Job:
+    """`cell` on `device`. `roles` is in the order policy, reference, value, reward, as far as the algorithm asked for them."""
+
+    def __init__(self, cell: Cell, device: Device, phase: PhaseMarker = lambda name: None) -> None:
+        self.cell = cell
+        self.device = device
+        self.phase = phase
+        self.roles: dict[str, Role] = {}
+        self.config = model_config(cell.workload.model)
+
+    def load(self) -> None:
+        """Builds the data, the roles and their optimizers. Raises ConfigurationError where the workload does not fit the model."""
+        self.phase("load")
+        self.data = open_data(self.cell.workload, self.config, self.device)
+        self.trainer: Trainer = self.cell.algorithm_value.trainer(self)
+        torch.manual_seed(self._seed("steps"))
+
+    def step(self, index: int) -> Metrics:
+        """One step of the algorithm: scalars on the device."""
+        with self.device.attention(self.cell.workload.attention):
+            return self.trainer.step(index)
+
+    def policy(self, value_head: bool = False) -> Learner:
+        """The trained model, with a scalar head on its trunk if asked for."""
+        seed = self._seed("policy")
+        model = load_model(self.cell, self.device, seed=seed)
+        policy = Policy(model, self._value_head() if value_head else None)
+        return self._trained("policy", policy)
+
+    def reference(self, policy: Learner) -> Reference | None:
+        """The frozen policy of before, as `reference` says; None for none."""
+        kind = self.cell.workload.reference
+        if kind == "none":
+            return None
+        copy = None
+        if kind == "copy":
+            copy = Policy(freeze(load_model(self.cell, self.device, adapter=False, seed=self._seed("policy"))))
+            self.roles["reference"] = Role(copy)
+        else:
+            self.roles["reference"] = Role(self.roles["policy"].module, shares="policy")
+        return Reference(policy, copy, self.cell.workload.batch_size)
+
+    def critic(self) -> Learner:
+        """A separate value model of the policy's shape, in the cell's precision, trained as the policy is."""
+        model = load_scalar_model(
+            self.cell, self.device, model=self.cell.workload.model, seed=self._seed("value"), trained=True
+        )
+        return self._trained("value", Critic(model))
+
+    def reward(self) -> Reward:
+        """What the workload's `reward` names, frozen where it is a model."""
+        named = self.cell.workload.reward or "tokens"
+        if named == "tokens":
+            return token_rule(self.config.vocab_size)
+        if ":" in named:
+            return load_attribute(named, field="reward")
+        if named == "model":
+            assert self.cell.workload.reward_model is not None
+            name, seed = self.cell.workload.reward_model, self._seed("reward")
+            scorer = load_scalar_model(self.cell, self.device, model=name, seed=seed, trained=False)
+            self.roles["reward"] = Role(freeze(scorer))
+            return lambda prompts, responses: scorer(torch.cat([prompts, responses], dim=1))[:, -1].float()
+        classifier = load_classifier(self.cell, self.device, model=named, dtype=self._dtype)
+        self.roles["reward"] = Role(freeze(classifier))
+        return lambda prompts, responses: classifier(torch.cat([prompts, responses], dim=1)).float()
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Every parameter of every role, each once."""
+        seen: set[int] = set()
+        for role in self.roles.values():
+            for parameter in role.module.parameters():
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield parameter
+
+    def _trained(self, name: str, module: nn.Module) -> Learner:
+        learner = self.cell.offload_value.learner(module, self.cell, self.device, self._mark)
+        self.roles[name] = Role(module, learner)
+        return learner
+
+    def _mark(self, name: str) -> None:
+        self.phase(name)
+
+    def _value_head(self) -> nn.Linear:
+        """[hidden -> 1], normal with variance 1 / (hidden + 1) as TRL's, in the type of what is trained."""
+        workload, width = self.cell.workload, hidden_width(self.config)
+        full = self.cell.adapter_value.trains_base
+        dtype = self._dtype if full else DTYPES[workload.adapter_dtype or "fp32"]
+        torch.manual_seed(self._seed("value"))
+        head = nn.Linear(width, 1, bias=False, device=self.device.torch, dtype=dtype)
+        nn.init.normal_(head.weight, std=(width + 1) ** -0.5)
+        return head
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.cell.precision_value.dtype(self.cell.workload)
+
+    def _seed(self, stream: str) -> int:
+        return self.cell.workload.seed * len(STREAMS) + STREAMS[stream]

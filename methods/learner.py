@@ -1,0 +1,117 @@
+"""A learner runs backward passes and optimizer steps for one trained model; an offload value says which learner.
+
+It counts micro-batches itself: `backward` is called once for each, and every `gradient_accumulation_steps`-th call is followed by
+clipping and the optimizer's step, in a phase of its own. So an algorithm's file shows its loss and nothing of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from vrambench.methods.cell import Cell
+from vrambench.methods.device import Device
+from vrambench.methods.optimizers import trainable
+
+PhaseMarker = Callable[[str], None]
+
+
+class Learner(Protocol):
+    """`module`: what forward passes are called on, inside `forward()`."""
+
+    module: Any
+
+    def forward(self) -> AbstractContextManager[Any]:
+        """The context of a forward pass (autocast, where the precision wants it)."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Backward pass of one micro-batch's mean loss (a scalar), and the optimizer's step where one is due."""
+
+    def gradients(self) -> Iterator[torch.Tensor]:
+        """Every gradient that is held now."""
+
+    def optimizer_state(self) -> Iterator[torch.Tensor]:
+        """Every tensor that the optimizer keeps between steps, master weights included."""
+
+
+class LearnerFactory(Protocol):
+    def __call__(self, module: nn.Module, cell: Cell, device: Device, phase: PhaseMarker) -> Learner: ...
+
+
+class PlainLearner:
+    """PyTorch alone: autocast, loss scaling, clipping by the global norm, the optimizer."""
+
+    def __init__(self, module: nn.Module, cell: Cell, device: Device, phase: PhaseMarker) -> None:
+        self.module: Any = module
+        self._device = device
+        self._phase = phase
+        self._autocast = cell.precision_value.autocast
+        self._accumulation = cell.workload.gradient_accumulation_steps
+        self._max_grad_norm = cell.workload.max_grad_norm
+        self._pending = 0
+        self._parameters = trainable(module)
+        self._optimizer = cell.optimizer_value.build(module, cell)
+        self._steps_in_backward = cell.optimizer_value.layerwise
+        self._scaler = device.grad_scaler(cell.precision_value.loss_scaling)
+
+    def forward(self) -> AbstractContextManager[Any]:
+        return self._device.autocast(self._autocast)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._scaler.scale(loss / self._accumulation).backward()
+        self._pending += 1
+        if self._pending < self._accumulation or self._steps_in_backward:
+            return
+        self._phase("optimizer_step")
+        if self._max_grad_norm:
+            self._scaler.unscale_(self._optimizer)  # type: ignore[arg-type]
+            clip_gradients(self._parameters, self._max_grad_norm)
+        self._scaler.step(self._optimizer)  # type: ignore[arg-type]
+        self._scaler.update()
+        self._optimizer.zero_grad()
+        self._pending = 0
+
+    def gradients(self) -> Iterator[torch.Tensor]:
+        return (parameter.grad for parameter in self._parameters if parameter.grad is not None)
+
+    def optimizer_state(self) -> Iterator[torch.Tensor]:
+        return tensors_in(self._optimizer.state)
+
+
+def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> None:
+    """Scales all gradients in place so that their global L2 norm is at most `max_norm` (as torch.nn.utils.clip_grad_norm_).
+
+    The same list kernels in every world: torch's own function takes them on some devices only, and refuses them on others.
+    """
+    lists: dict[torch.dtype, list[torch.Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            lists.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+    norms = [norm.float() for gradients in lists.values() for norm in torch._foreach_norm(gradients)]
+    if not norms:
+        return
+    scale = (max_norm / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-6)).clamp(max=1.0)
+    for dtype, gradients in lists.items():
+        torch._foreach_mul_(gradients, scale.to(dtype))
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor inside nested mappings, sequences and plain objects (GaLore keeps its projectors in objects)."""
+    stack, seen = [value], set[int]()
+    while stack:
+        item = stack.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, torch.Tensor):
+            yield item
+        elif hasattr(item, "values") and callable(item.values):
+            stack.extend(item.values())
+        elif isinstance(item, list | tuple | set):
+            stack.extend(item)
+        elif hasattr(item, "__dict__") and not callable(item):
+            stack.extend(vars(item).values())

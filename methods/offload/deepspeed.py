@@ -1,0 +1,155 @@
+"""DeepSpeed's ZeRO on one GPU: what it offloads to the host, with its own engine, gradients and master weights.
+
+With one GPU nothing is sharded. ZeRO-2 with the optimizer on the host keeps 16-bit weights and gradients on the device, and
+fp32 master weights and moments on the host, where DeepSpeed's CPUAdam steps. That is C++, compiled once by `prepare`, into a
+folder of our own and under a lock that dies with its holder.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import torch
+from filelock import FileLock
+from pydantic import Field
+from torch import nn
+
+from vrambench.methods.cell import Cell
+from vrambench.methods.device import Device
+from vrambench.methods.learner import PhaseMarker, tensors_in
+from vrambench.methods.offload import Offload
+from vrambench.methods.registry import Options
+
+
+class ZeroOptions(Options):
+    """DeepSpeed's names and defaults. The bucket, `reduce_bucket_size` elements, is allocated whatever the model's size; transformers'
+    `auto` sets it to the square of the hidden size."""
+
+    namespace: ClassVar[str] = "zero"
+    reduce_bucket_size: Annotated[int, Field(ge=1)] = 500_000_000
+    overlap_comm: bool = False
+    pin_memory: bool = True
+
+
+def build_folder() -> Path:
+    """Where CPUAdam is compiled: one folder for each Python, torch and CUDA, below the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    return cache / "vrambench" / "torch_extensions" / f"{python}_torch{torch.__version__}"
+
+
+def load_extensions() -> None:
+    """Compiles DeepSpeed's extensions if need be, and loads them: CPUAdam, and what its CPU backend communicates through.
+
+    Raises RuntimeError with the compiler's words where they cannot be compiled.
+    """
+    folder = build_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+    with FileLock(folder / "vrambench.lock"):
+        # torch's own lock is a file that outlives a killed process, and then every later build waits for ever.
+        for stale in folder.glob("*/lock"):
+            stale.unlink()
+        from deepspeed.accelerator import get_accelerator
+        from deepspeed.ops.op_builder import CPUAdamBuilder
+
+        CPUAdamBuilder().load(verbose=False)
+        if get_accelerator().device_name() == "cpu":
+            get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
+
+
+def compiled() -> bool:
+    """Whether CPUAdam has been compiled on this machine for this Python and torch."""
+    return any(build_folder().glob("*cpu_adam/*.so"))
+
+
+def engine_config(cell: Cell, device: Device) -> dict[str, Any]:
+    """DeepSpeed's configuration for one trained model of `cell`."""
+    work = cell.workload
+    options: ZeroOptions = cell.options(ZeroOptions)
+    dtype = cell.precision_value.dtype(work)
+    return {
+        "train_micro_batch_size_per_gpu": work.batch_size,
+        "gradient_accumulation_steps": work.gradient_accumulation_steps,
+        "gradient_clipping": work.max_grad_norm,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "fp16": {"enabled": dtype == torch.float16},
+        "zero_optimization": {
+            "stage": cell.offload_value.zero_stage,
+            "offload_optimizer": {"device": "cpu", "pin_memory": options.pin_memory and device.kind == "cuda"},
+            "reduce_bucket_size": options.reduce_bucket_size,
+            "overlap_comm": options.overlap_comm,
+        },
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+
+
+def join_alone(device: Device) -> None:
+    """A process group of this process alone, without a launcher."""
+    if torch.distributed.is_initialized():
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": str(device.torch.index or 0),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend="nccl" if device.kind == "cuda" else "gloo", verbose=False)
+
+
+class ZeroLearner:
+    """A DeepSpeed engine around one trained model."""
+
+    def __init__(self, module: nn.Module, cell: Cell, device: Device, phase: PhaseMarker) -> None:
+        import deepspeed
+
+        self._phase = phase
+        value = cell.optimizer_value
+        load_extensions()
+        join_alone(device)
+        optimizer = (value.offloaded or value.build)(module, cell)
+        self.module, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=engine_config(cell, device), dist_init_required=False
+        )
+
+    def forward(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.module.backward(loss)
+        if self.module.is_gradient_accumulation_boundary():
+            self._phase("optimizer_step")
+        self.module.step()
+
+    def gradients(self) -> Iterator[torch.Tensor]:
+        zero = self.module.optimizer
+        owners = [*self.module.parameters(), *zero.single_partition_of_fp32_groups]
+        return tensors_in([zero.averaged_gradients, zero.offload_gradient_dict, [owner.grad for owner in owners]])
+
+    def optimizer_state(self) -> Iterator[torch.Tensor]:
+        zero = self.module.optimizer
+        return tensors_in([zero.single_partition_of_fp32_groups, zero.optimizer.state])
+
+
+ZERO2_OPTIMIZER = Offload(
+    summary="DeepSpeed ZeRO-2, optimizer state and master weights on the host",
+    options=ZeroOptions,
+    learner=ZeroLearner,
+    zero_stage=2,
+    prepare=load_extensions,
+)

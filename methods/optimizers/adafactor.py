@@ -1,0 +1,43 @@
+"""Adafactor as transformers has it, with a fixed learning rate: the second moment is kept in factors, rows and columns.
+
+torch.optim.Adafactor reads numbers back from the device in every step, so it cannot run where nothing is computed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from vrambench.methods.cell import Cell
+from vrambench.methods.optimizers import Optimizer, trainable
+from vrambench.methods.registry import Options
+
+
+class AdafactorOptions(Options):
+    """`beta1`: a first moment as well, off by default."""
+
+    namespace: ClassVar[str] = "adafactor"
+    clip_threshold: Annotated[float, Field(gt=0)] = 1.0
+    decay_rate: float = -0.8
+    beta1: Annotated[float, Field(ge=0, lt=1)] | None = None
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+def build(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:
+    """transformers.optimization.Adafactor, `scale_parameter` and `relative_step` off as TrainingArguments set them."""
+    from transformers.optimization import Adafactor
+
+    return Adafactor(
+        trainable(module),
+        lr=cell.workload.learning_rate,
+        scale_parameter=False,
+        relative_step=False,
+        warmup_init=False,
+        **dict(cell.options(AdafactorOptions)),
+    )
+
+
+ADAFACTOR = Optimizer(summary="factored second moment, no first", options=AdafactorOptions, build=build)

@@ -1,0 +1,56 @@
+"""AdamW with fp32 or weight-typed moments, by PyTorch: one kernel per list of tensors (foreach), or fused.
+
+`foreach=True` is asked for by name, because PyTorch's own choice differs between devices, and the list kernels hold one
+more copy of the parameters at their peak.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from vrambench.methods.cell import Cell
+from vrambench.methods.optimizers import Optimizer, trainable
+from vrambench.methods.registry import Options
+
+
+class AdamWOptions(Options):
+    """Defaults of transformers' TrainingArguments."""
+
+    namespace: ClassVar[str] = "adamw"
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+def adamw_settings(cell: Cell) -> dict[str, Any]:
+    """Keyword arguments that every AdamW takes."""
+    return {"lr": cell.workload.learning_rate, **dict(cell.options(AdamWOptions))}
+
+
+def build_foreach(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:
+    """torch.optim.AdamW over lists of tensors."""
+    return torch.optim.AdamW(trainable(module), **adamw_settings(cell), foreach=True)
+
+
+def build_fused(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:
+    """torch.optim.AdamW in one fused kernel."""
+    return torch.optim.AdamW(trainable(module), **adamw_settings(cell), fused=True)
+
+
+def build_cpu_adam(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:
+    """DeepSpeed's AdamW for state that lies on the host."""
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    return DeepSpeedCPUAdam(trainable(module), **adamw_settings(cell), adamw_mode=True)
+
+
+ADAMW_TORCH = Optimizer(
+    summary="PyTorch's AdamW, list kernels", options=AdamWOptions, build=build_foreach, offloaded=build_cpu_adam
+)
+ADAMW_TORCH_FUSED = Optimizer(
+    summary="PyTorch's AdamW, fused kernel", options=AdamWOptions, build=build_fused, offloaded=build_cpu_adam
+)

@@ -1,0 +1,40 @@
+"""bitsandbytes' AdamW with 8-bit block-wise moments, in ordinary or in paged (managed) memory.
+
+Tensors of fewer than 4,096 elements keep 32-bit moments; only tensors of 100,000 elements and more are paged. On the CPU there
+is nothing to page to: the paged optimizer is the plain 8-bit one there, as bitsandbytes says itself.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vrambench.methods.cell import Cell
+from vrambench.methods.optimizers import Optimizer, trainable
+from vrambench.methods.optimizers.adamw import AdamWOptions, adamw_settings
+
+
+def build_8bit(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:
+    """bitsandbytes.optim.AdamW8bit."""
+    import bitsandbytes
+
+    return bitsandbytes.optim.AdamW8bit(trainable(module), **adamw_settings(cell))
+
+
+def build_paged_8bit(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:
+    """bitsandbytes.optim.PagedAdamW8bit."""
+    import bitsandbytes
+
+    return bitsandbytes.optim.PagedAdamW8bit(trainable(module), **adamw_settings(cell))
+
+
+ADAMW_BNB_8BIT = Optimizer(
+    summary="bitsandbytes' AdamW, 8-bit moments", options=AdamWOptions, build=build_8bit, eight_bit=True
+)
+PAGED_ADAMW_8BIT = Optimizer(
+    summary="bitsandbytes' AdamW, 8-bit moments in paged memory",
+    options=AdamWOptions,
+    build=build_paged_8bit,
+    eight_bit=True,
+    paged=True,
+)

@@ -1,0 +1,146 @@
+"""GaLore (arXiv 2403.03507) by the authors' package: Adam's moments in a low-rank projection of each matrix' gradient.
+
+The projector of every target is computed anew by an SVD every `update_proj_gap` steps, all of them at the same step.
+The package ignores the betas, eps and weight decay of transformers' arguments; here they are options, set for real.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from vrambench.methods.cell import Cell
+from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.optimizers import Optimizer, trainable
+from vrambench.methods.optimizers.layerwise import Layerwise
+from vrambench.methods.registry import Options
+
+SYNCHRONISES = "galore_torch's 8-bit optimizer synchronises CUDA after every parameter"
+
+
+class GaLoreOptions(Options):
+    """Names and defaults of galore_torch. `target_modules`: `all-linear` is every linear layer but the output head; a list holds parts
+    of module names, as transformers' `optim_target_modules`."""
+
+    namespace: ClassVar[str] = "galore"
+    rank: Annotated[int, Field(ge=1)] = 128
+    update_proj_gap: Annotated[int, Field(ge=1)] = 200
+    scale: Annotated[float, Field(gt=0)] = 0.25
+    proj_type: Literal["std", "reverse_std", "right", "left"] = "std"
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+def target_weights(module: nn.Module, options: GaLoreOptions) -> list[nn.Parameter]:
+    """The weight matrices whose gradients are projected: [out, in], trainable, of linear layers inside the trunk's layers."""
+    from transformers.pytorch_utils import Conv1D
+
+    targets = []
+    for name, part in module.named_modules():
+        if not isinstance(part, nn.Linear | Conv1D) or not part.weight.requires_grad:
+            continue
+        if options.target_modules == "all-linear":
+            wanted = any(part_name.isdigit() for part_name in name.split("."))  # inside a numbered layer
+        else:
+            wanted = any(target in name for target in options.target_modules)
+        if wanted:
+            targets.append(part.weight)
+    if not targets:
+        raise ConfigurationError(
+            f"galore.target_modules: {options.target_modules!r} names no linear layer of this model",
+            field="galore.target_modules",
+        )
+    return targets
+
+
+def _group(parameters: list[nn.Parameter], options: GaLoreOptions, projected: bool) -> dict[str, Any]:
+    group: dict[str, Any] = {"params": parameters}
+    if projected:
+        group |= options.model_dump(include={"rank", "update_proj_gap", "scale", "proj_type"})
+    return group
+
+
+def _adamw(groups: list[dict[str, Any]], cell: Cell, options: GaLoreOptions) -> torch.optim.Optimizer:
+    from galore_torch import GaLoreAdamW
+
+    settings = options.model_dump(include={"betas", "eps", "weight_decay"})
+    return GaLoreAdamW(groups, lr=cell.workload.learning_rate, no_deprecation_warning=True, **settings)
+
+
+def _adamw_8bit(groups: list[dict[str, Any]], cell: Cell, options: GaLoreOptions) -> torch.optim.Optimizer:
+    from galore_torch import GaLoreAdamW8bit
+
+    # galore_torch passes positions that newer bitsandbytes reads as max_unorm and skip_zeros; `args` overrides them all.
+    args = SimpleNamespace(optim_bits=8, min_8bit_size=4096, max_unorm=0.0, skip_zeros=False)
+    settings = options.model_dump(include={"betas", "eps", "weight_decay"})
+    return GaLoreAdamW8bit(groups, lr=cell.workload.learning_rate, args=args, **settings)
+
+
+def _build(module: nn.Module, cell: Cell, make: Any, layerwise: bool) -> Any:
+    options: GaLoreOptions = cell.options(GaLoreOptions)
+    targets = set(target_weights(module, options))
+    if layerwise:
+        return Layerwise(trainable(module), lambda p: make([_group([p], options, p in targets)], cell, options))
+    everything = trainable(module)
+    plain = [parameter for parameter in everything if parameter not in targets]
+    projected = [parameter for parameter in everything if parameter in targets]
+    groups = [_group(plain, options, False), _group(projected, options, True)]
+    return make([group for group in groups if group["params"]], cell, options)
+
+
+def build_adamw(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:
+    """GaLoreAdamW: moments [rank, n] or [m, rank] of the gradient's type, a projector of that type per target."""
+    return _build(module, cell, _adamw, layerwise=False)
+
+
+def build_adamw_layerwise(module: nn.Module, cell: Cell) -> Layerwise:
+    """GaLoreAdamW, one per parameter."""
+    return _build(module, cell, _adamw, layerwise=True)
+
+
+def build_adamw_8bit(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:
+    """GaLoreAdamW8bit: moments in 8 bits, projectors in the gradient's type."""
+    return _build(module, cell, _adamw_8bit, layerwise=False)
+
+
+def build_adamw_8bit_layerwise(module: nn.Module, cell: Cell) -> Layerwise:
+    """GaLoreAdamW8bit, one per parameter."""
+    return _build(module, cell, _adamw_8bit, layerwise=True)
+
+
+GALORE_ADAMW = Optimizer(
+    summary="AdamW in a low-rank projection of the gradient",
+    options=GaLoreOptions,
+    build=build_adamw,
+    projects_gradients=True,
+)
+GALORE_ADAMW_LAYERWISE = Optimizer(
+    summary="GaLore, stepping layer by layer inside backward",
+    options=GaLoreOptions,
+    build=build_adamw_layerwise,
+    projects_gradients=True,
+    layerwise=True,
+)
+GALORE_ADAMW_8BIT = Optimizer(
+    summary="GaLore with 8-bit moments",
+    options=GaLoreOptions,
+    build=build_adamw_8bit,
+    projects_gradients=True,
+    eight_bit=True,
+    cuda_only=SYNCHRONISES,
+)
+GALORE_ADAMW_8BIT_LAYERWISE = Optimizer(
+    summary="GaLore with 8-bit moments, stepping layer by layer",
+    options=GaLoreOptions,
+    build=build_adamw_8bit_layerwise,
+    projects_gradients=True,
+    eight_bit=True,
+    layerwise=True,
+    cuda_only=SYNCHRONISES,
+)

@@ -1,0 +1,37 @@
+"""Rewards: what a response is worth, and how that reaches its tokens.
+
+`tokens` is a rule over token ids, which works on every device and with random weights; `model` a scalar model of a size of
+its own; a hub id or a folder a sequence classifier; `module:attribute` a user's own function of (prompts, responses).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+Reward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Of prompts [B, P] and responses [B, R], both int64, the scores [B] fp32."""
+
+
+def token_rule(vocabulary: int) -> Reward:
+    """The share of a response's tokens whose id lies in the first quarter of the vocabulary: about 0.25 for a random policy, at most 1."""
+    limit = max(1, vocabulary // 4)
+
+    def score(prompts: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
+        return (responses < limit).float().mean(dim=1)
+
+    return score
+
+
+def token_rewards(
+    scores: torch.Tensor, logprobs: torch.Tensor, reference: torch.Tensor | None, mask: torch.Tensor, kl_coef: float
+) -> torch.Tensor:
+    """Rewards [B, R] per token: -kl_coef * (logprob - reference), and the score [B] added at each response's last token.
+
+    `mask` [B, R] is 1 on a response's tokens (a prefix of each row), 0 after it; rewards are 0 there. Without a reference
+    there is no KL term. The per-token estimate is k1 of Schulman's "Approximating KL Divergence".
+    """
+    rewards = torch.zeros_like(logprobs) if reference is None else -kl_coef * (logprobs - reference) * mask
+    last = (mask.sum(dim=1, keepdim=True) - 1).long()
+    return rewards.scatter_add(1, last, scores.to(rewards.dtype)[:, None])

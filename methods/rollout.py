@@ -1,0 +1,112 @@
+"""Rollouts: exactly `response_tokens` tokens for every prompt, over a static cache, the same work in every run.
+
+End-of-sequence does not stop a response. The cache is allocated once at its full length; every decode step attends to the
+filled part of it through a view, so there is no mask and, after the first step, every step allocates alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from vrambench.methods.models import head, trunk, without_checkpointing
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """`temperature` 0 is greedy. `top_p` 1 keeps the whole distribution."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+class FilledLayer(CacheLayerMixin):
+    """One layer's keys and values [B, heads, length, head size], allocated once; gives back what is filled."""
+
+    is_sliding = False
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self._length = length
+        self._filled = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        batch, heads, _, size = key_states.shape
+        self.keys = key_states.new_empty((batch, heads, self._length, size))
+        self.values = value_states.new_empty((batch, heads, self._length, value_states.shape[-1]))
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        end = self._filled + key_states.shape[2]
+        self.keys[:, :, self._filled : end] = key_states
+        self.values[:, :, self._filled : end] = value_states
+        self._filled = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._filled + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self._filled
+
+    def get_max_length(self) -> int:
+        return self._length
+
+    get_max_cache_shape = get_max_length  # its name before transformers 5.20
+
+
+def static_cache(layers: int, length: int) -> Cache:
+    """A cache of `length` tokens for a model of `layers` layers."""
+    return Cache(layers=[FilledLayer(length) for _ in range(layers)])
+
+
+@torch.no_grad()
+def generate(model: nn.Module, prompts: torch.Tensor, response_tokens: int, sampling: Sampling) -> torch.Tensor:
+    """Prompts [B, P] int64 with `response_tokens` more tokens each: [B, P + response_tokens]."""
+    batch, prompt_tokens = prompts.shape
+    length = prompt_tokens + response_tokens
+    tokens = torch.cat([prompts, prompts.new_zeros((batch, response_tokens))], dim=1)
+    config: Any = model.config
+    cache = static_cache(config.num_hidden_layers, length)
+    positions = torch.arange(length, device=prompts.device)[None]
+    decoder, output = trunk(model), head(model)
+    with without_checkpointing(model):
+        start = 0
+        for end in range(prompt_tokens, length):
+            states = decoder(
+                input_ids=tokens[:, start:end],
+                position_ids=positions[:, start:end],
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            tokens[:, end] = next_tokens(output(states[:, -1]), sampling)
+            start = end
+    return tokens
+
+
+def next_tokens(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """One token [B] for each row of logits [B, V]; random numbers from torch's own seeded generator.
+
+    Drawing is a race of exponentials (the argmax of p / e with e ~ Exp(1) is distributed as p), which never waits for the device.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities = (logits.float() / sampling.temperature).softmax(dim=-1)
+    if sampling.top_p >= 1:
+        return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(dim=-1)
+    ordered, ids = probabilities.sort(dim=-1, descending=True)
+    kept = ordered.where(ordered.cumsum(dim=-1) - ordered < sampling.top_p, 0.0)
+    choice = (kept / torch.empty_like(kept).exponential_()).argmax(dim=-1, keepdim=True)
+    return ids.gather(-1, choice).squeeze(-1)

@@ -1,0 +1,246 @@
+"""Rows: every cell of the runs that are reported, with what every view derives from its result in the same way.
+
+In: `Run`s, that is run folders as the store reads them (or records made by hand). Out: one `Row` per cell of each run, in the order of
+run.json; a cell without a result is a row too (`not run`), and so is one whose file cannot be read (`unreadable`). Nothing here formats
+or renders.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import yaml
+
+from vrambench.bench.result import Memory, Result
+from vrambench.methods.workload import FIELDS, Workload
+from vrambench.reports.units import quarters, size
+
+AXES = ("precision", "adapter", "optimizer", "offload", "algorithm")
+
+STATUSES = ("ok", "oom", "timeout", "crashed", "error", "invalid", "pruned", "unreadable", "not run")
+"""Every status that a row can have, in the order in which they are counted and listed."""
+
+TIGHT = 0.05
+"""A cell whose device memory is under its budget by less than this share of the budget is `tight`, not `fits`."""
+
+Fit = Literal["fits", "tight", "does not fit", "unknown"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as it is reported: its name, run.json, results, and the names of result files that could not be read."""
+
+    name: str
+    info: Mapping[str, Any] = field(default_factory=dict)
+    results: tuple[Result, ...] = ()
+    corrupted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a cell fits its budget, from which source that is known, and by how much. `why`: the words for it, or why it is unknown."""
+
+    fit: Fit
+    why: str
+    source: str | None = None
+    margin_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell of one run. `index` is its place among all rows of the report: pages and charts refer to it by that."""
+
+    index: int
+    run: str
+    id: str
+    name: str
+    status: str
+    cell: Mapping[str, Any]
+    result: Result | None = None
+    device_capacity_bytes: int | None = None
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        return tuple(str(self.cell.get(axis, "")) for axis in AXES)
+
+    @property
+    def algorithm(self) -> str:
+        return str(self.cell.get("algorithm", ""))
+
+    @property
+    def memory(self) -> Memory:
+        return self.result.memory if self.result else Memory()
+
+    @property
+    def budget_bytes(self) -> int | None:
+        budget = self.cell.get("budget")
+        return budget if isinstance(budget, int) and budget > 0 else None
+
+    @property
+    def reason(self) -> str | None:
+        """Why the cell has the status it has, in words: its own reason, else what the status stands for."""
+        if self.result is None:
+            return "its result file cannot be read" if self.status == "unreadable" else "the run ended before it"
+        if self.result.reason:
+            return self.result.reason
+        return f"ended by {self.result.signal}" if self.result.signal else None
+
+    @cached_property
+    def step_seconds(self) -> float | None:
+        """Median of the timed steps."""
+        steps = self.result.throughput.step_seconds if self.result else ()
+        return median(steps) if steps else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self.result.throughput.train_tokens_per_second if self.result else None
+
+    @property
+    def loss(self) -> tuple[float, float] | None:
+        return quarters(self.result.learning.loss) if self.result else None
+
+    @property
+    def reward(self) -> tuple[float, float] | None:
+        return quarters(self.result.learning.reward) if self.result else None
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        return judge(self)
+
+
+def judge(row: Row) -> Verdict:
+    """Whether `row` fits its budget. Only device memory tells (measured, else predicted); a cell that ran out of it does not fit."""
+    result, budget = row.result, row.budget_bytes
+    if result is None or budget is None:
+        return Verdict("unknown", "no result" if result is None else "no budget was set")
+    if result.status == "invalid":
+        return Verdict("unknown", "never started: a rule forbids it")
+    if result.status == "oom" and not (result.oom and result.oom.where == "host"):
+        capacity = row.device_capacity_bytes
+        if result.source != "verified" and capacity is not None and capacity < (1 - TIGHT) * budget:
+            return Verdict("unknown", f"ran out of a device of {size(capacity)}, smaller than the budget of {size(budget)}")
+        return Verdict("does not fit", "ran out of device memory", result.source)
+    predicted = result.predicted.device_bytes if result.predicted else None
+    held, source = (result.memory.device_bytes, result.source) if result.status == "ok" else (None, None)
+    if held is None and predicted is not None:
+        held, source = predicted, "predicted"
+    if held is None:
+        why = "no device memory was measured" if result.status == "ok" else f"the cell ended as {result.status}"
+        return Verdict("unknown", why)
+    margin = budget - held
+    share = f"{source or 'measured'}: {size(held)} of {size(budget)}"
+    fit: Fit = "does not fit" if margin < 0 else "tight" if margin < TIGHT * budget else "fits"
+    return Verdict(fit, share, source, margin)
+
+
+def rows_of(runs: Sequence[Run]) -> tuple[Row, ...]:
+    """A row for every cell of run.json, in its order, and one for each result that run.json does not name."""
+    rows: list[Row] = []
+    for run in runs:
+        results = {result.id: result for result in run.results}
+        unreadable = {Path(name).stem for name in run.corrupted}
+        capacity = device_capacity(run.info)
+        planned = [cell for cell in run.info.get("cells") or () if isinstance(cell, Mapping)]
+        known = {str(cell.get("id")) for cell in planned}
+        extra = [{"id": result.id, "name": result.name} for result in run.results if result.id not in known]
+        for entry in (*planned, *extra):
+            key = str(entry.get("id"))
+            result = results.get(key)
+            absent = "unreadable" if key in unreadable else "not run"
+            flat = {name: value for name, value in entry.items() if name not in ("id", "name")}
+            rows.append(
+                Row(
+                    index=len(rows),
+                    run=run.name,
+                    id=key,
+                    name=str(entry.get("name") or key),
+                    status=result.status if result else absent,
+                    cell=result.cell if result else flat,
+                    result=result,
+                    device_capacity_bytes=capacity,
+                )
+            )
+    return tuple(rows)
+
+
+def device_capacity(info: Mapping[str, Any]) -> int | None:
+    """The device's memory in bytes, where the run's environment names it."""
+    environment = info.get("environment")
+    places = [environment] if isinstance(environment, Mapping) else []
+    places += [place["device"] for place in places if isinstance(place.get("device"), Mapping)]
+    places += [place["gpu"] for place in places if isinstance(place.get("gpu"), Mapping)]
+    for place in places:
+        for key in ("usable_bytes", "total_bytes", "device_total_bytes", "memory_total_bytes"):
+            if isinstance(place.get(key), int):
+                return int(place[key])
+    return None
+
+
+def flat_settings(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """A cell's workload by dotted names (`ppo.epochs`), without the axes and without what the cell does not use."""
+    settings: dict[str, Any] = {}
+    for key, value in cell.items():
+        if key in AXES or value is None:
+            continue
+        if isinstance(value, Mapping):
+            settings |= {f"{key}.{name}": inner for name, inner in value.items() if inner is not None}
+        else:
+            settings[key] = value
+    return settings
+
+
+def varying_fields(rows: Iterable[Row]) -> tuple[str, ...]:
+    """The workload's fields that were swept: those in which two cells with the same axes differ."""
+    seen: dict[tuple[tuple[str, ...], str], set[str]] = {}
+    for row in rows:
+        for key, value in flat_settings(row.cell).items():
+            seen.setdefault((row.axes, key), set()).add(repr(value))
+    order = {name: place for place, name in enumerate(FIELDS)}
+    names = {key for (_, key), values in seen.items() if len(values) > 1}
+    return tuple(sorted(names, key=lambda name: (order.get(name, len(order)), name)))
+
+
+def rerun_command(cell: Mapping[str, Any]) -> str:
+    """The command that runs this one cell again. Names every setting that is not the workload's default, so it does not depend on a
+    matrix; options of axis values are all named."""
+    words = ["vrambench", "run"]
+    for axis in AXES:
+        if axis in cell:
+            words += [f"--{axis}", str(cell[axis])]
+    defaults = {name: kind.default for name, kind in Workload.model_fields.items() if name != "options"}
+    for key, value in flat_settings(cell).items():
+        if key not in defaults or defaults[key] != value:
+            words += ["--set", f"{key}={as_yaml(value)}"]
+    return " ".join(shlex.quote(word) for word in words)
+
+
+def as_yaml(value: object) -> str:
+    """A setting as `--set` reads it: one line of YAML."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=2**31, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
+
+
+def pareto(points: Iterable[tuple[int, float, float]]) -> set[int]:
+    """The keys of the points that no other beats: (key, cost, gain), lower cost and higher gain are better."""
+    front: set[int] = set()
+    best = float("-inf")
+    for key, _, gain in sorted(points, key=lambda point: (point[1], -point[2])):
+        if gain > best:
+            front.add(key)
+            best = gain
+    return front
+
+
+def peak_basis(rows: Iterable[Row]) -> str | None:
+    """Which of the ledger's lines the rows are compared by: the outermost that every cell with a throughput has, else None."""
+    placed = [row.memory for row in rows if row.status == "ok"]
+    for key in ("device_bytes", "reserved_bytes", "allocated_bytes"):
+        if placed and all(getattr(memory, key) is not None for memory in placed):
+            return key
+    return None

@@ -1,0 +1,99 @@
+"""Every formula against vectors that the named reference implementations gave when they were executed (golden.json)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vrambench.methods.algorithms import ppo, remax
+from vrambench.methods.rewards import token_rewards
+
+GOLDEN: dict[str, Any] = json.loads(Path(__file__).with_name("golden.json").read_text())
+INPUTS = {name: torch.tensor(values, dtype=torch.float64) for name, values in GOLDEN["inputs"].items()}
+MASK = INPUTS["mask"]
+
+
+def golden(*path: str) -> torch.Tensor:
+    value = GOLDEN
+    for key in path:
+        value = value[key]
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def rewards() -> torch.Tensor:
+    return token_rewards(INPUTS["score"], INPUTS["logprobs"], INPUTS["ref_logprobs"], MASK, 0.05)
+
+
+def near(actual: torch.Tensor, expected: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+    """Equal to the digits that the file holds; under the mask, where there is one (verl leaves numbers on padding)."""
+    if mask is not None:
+        assert torch.equal(actual * (1 - mask), torch.zeros_like(actual)), "something stands outside the mask"
+        actual, expected = actual * mask, expected * mask
+    torch.testing.assert_close(actual, expected, rtol=0, atol=4e-8)
+
+
+def test_token_rewards() -> None:
+    near(rewards(), golden("token_rewards_beta0.05_k1"), MASK)
+
+
+def test_token_rewards_without_a_reference_are_the_score_alone() -> None:
+    expected = torch.zeros_like(MASK)
+    expected[0, 3], expected[1, 2] = INPUTS["score"]
+    near(token_rewards(INPUTS["score"], INPUTS["logprobs"], None, MASK, 0.05), expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "gamma", "lam"),
+    [
+        ("gae_openrlhf_g1.0_l0.95", 1.0, 0.95),
+        ("gae_openrlhf_g0.99_l0.95", 0.99, 0.95),
+        ("gae_dschat_g1_l.95", 1.0, 0.95),
+    ],
+)
+def test_advantages_before_whitening(key: str, gamma: float, lam: float) -> None:
+    advantages, returns = ppo.gae(rewards(), INPUTS["values"], MASK, gamma, lam)
+    near(advantages, golden(key, "adv_raw"), MASK)
+    near(returns, golden(key, "returns"), MASK)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.99])
+def test_whitened_advantages(gamma: float) -> None:
+    raw, _ = ppo.gae(rewards(), INPUTS["values"], MASK, gamma, 0.95)
+    whitened = ppo.whiten(raw, MASK)
+    near(whitened, golden(f"gae_trl_whiten_of_raw_g{gamma}_l0.95"), MASK)
+    near(whitened, golden(f"gae_verl_g{gamma}_l0.95", "adv_whitened"), MASK)
+
+
+def test_ppo_policy_loss() -> None:
+    raw, _ = ppo.gae(rewards(), INPUTS["values"], MASK, 1.0, 0.95)
+    loss = ppo.policy_loss(golden("new_logprobs"), INPUTS["logprobs"], raw, MASK, 0.2)
+    near(loss, golden("ppo_policy_loss_dschat_clip.2_rawadv"))
+
+
+def test_value_loss() -> None:
+    _, returns = ppo.gae(rewards(), INPUTS["values"], MASK, 1.0, 0.95)
+    loss = ppo.value_loss(golden("new_values"), INPUTS["values"], returns, MASK, 0.2)
+    near(loss, golden("value_loss_dschat_clip.2"))
+
+
+def test_remax_as_verl_has_it() -> None:
+    near(remax.verl_advantages(rewards(), INPUTS["greedy_score"], MASK), golden("remax_verl", "adv"), MASK)
+
+
+@pytest.mark.parametrize("gamma", ["1.0", "0.99"])
+def test_remax_as_its_authors_have_it(gamma: str) -> None:
+    kl = INPUTS["logprobs"] - INPUTS["ref_logprobs"]
+    difference = INPUTS["score"] - INPUTS["greedy_score"]
+    advantages = remax.repository_advantages(difference, kl, MASK, 0.05, float(gamma))
+    near(advantages, golden(f"remax_repo_g{gamma}_kl.05"), MASK)
+
+
+def test_remax_loss() -> None:
+    kl = INPUTS["logprobs"] - INPUTS["ref_logprobs"]
+    difference = INPUTS["score"] - INPUTS["greedy_score"]
+    advantages = remax.repository_advantages(difference, kl, MASK, 0.05, 0.99)
+    near(remax.policy_loss(golden("new_logprobs"), advantages, MASK), golden("remax_loss_repo"))
