@@ -28,6 +28,8 @@ import typer
 from vrambench.methods.errors import ConfigurationError, UnknownValue
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from vrambench.bench.plan import Plan, PlannedCell
     from vrambench.bench.selection import Selection
 
@@ -40,7 +42,6 @@ ClickException: type[Any] = typer.BadParameter.__mro__[2]
 app = typer.Typer(
     name="vrambench",
     help="Benchmark and memory profiler for fine-tuning and RLHF on one GPU.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -57,9 +58,12 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout,
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and gives its exit code; every error that a user can cause becomes one line on stderr."""
+    typed = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(list(sys.argv[1:] if arguments is None else arguments), prog_name="vrambench", standalone_mode=False)
+        code = app(typed or ["--help"], prog_name="vrambench", standalone_mode=False)
         sys.stdout.flush()
+        if not typed:
+            return EXIT_USAGE
         return code if isinstance(code, int) else 0
     except ConfigurationError as error:
         return _fail(error.message, EXIT_USAGE)
@@ -266,6 +270,45 @@ def report(
         print(f"wrote {written}", file=stdout)
 
 
+@app.command()
+def doctor(
+    *,
+    prepare: Annotated[bool, typer.Option("--prepare", help="Compile now what is to be compiled once.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What this machine can run, and what is missing for the rest."""
+    from rich.markup import escape
+
+    from vrambench.bench.doctor import as_document, as_rows, examine
+    from vrambench.bench.environment import describe_environment
+
+    with stdout_kept_clean() as out:
+        if prepare:
+            prepare_offloads()
+        findings = examine()
+        if as_json:
+            print(json.dumps(as_document(findings, describe_environment("auto")), indent=1), file=out)
+        else:
+            rows = [[escape(text) for text in row] for row in as_rows(findings)]
+            print_rows(("what", "state", "seen", "what follows"), rows, out)
+
+
+def prepare_offloads() -> None:
+    """Does what each offload value wants done once, before anything is timed. RuntimeError's words where it cannot be done."""
+    from vrambench.methods.device import get_device
+    from vrambench.methods.offload import OFFLOADS
+
+    if get_device("auto").kind == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    for name, value in OFFLOADS.values().items():
+        if value.prepare is not None:
+            print(f"preparing offload {name}", file=sys.stderr)
+            try:
+                value.prepare()
+            except (RuntimeError, ImportError) as error:
+                raise OSError(f"offload {name} cannot be prepared: {error}") from error
+
+
 def is_report(path: Path) -> bool:
     """Whether the file is a report that vrambench wrote."""
     with path.open("rb") as file:
@@ -274,16 +317,9 @@ def is_report(path: Path) -> bool:
 
 def print_plan(planned: Plan, out: typing.TextIO) -> None:
     """A line for each cell, the warnings' reasons once, the counts."""
-    from rich import box
-    from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
-    console = Console(file=out, highlight=False)
-    if not console.is_terminal:
-        console.width = PIPED_WIDTH
-    table = Table("cell", "verdict", "why", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.columns[1].no_wrap = True
+    rows = []
     warnings: dict[str, str] = {}
     for one in planned.cells:
         refused = [f"{finding.rule}: {finding.reason}" for finding in one.findings if finding.kind == "reject"]
@@ -291,8 +327,8 @@ def print_plan(planned: Plan, out: typing.TextIO) -> None:
         warnings |= {finding.rule: finding.reason for finding in warned}
         why = "\n".join(refused) or ("warning: " + ", ".join(finding.rule for finding in warned) if warned else "")
         colour = "green" if one.verdict == "valid" else "dim"
-        table.add_row(f"[{colour}]{escape(one.name)}[/]", one.verdict, escape(why))
-    console.print(table)
+        rows.append((f"[{colour}]{escape(one.name)}[/]", one.verdict, escape(why)))
+    console = print_rows(("cell", "verdict", "why"), rows, out)
     for rule, reason in warnings.items():
         console.print(f"warning {rule}: {reason}", markup=False, soft_wrap=True)
     counts = planned.counts
@@ -303,6 +339,22 @@ def print_plan(planned: Plan, out: typing.TextIO) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]], out: typing.TextIO) -> Console:
+    """A table of texts (Rich's markup in them), and the console that it was printed on."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(file=out, highlight=False)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    table = Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    return console
 
 
 @contextlib.contextmanager

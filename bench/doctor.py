@@ -144,7 +144,7 @@ def check_gpu(machine: Machine) -> Finding:
     seen += f", compute capability {major}.{minor}, driver {(gpu or {}).get('driver', 'unknown')}"
     if not told["bf16"]:
         return Finding(
-            "GPU", "limited", seen, "bf16 and bf16_amp cells are invalid here (bf16 begins with compute capability 8.0)",
+            "GPU", "limited", seen, "bf16 and bf16_amp cells are invalid here: bf16 needs compute capability 8.0",
             "use fp16: --precision fp16_amp, or --set compute_dtype=fp16 for int8 and nf4",
         )  # fmt: skip
     return Finding("GPU", "ok", seen, "cells of every precision run")

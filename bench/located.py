@@ -80,20 +80,17 @@ def load(path: Path) -> Document:
 
 def parse(text: str, name: str) -> Document:
     """What YAML `text` holds; `name` is what errors call it."""
-    loader = Loader(text)
+    lines: dict[tuple[Key, ...], int] = {}
     try:
+        loader = Loader(text)
         node = loader.get_single_node()
-        lines: dict[tuple[Key, ...], int] = {}
         data = None if node is None else _Reader(loader, name, lines).read(node, ())
     except yaml.MarkedYAMLError as error:
         raise _explained(error, name) from None
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
-        raise ConfigurationError(
-            f"{name}:{line}: character #x{ord(text[error.position]):04x} is not allowed", line=line
-        ) from None
-    finally:
-        loader.dispose()
+        message = f"{name}:{line}: character {text[error.position]!r} is not allowed"
+        raise ConfigurationError(message, line=line) from None
     return Document(name, data, lines)
 
 

@@ -10,7 +10,7 @@ names the line of the file or the words of the command line. From combinations t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -79,6 +79,7 @@ class Layer:
     sweep: Mapping[str, tuple[Setting, ...]] | None = None
     coverage: Coverage | None = None
     repeat: int | None = None
+    origin: str = ""
 
     def over(self, lower: Layer) -> Layer:
         """Workload field by field, axes axis by axis; anything else whole, where this layer says it."""
@@ -144,12 +145,13 @@ def load_matrix(path: Path) -> Matrix:
     return Matrix(document.name, reader.layer(file, ()), profiles, file.default_profile)
 
 
-def combinations(layer: Layer) -> list[Combination]:
+def combinations(layer: Layer, named: Collection[str] = ()) -> list[Combination]:
     """The axes' product, less what `exclude` names, with `include`'s settings and further combinations, as GitHub Actions has it.
 
     An exclude entry removes every combination that has all of its values. An include entry is added to every combination of the
     product whose axis values it does not contradict: the axes are never overwritten, settings that an earlier entry
     added are. An entry that fits nowhere makes a combination of its own, to which no later entry is added.
+    `named`: axes whose values the command line named; an entry about other values of them is left out.
     """
     check_axes(layer)
     originals = [
@@ -157,8 +159,11 @@ def combinations(layer: Layer) -> list[Combination]:
         for values in product(*(layer.axes.get(axis, ()) for axis in AXES))
     ]
     kept = [one for one in originals if not any(_matches(entry, one) for entry in layer.exclude or ())]
+    wanted = {axis: [value.value for value in layer.axes[axis]] for axis in named}
     further = []
     for entry in layer.include or ():
+        if any(entry.axes.get(axis, values[0]) not in values for axis, values in wanted.items()):
+            continue
         if any(_matches(entry, one) for one in kept):
             kept = [
                 replace(one, added={**one.added, **entry.settings}) if _matches(entry, one) else one for one in kept
@@ -184,7 +189,7 @@ def check_axes(layer: Layer) -> None:
             check_value(axis, name, entry.origin + ".")
     missing = [axis for axis in AXES if not layer.axes.get(axis)]
     if missing and (layer.axes or not layer.include):
-        raise ConfigurationError(f"axes: no values for {', '.join(missing)}", field=f"axes.{missing[0]}")
+        raise ConfigurationError(f"{layer.origin}axes: no values for {', '.join(missing)}", field=f"axes.{missing[0]}")
 
 
 def check_value(axis: str, name: str, origin: str) -> None:
@@ -198,7 +203,7 @@ def check_value(axis: str, name: str, origin: str) -> None:
 def check_field(name: str, origin: str) -> None:
     """That a workload could have the field `name`, as far as can be said without the cell: an axis is none, and says so."""
     if name in AXES:
-        raise ConfigurationError(f"{origin}{name} is an axis, not a field of the workload", field=name)
+        raise ConfigurationError(f"{origin}{name} is an axis: its values are listed under axes", field=name)
 
 
 def flatten(data: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, Setting]:
@@ -248,6 +253,7 @@ class _Reader:
             sweep=None if section.sweep is None else self._sweep(section.sweep, (*path, "sweep")),
             coverage=section.coverage,
             repeat=section.repeat,
+            origin=self.document.where(*path, "axes"),
         )
 
     def _settings(self, data: Mapping[str, Any], path: tuple[Key, ...]) -> dict[str, Setting]:
@@ -260,12 +266,14 @@ class _Reader:
                 settings[name] = replace(setting, origin=f"{where}{dotted(path)}.")
         return settings
 
-    def _values(self, axis: str, names: Iterable[str], path: tuple[Key, ...]) -> tuple[Setting, ...]:
+    def _values(self, axis: str, names: list[str], path: tuple[Key, ...]) -> tuple[Setting, ...]:
         if axis not in AXES:
             raise UnknownValue(
                 self.document.where(*path, axis) + dotted(path), axis, AXES, line=self.document.line(*path, axis)
             )
         values: dict[str, Setting] = {}
+        if not names:
+            raise self.document.error((*path, axis), f"{dotted((*path, axis))}: no values")
         for index, name in enumerate(names):
             if name in values:
                 raise self.document.error((*path, axis, index), f"{dotted(path)}.{axis}: {name!r} is listed twice")

@@ -13,6 +13,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -23,7 +24,7 @@ from vrambench.bench.meters.host import room_bytes
 from vrambench.bench.meters.trace import StorageTrace
 from vrambench.bench.oom import parse_oom
 from vrambench.bench.recorder import Recorder
-from vrambench.bench.result import Learning, Parameters, RoleBytes, Sample, Throughput
+from vrambench.bench.result import Learning, Memory, Parameters, Phase, RoleBytes, Sample, Throughput
 from vrambench.methods.algorithms import Metrics
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Device
@@ -33,12 +34,25 @@ from vrambench.methods.job import Job
 Listener = Callable[[str, int | None], None]
 
 
+@dataclass(frozen=True)
+class Progress:
+    """What a job has measured since it last said so: after load (`parameters`), and after every step.
+
+    `phases` ended since then; `step_seconds` is the step's time if it was a timed one; `memory` the job's peaks so far.
+    """
+
+    memory: Memory
+    phases: tuple[Phase, ...]
+    step_seconds: float | None = None
+    parameters: Parameters | None = None
+
+
 class NotFinite(ArithmeticError):
     """A loss or reward that is not a finite number."""
 
 
 class Measurement:
-    """One cell's job under one meter. `listen` hears every phase; `save` gets, after every step, what makes the sample so far."""
+    """One cell's job under one meter. `listen` hears every phase, `save` what each step gave."""
 
     def __init__(
         self,
@@ -47,7 +61,7 @@ class Measurement:
         meter: Meter,
         *,
         listen: Listener = lambda phase, step: None,
-        save: Callable[[Callable[[], Sample]], None] = lambda sample: None,
+        save: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         self.cell = cell
         self.device = device
@@ -82,14 +96,14 @@ class Measurement:
         self.job.load()
         self.recorder.close()
         began = self._part("load", began)
-        self.save(lambda: self.sample("ok", brief=True))
         self.parameters = count_parameters(self.job)
+        self.save(Progress(self.meter.memory(), self.recorder.phases, parameters=self.parameters))
         for index in range(work.warmup_steps):
-            self._step(index)
+            self._step(index, timed=False)
         began = self._part("warmup", began)
         energy = self.meter.energy_joules()
         for index in range(work.warmup_steps, work.warmup_steps + work.steps):
-            self.step_seconds.append(self._step(index))
+            self._step(index, timed=True)
         if energy is not None:
             self.energy_joules = (self.meter.energy_joules() or energy) - energy
         began = self._part("steps", began)
@@ -97,8 +111,8 @@ class Measurement:
         self._counted_step(work.warmup_steps + work.steps)
         self._part("counted_step", began)
 
-    def _step(self, index: int) -> float:
-        """One step and its wall time, the device idle at both ends."""
+    def _step(self, index: int, *, timed: bool) -> None:
+        """One step; its wall time if it is `timed`, the device idle at both ends."""
         self.recorder.step = index
         self.device.synchronize()
         began = time.perf_counter()
@@ -106,8 +120,10 @@ class Measurement:
         self.recorder.close()
         seconds = time.perf_counter() - began
         self.metrics.append(metrics)
-        self.save(lambda: self.sample("ok", brief=True))
-        return seconds
+        if timed:
+            self.step_seconds.append(seconds)
+        phases = self.recorder.phases_of(index)
+        self.save(Progress(self.meter.memory(), phases, step_seconds=seconds if timed else None))
 
     def _counted_step(self, index: int) -> None:
         """One more step, untimed: gradients and, on the CPU, every live storage are counted in it."""
@@ -135,7 +151,7 @@ class Measurement:
 
     def _check_finite(self) -> None:
         learning = self._learning()
-        for name in ("loss", "reward"):
+        for name in ("reward", "loss"):  # a reward that is none makes the loss none
             for step, value in enumerate(getattr(learning, name)):
                 if value is None:
                     raise NotFinite(f"the {name} of step {step} is not a finite number")

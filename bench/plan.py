@@ -117,7 +117,7 @@ def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: boo
     sweep = {name: values for name, values in (layer.sweep or {}).items() if name not in fixed and name not in swept}
     coverage: Coverage = layer.coverage or "full"
 
-    combined = [one for one in combinations(layer) if _named(one, selection, layer)]
+    combined = combinations(layer, named=selection.axes)
     cells: dict[str, PlannedCell] = {}
     every: list[PlannedCell] = []
     for point in product(*(sweep | swept).values()):
@@ -143,13 +143,6 @@ def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: boo
     _check_used({**{n: (s,) for n, s in fixed.items()}, **swept, **({} if narrowed else sweep)}, kept)
     assert len({planned.name for planned in kept}) == len(kept), "two cells of one name"
     return Plan(matrix.name, profile, device_kind, coverage, layer.repeat or 1, tuple(kept))
-
-
-def _named(one: Combination, selection: Selection, layer: Layer) -> bool:
-    """Not a combination that include made with a value that an axis named on the command line no longer has."""
-    return not one.included or all(
-        one.axes[axis] in {value.value for value in layer.axes[axis]} for axis in selection.axes
-    )
 
 
 def _planned(
@@ -223,7 +216,7 @@ def _check_used(fields: Mapping[str, Sequence[Any]], cells: Iterable[PlannedCell
     for name, settings in fields.items():
         null = all(setting.value is None for setting in settings)
         if not null and all(flat.get(name) is None for flat in flats):
-            raise ConfigurationError(f"{settings[0].origin}no cell here uses {name}{_users(name)}", field=name)
+            raise ConfigurationError(f"{settings[0].origin}{name}: no cell here uses it{_users(name)}", field=name)
 
 
 def _users(name: str) -> str:

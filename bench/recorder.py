@@ -32,6 +32,10 @@ class Recorder:
     def phases(self) -> tuple[Phase, ...]:
         return tuple(self._records.values())
 
+    def phases_of(self, step: int | None) -> tuple[Phase, ...]:
+        """The records of one step."""
+        return tuple(record for (_, its_step), record in self._records.items() if its_step == step)
+
     def enter(self, name: str) -> None:
         """The job enters phase `name`; the one before is closed."""
         self.close()

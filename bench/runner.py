@@ -26,8 +26,9 @@ from typing import Any, Protocol
 import psutil
 
 from vrambench.bench.environment import describe_environment, same_hardware
+from vrambench.bench.measure import Progress
 from vrambench.bench.plan import PlannedCell
-from vrambench.bench.result import FAILED, OutOfMemory, Result, Sample, Status
+from vrambench.bench.result import FAILED, OutOfMemory, Result, Sample, Status, Throughput
 from vrambench.bench.store import RunFolder, dump_result
 from vrambench.bench.worker import BOARD_BYTES, JobOrder, prepare, read_board, work
 from vrambench.methods.errors import ConfigurationError
@@ -83,7 +84,7 @@ class _Running:
     board: Any
     deadline: float
     oom_kills: int
-    partial: Sample | None = None
+    progress: list[Progress] = field(default_factory=list)
     final: Sample | None = None
     timed_out: bool = False
 
@@ -295,13 +296,12 @@ class _Run:
         """Takes what the job has sent."""
         with contextlib.suppress(EOFError, OSError):
             while job.pipe.poll():
-                kind, data = job.pipe.recv()
-                sample = Sample.model_validate(data)
-                if kind == "final":
-                    job.final = sample
-                    job.deadline = min(job.deadline, time.monotonic() + LAST_WORDS_SECONDS)
+                said = job.pipe.recv()
+                if isinstance(said, Progress):
+                    job.progress.append(said)
                 else:
-                    job.partial = sample
+                    job.final = said
+                    job.deadline = min(job.deadline, time.monotonic() + LAST_WORDS_SECONDS)
 
     def _sample(self, job: _Running) -> Sample:
         """What an ended job gave: its own last word, or what it had measured with the way in which it ended."""
@@ -327,7 +327,7 @@ class _Run:
         else:
             log = self.store.log(job.task.planned.cell.id)
             more |= {"status": "error", "reason": f"ended with {_ending(code)}: {_last_line(log)}"}
-        return (job.partial or Sample(status="error")).model_copy(update=more)
+        return Sample(**_so_far(job.progress), **more)
 
     def _store(self, task: _Task, sample: Sample, *, rule: str | None = None) -> None:
         planned = task.planned
@@ -355,6 +355,21 @@ class _Run:
                 f"{self.store.path}: {error.strerror}; the result of {result.name} ({result.id}) is kept in {elsewhere}; "
                 "make room and run again with the same --out to go on"
             ) from error
+
+
+def _so_far(progress: Sequence[Progress]) -> dict[str, Any]:
+    """What a job that cannot speak any more had measured."""
+    if not progress:
+        return {}
+    return {
+        "source": "measured",
+        "memory": progress[-1].memory,
+        "phases": tuple(phase for each in progress for phase in each.phases),
+        "parameters": progress[0].parameters,
+        "throughput": Throughput(
+            step_seconds=tuple(each.step_seconds for each in progress if each.step_seconds is not None)
+        ),
+    }
 
 
 class StorageError(OSError):

@@ -1,7 +1,7 @@
 """What runs in a cell's own process: settles in, measures the cell, and reports to the parent.
 
 The parent sees two things: a board in shared memory, which says without a system call in which phase the job is, and a pipe,
-through which the sample so far comes after every step and the whole one at the end.
+through which comes what each step gave, and the whole sample at the end.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vrambench.bench.meters import Meter
-from vrambench.bench.result import Sample
 from vrambench.methods.device import Device, get_device
 
 BOARD_BYTES = 128
@@ -65,6 +64,7 @@ def _number(text: str) -> int | None:
 def settle(log: Path) -> None:
     """Makes this process a job's: dies with its parent, prints into its log, is the first to go when the host's memory runs out."""
     os.setsid()
+    _let_the_server_go()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when a job ends
     Path("/proc/self/oom_score_adj").write_text("1000")
@@ -80,11 +80,21 @@ def settle(log: Path) -> None:
     sys.path[:] = [entry for entry in sys.path if entry not in ("", here)]
 
 
+def _let_the_server_go() -> None:
+    """The server of multiprocessing's forkserver lives while anybody holds a certain pipe, and hands that pipe to every job: a job
+    that hangs would keep it alive after the run itself had died. Without it the server dies with the run, and the job with it."""
+    server = getattr(forkserver, "_forkserver", None)
+    handle = getattr(server, "_forkserver_alive_fd", None)
+    if handle is not None:
+        os.close(handle)
+        server._forkserver_alive_fd = None
+
+
 def work(order: JobOrder, board: Any, pipe: Connection) -> None:
     """Takes one sample and sends it; a process' entry point."""
     began = time.perf_counter()
     settle(Path(order.log))
-    from vrambench.bench.measure import Measurement
+    from vrambench.bench.measure import Measurement, Progress
     from vrambench.methods.cell import from_flat
 
     cell = from_flat(order.cell)
@@ -99,32 +109,18 @@ def work(order: JobOrder, board: Any, pipe: Connection) -> None:
     def listen(phase: str, step: int | None) -> None:
         write_board(board, phase, step, meter.live_bytes())
 
-    saver = Saver(pipe)
+    def save(progress: Progress) -> None:
+        pipe.send(progress)
+
     started = time.perf_counter() - began
-    measurement = Measurement(cell, device, meter, listen=listen, save=saver.save)
+    measurement = Measurement(cell, device, meter, listen=listen, save=save)
     try:
         sample = measurement.run()
     finally:
         meter.stop()
     seconds = {"start": started} | sample.seconds
-    pipe.send(("final", sample.model_copy(update={"seconds": seconds}).model_dump(mode="json")))
+    pipe.send(sample.model_copy(update={"seconds": seconds}))
     pipe.close()
-
-
-class Saver:
-    """Sends samples so far, as often as they cost next to nothing: at most a tenth of the time goes into it."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
-        self._next = 0.0
-
-    def save(self, sample: Callable[[], Sample]) -> None:
-        began = time.perf_counter()
-        if began < self._next:
-            return
-        self._pipe.send(("partial", sample().model_dump(mode="json")))
-        ended = time.perf_counter()
-        self._next = ended + 10 * (ended - began)
 
 
 def make_meter(budget_bytes: int, device: Device) -> Meter:

@@ -60,7 +60,7 @@ def open_data(workload: Workload, config: PreTrainedConfig, device: Device) -> D
         )
     if len(tokens) < workload.sequence_tokens:
         raise ConfigurationError(
-            f"data: {workload.data!r} has {len(tokens)} tokens, fewer than the {workload.sequence_tokens} of a sequence",
+            f"data: {workload.data!r} has {len(tokens)} tokens; one sequence takes {workload.sequence_tokens}",
             field="data",
         )
     return Text(workload.seed, tokens, device.torch)

@@ -318,7 +318,7 @@ def _tell_peft(model: PreTrainedModel) -> None:
     model.is_loaded_in_4bit = "Linear4bit" in kinds
 
 
-def _unwrapped(model: nn.Module) -> Any:
+def _unwrapped(model: Any) -> Any:
     """The transformers model inside PEFT's wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from vrambench.bench.result import Memory, Result
-from vrambench.methods.workload import FIELDS, Workload
+from vrambench.methods.workload import FIELDS
 from vrambench.reports.units import quarters, size
 
 AXES = ("precision", "adapter", "optimizer", "offload", "algorithm")
@@ -102,11 +102,11 @@ class Row:
         return self.result.throughput.train_tokens_per_second if self.result else None
 
     @property
-    def loss(self) -> tuple[float, float] | None:
+    def loss(self) -> tuple[float | None, float | None] | None:
         return quarters(self.result.learning.loss) if self.result else None
 
     @property
-    def reward(self) -> tuple[float, float] | None:
+    def reward(self) -> tuple[float | None, float | None] | None:
         return quarters(self.result.learning.reward) if self.result else None
 
     @cached_property
@@ -170,16 +170,13 @@ def rows_of(runs: Sequence[Run]) -> tuple[Row, ...]:
 
 
 def device_capacity(info: Mapping[str, Any]) -> int | None:
-    """The device's memory in bytes, where the run's environment names it."""
+    """What the run's GPU offers to processes, in bytes, where its environment says so."""
     environment = info.get("environment")
-    places = [environment] if isinstance(environment, Mapping) else []
-    places += [place["device"] for place in places if isinstance(place.get("device"), Mapping)]
-    places += [place["gpu"] for place in places if isinstance(place.get("gpu"), Mapping)]
-    for place in places:
-        for key in ("usable_bytes", "total_bytes", "device_total_bytes", "memory_total_bytes"):
-            if isinstance(place.get(key), int):
-                return int(place[key])
-    return None
+    gpu = environment.get("gpu") if isinstance(environment, Mapping) else None
+    if not isinstance(gpu, Mapping):
+        return None
+    capacity = gpu.get("usable_bytes") or gpu.get("total_bytes")
+    return capacity if isinstance(capacity, int) else None
 
 
 def flat_settings(cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,17 +204,15 @@ def varying_fields(rows: Iterable[Row]) -> tuple[str, ...]:
 
 
 def rerun_command(cell: Mapping[str, Any]) -> str:
-    """The command that runs this one cell again. Names every setting that is not the workload's default, so it does not depend on a
-    matrix; options of axis values are all named."""
+    """The command that runs this one cell again. It names every setting of the cell, so that it does not matter what a matrix, or a later
+    version's defaults, say of them."""
     words = ["vrambench", "run"]
     for axis in AXES:
         if axis in cell:
             words += [f"--{axis}", str(cell[axis])]
-    defaults = {name: kind.default for name, kind in Workload.model_fields.items() if name != "options"}
     for key, value in flat_settings(cell).items():
-        if key not in defaults or defaults[key] != value:
-            words += ["--set", f"{key}={as_yaml(value)}"]
-    return " ".join(shlex.quote(word) for word in words)
+        words += ["--set", f"{key}={as_yaml(value)}"]
+    return shlex.join(words)
 
 
 def as_yaml(value: object) -> str:

@@ -42,11 +42,9 @@ def in_unit(value: int | None, unit: Unit) -> str:
     if value is None:
         return DASH
     scaled = value / SCALE[unit]
-    decimals = 2 if unit == "GiB" else 1
-    smallest = 10**-decimals
-    if 0 < scaled < smallest / 2:
-        return f"<{smallest}"
-    return f"{scaled:,.{decimals}f}"
+    if 0 < scaled < 0.005:
+        return "<0.01"
+    return f"{scaled:,.2f}"
 
 
 def common_unit(values: Iterable[int | None]) -> Unit:
@@ -104,22 +102,28 @@ def percent(value: float | None) -> str:
     return f"{sign}{abs(value) * 100:.1f} %"
 
 
-def change(ends: tuple[float, float] | None) -> str:
+def change(ends: tuple[float | None, float | None] | None) -> str:
     """`2.31 → 1.87`."""
     return DASH if ends is None else f"{number(ends[0])} {ARROW} {number(ends[1])}"
 
 
-def quarters(values: Sequence[float]) -> tuple[float, float] | None:
-    """Means over the first and over the last quarter of a curve (one value at least); None for a curve without values."""
+def quarters(values: Sequence[float | None]) -> tuple[float | None, float | None] | None:
+    """Means over the first and over the last quarter of a curve (one value at least); None for a curve without values. A quarter in
+    which a value is missing or not finite has no mean: None."""
     if not values:
         return None
     count = max(1, len(values) // 4)
-    return sum(values[:count]) / count, sum(values[-count:]) / count
+    return _mean(values[:count]), _mean(values[-count:])
 
 
 def plural(count: int, noun: str) -> str:
     """`1 cell`, `3 cells`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return sum(known) / len(values) if len(known) == len(values) else None
 
 
 def _three_digits(value: float) -> str:

@@ -6,6 +6,7 @@ import errno
 
 import pytest
 import torch
+
 from vrambench.bench.oom import parse_oom
 from vrambench.bench.result import OutOfMemory
 
@@ -30,9 +31,9 @@ CAPPED = (
 )
 CAPPED_WITH_OTHERS = (
     "CUDA out of memory. Tried to allocate 996.00 MiB. GPU 0 has a total capacity of 44.43 GiB of which 9.06 GiB is"
-    " free. Process 2102129 has 17.54 GiB memory in use. Including non-PyTorch memory, this process has 17.81 GiB memory"
-    " in use. 17.69 GiB allowed; Of the allocated memory 17.44 GiB is allocated by PyTorch, and 59.88 MiB is reserved by"
-    " PyTorch but unallocated." + ADVICE
+    " free. Process 2102129 has 17.54 GiB memory in use. Including non-PyTorch memory, this process has 17.81 GiB"
+    " memory in use. 17.69 GiB allowed; Of the allocated memory 17.44 GiB is allocated by PyTorch, and 59.88 MiB is"
+    " reserved by PyTorch but unallocated." + ADVICE
 )
 CAP_OUT_OF_REACH = (
     "CUDA out of memory. Tried to allocate 512.00 MiB. GPU 0 has a total capacity of 191.69 GiB of which 0 bytes is"
@@ -49,8 +50,9 @@ SHARED_ALLOCATOR = (
     " the allocated memory 7.10 GiB is allocated by PyTorch, and 1.00 MiB is reserved by PyTorch but unallocated."
 )
 FRAGMENTED = (
-    "CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0 has a total capacity of 23.64 GiB of which 64.00 MiB is free."
-    " Of the allocated memory 6.22 GiB is allocated by PyTorch, and 31.80 MiB is reserved by PyTorch but unallocated."
+    "CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0 has a total capacity of 23.64 GiB of which 64.00 MiB is"
+    " free. Of the allocated memory 6.22 GiB is allocated by PyTorch, and 31.80 MiB is reserved by PyTorch but"
+    " unallocated."
 )
 
 
@@ -73,7 +75,15 @@ def mib(count: float) -> int:
         (SHARED_ALLOCATOR, 20 * MIB, 8 * MIB),
         (FRAGMENTED, 2 * MIB, None),
     ],
-    ids=["card-full", "capped", "capped-with-others", "cap-out-of-reach", "private-pools", "shared-allocator", "fragmented"],
+    ids=[
+        "card-full",
+        "capped",
+        "capped-with-others",
+        "cap-out-of-reach",
+        "private-pools",
+        "shared-allocator",
+        "fragmented",
+    ],
 )
 def test_the_caching_allocators_messages(message: str, asked: int, missing: int | None) -> None:
     expected = OutOfMemory(where="device", asked_bytes=asked, missing_bytes=missing)

@@ -59,15 +59,15 @@ def test_entropy_is_that_of_the_sequences() -> None:
 
 def test_a_small_model_learns_the_chain_down_to_its_entropy() -> None:
     config = model_config("tiny")
-    config.vocab_size = 32
+    config.vocab_size, config.num_hidden_layers = 32, 1
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     data = open_data(Workload(), config, CPU)
     assert isinstance(data, Chain)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
-    for step in range(80):
-        tokens = data.sequences(step, 16, 33)
+    for step in range(60):
+        tokens = data.sequences(step, 8, 33)
         loss = torch.nn.functional.cross_entropy(model(tokens).logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -124,7 +124,7 @@ def test_a_folders_own_tokenizer_is_used(tmp_path: Path) -> None:
         ("missing.txt", None, "cannot be read: No such file"),
         ("empty.txt", " \n", "is empty"),
         ("empty.jsonl", "\n\n", "is empty"),
-        ("short.txt", "abc", "has 3 tokens, fewer than the 512 of a sequence"),
+        ("short.txt", "abc", "has 3 tokens; one sequence takes 512"),
         ("bad.jsonl", '{"text": "a"}\n{"text": \n', "line 2: not JSON"),
         ("list.jsonl", "[1]", "line 1: a list, not an object"),
         ("field.jsonl", '{"text": "a"}\n{"txt": "b"}', r"line 2: no field 'prompt' \(there are txt\)"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
 from vrambench.bench.meters import host
 
 MIB = 2**20

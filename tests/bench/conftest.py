@@ -1,0 +1,66 @@
+"""Cells and listeners that tests of the runner share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from vrambench.bench.plan import PlannedCell
+from vrambench.bench.result import Result
+from vrambench.bench.validity import check
+from vrambench.methods.cell import resolve
+
+AXES = {"precision": "fp32", "adapter": "none", "optimizer": "adamw_torch", "offload": "none", "algorithm": "sft"}
+WORKLOAD = {
+    "model": "tiny",
+    "prompt_tokens": 4,
+    "response_tokens": 4,
+    "batch_size": 2,
+    "rollout_batch": 2,
+    "steps": 2,
+    "warmup_steps": 1,
+    "budget": "2GiB",
+    "zero": {"reduce_bucket_size": 100_000},
+}
+
+
+def plan_cell(axes: dict[str, str] | None = None, **workload: Any) -> PlannedCell:
+    """A small cell: fp32 SFT of the tiny model, but for what is said."""
+    cell = resolve(AXES | (axes or {}), WORKLOAD | workload)
+    return PlannedCell(cell, cell.name, check(cell, "cpu"))
+
+
+class Listening:
+    """Keeps what a run said."""
+
+    def __init__(self, on_started: Callable[[str], None] = lambda name: None) -> None:
+        self.on_started = on_started
+        self.results: list[Result] = []
+        self.messages: list[str] = []
+        self.names: list[str] = []
+
+    def started(self, name: str, index: int, total: int) -> None:
+        self.names.append(name)
+        self.on_started(name)
+
+    def phase(self, name: str, phase: str, step: int | None, live_bytes: int | None) -> None:
+        pass
+
+    def finished(self, result: Result) -> None:
+        self.results.append(result)
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+@pytest.fixture
+def listening() -> Listening:
+    return Listening()
+
+
+@pytest.fixture
+def plan() -> Callable[..., PlannedCell]:
+    """`plan_cell`, as a fixture."""
+    return plan_cell

@@ -1,0 +1,201 @@
+"""The doctor: real probes on this machine, and every bad answer a probe can give."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vrambench.bench import doctor, probes
+from vrambench.bench.doctor import Finding, Machine, as_document, as_rows, examine
+from vrambench.bench.probes import Probe
+
+GIB = 2**30
+
+GOOD: dict[str, dict[str, Any]] = {
+    "torch": {
+        "version": "2.11.0",
+        "cuda_build": "13.0",
+        "cuda": True,
+        "cpu_capability": "AVX2",
+        "name": "NVIDIA H100",
+        "capability": [9, 0],
+        "bf16": True,
+        "accounting": "process",
+    },
+    "bitsandbytes": {"device": "cuda", "paged": True},
+    "attention": {
+        "device": "cuda",
+        "works": {"flash": ["bf16", "fp16"], "efficient": ["bf16", "fp16", "fp32"], "math": ["bf16", "fp16", "fp32"]},
+    },
+    "galore_torch": {"optimizer": "AdamW"},
+    "deepspeed": {"version": "0.19.8", "accelerator": "cuda"},
+}
+NO_HALF = {"flash": [], "efficient": ["fp32"], "math": ["fp32"]}
+GPU = {
+    "gpu": {"name": "NVIDIA H100", "total_bytes": 80 * GIB, "usable_bytes": 79 * GIB, "driver": "580.1"},
+    "gpu_used_bytes": 0,
+}
+
+
+def machine(environment: dict[str, Any] | None = None, **answers: Any) -> Machine:
+    """A GPU machine on which all is well, but for `answers`: a failure's text, or what differs in what was told."""
+    told = {}
+    for name, good in GOOD.items():
+        answer = answers.get(name, {})
+        told[name] = Probe(failure=answer) if isinstance(answer, str) else Probe(told=good | answer)
+    return Machine(told, GPU if environment is None else environment, Path())
+
+
+def by_name(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.name: finding for finding in findings}
+
+
+def test_this_machine_is_examined_for_real(tmp_path: Path) -> None:
+    began = time.monotonic()
+    found = by_name(examine(tmp_path / "not" / "there"))
+    assert time.monotonic() - began < doctor.PROBE_SECONDS + 20
+    assert list(found) == list(doctor.CHECKS)
+    assert found["torch"].state == "ok"
+    assert found["bitsandbytes"].state == "ok", found["bitsandbytes"]
+    assert "flash: bf16" in found["attention"].seen
+    assert found["deepspeed"].state == "ok", found["deepspeed"]
+    document = json.loads(json.dumps(as_document(list(found.values()), {"device": "cpu"})))
+    assert document["schema"] == 1
+    assert [entry["name"] for entry in document["findings"]] == list(found)
+    assert str(tmp_path) not in json.dumps(document)
+
+
+def test_on_a_good_gpu_machine_all_is_well() -> None:
+    healthy = machine()
+    names = (
+        "torch",
+        "GPU",
+        "NVML",
+        "GPU memory",
+        "bitsandbytes",
+        "attention",
+        "galore_torch",
+        "deepspeed",
+        "axis values",
+    )
+    states = {name: doctor.CHECKS[name](healthy).state for name in names}
+    assert set(states.values()) == {"ok"}, states
+
+
+@pytest.mark.parametrize(
+    ("check", "answers", "state", "says"),
+    [
+        ("torch", {"torch": "ModuleNotFoundError: No module named 'torch'"}, "missing", "no cell runs"),
+        ("torch", {"torch": {"cuda": False, "cuda_build": None}}, "limited", "this build cannot use it"),
+        ("torch", {"torch": {"cuda": False}}, "limited", "cannot start CUDA"),
+        ("GPU", {"torch": {"bf16": False, "capability": [7, 5]}}, "limited", "bf16 and bf16_amp cells are invalid"),
+        ("NVML", {"torch": {"accounting": "device"}}, "limited", "the device's change"),
+        ("bitsandbytes", {"bitsandbytes": "OSError: libcudart"}, "missing", "int8, nf4"),
+        ("bitsandbytes", {"bitsandbytes": {"device": "cpu", "paged": False}}, "limited", "int8, nf4"),
+        ("bitsandbytes", {"bitsandbytes": {"paged": False}}, "limited", "except paged_adamw_8bit"),
+        (
+            "attention",
+            {"attention": {"works": {"flash": [], "efficient": ["fp32"], "math": ["fp32"]}}},
+            "limited",
+            "bf16 (flash)",
+        ),
+        ("galore_torch", {"galore_torch": "ImportError: x"}, "missing", "galore_* cells cannot run"),
+        ("deepspeed", {"deepspeed": "ImportError: x"}, "missing", "zero2_optimizer cells cannot run"),
+        ("deepspeed", {"deepspeed": {"accelerator": "cpu"}}, "limited", "cannot run on the GPU"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_consequence(check: str, answers: dict[str, Any], state: str, says: str) -> None:
+    finding = doctor.CHECKS[check](machine(**answers))
+    assert finding.state == state
+    assert says in finding.consequence
+
+
+def test_a_gpu_that_others_use_is_no_place_to_measure() -> None:
+    finding = doctor.check_gpu_idle(machine(GPU | {"gpu_used_bytes": 30 * GIB}))
+    assert (finding.state, finding.seen) == ("limited", "30.0 of 79.0 GiB in use")
+
+
+@pytest.mark.parametrize(
+    ("tools", "toolkit", "state", "lacks"),
+    [
+        ({"c++", "g++", "ninja"}, "13.0", "ok", ""),
+        ({"g++", "ninja"}, "13.2", "ok", ""),
+        ({"ninja"}, "13.0", "missing", "g++"),
+        ({"g++"}, "13.0", "missing", "ninja"),
+        ({"g++", "ninja"}, None, "missing", "nvcc of CUDA 13.0"),
+        ({"g++", "ninja"}, "12.8", "missing", "nvcc of CUDA 13.0 (there is 12.8)"),
+    ],
+)
+def test_what_cpu_adam_needs(
+    monkeypatch: pytest.MonkeyPatch, tools: set[str], toolkit: str | None, state: str, lacks: str
+) -> None:
+    from vrambench.methods.offload import deepspeed
+
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(deepspeed, "compiled", lambda: False)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/bin/{name}" if name in tools else None)
+    monkeypatch.setattr(doctor, "find_ninja", lambda: "ninja" in tools)
+    monkeypatch.setattr(doctor, "nvcc_version", lambda: toolkit)
+    finding = doctor.check_cpu_adam(machine())
+    assert finding.state == state
+    assert lacks in (finding.remedy or "")
+
+
+def test_nvccs_version_is_its_releases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bin").mkdir()
+    compiler = tmp_path / "bin" / "nvcc"
+    compiler.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.4, V12.4.131'\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert doctor.nvcc_version() == "12.4"
+    compiler.write_text("#!/bin/sh\nexit 1\n")
+    assert doctor.nvcc_version() is None
+
+
+def test_a_check_that_fails_is_a_finding_itself() -> None:
+    broken = Machine({}, {}, Path())
+    findings = [doctor._guarded(name, check, broken) for name, check in doctor.CHECKS.items()]
+    assert [finding.name for finding in findings] == list(doctor.CHECKS)
+    assert "could not be examined: KeyError" in by_name(findings)["torch"].seen
+
+
+def test_everything_missing_still_ends(tmp_path: Path) -> None:
+    def broken_driver() -> Any:
+        raise RuntimeError("driver/library version mismatch")
+
+    findings = examine(tmp_path, probe=lambda name, seconds: Probe(failure=f"no {name}"), driver=broken_driver)
+    found = by_name(findings)
+    assert found["torch"].state == found["bitsandbytes"].state == found["attention"].state == "missing"
+    assert all(isinstance(cell, str) for row in as_rows(findings) for cell in row)
+
+
+@pytest.mark.parametrize(
+    ("code", "failure"),
+    [
+        (
+            "import sys; print('noise'); sys.stderr.write('Traceback\\nValueError: broken\\n\\n'); sys.exit(1)",
+            "ValueError: broken",
+        ),
+        ("import os; os.abort()", "ended by signal 6"),
+        ("raise SystemExit(3)", "ended with code 3"),
+        ("import time; time.sleep(60)", "gave no answer within 1 s"),
+    ],
+    ids=["error", "crash", "silent", "hang"],
+)
+def test_a_probe_that_fails_says_why_in_a_line(monkeypatch: pytest.MonkeyPatch, code: str, failure: str) -> None:
+    monkeypatch.setattr(probes, "CODE", code)
+    assert probes.run("torch", 1.0) == Probe(failure=failure)
+
+
+def test_a_probes_answer_is_found_among_its_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        probes, "CODE", f"print('a library greets'); print('{probes.MARK}' + '{{\"x\": 1}}'); print('bye')"
+    )
+    assert probes.run("torch", 30.0) == Probe(told={"x": 1})
+    monkeypatch.setattr(probes.sys, "executable", str(Path(sys.executable).parent / "no-such-python"))
+    assert probes.run("torch", 30.0).failure is not None
