@@ -3,9 +3,9 @@
     vrambench plan --only algorithm=ppo
     vrambench run --profile smoke --device cpu --jobs 2
 
-Exit codes: 0 done, 2 wrong usage or configuration, 4 a measurement (or this program) failed, 130 interrupted. With --json stdout
-holds one JSON document and nothing else; progress, logs and errors go to stderr. Heavy modules are imported inside the commands,
-so that `--help` is quick.
+Exit codes: 0 done, 2 wrong usage or configuration, 4 a measurement (or this program) failed, 130 interrupted. With
+--json stdout holds one JSON document and nothing else; progress, logs and errors go to stderr. Heavy modules are
+imported inside the commands, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 EXIT_USAGE, EXIT_FAILED, EXIT_INTERRUPTED = 2, 4, 130
 PIPED_WIDTH = 200
 
-# Click's base class of usage errors. Typer brings click along under a private name or imports it, depending on its version.
+# Click's base class of usage errors. Typer brings click along under a private name or imports it, depending on its
+# version.
 ClickException: type[Any] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and gives its exit code; every error that a user can cause becomes one line on stderr."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(typed or ["--help"], prog_name="vrambench", standalone_mode=False)
+        code = app(typed or ["--help"], prog_name="vrambench", standalone_mode=False, obj=typed)
         sys.stdout.flush()
         if not typed:
             return EXIT_USAGE
@@ -118,7 +119,7 @@ def selectors(
         "offload": offload,
         "algorithm": algorithm,
     }
-    chosen = {axis: _once(axis, values) for axis, values in axes.items()}
+    chosen = {axis: _once(axis, values, several=True) for axis, values in axes.items()}
     return Selection(
         profile=_once("profile", profile),
         axes={axis: text for axis, text in chosen.items() if text is not None},
@@ -132,17 +133,12 @@ def selectors(
     )
 
 
-def _once(name: str, values: list[Any] | None) -> Any:
-    """The one value of an option that must not be repeated."""
+def _once(name: str, values: list[Any] | None, *, several: bool = False) -> Any:
+    """The one value of an option that must not be repeated. `several`: it holds several, with commas between them."""
     if values and len(values) > 1:
-        form = (
-            "; separate several values by commas"
-            if "," in str(values) or name in ("precision", "adapter", "optimizer")
-            else ""
-        )
-        raise ConfigurationError(
-            f"--{name} is given {len(values)} times: {', '.join(map(str, values))}{form}", field=name
-        )
+        typed = [str(value) for value in values]
+        form = f"; write --{name} {','.join(typed)}" if several else f": {', '.join(typed)}"
+        raise ConfigurationError(f"--{name} is given {len(values)} times{form}", field=name)
     return values[0] if values else None
 
 
@@ -164,7 +160,7 @@ def with_selectors(command: Callable[..., Any]) -> Callable[..., Any]:
     ]
     wrapped.__signature__ = inspect.Signature(together)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {one.name: one.annotation for one in together}
-    del wrapped.__wrapped__  # type: ignore[attr-defined]
+    del wrapped.__wrapped__
     return wrapped
 
 
@@ -189,6 +185,7 @@ def plan(
 @app.command()
 @with_selectors
 def run(
+    context: typer.Context,
     matrix: MatrixPath = None,
     *,
     selection: Selection,
@@ -233,7 +230,7 @@ def run(
         planned = _plan(matrix, selection, name, must_exist=True)
         about = {"matrix": planned.matrix, "profile": planned.profile, "coverage": planned.coverage}
         cells, settings = list(planned.cells), {"device": name, "repeat": planned.repeat, "about": about}
-    settings["about"]["command"] = shlex.join(["vrambench", *sys.argv[1:]])
+    settings["about"]["command"] = shlex.join(["vrambench", *context.obj])
 
     console = Console(stderr=True)
     with stdout_kept_clean() as stdout:
@@ -294,7 +291,8 @@ def doctor(
 
 
 def prepare_offloads() -> None:
-    """Does what each offload value wants done once, before anything is timed. RuntimeError's words where it cannot be done."""
+    """Does what each offload value wants done once, before anything is timed. RuntimeError's words where it cannot be
+    done."""
     from vrambench.methods.device import get_device
     from vrambench.methods.offload import OFFLOADS
 
@@ -334,8 +332,8 @@ def print_plan(planned: Plan, out: typing.TextIO) -> None:
     counts = planned.counts
     profile = f", profile {planned.profile}" if planned.profile else ""
     console.print(
-        f"{counts['cells']} cells: {counts['valid']} valid ({counts['warned']} with warnings), {counts['invalid']} invalid; "
-        f"{planned.matrix}{profile}, {planned.coverage} coverage, on {planned.device}",
+        f"{counts['cells']} cells: {counts['valid']} valid ({counts['warned']} with warnings), "
+        f"{counts['invalid']} invalid; {planned.matrix}{profile}, {planned.coverage} coverage, on {planned.device}",
         markup=False,
         soft_wrap=True,
     )
@@ -394,7 +392,8 @@ def _planned_for(device: str) -> str:
 
 
 def _device_name(device: str) -> str:
-    """The device to run on, by its full name; ConfigurationError where it is not there or nothing can be measured on it."""
+    """The device to run on, by its full name; ConfigurationError where it is not there or nothing can be measured on
+    it."""
     from vrambench.methods.device import get_device
 
     found = get_device(device)
@@ -406,7 +405,8 @@ def _device_name(device: str) -> str:
 
 
 def _has_bf16(device: str) -> bool:
-    """Whether the device has bf16 arithmetic: a GPU of compute capability 8.0, a CPU, or one that is not here to ask."""
+    """Whether the device has bf16 arithmetic: a GPU of compute capability 8.0, a CPU, or one that is not here to
+    ask."""
     if not device.startswith("cuda"):
         return True
     from vrambench.bench.environment import describe_gpu

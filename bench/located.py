@@ -4,8 +4,9 @@
     document.data                                      plain lists, dictionaries and scalars
     document.where("axes", "algorithm", 2)             "matrix.yaml:14: "
 
-Two things differ from PyYAML's safe loader: a key that is written twice is an error (PyYAML keeps the last one in silence), and
-`1e-3` is a number, as YAML 1.2 and everybody's intuition have it. Anchors, aliases and merge keys (`<<`) work.
+Two things differ from PyYAML's safe loader: a key that is written twice is an error (PyYAML keeps the last one in
+silence), and `1e-3` is a number, as YAML 1.2 and everybody's intuition have it. Anchors, aliases and merge keys (`<<`)
+work.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ Loader.add_implicit_resolver(
 
 @dataclass(frozen=True)
 class Document:
-    """`name`: the file, as errors call it. `data`: what it holds. `lines`: of the key or list item at each path, from 1."""
+    """`name`: the file, as errors call it. `data`: what it holds. `lines`: of the key or list item at each path, from
+    1."""
 
     name: str
     data: Any

@@ -4,8 +4,8 @@
     layer = matrix.layer("smoke")              the top level with a profile laid over it
     combinations(layer)                        axes' product, less exclude, with include as GitHub Actions has it
 
-Every setting remembers where it was written (its origin), so that an error found much later, when a cell is resolved, still
-names the line of the file or the words of the command line. From combinations to cells: `plan.py`.
+Every setting remembers where it was written (its origin), so that an error found much later, when a cell is resolved,
+still names the line of the file or the words of the command line. From combinations to cells: `plan.py`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layer:
-    """A section that has been read. A later layer is laid `over` an earlier one; None is what a section leaves as it was."""
+    """A section that has been read. A later layer is laid `over` an earlier one; None is what a section leaves as it
+    was."""
 
     workload: Settings = field(default_factory=dict)
     axes: Mapping[str, tuple[Setting, ...]] = field(default_factory=dict)
@@ -94,7 +95,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Combination:
-    """One value for each axis, by axis, and what `include` adds to it. `included`: made by include, not by the axes' product."""
+    """One value for each axis, by axis, and what `include` adds to it. `included`: made by include, not by the axes'
+    product."""
 
     axes: Mapping[str, str]
     added: Settings
@@ -124,7 +126,8 @@ class Matrix:
 
 
 def load_matrix(path: Path) -> Matrix:
-    """The matrix in the YAML file at `path`. Raises ConfigurationError with file, line, field and the nearest valid value."""
+    """The matrix in the YAML file at `path`. Raises ConfigurationError with file, line, field and the nearest valid
+    value."""
     document = load(path)
     if document.data is None:
         raise ConfigurationError(f"{document.name}: is empty; a matrix has at least axes (or include) and a workload")
@@ -142,16 +145,22 @@ def load_matrix(path: Path) -> Matrix:
             path_ = ("default_profile", kind)
             raise UnknownValue(document.where(*path_) + dotted(path_), name, file.profiles, line=document.line(*path_))
     profiles = {name: reader.layer(section, ("profiles", name)) for name, section in file.profiles.items()}
-    return Matrix(document.name, reader.layer(file, ()), profiles, file.default_profile)
+    return Matrix(
+        document.name,
+        reader.layer(file, ()),
+        profiles,
+        {str(kind): name for kind, name in file.default_profile.items()},
+    )
 
 
 def combinations(layer: Layer, named: Collection[str] = ()) -> list[Combination]:
-    """The axes' product, less what `exclude` names, with `include`'s settings and further combinations, as GitHub Actions has it.
+    """The axes' product, less what `exclude` names, with `include`'s settings and further combinations, as GitHub
+    Actions has it.
 
-    An exclude entry removes every combination that has all of its values. An include entry is added to every combination of the
-    product whose axis values it does not contradict: the axes are never overwritten, settings that an earlier entry
-    added are. An entry that fits nowhere makes a combination of its own, to which no later entry is added.
-    `named`: axes whose values the command line named; an entry about other values of them is left out.
+    An exclude entry removes every combination that has all of its values. An include entry is added to every
+    combination of the product whose axis values it does not contradict: the axes are never overwritten, settings that
+    an earlier entry added are. An entry that fits nowhere makes a combination of its own, to which no later entry is
+    added. `named`: axes whose values the command line named; an entry about other values of them is left out.
     """
     check_axes(layer)
     originals = [
@@ -180,7 +189,8 @@ def combinations(layer: Layer, named: Collection[str] = ()) -> list[Combination]
 
 
 def check_axes(layer: Layer) -> None:
-    """Every axis has values, all of which exist; or there are no axes, and include names all. Raises ConfigurationError."""
+    """Every axis has values, all of which exist; or there are no axes, and include names all. Raises
+    ConfigurationError."""
     for axis, values in layer.axes.items():
         for value in values:
             check_value(axis, value.value, value.origin)
@@ -201,7 +211,8 @@ def check_value(axis: str, name: str, origin: str) -> None:
 
 
 def check_field(name: str, origin: str) -> None:
-    """That a workload could have the field `name`, as far as can be said without the cell: an axis is none, and says so."""
+    """That a workload could have the field `name`, as far as can be said without the cell: an axis is none, and says
+    so."""
     if name in AXES:
         raise ConfigurationError(f"{origin}{name} is an axis: its values are listed under axes", field=name)
 

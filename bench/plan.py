@@ -4,8 +4,8 @@
     plan.cells                     PlannedCell records in the matrix's order, valid and invalid ones
     plan.document()                the same, as `vrambench plan --json` prints it
 
-Full coverage plans every combination. Pairwise coverage plans valid cells that hold every pair of axis values that can be
-valid, and one invalid cell for each value or pair that never is, so that the reason is on record.
+Full coverage plans every combination. Pairwise coverage plans valid cells that hold every pair of axis values that can
+be valid, and one invalid cell for each value or pair that never is, so that the reason is on record.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from itertools import product
 from typing import Any, Literal
 
 from vrambench.bench.coverage import pairwise, witnesses
-from vrambench.bench.matrix import Combination, Coverage, Layer, Matrix, Settings, combinations, unflatten
+from vrambench.bench.matrix import Combination, Coverage, Matrix, Settings, combinations, unflatten
 from vrambench.bench.selection import Selection
 from vrambench.bench.validity import Finding, check
 from vrambench.methods.axes import AXES
@@ -108,8 +108,8 @@ class _Candidate:
 def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: bool = True) -> Plan:
     """The plan of `matrix` under `selection`, checked for a device of that kind (with bf16 arithmetic or without).
 
-    Where no profile is selected it is the matrix' `default_profile` for the device. Raises ConfigurationError, with where it was
-    written, for whatever is wrong in the parts of the matrix that are in use, and where no cell is left.
+    Where no profile is selected it is the matrix' `default_profile` for the device. Raises ConfigurationError, with
+    where it was written, for whatever is wrong in the parts of the matrix that are in use, and where no cell is left.
     """
     profile = selection.profile or matrix.default_profile.get("cuda" if device_kind == "meta" else device_kind)
     layer = selection.layer().over(matrix.layer(profile))
@@ -120,8 +120,9 @@ def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: boo
     combined = combinations(layer, named=selection.axes)
     cells: dict[str, PlannedCell] = {}
     every: list[PlannedCell] = []
-    for point in product(*(sweep | swept).values()):
-        values = dict(zip(sweep | swept, point, strict=True))
+    dimensions = {**sweep, **swept}
+    for point in product(*dimensions.values()):
+        values = dict(zip(dimensions, point, strict=True))
         lower = {name: value for name, value in values.items() if name in sweep}
         upper = {**fixed, **{name: value for name, value in values.items() if name in swept}}
         candidates = [

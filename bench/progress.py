@@ -1,4 +1,4 @@
-"""What is seen while a run is at work, on stderr: a live display on a terminal, else one plain line for each cell that ends.
+"""What is seen of a run at work, on stderr: a live display on a terminal, else a plain line for each cell that ends.
 
     with listening(Console(stderr=True), size=str, seconds=str) as listener:
         run(planned, folder, listener=listener)
@@ -73,7 +73,6 @@ class PlainListener:
         self._console = console
         self._size = size
         self._seconds = seconds
-        self._ended = 0
 
     def started(self, name: str, index: int, total: int) -> None:
         """Nothing: a line comes when the cell ends."""
@@ -82,7 +81,6 @@ class PlainListener:
         """Nothing."""
 
     def finished(self, result: Result) -> None:
-        self._ended += 1
         self.message(f"{result.id}  {result.name}: {ending(result, self._size, self._seconds)}")
 
     def message(self, text: str) -> None:
@@ -90,7 +88,8 @@ class PlainListener:
 
 
 class LiveListener:
-    """Cells done and time left; below, each running cell with its phase and the live bytes' peak; above, the cells that ended."""
+    """Cells done and time left; below, each running cell with its phase and the live bytes' peak; above, the cells
+    that ended."""
 
     def __init__(self, progress: Progress, size: Text, seconds: Duration) -> None:
         self._progress = progress

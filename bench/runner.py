@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+import types
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -235,7 +236,8 @@ class _Run:
             log = self.store.log(f"prepare-{name.replace(':', '.')}")
             self.listener.message(f"preparing {axis} {name}")
             process = _context().Process(target=prepare, args=((axis, name), str(log)), daemon=True)
-            process.start()
+            with _without_main():
+                process.start()
             try:
                 process.join()
             except KeyboardInterrupt:
@@ -278,7 +280,8 @@ class _Run:
         order = JobOrder(cell.flat(), self.device, str(self.store.log(cell.id)), self.threads)
         process = context.Process(target=work, args=(order, board, theirs), daemon=True)
         self.listener.started(task.planned.name, task.index, len(self.tasks))
-        process.start()
+        with _without_main():
+            process.start()
         theirs.close()
         deadline = time.monotonic() + self.timeout
         self.running.append(_Running(task, process, ours, board, deadline, _oom_kills()))
@@ -412,6 +415,17 @@ def start_server(device: str) -> None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Hides this process' own script while a job is started: multiprocessing would run it once more in every job."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _context() -> Any:

@@ -2,8 +2,8 @@
 
     Selection(profile="smoke", only=("algorithm=ppo",), set=("ppo.epochs=1",), axes={"precision": "bf16,fp32"})
 
-`--set` beats `include` beats a profile beats the top level. An axis by name replaces that axis' values; `--only` keeps cells of
-what is there. Every reading here raises ConfigurationError that begins with the words of the command line.
+`--set` beats `include` beats a profile beats the top level. An axis by name replaces that axis' values; `--only` keeps
+cells of what is there. Every reading here raises ConfigurationError that begins with the words of the command line.
 """
 
 from __future__ import annotations

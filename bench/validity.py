@@ -2,11 +2,11 @@
 
     check(cell, "cpu")   ->   (Finding("quantized-full", "reject", "a plain loop ..."),)
 
-Rules look at what axis values declare about themselves (their traits: `quantize`, `trains_base`, `layerwise`, `zero_stage`, ...),
-never at names, so that a user's own value obeys them too. A cell with a `reject` is never started: its result is `invalid`, with
-the rule's id and reason. A `warn` is shown beside the cell, which runs. Combinations that need care but do run have no rule:
-8-bit and other optimizers under ZeRO's offload (DeepSpeed's switches for that are set), and GPT-2's Conv1D layers under int8 and
-nf4 (they are converted).
+Rules look at what axis values declare about themselves (their traits: `quantize`, `trains_base`, `layerwise`,
+`zero_stage`, ...), never at names, so that a user's own value obeys them too. A cell with a `reject` is never started:
+its result is `invalid`, with the rule's id and reason. A `warn` is shown beside the cell, which runs. Combinations
+that need care but do run have no rule: 8-bit and other optimizers under ZeRO's offload (DeepSpeed's switches for that
+are set), and GPT-2's Conv1D layers under int8 and nf4 (they are converted).
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from vrambench.methods.precision import DTYPES
 
 Severity = Literal["reject", "warn"]
 
-# The least eps, in powers of ten, with which fp16 state was seen to train (tiny Llama): squares of gradients below 5e-3 underflow
-# there, and eps alone is left to divide by. With 1e-5 (1e-7 under GaLore) the loss rose from 5.5 to 7.8 (16) in six steps.
+# The least eps, in powers of ten, with which fp16 state was seen to train (tiny Llama): squares of gradients below 5e-3
+# underflow there, and eps alone is left to divide by. With 1e-5 (1e-7 under GaLore) the loss rose from 5.5 to 7.8 (16)
+# in six steps.
 FP16_EPS = 1e-4
 FP16_EPS_PROJECTED = 1e-6
 
@@ -69,7 +70,8 @@ def check(cell: Cell, device_kind: Kind, *, bf16: bool = True) -> tuple[Finding,
 
 
 def cuda_only(cell: Cell, explained: set[str]) -> list[Finding]:
-    """One finding for each axis value that declares itself unable to run on the CPU, unless a rule has given its very reason."""
+    """One finding for each axis value that declares itself unable to run on the CPU, unless a rule has given its very
+    reason."""
     return [
         Finding("cuda-only", "reject", f"{cell.axes[axis]} runs on CUDA alone: {value.cuda_only}")
         for axis, value in cell.values.items()
@@ -110,8 +112,8 @@ def product_dtype(cell: Cell) -> torch.dtype:
 
 
 def eps_too_small(cell: Cell) -> bool:
-    """The optimizer keeps its state in fp16, as the trained weights are, with an eps that does not hold it up (8-bit optimizers
-    compute in fp32, and ZeRO steps an fp32 master copy)."""
+    """The optimizer keeps its state in fp16, as the trained weights are, with an eps that does not hold it up (8-bit
+    optimizers compute in fp32, and ZeRO steps an fp32 master copy)."""
     optimizer = cell.optimizer_value
     eps = getattr(cell.options(optimizer.options), "eps", None) if optimizer.options else None
     if eps is None or optimizer.eight_bit or trained_dtype(cell) != torch.float16 or zero(cell):
@@ -162,7 +164,8 @@ RULES: tuple[Rule, ...] = (
         "layerwise-multi-backward",
         "reject",
         "a layerwise optimizer steps at every backward pass, so gradients cannot be accumulated over several",
-        # A minibatch is an optimizer step of its own here, and a separate value model has an optimizer of its own: both are fine.
+        # A minibatch is an optimizer step of its own here, and a separate value model has an optimizer of its own: both
+        # are fine.
         lambda cell, _: cell.optimizer_value.layerwise and cell.workload.gradient_accumulation_steps > 1,
     ),
     Rule(
@@ -195,8 +198,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "fp16-full-adamw",
         "reject",
-        "second moments underflow in fp16 and the usual eps is 0 there, so weights trained in fp16 become NaN within steps "
-        "(8-bit optimizers and Adafactor train them, and GaLore with eps 1e-6)",
+        "second moments underflow in fp16 and the usual eps is 0 there, so weights trained in fp16 become NaN within "
+        "steps (8-bit optimizers and Adafactor train them, and GaLore with eps 1e-6)",
         lambda cell, _: eps_too_small(cell),
     ),
     Rule(
@@ -208,8 +211,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "zero-amp",
         "reject",
-        "DeepSpeed has a mixed precision of its own: it switches autocast off inside its engine, and clips the gradients "
-        "of its own fp16 autocast while they are still scaled (use bf16 or fp16, whose masters it keeps in fp32)",
+        "DeepSpeed has a mixed precision of its own: it switches autocast off inside its engine, and clips the "
+        "gradients of its own fp16 autocast while they are still scaled (bf16 and fp16 have fp32 masters there)",
         lambda cell, _: zero(cell) and cell.precision_value.autocast is not None,
     ),
     Rule(
@@ -239,8 +242,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "galore-fp32",
         "warn",
-        "with fp32 gradients each projector is a view that keeps the whole SVD factor alive, and fp32 weights outweigh the "
-        "saving: GaLore pays in bf16",
+        "with fp32 gradients each projector is a view that keeps the whole SVD factor alive, and fp32 weights outweigh "
+        "the saving: GaLore pays in bf16",
         lambda cell, _: projects(cell) and trained_dtype(cell) == torch.float32,
     ),
     Rule(
@@ -258,8 +261,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "lora-paged",
         "warn",
-        "an adapter's optimizer state is megabytes, and tensors under 4096 elements keep 32-bit state: 8 bits or paging save "
-        "next to nothing",
+        "an adapter's optimizer state is megabytes, and tensors under 4096 elements keep 32-bit state: 8 bits or "
+        "paging save next to nothing",
         lambda cell, _: (cell.optimizer_value.paged or cell.optimizer_value.eight_bit) and not full(cell),
     ),
 )

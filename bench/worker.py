@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import io
 import os
 import signal
 import sys
@@ -68,16 +69,32 @@ def settle(log: Path) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when a job ends
     Path("/proc/self/oom_score_adj").write_text("1000")
-    sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError:
+        sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
     os.close(sink)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stdout, sys.stderr = _stream(1), _stream(2)
     faulthandler.enable(file=sys.stderr)
     # Modules come from where they are installed; `load_attribute` alone looks into the current directory, and last.
     here = os.getcwd()  # noqa: PTH109
     sys.path[:] = [entry for entry in sys.path if entry not in ("", here)]
+
+
+class _Forgiving(io.FileIO):
+    """A file that a full disk does not make fail: what a job prints must not end it."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def _stream(handle: int) -> io.TextIOWrapper:
+    return io.TextIOWrapper(_Forgiving(handle, "w", closefd=False), line_buffering=True, write_through=True)
 
 
 def _let_the_server_go() -> None:

@@ -102,7 +102,11 @@ def resolve(axes: Mapping[str, str], settings: Mapping[str, Any]) -> Cell:
     """
     values = {axis: registry.get(axes[axis]) for axis, registry in AXES.items()}
     namespaces = option_namespaces(values.values())
-    fields = {key: value for key, value in settings.items() if key in FIELDS}
+    conditional = conditional_fields().union(*(value.fields for value in values.values()))
+    # A cell's file holds None where the cell does not use a field; so None there says nothing, and the default stands.
+    fields = {
+        key: value for key, value in settings.items() if key in FIELDS and not (value is None and key in conditional)
+    }
     options: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():
         if key in FIELDS:
@@ -118,7 +122,7 @@ def resolve(axes: Mapping[str, str], settings: Mapping[str, Any]) -> Cell:
 
     used = {value.options.namespace: value.options for value in values.values() if value.options}
     filled = {name: options.get(name, kind().model_dump(mode="json")) for name, kind in used.items()}
-    unused = conditional_fields() - {field for value in values.values() for field in value.fields}
+    unused = conditional - {field for value in values.values() for field in value.fields}
     changes: dict[str, Any] = {field: None for field in unused} | {"options": filled}
     algorithm, precision, adapter = values["algorithm"], values["precision"], values["adapter"]
     assert isinstance(algorithm, Algorithm)

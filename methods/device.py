@@ -6,6 +6,7 @@ a job on it does every allocation that the real job would do, and none of the ar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.errors import ConfigurationError, UnknownValue
 
 Kind = Literal["cpu", "cuda", "meta"]
 
@@ -83,13 +84,9 @@ def get_device(name: str) -> Device:
     """The device called `cpu`, `meta`, `cuda` or `cuda:N`; `auto` is the first GPU, or the CPU where there is none."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("cpu")
-        name = ""
-    if not name or device.type not in ("cpu", "cuda", "meta"):
-        raise ConfigurationError("device: not one of auto, cpu, cuda, cuda:N, meta", field="device")
+    if not re.fullmatch(r"cpu|meta|cuda(:\d+)?", name):
+        raise UnknownValue("device", name, ("auto", "cpu", "cuda", "cuda:N", "meta"))
+    device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ConfigurationError(f"device: {name!r} was asked for, but torch sees no GPU here", field="device")

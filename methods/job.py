@@ -11,7 +11,7 @@ measures listens there. The algorithm asks the job for the roles that it needs, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,10 +132,20 @@ class Job:
             name, seed = self.cell.workload.reward_model, self._seed("reward")
             scorer = load_scalar_model(self.cell, self.device, model=name, seed=seed, trained=False)
             self.roles["reward"] = Role(freeze(scorer))
-            return lambda prompts, responses: scorer(torch.cat([prompts, responses], dim=1))[:, -1].float()
+            return self._frozen(lambda tokens: scorer(tokens)[:, -1])
         classifier = load_classifier(self.cell, self.device, model=named, dtype=self._dtype)
         self.roles["reward"] = Role(freeze(classifier))
-        return lambda prompts, responses: classifier(torch.cat([prompts, responses], dim=1)).float()
+        return self._frozen(classifier)
+
+    def _frozen(self, score: Callable[[torch.Tensor], torch.Tensor]) -> Reward:
+        """`score` of whole sequences, in batches of `batch_size`, in the precision that the policy computes in."""
+
+        def reward(prompts: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
+            batches = torch.cat([prompts, responses], dim=1).split(self.cell.workload.batch_size)
+            with self.device.autocast(self.cell.precision_value.autocast):
+                return torch.cat([score(batch) for batch in batches]).float()
+
+        return reward
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Every parameter of every role, each once."""

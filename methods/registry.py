@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from vrambench.methods.errors import ConfigurationError, UnknownValue
+from vrambench.methods.errors import ConfigurationError, UnknownValue, did_you_mean
 
 
 class Options(BaseModel):
@@ -67,7 +67,8 @@ class Registry(Generic[Value]):
             found = load_attribute(self._values.get(name, name), field=self.axis)
             if not isinstance(found, self.kind):
                 raise ConfigurationError(
-                    f"{self.axis}: {name!r} is a {type(found).__name__}, not a {self.kind.__name__}", field=self.axis
+                    f"{self.axis}: {name!r} is of type {type(found).__name__}, not {self.kind.__name__}",
+                    field=self.axis,
                 )
             self._found[name] = found
         return self._found[name]
@@ -81,15 +82,16 @@ def load_attribute(reference: str, *, field: str) -> Any:
     """What `module:attribute` names. The current directory is the last place searched, never the first."""
     module_name, _, attribute = reference.partition(":")
     here = os.getcwd()  # noqa: PTH109 - sys.path holds strings
-    if here not in sys.path:
+    if here not in sys.path and not module_name.startswith("vrambench."):
         sys.path.append(here)
     try:
         found: Any = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigurationError(f"{field}: {reference!r} cannot be imported: {error}", field=field) from error
+    except Exception as error:  # a user's module may raise anything while it is imported
+        reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise ConfigurationError(f"{field}: {reference!r} cannot be imported: {reason}", field=field) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            names = [name for name in vars(found) if not name.startswith("_")]
-            raise UnknownValue(f"{field} {module_name}:", part, names)
+            hint = did_you_mean(part, (name for name in dir(found) if not name.startswith("_")))
+            raise ConfigurationError(f"{field}: {reference!r}: there is no {part!r}{hint}", field=field)
         found = getattr(found, part)
     return found

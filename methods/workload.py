@@ -48,8 +48,8 @@ def parse_size(value: object) -> int:
         size = float(match[1]) * UNITS[match[2]]
     else:
         size = float(value)
-    if not 0 < size < 2**60:
-        raise ValueError(f"{value!r} is not a size above 0")
+    if not 1 <= size < 2**60:
+        raise ValueError(f"{value!r} is not a size of at least one byte and less than 1 EiB")
     return int(size)
 
 

@@ -203,16 +203,20 @@ def varying_fields(rows: Iterable[Row]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (order.get(name, len(order)), name)))
 
 
+def axis_options(cell: Mapping[str, Any]) -> str:
+    """The cell's axis values as the command line takes them."""
+    return shlex.join(word for axis in AXES if axis in cell for word in (f"--{axis}", str(cell[axis])))
+
+
+def setting_options(cell: Mapping[str, Any]) -> dict[str, str]:
+    """Every setting of the cell as the command line takes it, by dotted name: all of them, so that it does not matter what a matrix, or
+    the defaults of a later version, say of them."""
+    return {key: shlex.join(("--set", f"{key}={as_yaml(value)}")) for key, value in flat_settings(cell).items()}
+
+
 def rerun_command(cell: Mapping[str, Any]) -> str:
-    """The command that runs this one cell again. It names every setting of the cell, so that it does not matter what a matrix, or a later
-    version's defaults, say of them."""
-    words = ["vrambench", "run"]
-    for axis in AXES:
-        if axis in cell:
-            words += [f"--{axis}", str(cell[axis])]
-    for key, value in flat_settings(cell).items():
-        words += ["--set", f"{key}={as_yaml(value)}"]
-    return shlex.join(words)
+    """The command that runs this one cell again."""
+    return " ".join(("vrambench run", axis_options(cell), *setting_options(cell).values()))
 
 
 def as_yaml(value: object) -> str:

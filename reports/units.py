@@ -37,18 +37,8 @@ def signed_size(value: int | None) -> str:
     return "+" + size(value)
 
 
-def in_unit(value: int | None, unit: Unit) -> str:
-    """The bare number of a column whose heading names the unit; fixed decimals, so that digits stand below one another."""
-    if value is None:
-        return DASH
-    scaled = value / SCALE[unit]
-    if 0 < scaled < 0.005:
-        return "<0.01"
-    return f"{scaled:,.2f}"
-
-
 def common_unit(values: Iterable[int | None]) -> Unit:
-    """The unit for a column or an axis of these bytes: GiB as soon as one of them reaches 1 GiB."""
+    """The unit for an axis of these bytes: GiB as soon as one of them reaches 1 GiB."""
     return "GiB" if any(value is not None and value >= SCALE["GiB"] for value in values) else "MiB"
 
 

@@ -16,7 +16,19 @@ from typing import Any
 
 from vrambench.bench.result import Memory, Sample
 from vrambench.reports import charts, units
-from vrambench.reports.rows import AXES, STATUSES, TIGHT, Row, Run, pareto, peak_basis, rerun_command, rows_of, varying_fields
+from vrambench.reports.rows import (
+    AXES,
+    STATUSES,
+    TIGHT,
+    Row,
+    Run,
+    axis_options,
+    pareto,
+    peak_basis,
+    rows_of,
+    setting_options,
+    varying_fields,
+)
 
 PEAKS = {
     "device_bytes": "device memory",
@@ -91,6 +103,16 @@ class Report:
         return varying_fields(self.rows)
 
     @cached_property
+    def notes(self) -> Counter[str]:
+        """The notes of all results, and how many cells have each."""
+        return Counter(note for row in self.rows if row.result for note in dict.fromkeys(row.result.notes))
+
+    @cached_property
+    def common_notes(self) -> frozenset[str]:
+        """Notes that every finished cell of several has: they are said once, for all."""
+        return frozenset(note for note, count in self.notes.items() if count == len(self.ok) > 1)
+
+    @cached_property
     def budgets(self) -> tuple[int, ...]:
         return tuple(sorted({row.budget_bytes for row in self.rows if row.budget_bytes}))
 
@@ -140,7 +162,7 @@ class VerdictData:
 def verdict(report: Report) -> VerdictData:
     """What a reader takes away: how many ended how, how many fit, and per algorithm the fastest that fits and the smallest."""
     known = [row for row in report.rows if row.verdict.fit != "unknown"]
-    fitting = [row for row in known if row.verdict.fit in ("fits", "tight") and row.status in ("ok", "pruned")]
+    fitting = [row for row in known if row.verdict.fit in ("fits", "tight")]
     judged = bool(known)
     algorithms = dict.fromkeys(row.algorithm for row in report.rows)
     lines = []
@@ -164,11 +186,10 @@ def verdict(report: Report) -> VerdictData:
 def _sentences(report: Report, known: Sequence[Row], fitting: Sequence[Row]) -> list[str]:
     if not report.rows:
         return ["This run has no cells."]
-    words = {"ok": "finished", "oom": "ran out of memory", "timeout": "did not end in time", "crashed": "crashed"}
-    words |= {"error": "ended in an error", "invalid": "are forbidden by a rule", "pruned": "were left out as predicted too big"}
-    words |= {"unreadable": "have an unreadable result", "not run": "were not run"}
-    ended = [f"{count:,} {words[status]}" for status, count in report.counts.items()]
-    sentences = [f"Of {units.plural(len(report.rows), 'cell')}, {_and(ended)}."]
+    words = {"oom": "out of memory", "timeout": "timed out", "error": "ended in an error", "invalid": "forbidden by a rule"}
+    words |= {"pruned": "left out, as predicted far too big", "unreadable": "with a result that cannot be read"}
+    ended = [f"{count:,} {words.get(status, status)}" for status, count in report.counts.items()]
+    sentences = [f"{units.plural(len(report.rows), 'cell')}: {_and(ended)}."]
     budget = f"the budget of {units.size(report.budgets[0])}" if len(report.budgets) == 1 else "their budgets"
     if known:
         sources = Counter(row.verdict.source or "measured" for row in fitting)
@@ -211,7 +232,6 @@ class Column:
     text: Callable[[Row], str]
     sort: Callable[[Row], Any]
     kind: str = "number"
-    unit: str = ""
     missing: str = ""
 
 
@@ -236,6 +256,8 @@ class Line:
     tables: tuple[Table, ...]
     notes: tuple[str, ...]
     command: str
+    """What runs the cell again, without `CellsData.shared`, which goes between its axes and its other settings."""
+    settings: str
 
 
 @dataclass(frozen=True)
@@ -253,6 +275,8 @@ class CellsData:
     lines: tuple[Line, ...]
     filters: tuple[Filter, ...]
     statuses: dict[str, int]
+    shared: str
+    """The settings that all cells have in common, as the command line takes them."""
     more_fields: tuple[str, ...]
     """Swept fields that are no columns."""
 
@@ -266,33 +290,33 @@ def cells(report: Report) -> CellsData | None:
     filters = (
         Filter(column.key, column.label, tuple(sorted({column.text(row) for row in report.rows}))) for column in choices
     )
+    options = {row.index: setting_options(row.cell) for row in report.rows}
+    first, *others = options.values()
+    shared = {name: text for name, text in first.items() if all(other.get(name) == text for other in others)}
     return CellsData(
         columns,
-        tuple(_line(report, row, columns) for row in report.rows),
+        tuple(_line(report, row, columns, options[row.index], shared) for row in report.rows),
         tuple(one for one in filters if len(one.values) > 1),
         report.counts,
+        " ".join(shared.values()),
         report.swept[SWEPT_COLUMNS:],
     )
 
 
 def _columns(report: Report) -> tuple[Column, ...]:
-    held = [getattr(row.memory, key) for row in report.rows for key in PEAKS]
-    device, host = units.common_unit(held), units.common_unit(row.memory.host_rss_bytes for row in report.rows)
-
     def text(key: str, label: str, title: str, value: Callable[[Row], str]) -> Column:
         return Column(key, label, title, value, value, kind="text")
 
     def setting(name: str) -> Column:
         return text(name, name, f"workload: {name}", lambda row: _setting(row, name))
 
-    def peak(key: str, label: str, title: str, unit: units.Unit) -> Column:
+    def peak(key: str, label: str, title: str) -> Column:
         return Column(
             key.removesuffix("_bytes"),
             label,
             title,
-            lambda row: units.in_unit(getattr(row.memory, key), unit),
+            lambda row: units.size(getattr(row.memory, key)),
             lambda row: getattr(row.memory, key),
-            unit=unit,
             missing=NOT_MEASURED[key],
         )
 
@@ -309,11 +333,12 @@ def _columns(report: Report) -> tuple[Column, ...]:
             _fit_text,
             lambda row: {"fits": 0, "tight": 1, "does not fit": 2}.get(row.verdict.fit),
             kind="fit",
+            missing="not known: no device memory was measured or predicted, or the cell was not started",
         ),
-        peak("allocated_bytes", "alloc.", "peak of allocated memory: live tensors", device),
-        peak("reserved_bytes", "reserved", "peak of memory that PyTorch's allocator reserved", device),
-        peak("device_bytes", "device", "peak of device memory, as the driver counts it", device),
-        peak("host_rss_bytes", "host", "peak of the process' resident host memory", host),
+        peak("allocated_bytes", "alloc.", "peak of allocated memory: live tensors"),
+        peak("reserved_bytes", "reserved", "peak of memory that PyTorch's allocator reserved"),
+        peak("device_bytes", "device", "peak of device memory, as the driver counts it"),
+        peak("host_rss_bytes", "host", "peak of the process' resident host memory"),
         Column(
             "step",
             "step",
@@ -368,7 +393,7 @@ def _setting(row: Row, name: str) -> str:
     return units.size(value) if name == "budget" and isinstance(value, int) else str(value)
 
 
-def _line(report: Report, row: Row, columns: Sequence[Column]) -> Line:
+def _line(report: Report, row: Row, columns: Sequence[Column], options: Mapping[str, str], shared: Mapping[str, str]) -> Line:
     result = row.result
     why = None
     if row.status != "ok":
@@ -382,8 +407,9 @@ def _line(report: Report, row: Row, columns: Sequence[Column]) -> Line:
         why=why,
         facts=_facts(row),
         tables=_tables(row),
-        notes=result.notes if result else (),
-        command=rerun_command(row.cell),
+        notes=tuple(note for note in result.notes if note not in report.common_notes) if result else (),
+        command=f"vrambench run {axis_options(row.cell)}",
+        settings=" ".join(text for name, text in options.items() if name not in shared),
     )
 
 
@@ -392,10 +418,11 @@ def _facts(row: Row) -> tuple[tuple[str, str], ...]:
     if row.budget_bytes:
         margin = row.verdict.margin_bytes
         room = "" if margin is None else f", {units.size(abs(margin))} {'to spare' if margin >= 0 else 'too little'}"
-        facts.append(("budget", f"{units.size(row.budget_bytes)}: {row.verdict.why}{room}"))
+        size = f"{units.size(row.budget_bytes)}: " if margin is None else ""
+        facts.append(("budget", f"{size}{row.verdict.why}{room}"))
     if row.result:
         result, rates = row.result, row.result.throughput
-        facts.append(("source", result.source))
+        facts.append(("source", result.source if row.verdict.margin_bytes is None else None))
         if result.oom:
             asked, missing = units.size(result.oom.asked_bytes), units.size(result.oom.missing_bytes)
             facts.append(("out of memory", f"on the {result.oom.where}; asked for {asked}, missing {missing}"))
@@ -410,7 +437,7 @@ def _facts(row: Row) -> tuple[tuple[str, str], ...]:
         kl = units.quarters(result.learning.kl)
         facts.append(("KL", None if kl is None else units.change(kl)))
         retries = result.memory.num_alloc_retries
-        facts.append(("allocator retries", None if retries is None else f"{retries:,}"))
+        facts.append(("allocator retries", f"{retries:,}" if retries else None))
         parts = ", ".join(f"{name} {units.seconds(value)}" for name, value in result.seconds.items())
         facts.append(("time", parts or None))
     return tuple((name, value) for name, value in facts if value is not None)
@@ -503,12 +530,14 @@ def tradeoff(report: Report) -> ChartsData | None:
     if not points:
         return None
     rows = [row for row in report.ok if row.index in points]
-    front = pareto((index, peak, rate) for index, (peak, rate) in points.items())
+    algorithms = dict.fromkeys(row.algorithm for row in rows)
+    fronts = [pareto((row.index, *points[row.index]) for row in rows if row.algorithm == one) for one in algorithms]
+    front = sum(map(len, fronts))
     budget = report.budgets[0] if len(report.budgets) == 1 and report.basis == "device_bytes" else None
     chart = charts.tradeoff(rows, report.labels, points, PEAKS[report.basis or ""], budget)
     text = (
-        f"{units.plural(len(front), 'cell')} of {len(points):,} lie on the Pareto front: none has both less memory and more "
-        "throughput. Algorithms do different work per token, so compare within one; the front is redrawn for what the table shows."
+        f"{units.plural(front, 'cell')} of {len(points):,} lie on their algorithm's Pareto front: no other cell of the algorithm has less "
+        "memory and more throughput. Algorithms do different work for a token, so compare within one. Fronts follow the table's filter."
     )
     absent = len(report.rows) - len(points)
     remarks = (f"{units.plural(absent, 'cell')} without a peak or a throughput: only in the table.",) if absent else ()
@@ -568,6 +597,8 @@ def learning(report: Report) -> ChartsData | None:
         drawn.append(chart)
         if short := len(curves) - len(rows):
             remarks.append(f"{metric}: {units.plural(short, 'cell')} of fewer than {shortest} steps not drawn.")
+        if len(chart.rows) > charts.CURVES:
+            remarks.append(f"{metric}: the first {charts.CURVES} cells, in the order and selection of the table.")
         if max(len(curves[row.index]) for row in rows) > charts.curve_points(len(rows)):
             remarks.append(f"{metric}: long curves are drawn as means over equal stretches of steps.")
     if not drawn:
@@ -600,9 +631,8 @@ class EnvironmentData:
 
 def environment(report: Report) -> EnvironmentData:
     """Where and how each run ran, what readers must know to trust its numbers, and the files that could not be read."""
-    notes = Counter(note for row in report.rows if row.result for note in dict.fromkeys(row.result.notes))
     runs = tuple(RunFacts(run.name, tuple(_run_facts(run)), run.corrupted) for run in report.runs)
-    return EnvironmentData(runs, tuple(Note(text, count) for text, count in notes.most_common()))
+    return EnvironmentData(runs, tuple(Note(text, count) for text, count in report.notes.most_common()))
 
 
 def _run_facts(run: Run) -> list[tuple[str, str]]:

@@ -33,6 +33,9 @@ KINDS = ("requested", "allocated", "active", "reserved")
 # Far more than the allocator's segments and NVML's grains, far less than any card.
 PROBE_BYTES = 64 * 2**20
 
+# Less than this beside the job on a device is the driver's own bookkeeping, not another process.
+SLACK_BYTES = 64 * 2**20
+
 
 class CudaMeter:
     """The meter of one job on one GPU. `budget_bytes`: the device memory that the job may use, contexts and libraries
@@ -112,7 +115,7 @@ class CudaMeter:
         return PhasePeaks(allocated_bytes=stats["allocated"], reserved_bytes=stats["reserved"], device_bytes=peak)
 
     def live_bytes(self) -> int | None:
-        return self._stats().get("allocated_bytes.all.current", 0)
+        return of(self._stats(), "allocated", "current")
 
     def memory(self) -> Memory:
         stats = self._fold()
@@ -201,14 +204,14 @@ class CudaMeter:
             )
             return
         usable = self._usable(total)
-        if budget > usable:
+        others = usable - free - self._context
+        if budget > usable or (budget > free + self._context and others < SLACK_BYTES):
             self._notes.append(
                 f"the budget of {size(budget)} is not enforced: this device offers {size(usable)}, so running out of"
                 " memory here says nothing about that budget"
             )
             return
         if budget > free + self._context:
-            others = usable - free - self._context
             raise ConfigurationError(
                 f"budget: {size(budget)} cannot be had: other processes hold {size(others)} of this device's"
                 f" {size(usable)}; end them, or set a budget of at most {size(free + self._context)}",
@@ -248,28 +251,24 @@ class CudaMeter:
             return
         held = self._sampler.read()
         if held is not None:
-            self._context = max(0, held - self._stats().get("reserved_bytes.all.current", 0))
+            self._context = max(0, held - of(self._stats(), "reserved", "current"))
 
     def _device_peak_here(self, reserved_peak: int) -> int | None:
         """The device's peak in this stretch. Between two samples a segment may come and go: at the peak of what was
         reserved, the device held at least that and the context that was there from the start."""
         if self._sampler is None:
             return None
-        peak = self._sampler.peak_bytes
-        if peak is not None and self._context_at_start is not None:
-            peak = max(peak, reserved_peak + self._context_at_start)
-        if peak is not None:
-            self._device_peak = peak if self._device_peak is None else max(self._device_peak, peak)
+        certain = None if self._context_at_start is None else reserved_peak + self._context_at_start
+        peak = highest(self._sampler.peak_bytes, certain)
+        self._device_peak = highest(self._device_peak, peak)
         return peak
 
     def _fold(self) -> dict[str, int]:
         """The peaks since the last reset by kind; the job's are raised to them."""
         stats = self._stats()
-        here = {kind: stats.get(f"{kind}_bytes.all.peak", 0) for kind in KINDS}
+        here = {kind: of(stats, kind, "peak") for kind in KINDS}
         self._peaks = {kind: max(self._peaks[kind], here[kind]) for kind in KINDS}
-        managed = managed_bytes()
-        if managed is not None:
-            self._managed = max(self._managed or 0, managed)
+        self._managed = highest(self._managed, managed_bytes())
         return here
 
     def _reset(self) -> None:
@@ -285,8 +284,9 @@ class CudaMeter:
         self._cuda.empty_cache()
         self._cuda.synchronize(self._device)
 
-    def _stats(self) -> dict[str, int]:
-        return self._cuda.memory_stats(self._device)
+    def _stats(self) -> dict[str, Any]:
+        """The allocator's own dictionary: `memory_stats` would flatten and sort it, at every phase border."""
+        return self._cuda.memory_stats_as_nested_dict(self._device)
 
 
 def load_matrix_products(device: torch.device) -> None:
@@ -310,6 +310,16 @@ def managed_bytes() -> int | None:
         return None
     paged = functional.GlobalPageManager.get_instance().paged_tensors
     return sum(tensor.nbytes for tensor in paged if getattr(tensor, "is_paged", False))
+
+
+def highest(*counts: int | None) -> int | None:
+    """The largest of what is known."""
+    return max((count for count in counts if count is not None), default=None)
+
+
+def of(stats: dict[str, Any], kind: str, figure: str) -> int:
+    """`current` or `peak` bytes of one kind; 0 before the allocator's first allocation."""
+    return stats.get(f"{kind}_bytes", {}).get("all", {}).get(figure, 0)
 
 
 def size(count: int) -> str:

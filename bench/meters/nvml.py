@@ -235,10 +235,9 @@ class Sampler:
             return self._peak
 
     def reset(self) -> None:
-        """Begins a new stretch, with a reading now."""
+        """Begins a new stretch, without a reading: the job reads at its end, and a query may cost a millisecond."""
         with self._lock:
             self._peak = None
-        self.read()
 
     def start(self) -> None:
         """Starts the thread. Its period grows where a query costs more than a hundredth of it."""

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from vrambench.methods.cell import Cell
-from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.errors import ConfigurationError, did_you_mean
 from vrambench.methods.optimizers import Optimizer, trainable
 from vrambench.methods.optimizers.layerwise import Layerwise
 from vrambench.methods.registry import Options
@@ -41,19 +41,27 @@ def target_weights(module: nn.Module, options: GaLoreOptions) -> list[nn.Paramet
     """The weight matrices whose gradients are projected: [out, in], trainable, of linear layers inside the trunk's layers."""
     from transformers.pytorch_utils import Conv1D
 
-    targets = []
-    for name, part in module.named_modules():
-        if not isinstance(part, nn.Linear | Conv1D) or not part.weight.requires_grad:
-            continue
-        if options.target_modules == "all-linear":
-            wanted = any(part_name.isdigit() for part_name in name.split("."))  # inside a numbered layer
-        else:
-            wanted = any(target in name for target in options.target_modules)
-        if wanted:
-            targets.append(part.weight)
+    linears = {
+        name: part.weight
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear | Conv1D) and part.weight.requires_grad
+    }
+    asked = options.target_modules
+    if asked == "all-linear":  # inside a numbered layer
+        targets = [weight for name, weight in linears.items() if any(part.isdigit() for part in name.split("."))]
+    else:
+        for target in asked:
+            if not any(target in name for name in linears):
+                known = sorted({name.rpartition(".")[2] for name in linears})
+                raise ConfigurationError(
+                    f"galore.target_modules: {target!r} is in no trained linear layer's name{did_you_mean(target, known)} "
+                    f"(there are {', '.join(known)})",
+                    field="galore.target_modules",
+                )
+        targets = [weight for name, weight in linears.items() if any(target in name for target in asked)]
     if not targets:
         raise ConfigurationError(
-            f"galore.target_modules: {options.target_modules!r} names no linear layer of this model",
+            f"galore.target_modules: {asked!r} names no trained linear layer of this model",
             field="galore.target_modules",
         )
     return targets

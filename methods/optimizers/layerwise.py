@@ -6,7 +6,6 @@ pass per step only: no accumulation, no clipping by a global norm, no loss scali
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,7 +28,8 @@ class Layerwise:
 
     @property
     def state(self) -> Mapping[Any, Any]:
-        return ChainMap(*(optimizer.state for optimizer in self._optimizers.values()))
+        # No ChainMap: optimizers' states are defaultdicts, and the first would answer for every parameter.
+        return {key: value for optimizer in self._optimizers.values() for key, value in optimizer.state.items()}
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""matrix.yaml: every way to get it wrong says what, where and what would do; include and exclude mean what GitHub's mean."""
+"""matrix.yaml: every way to get it wrong says what, where and what would do; include and exclude mean what GitHub's
+mean."""
 
 from __future__ import annotations
 
@@ -72,7 +73,15 @@ class TestLocated:
 
     @pytest.mark.parametrize(
         ("text", "value"),
-        [("1e-3", 0.001), ("5E4", 50000.0), ("4", 4), ("true", True), ("none", "none"), ("null", None), ("[a, b]", ["a", "b"])],
+        [
+            ("1e-3", 0.001),
+            ("5E4", 50000.0),
+            ("4", 4),
+            ("true", True),
+            ("none", "none"),
+            ("null", None),
+            ("[a, b]", ["a", "b"]),
+        ],
     )
     def test_values(self, text: str, value: object) -> None:
         assert parse_value(text) == value
@@ -112,7 +121,8 @@ ONE = {axis: names[0] for axis, names in REST.items()}
 
 
 def test_githubs_own_example_of_include() -> None:
-    """The documentation's fruit (apple, pear) and animal (cat, dog), as algorithm (sft, ppo) and adapter (none, lora)."""
+    """The documentation's fruit (apple, pear) and animal (cat, dog), as algorithm (sft, ppo) and adapter (none,
+    lora)."""
     made = combinations(
         layer(
             {**REST, "algorithm": ["sft", "ppo"], "adapter": ["none", "lora"]},
@@ -160,9 +170,7 @@ def naive(axes: Mapping[str, Sequence[str]], exclude: Sequence[Any], include: Se
     originals = [one for one in originals if not any({**one, **entry} == one for entry in exclude)]
     results = [dict(one) for one in originals]
     for entry in include:
-        fitting = [
-            index for index, one in enumerate(originals) if {key: {**one, **entry}[key] for key in one} == one
-        ]
+        fitting = [index for index, one in enumerate(originals) if {key: {**one, **entry}[key] for key in one} == one]
         for index in fitting:
             results[index].update(entry)
         if not fitting:
@@ -174,7 +182,9 @@ VALUES = {"precision": ["fp32", "bf16"], "adapter": ["none", "lora"], "algorithm
 FIXED = {"optimizer": "adamw_torch", "offload": "none"}
 PARTIAL = st.fixed_dictionaries({}, optional={axis: st.sampled_from(names) for axis, names in VALUES.items()})
 FIELDS = st.fixed_dictionaries({}, optional={"seed": st.integers(0, 3), "steps": st.integers(1, 3)})
-COMPLETE = st.builds(lambda part: {**FIXED, "precision": "bf16", "adapter": "none", "algorithm": "sft", **part}, PARTIAL)
+COMPLETE = st.builds(
+    lambda part: {**FIXED, "precision": "bf16", "adapter": "none", "algorithm": "sft", **part}, PARTIAL
+)
 INCLUDE = st.lists(st.builds(lambda some, more: {**some, **more}, PARTIAL | COMPLETE, FIELDS), max_size=6)
 LISTS = st.fixed_dictionaries(
     {axis: st.lists(st.sampled_from(names), min_size=1, unique=True) for axis, names in VALUES.items()}

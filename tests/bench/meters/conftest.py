@@ -176,14 +176,14 @@ class FakeCuda:
     def reset_peak_memory_stats(self, device: object) -> None:
         self._allocated_peak, self._reserved_peak = self._allocated, self._reserved
 
-    def memory_stats(self, device: object) -> dict[str, int]:
+    def memory_stats_as_nested_dict(self, device: object) -> dict[str, Any]:
+        allocated = {"all": {"current": self._allocated, "peak": self._allocated_peak}}
+        reserved = {"all": {"current": self._reserved, "peak": self._reserved_peak}}
         return {
-            "requested_bytes.all.peak": self._allocated_peak,
-            "allocated_bytes.all.current": self._allocated,
-            "allocated_bytes.all.peak": self._allocated_peak,
-            "active_bytes.all.peak": self._allocated_peak,
-            "reserved_bytes.all.current": self._reserved,
-            "reserved_bytes.all.peak": self._reserved_peak,
+            "requested_bytes": allocated,
+            "allocated_bytes": allocated,
+            "active_bytes": allocated,
+            "reserved_bytes": reserved,
             "num_alloc_retries": self.num_alloc_retries,
         }
 

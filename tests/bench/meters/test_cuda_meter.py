@@ -163,6 +163,15 @@ def test_a_budget_beyond_the_card_is_not_verified(gpu: Any, make_nvml: Any, make
     assert any("this device offers 23.61 GiB" in note for note in watch.notes())
 
 
+def test_a_budget_of_all_but_the_drivers_bookkeeping_is_not_refused(gpu: Any, make_nvml: Any, make_cuda: Any) -> None:
+    gpu.others = 20 * MIB
+    usable = gpu.total - gpu.reserved
+    watch = meter(make_cuda(gpu, listed_as=os.getpid()), make_nvml(gpu), budget=usable)
+    watch.start()
+    assert watch.source == "measured"
+    assert any("is not enforced" in note for note in watch.notes())
+
+
 @pytest.mark.parametrize("listed", [True, False])
 def test_a_budget_that_others_hold_is_refused(listed: bool, gpu: Any, make_nvml: Any, make_cuda: Any) -> None:
     gpu.others = 10 * GIB

@@ -133,6 +133,8 @@ def test_a_peak_is_kept_until_the_reset(gpu: Any, make_nvml: Any) -> None:
         watch.read()
     assert watch.peak_bytes == 900 * MIB
     watch.reset()
+    assert watch.peak_bytes is None
+    watch.read()
     assert watch.peak_bytes == 300 * MIB
 
 

@@ -1,0 +1,206 @@
+"""What `make gpu` does, on a machine without a GPU: its parts, their limits, its resuming, and the cells that it would
+run."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import json
+import subprocess
+import sys
+import tarfile
+import zipfile
+from argparse import Namespace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from vrambench.bench.cli import main
+from vrambench.bench.matrix import load_matrix
+from vrambench.bench.plan import select
+from vrambench.bench.selection import Selection
+from vrambench.methods.axes import AXES
+
+GPU_TESTS = Path(__file__).resolve().parents[1] / "gpu"
+
+
+@pytest.fixture(scope="module")
+def gpu_run() -> ModuleType:
+    """The script tests/gpu/run as a module."""
+    loader = importlib.machinery.SourceFileLoader("vrambench_gpu_run", str(GPU_TESTS / "run"))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[loader.name] = module
+    loader.exec_module(module)
+    return module
+
+
+def python_part(gpu_run: ModuleType, name: str, code: str, **more: Any) -> Any:
+    settings = {"why": f"part {name}", "seconds": 60} | more
+    return gpu_run.Part(name=name, command=(sys.executable, "-P", "-c", code), **settings)
+
+
+def call(gpu_run: ModuleType, plan: list[Any], folder: Path, **options: Any) -> int:
+    chosen = Namespace(**({"out": folder / "out", "seconds": 300.0, "again": []} | options))
+    (folder / "work").mkdir(exist_ok=True)
+    chosen.out.mkdir(exist_ok=True)
+    return gpu_run.run_parts(plan, chosen, folder / "work", {"PATH": "/usr/bin:/bin"})
+
+
+def test_every_axis_value_has_a_cell_on_the_gpu_and_no_rule_forbids_one() -> None:
+    planned = select(load_matrix(GPU_TESTS / "cells.yaml"), Selection(), "cuda", bf16=True)
+    assert {cell.verdict for cell in planned.cells} == {"valid"}
+    for axis, registry in AXES.items():
+        assert {cell.cell.axes[axis] for cell in planned.cells} == set(registry), axis
+
+
+def test_the_measured_matrix_is_valid_as_a_whole() -> None:
+    planned = select(load_matrix(GPU_TESTS / "measured.yaml"), Selection(), "cuda", bf16=True)
+    assert {cell.verdict for cell in planned.cells} == {"valid"}
+    assert {cell.cell.workload.model for cell in planned.cells} == {"gpt2", "llama-3.2-3b", "llama-2-7b"}
+
+
+def test_a_rehearsal_has_the_same_parts_on_the_cpu(gpu_run: ModuleType, tmp_path: Path) -> None:
+    real = gpu_run.parts("python3", tmp_path, rehearse=False)
+    rehearsed = gpu_run.parts("python3", tmp_path, rehearse=True)
+    assert [part.name for part in real] == [part.name for part in rehearsed]
+    assert real[0].name == "doctor"
+    assert real[1].name == "tests"
+    for part in real:
+        assert "cpu" not in part.command
+    for part in rehearsed:
+        assert "cuda" not in part.command
+    assert all(part.results == part.name for part in real if "run" in part.command)
+
+
+@pytest.mark.parametrize("rehearse", [False, True])
+def test_the_selectors_of_every_run_are_understood(
+    gpu_run: ModuleType,
+    tmp_path: Path,
+    rehearse: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(GPU_TESTS.parents[1])
+    for part in gpu_run.parts(sys.executable, tmp_path, rehearse=rehearse):
+        if part.results is None:
+            continue
+        words = part.command[part.command.index("run") + 1 : part.command.index("--out")]
+        assert main(["plan", *words, "--json"]) == 0, part.name
+        verdicts = {cell["verdict"] for cell in json.loads(capsys.readouterr().out)["cells"]}
+        assert "valid" in verdicts, part.name
+
+
+def test_arguments_are_checked(gpu_run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_run.main(["--only", "doctor,smokes"]) == 2
+    assert "no part 'smokes'; there are doctor, tests, smoke" in capsys.readouterr().err
+    assert gpu_run.main(["--plan", "--only", "20b"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("20b: ")
+    assert "--profile 20b --device cuda" in told
+    with pytest.raises(SystemExit) as ended:
+        gpu_run.main(["--faster"])
+    assert ended.value.code == 2
+
+
+def test_without_a_gpu_it_says_so(
+    gpu_run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_run, "WORK", tmp_path)
+    monkeypatch.setattr(gpu_run, "HAS_CUDA", "raise SystemExit(3)")
+    assert gpu_run.main(["--out", str(tmp_path / "out"), "--wheels", str(tmp_path), "--python", sys.executable]) == 2
+    assert "--rehearse runs on the CPU" in capfd.readouterr().err
+
+
+def test_vrambench_is_importable_without_being_installed(gpu_run: ModuleType, tmp_path: Path) -> None:
+    settings = gpu_run.prepare(sys.executable, tmp_path / "work", tmp_path / "no-wheels")
+    code = """
+import importlib.metadata, pathlib, vrambench.bench
+file = pathlib.Path(vrambench.bench.__file__)
+print(file, importlib.metadata.version("vrambench"), (file.parents[1] / "matrix.yaml").exists())
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], env=settings, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == [
+        str(tmp_path / "work" / "source" / "vrambench" / "bench" / "__init__.py"), "0.1.0", "True",
+    ], done.stderr  # fmt: skip
+
+
+def test_wheels_are_installed_from_their_folder_alone(gpu_run: ModuleType, tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    about = "tiny_thing-1.0.dist-info"
+    files = {
+        "tiny_thing.py": "ANSWER = 42\n",
+        f"{about}/METADATA": "Metadata-Version: 2.1\nName: tiny-thing\nVersion: 1.0\nRequires-Dist: not-there-at-all\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    with zipfile.ZipFile(wheels / "tiny_thing-1.0-py3-none-any.whl", "w") as wheel:
+        for name, text in files.items():
+            wheel.writestr(name, text)
+        wheel.writestr(f"{about}/RECORD", "".join(f"{name},,\n" for name in (*files, f"{about}/RECORD")))
+    settings = gpu_run.prepare(sys.executable, tmp_path / "work", wheels)
+    code = "import tiny_thing, vrambench.bench; print(tiny_thing.ANSWER)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], env=settings, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "42\n", done.stderr
+
+
+def test_parts_are_bounded_kept_and_resumed(gpu_run: ModuleType, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    plan = [
+        python_part(gpu_run, "good", "print('{\"a\": 1}')", stdout="doctor.json"),
+        python_part(gpu_run, "hangs", "import time; print('begun', flush=True); time.sleep(600)", seconds=2),
+        python_part(gpu_run, "mends", f"import os, sys; sys.exit(0 if os.path.exists({str(marker)!r}) else 5)"),
+    ]
+    assert call(gpu_run, plan, tmp_path) == 1
+    state = json.loads((tmp_path / "work" / "state.json").read_text())
+    assert {name: one["state"] for name, one in state.items()} == {
+        "good": "ok", "hangs": "out of time", "mends": "failed with code 5",
+    }  # fmt: skip
+    assert (tmp_path / "work" / "hangs.log").read_text().startswith("begun\n")
+    assert json.loads((tmp_path / "out" / "doctor.json").read_text()) == {"a": 1}
+    told = (tmp_path / "out" / "summary.txt").read_text()
+    assert "mends      failed with code 5" in told
+    with tarfile.open(tmp_path / "out" / "gpu-results.tar.gz") as packed:
+        assert {"gpu-results/hangs.log", "gpu-results/doctor.json", "gpu-results/summary.txt"} <= set(packed.getnames())
+
+    marker.touch()
+    (tmp_path / "work" / "doctor.json").write_text("kept")
+    assert call(gpu_run, [plan[0], plan[2]], tmp_path) == 0
+    assert (tmp_path / "work" / "doctor.json").read_text() == "kept"
+    assert call(gpu_run, plan[:1], tmp_path, again=["good"]) == 0
+    assert json.loads((tmp_path / "work" / "doctor.json").read_text()) == {"a": 1}
+
+
+def test_what_no_time_is_left_for_is_not_begun(gpu_run: ModuleType, tmp_path: Path) -> None:
+    plan = [python_part(gpu_run, "late", "raise SystemExit(9)")]
+    assert call(gpu_run, plan, tmp_path, seconds=5.0) == 1
+    assert "late       not begun" in (tmp_path / "out" / "summary.txt").read_text()
+
+
+def test_the_summary_tells_of_tests_cells_and_cost(gpu_run: ModuleType, tmp_path: Path) -> None:
+    cells = tmp_path / "smoke" / "cells"
+    cells.mkdir(parents=True)
+    memory = {"allocated_bytes": 2**30, "reserved_bytes": 2**31, "device_bytes": None, "context_bytes": 2**29}
+    result = {
+        "name": "bf16 none sft", "status": "ok", "source": "verified", "reason": None, "cell": {"model": "gpt2"},
+        "memory": memory, "throughput": {"step_seconds": [0.5, 0.25, 0.75]},
+    }  # fmt: skip
+    (cells / "a.json").write_text(json.dumps(result))
+    (cells / "b.json").write_text(json.dumps(result | {"status": "error", "reason": "ValueError: x", "name": "other"}))
+    (cells / "cut-short.json").write_text("{")
+    (tmp_path / "tests.xml").write_text(
+        '<testsuites><testsuite tests="2" failures="1" errors="0" skipped="0"><testcase name="test_a"/>'
+        '<testcase name="test_b"><failure message="assert 1 == 2&#10;more"/></testcase></testsuite></testsuites>'
+    )
+    (tmp_path / "meters_cost.json").write_text(json.dumps({"added_share": 0.004, "step_seconds": {"off": [0.01]}}))
+    part = python_part(gpu_run, "smoke", "", results="smoke")
+    told = gpu_run.summary([part], {"smoke": {"state": "ok", "seconds": 3.5}}, tmp_path)
+    assert "tests: 2 tests, 1 failures, 0 errors, 0 skipped" in told
+    assert "test_b: assert 1 == 2\n" in told
+    assert "meters add +0.40% to a step of 10.00 ms" in told
+    assert "1 ok, 1 error" in told
+    assert "ok       verified     1.000    2.000        -    0.500   0.500  gpt2 / bf16 none sft\n" in told
+    assert "gpt2 / other  [ValueError: x]" in told

@@ -1,0 +1,363 @@
+"""From a matrix and selectors to cells: which ones, with which settings, under which names; and what pairwise coverage
+promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vrambench.bench.coverage import Row, pairwise, parts, witnesses
+from vrambench.bench.matrix import Matrix, load_matrix
+from vrambench.bench.plan import Plan, select
+from vrambench.bench.selection import Selection
+from vrambench.methods.axes import AXES
+from vrambench.methods.errors import ConfigurationError, UnknownValue
+from vrambench.methods.presets import PRESETS
+
+SHIPPED = Path(__file__).parents[2] / "matrix.yaml"
+
+SMALL = """
+axes:
+  precision: [fp32, bf16, nf4]
+  adapter: [none, lora]
+  optimizer: [adamw_torch]
+  offload: [none]
+  algorithm: [sft, ppo]
+workload: {model: tiny, steps: 3, ppo: {epochs: 2}}
+"""
+
+Make = Callable[..., Plan]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Make:
+    """The plan of the small matrix (and `more` of it) under selectors, for the CPU."""
+
+    def make(more: str = "", **selectors: Any) -> Plan:
+        (tmp_path / "matrix.yaml").write_text(SMALL + more)
+        return select(load_matrix(tmp_path / "matrix.yaml"), Selection(**selectors), "cpu")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Matrix:
+    return load_matrix(SHIPPED)
+
+
+def names(plan: Plan) -> list[str]:
+    return [planned.name for planned in plan.cells]
+
+
+def test_every_combination_in_order_valid_or_not(small: Make) -> None:
+    plan = small()
+    assert names(plan)[:3] == [
+        "fp32 none adamw_torch none sft",
+        "fp32 none adamw_torch none ppo",
+        "fp32 lora adamw_torch none sft",
+    ]
+    assert plan.counts == {"cells": 12, "valid": 10, "invalid": 2, "warned": 0}
+    invalid = [planned for planned in plan.cells if planned.verdict == "invalid"]
+    assert [planned.rejection.rule for planned in invalid if planned.rejection] == ["quantized-full"] * 2
+
+
+class TestPrecedence:
+    MORE = """
+include: [{algorithm: ppo, seed: 3}]
+sweep: {seed: [1, 2]}
+profiles:
+  p: {workload: {steps: 5}}
+"""
+
+    def test_profile_beats_top(self, small: Make) -> None:
+        assert {planned.cell.workload.steps for planned in small(self.MORE, profile="p").cells} == {5}
+
+    def test_include_beats_sweep(self, small: Make) -> None:
+        seeds = {(planned.cell.algorithm, planned.cell.workload.seed) for planned in small(self.MORE).cells}
+        assert seeds == {("sft", 1), ("sft", 2), ("ppo", 3)}
+
+    def test_set_beats_include_and_the_files_sweep(self, small: Make) -> None:
+        plan = small(self.MORE, set=("seed=9",))
+        assert {planned.cell.workload.seed for planned in plan.cells} == {9}
+        assert len(plan.cells) == 12
+
+    def test_sweep_beats_include(self, small: Make) -> None:
+        plan = small(self.MORE, sweep=("seed=7,8",), only=("algorithm=ppo",))
+        assert [planned.cell.workload.seed for planned in plan.cells] == [7] * 6 + [8] * 6
+
+    def test_one_option_leaves_its_neighbours(self, small: Make) -> None:
+        plan = small(set=("ppo.lam=0.5",), only=("algorithm=ppo",))
+        options = plan.cells[0].cell.workload.options["ppo"]
+        assert (options["lam"], options["epochs"]) == (0.5, 2)
+
+
+class TestSelectors:
+    def test_an_axis_by_name_replaces_its_values(self, small: Make) -> None:
+        plan = small(axes={"precision": "fp16_amp, bf16_amp"})
+        assert {planned.cell.precision for planned in plan.cells} == {"fp16_amp", "bf16_amp"}
+
+    def test_only_keeps_cells(self, small: Make) -> None:
+        plan = small(only=("precision=bf16", "algorithm=sft,ppo"))
+        assert {planned.cell.precision for planned in plan.cells} == {"bf16"}
+        assert len(plan.cells) == 4
+
+    def test_values_are_typed_as_in_yaml(self, small: Make) -> None:
+        plan = small(
+            set=("learning_rate=1e-3", "gradient_checkpointing=true", "lora_target_modules=[q_proj, v_proj]"),
+            budget="24GiB",
+            only=("adapter=lora",),
+        )
+        work = plan.cells[0].cell.workload
+        assert (work.learning_rate, work.gradient_checkpointing) == (0.001, True)
+        assert work.lora_target_modules == ("q_proj", "v_proj")
+        assert work.budget == 24 * 2**30
+
+    def test_sweeps_multiply_and_are_named(self, small: Make) -> None:
+        plan = small(
+            sweep=("seed=0,1", "lora_target_modules=[q_proj],all-linear"), only=("adapter=lora", "precision=bf16")
+        )
+        assert names(plan)[:2] == [
+            "bf16 lora adamw_torch none sft seed=0 lora_target_modules=[q_proj]",
+            "bf16 lora adamw_torch none ppo seed=0 lora_target_modules=[q_proj]",
+        ]
+        assert len(plan.cells) == 8
+
+    def test_cells_that_do_the_same_work_are_kept_once(self, small: Make) -> None:
+        plan = small(sweep=("lora_r=4,8",), only=("precision=bf16", "algorithm=sft"))
+        assert names(plan) == [
+            "bf16 none adamw_torch none sft",
+            "bf16 lora adamw_torch none sft lora_r=4",
+            "bf16 lora adamw_torch none sft lora_r=8",
+        ]
+
+    def test_repeat_and_coverage(self, small: Make) -> None:
+        plan = small("repeat: 2\n", repeat=3, coverage="pairwise")
+        assert (plan.repeat, plan.coverage) == (3, "pairwise")
+        assert (small("repeat: 2\n").repeat, small().repeat) == (2, 1)
+
+    def test_an_axis_by_name_leaves_out_includes_about_other_values(self, small: Make) -> None:
+        more = """
+include:
+  - {algorithm: ppo, steps: 9}
+  - {precision: fp16, adapter: lora, optimizer: adamw_torch, offload: none, algorithm: ppo}
+  - {precision: fp16, adapter: lora, optimizer: adamw_torch, offload: none, algorithm: sft, seed: 4}
+"""
+        plan = small(more, axes={"algorithm": "sft"})
+        assert {planned.cell.algorithm for planned in plan.cells} == {"sft"}
+        assert names(plan)[-1] == "fp16 lora adamw_torch none sft seed=4"
+
+    def test_a_users_own_value(self, small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        text = "from vrambench.methods.optimizers.adamw import ADAMW_TORCH\nMINE = ADAMW_TORCH\n"
+        (tmp_path / "own_optimizers.py").write_text(text)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        plan = small(axes={"optimizer": "adamw_torch,own_optimizers:MINE"})
+        assert {planned.cell.optimizer for planned in plan.cells} == {"adamw_torch", "own_optimizers:MINE"}
+
+    def test_the_default_profile_is_the_devices(self, shipped: Matrix) -> None:
+        assert select(shipped, Selection(), "cpu").profile == "smoke"
+        assert select(shipped, Selection(), "cuda").profile == "24gb"
+        assert select(shipped, Selection(profile="20b"), "cpu").profile == "20b"
+
+
+@pytest.mark.parametrize(
+    ("selectors", "message"),
+    [
+        ({"only": ("algorithm=ppoo",)}, "--only algorithm: 'ppoo' is not one of sft, ppo; did you mean 'ppo'?"),
+        ({"only": ("algorithm=remax",)}, "--only algorithm: 'remax' is not one of sft, ppo"),
+        (
+            {"only": ("algo=ppo",)},
+            "--only algo=ppo: 'algo' is not one of precision, adapter, optimizer, offload, algorithm; did you mean ",
+        ),
+        ({"only": ("ppo",)}, "--only ppo: write --only AXIS=VALUE,VALUE"),
+        (
+            {"only": ("adapter=lora", "adapter=none")},
+            "--only adapter=none: adapter is given already; write all its values in one --only",
+        ),
+        (
+            {"only": ("adapter=lora,,none",)},
+            "--only adapter=lora,,none: an empty value; separate values by single commas",
+        ),
+        ({"only": ("adapter=lora,lora",)}, "--only adapter=lora,lora: 'lora' is named twice"),
+        ({"axes": {"optimizer": "adamw"}}, "--optimizer adamw: optimizer: 'adamw' is not one of adamw_torch, "),
+        ({"axes": {"precision": ""}}, "--precision : an empty value"),
+        ({"set": ("steps",)}, "--set steps: write --set FIELD=VALUE"),
+        ({"set": ("=4",)}, "--set =4: write --set FIELD=VALUE"),
+        ({"set": ("steps=",)}, "--set steps=: no value after '=' (null is written null)"),
+        (
+            {"set": ("steps=[1",)},
+            "--set steps=[1: '[1' is not a YAML value (expected ',' or ']', but got '<stream end>')",
+        ),
+        ({"set": ("steps=0",)}, "--set steps=0: steps: 0: input should be greater than or equal to 1"),
+        ({"set": ("stepz=4",)}, "--set stepz=4: unknown field 'stepz'; did you mean 'steps'?"),
+        ({"set": ("ppo.epoch=4",)}, "--set ppo.epoch=4: ppo.epoch: no such field; did you mean 'epochs'?"),
+        ({"set": ("algorithm=ppo",)}, "--set algorithm=ppo: algorithm is an axis; write --algorithm ppo"),
+        ({"set": ("seed=1", "seed=2")}, "--set seed=2: seed is set already, by --set seed=1"),
+        ({"set": ("model=tiny",), "model": "gpt2"}, "--set model=tiny: model is set already, by --model gpt2"),
+        ({"set": ("seed=1",), "sweep": ("seed=1,2",)}, "--sweep seed=1,2: seed is set as well, by --set seed=1"),
+        (
+            {"sweep": ("seed=1,2", "seed=3")},
+            "--sweep seed=3: seed is swept already; write all its values in one --sweep",
+        ),
+        ({"sweep": ("seed=1,1",)}, "--sweep seed=1,1: 1 is named twice"),
+        ({"sweep": ("seed",)}, "--sweep seed: write --sweep FIELD=VALUE,VALUE"),
+        ({"sweep": ("seed=1,x",)}, "--sweep seed=1,x: seed: 'x': input should be a valid integer"),
+        ({"sweep": ("seed={1",)}, "--sweep seed={1: '{1' is not a YAML value"),
+        (
+            {"set": ("galore.rank=4",)},
+            "--set galore.rank=4: galore.rank: no cell here uses it (optimizer galore_adamw, ",
+        ),
+        (
+            {"sweep": ("lora_r=4,8",), "axes": {"adapter": "none"}},
+            "--sweep lora_r=4,8: lora_r: no cell here uses it (adapter lora does)",
+        ),
+        (
+            {"set": ("reward_model=gpt2",)},
+            "--set reward_model=gpt2: reward_model: no cell here uses it (it is used where reward is 'model')",
+        ),
+        ({"model": "gpt3"}, "--model gpt3: model: 'gpt3' is neither a preset ("),
+        ({"budget": "24Gx"}, "--budget 24Gx: budget: '24Gx' is not a size; write 24GiB, 16GB or a card: rtx-3090"),
+        (
+            {"budget": "rtx-5099"},
+            "--budget rtx-5099: budget: 'rtx-5099' is not a size; write 24GiB, 16GB or a card: rtx-3090",
+        ),
+        ({"repeat": 0}, "--repeat 0: must be at least 1"),
+        ({"coverage": "pairs"}, "--coverage: 'pairs' is not one of full, pairwise; did you mean 'pairwise'?"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_mistakes_on_the_command_line(small: Make, selectors: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        small(**selectors)
+    assert str(error.value).startswith(message)
+
+
+def test_an_unknown_profile_names_the_nearest(shipped: Matrix) -> None:
+    with pytest.raises(UnknownValue, match=r"profile: 'smok' is not one of smoke, 24gb, 20b; did you mean 'smoke'\?"):
+        select(shipped, Selection(profile="smok"), "cpu")
+
+
+def test_a_profile_of_a_matrix_without_any(small: Make) -> None:
+    with pytest.raises(ConfigurationError, match=r"matrix\.yaml has no profiles, so there is no 'smoke'"):
+        small(profile="smoke")
+
+
+def test_no_cell_left_says_which_selectors_and_what_coverage_has_to_do_with_it(small: Make) -> None:
+    more = "exclude: [{algorithm: ppo, precision: bf16}]\n"
+    with pytest.raises(ConfigurationError, match=r"no cell is left by --only algorithm=ppo, --only precision=bf16$"):
+        small(more, only=("algorithm=ppo", "precision=bf16"))
+    kept = {tuple(planned.cell.axes.values()) for planned in small(coverage="pairwise").cells}
+    left_out = next(row for row in (tuple(one.cell.axes.values()) for one in small().cells) if row not in kept)
+    only = tuple(f"{axis}={name}" for axis, name in zip(AXES, left_out, strict=True))
+    with pytest.raises(ConfigurationError, match="pairwise coverage left it out, --coverage full has it"):
+        small(coverage="pairwise", only=only)
+
+
+def test_a_files_sweep_without_effect_is_an_error_unless_cells_were_left_out(small: Make) -> None:
+    sweep = "sweep: {galore.rank: [4, 8]}\n"
+    with pytest.raises(ConfigurationError, match=r"sweep\.galore\.rank: no cell here uses it"):
+        small(sweep)
+    assert len(small(sweep, only=("algorithm=sft",)).cells) == 6
+
+
+# -- pairwise coverage
+
+VALUES = [["a", "b", "c", "d"], ["e", "f"], ["g", "h", "i"], ["j", "k", "l"]]
+ROWS: list[Row] = [tuple(row) for row in product(*VALUES)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sets(st.sampled_from(ROWS)))
+def test_every_pair_that_can_be_valid_is_covered(valid: set[Row]) -> None:
+    rows = [row for row in ROWS if row in valid]
+    chosen = pairwise(rows)
+    assert set(chosen) <= valid
+    assert parts(chosen, 2) == parts(rows, 2)
+    assert chosen == pairwise(rows)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sets(st.sampled_from(ROWS)))
+def test_every_value_and_pair_that_cannot_is_shown_once(valid: set[Row]) -> None:
+    good, bad = [row for row in ROWS if row in valid], [row for row in ROWS if row not in valid]
+    shown = witnesses(good, bad)
+    assert set(shown) <= set(bad)
+    assert parts(shown, 1) | parts(good, 1) == parts(ROWS, 1)
+    usable = {value for part in parts(good, 1) for value in part}
+    never = {pair for pair in parts(ROWS, 2) - parts(good, 2) if set(pair) <= usable}
+    assert never <= parts(shown, 2)
+
+
+def test_pairwise_is_much_less_than_everything() -> None:
+    assert len(pairwise(ROWS)) < len(ROWS) / 3
+
+
+@pytest.mark.parametrize("profile", ["smoke", "24gb"])
+def test_the_shipped_profiles_cover_every_pair(shipped: Matrix, profile: str) -> None:
+    device: Any = "cpu" if profile == "smoke" else "cuda"
+
+    def rows(coverage: str) -> list[Row]:
+        plan = select(shipped, Selection(profile=profile, coverage=coverage), device)
+        return [tuple(one.cell.axes.values()) for one in plan.cells if one.verdict == "valid"]
+
+    assert parts(rows("pairwise"), 2) == parts(rows("full"), 2)
+
+
+# -- the matrix that is shipped
+
+
+def test_every_shipped_profile_makes_cells_with_unique_names(shipped: Matrix) -> None:
+    for profile, device in product(shipped.profiles, ("cpu", "cuda")):
+        plan = select(shipped, Selection(profile=profile), device)  # type: ignore[arg-type]
+        assert plan.counts["valid"] > 0
+        assert len(set(names(plan))) == len(names(plan))
+        assert len({planned.id for planned in plan.cells}) == len(plan.cells)
+        assert {planned.cell.workload.model for planned in plan.cells} <= set(PRESETS)
+
+
+def test_smoke_runs_all_that_a_cpu_can(shipped: Matrix) -> None:
+    plan = select(shipped, Selection(profile="smoke"), "cpu")
+    valid = [planned.cell for planned in plan.cells if planned.verdict == "valid"]
+    assert len(valid) >= 60
+    for axis, registry in AXES.items():
+        able = {name for name, value in registry.values().items() if not value.cuda_only}
+        assert {getattr(cell, axis) for cell in valid} == able
+
+
+def test_smoke_learns_with_each_algorithm_over_three_seeds(shipped: Matrix) -> None:
+    plan = select(shipped, Selection(profile="smoke"), "cpu")
+    learning = [planned.cell for planned in plan.cells if planned.cell.workload.steps >= 20]
+    assert {cell.precision for cell in learning} == {"fp32"}
+    for algorithm in AXES["algorithm"]:
+        seeds = {cell.workload.seed for cell in learning if cell.algorithm == algorithm}
+        assert seeds == {0, 1, 2}
+
+
+def test_the_twenty_billion_profile_is_the_claims(shipped: Matrix) -> None:
+    plan = select(shipped, Selection(profile="20b"), "cuda")
+    assert {planned.verdict for planned in plan.cells} == {"valid"}
+    cell = plan.cells[0].cell
+    assert (cell.precision, cell.adapter, cell.algorithm) == ("int8", "lora", "ppo")
+    assert (cell.workload.model, cell.workload.reference, cell.workload.lora_r) == ("gpt-neox-20b", "adapter_off", 16)
+    assert cell.workload.lora_target_modules == ("query_key_value",)
+    assert len({planned.cell.workload.response_tokens for planned in plan.cells}) == len(plan.cells) > 3
+
+
+def test_the_document_is_complete(small: Make) -> None:
+    document = small(only=("precision=nf4", "adapter=none", "algorithm=sft")).document()
+    (row,) = document["cells"]
+    assert document["counts"] == {"cells": 1, "valid": 0, "invalid": 1, "warned": 0}
+    assert row["verdict"] == "invalid"
+    assert row["findings"][0]["rule"] == "quantized-full"
+    assert row["cell"]["precision"] == "nf4"
+    assert len(row["id"]) == 12
+
+
+def test_a_device_without_bf16_rejects_it(shipped: Matrix) -> None:
+    plan = select(shipped, Selection(profile="24gb"), "cuda", bf16=False)
+    assert "bf16" not in {planned.cell.precision for planned in plan.cells if planned.verdict == "valid"}

@@ -1,0 +1,55 @@
+"""Cells on CUDA by the command line: every axis value ends well, verified, and the same job takes the same memory
+twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1800)]
+
+RunMatrix = Callable[..., list[dict[str, Any]]]
+LEDGER = ("requested_bytes", "allocated_bytes", "active_bytes", "reserved_bytes", "device_bytes")
+
+
+def test_a_tiny_cell_of_every_axis_value_is_ok_and_verified(run_matrix: RunMatrix) -> None:
+    results = run_matrix("cells.yaml")
+    failed = [f"{one['name']}: {one['status']}, {one['reason']}" for one in results if one["status"] != "ok"]
+    assert not failed, "\n".join(failed)
+    assert {one["source"] for one in results} == {"verified"}
+    for one in results:
+        ledger = [one["memory"][key] for key in LEDGER]
+        assert None not in ledger, one["name"]
+        assert ledger == sorted(ledger), one["name"]
+        assert one["memory"]["context_bytes"] > 0
+        assert one["phases"], one["name"]
+    (paged,) = [one for one in results if one["cell"]["optimizer"] == "paged_adamw_8bit"]
+    assert paged["memory"]["managed_bytes"] > 100 * 2**20
+
+
+def test_the_same_job_takes_the_same_memory_twice(run_matrix: RunMatrix) -> None:
+    results = run_matrix("cells.yaml", "--only", "precision=bf16", "--only", "optimizer=adamw_torch",
+                         "--only", "offload=none", "--repeat", "2")  # fmt: skip
+    assert len(results) == 3
+    for one in results:
+        first, second = one["samples"]
+        for key in LEDGER[:4]:
+            assert first["memory"][key] == second["memory"][key], f"{one['name']}: {key}"
+        peaks = [[(p["name"], p["step"], p["allocated_bytes"]) for p in sample["phases"]] for sample in (first, second)]
+        assert peaks[0] == peaks[1], one["name"]
+
+
+def test_a_budget_that_is_too_small_is_an_out_of_memory_result(run_matrix: RunMatrix) -> None:
+    (result,) = run_matrix(
+        "cells.yaml", "--only", "algorithm=sft", "--only", "precision=bf16", "--only", "optimizer=adamw_torch",
+        "--only", "offload=none", "--model", "llama-1b", "--budget", "4GiB",
+    )  # fmt: skip
+    assert result["status"] == "oom", result["reason"]
+    assert result["source"] == "verified"
+    assert result["oom"]["where"] == "device"
+    assert result["oom"]["asked_bytes"] > 0
+    assert 0 < result["oom"]["missing_bytes"] <= 4 * 2**30
+    assert result["memory"]["allocated_bytes"] > 2 * 2**30
+    assert result["memory"]["device_bytes"] <= 4 * 2**30 + 64 * 2**20
