@@ -1,7 +1,7 @@
 """The command line: reads what was typed, calls, prints, and is the one place that turns errors into exit codes.
 
     vrambench plan --only algorithm=ppo
-    vrambench run --profile smoke --device cpu --jobs 2
+    vrambench run --profile smoke --device cpu
 
 Exit codes: 0 done, 2 wrong usage or configuration, 4 a measurement (or this program) failed, 130 interrupted. With
 --json stdout holds one JSON document and nothing else; progress, logs and errors go to stderr. Heavy modules are
@@ -198,7 +198,12 @@ def run(
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda, cuda:N.", metavar="DEVICE", show_default="auto")
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Cells at a time (CPU only).", min=1, metavar="N")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Cells at a time; on a GPU it can only be 1.", min=1, metavar="N", show_default="one per core on the CPU"
+        ),
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that a cell may take.", min=1, metavar="S")] = 600,
     retry: Annotated[
         str | None, typer.Option(help="Run failed cells again: timeout, crashed, error.", metavar="STATUS,..")
@@ -236,7 +241,7 @@ def run(
     with stdout_kept_clean() as stdout:
         with listening(console, units.size, units.seconds) as listener:
             summary = run_cells(
-                cells, folder, jobs=jobs, timeout=timeout, retry=statuses, listener=listener, **settings
+                cells, folder, jobs=jobs or _jobs(settings["device"]), timeout=timeout, retry=statuses, listener=listener, **settings
             )
         written = _write_report([folder], folder / "report.html")
         _print_results([folder], stdout)
@@ -244,6 +249,11 @@ def run(
             print(f"interrupted; go on with: vrambench run --out {shlex.quote(str(folder))}", file=sys.stderr)
         print(f"wrote {written}", file=stdout)
     return summary.exit_code
+
+
+def _jobs(device: str) -> int:
+    """One cell for each core, which then has one thread; on a GPU one cell."""
+    return (os.cpu_count() or 1) if device == "cpu" else 1
 
 
 @app.command()

@@ -11,6 +11,8 @@ are set), and GPT-2's Conv1D layers under int8 and nf4 (they are converted).
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -19,6 +21,8 @@ import torch
 
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Kind
+from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.models import model_config
 from vrambench.methods.precision import DTYPES
 
 Severity = Literal["reject", "warn"]
@@ -129,6 +133,17 @@ def uses_bf16(cell: Cell) -> bool:
     return torch.bfloat16 in (product_dtype(cell), weight_dtype(cell), trained_dtype(cell))
 
 
+@functools.cache
+def positions(model: str) -> float:
+    """How many tokens a sequence of `model` may have; no limit where its configuration names none or cannot be read here (the
+    job then says why)."""
+    try:
+        config = model_config(model).get_text_config()
+    except ConfigurationError:
+        return math.inf
+    return getattr(config, "max_position_embeddings", None) or math.inf
+
+
 RULES: tuple[Rule, ...] = (
     Rule(
         "quantized-full",
@@ -232,6 +247,22 @@ RULES: tuple[Rule, ...] = (
         "reject",
         "at temperature 0 the sampled response is the greedy one, so every advantage and the gradient are zero",
         lambda cell, _: remax_temperature(cell) == 0,
+    ),
+    Rule(
+        "too-long",
+        "reject",
+        "prompt and response together are longer than the model's positions (max_position_embeddings)",
+        lambda cell, _: cell.workload.sequence_tokens > positions(cell.workload.model),
+    ),
+    Rule(
+        "rollout-batch",
+        "reject",
+        "a rollout must be a whole number of optimizer steps: rollout_batch a multiple of batch_size times "
+        "gradient_accumulation_steps",
+        lambda cell, _: (
+            cell.workload.rollout_batch is not None
+            and cell.workload.rollout_batch % (cell.workload.batch_size * cell.workload.gradient_accumulation_steps) != 0
+        ),
     ),
     Rule(
         "bf16-hardware",

@@ -32,8 +32,9 @@ class UnknownValue(ConfigurationError):
 
 def nearest(value: str, choices: Iterable[str]) -> str | None:
     """The choice most like `value`, or None where nothing comes near."""
-    matches = difflib.get_close_matches(value.lower(), list(choices), n=1, cutoff=0.5)
-    return matches[0] if matches else None
+    lowered = {choice.lower(): choice for choice in choices}
+    matches = difflib.get_close_matches(value.lower(), lowered, n=1, cutoff=0.5)
+    return lowered[matches[0]] if matches else None
 
 
 def did_you_mean(value: str, choices: Iterable[str]) -> str:

@@ -101,12 +101,12 @@ def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> None:
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     """Every tensor inside nested mappings, sequences and plain objects (GaLore keeps its projectors in objects)."""
-    stack, seen = [value], set[int]()
+    stack, seen = [value], dict[int, Any]()  # kept, so that no id is used again
     while stack:
         item = stack.pop()
         if id(item) in seen:
             continue
-        seen.add(id(item))
+        seen[id(item)] = item
         if isinstance(item, torch.Tensor):
             yield item
         elif hasattr(item, "values") and callable(item.values):

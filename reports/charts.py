@@ -76,7 +76,11 @@ def bundle() -> str:
 
 
 def tradeoff(
-    rows: Sequence[Row], labels: Mapping[int, str], points: Mapping[int, tuple[float, float]], peak_name: str, budget: int | None
+    rows: Sequence[Row],
+    labels: Mapping[int, str],
+    points: Mapping[int, tuple[float, float]],
+    peak_name: str,
+    budget: int | None,
 ) -> Chart:
     """Peak memory (bytes) against throughput (tokens/s), from `points` by row index. The Pareto front is computed in the chart, from
     what it shows."""
@@ -114,7 +118,11 @@ def tradeoff(
             x,
             y,
             color=colour,
-            shape=alt.Shape("precision:N", scale=_shapes(precisions), legend=_legend("precision", precisions)),
+            shape=alt.Shape(
+                "precision:N",
+                scale=_shapes(precisions),
+                legend=_legend("precision", precisions, symbolFillColor=NEUTRAL),
+            ),
             tooltip=[
                 alt.Tooltip("cell:N"),
                 alt.Tooltip("memory:Q", title=f"peak, {unit}", format=",.4~r"),
@@ -129,8 +137,13 @@ def tradeoff(
         layers.append(rule.encode(x="memory:Q", tooltip=[alt.Tooltip("budget:N")]))
     datasets = {"points": data, "budget": [{"memory": (budget or 0) / scale, "budget": units.size(budget)}]}
     spec = _spec(alt.layer(*layers).properties(width=860, height=380), rows, datasets)
-    described = f"Scatter plot of {units.plural(len(rows), 'cell')}: peak of {peak_name} against train tokens per second."
-    title = "Rings and dashed lines: each algorithm's Pareto front" + ("; dotted line: the budget" if budget is not None else "")
+    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+    described = (
+        f"Scatter plot of {units.plural(len(rows), 'cell')}: peak of {peak_name} against train tokens per second."
+    )
+    title = "Rings and dashed lines: each algorithm's Pareto front" + (
+        "; dotted line: the budget" if budget is not None else ""
+    )
     return Chart("tradeoff", title, described, spec, tuple(row.index for row in rows), min_width=340)
 
 
@@ -139,7 +152,9 @@ def segments(row: Row) -> list[tuple[str, int]]:
     assert row.result is not None
     memory = row.result.memory
     parts = [
-        (f"{role} {kind}", getattr(held, f"{kind}_bytes")) for role, held in row.result.roles.items() for kind in KIND_HUES
+        (f"{role} {kind}", getattr(held, f"{kind}_bytes"))
+        for role, held in row.result.roles.items()
+        for kind in KIND_HUES
     ]
     filled = sum(held for _, held in parts)
     peaks = (memory.allocated_bytes, memory.reserved_bytes, memory.device_bytes)
@@ -165,7 +180,9 @@ def ledger_bars(rows: Sequence[Row], labels: Mapping[int, str]) -> Chart:
     unit = units.common_unit(sum(held for _, held in of) for of in parts.values())
     roles = list(dict.fromkeys(role for row in rows if row.result for role in row.result.roles))
     colours = {
-        f"{role} {kind}": hues[min(place, len(hues) - 1)] for kind, hues in KIND_HUES.items() for place, role in enumerate(roles)
+        f"{role} {kind}": hues[min(place, len(hues) - 1)]
+        for kind, hues in KIND_HUES.items()
+        for place, role in enumerate(roles)
     } | REST_HUES
     present = {name for of in parts.values() for name, _ in of}
     order = [name for name in colours if name in present]
@@ -180,14 +197,18 @@ def ledger_bars(rows: Sequence[Row], labels: Mapping[int, str]) -> Chart:
             x=alt.X("held:Q", title=unit, stack="zero"),
             y=_cells_axis(),
             color=alt.Color(
-                "part:N", scale=alt.Scale(domain=order, range=[colours[name] for name in order]), legend=_legend(None, order)
+                "part:N",
+                scale=alt.Scale(domain=order, range=[colours[name] for name in order]),
+                legend=_legend(None, order),
             ),
             order=alt.Order("place:Q"),
             tooltip=[alt.Tooltip("cell:N"), alt.Tooltip("part:N"), alt.Tooltip("held:Q", title=unit, format=",.4~r")],
         )
-        .properties(width=860, height=alt.Step(18))
+        .properties(width=620, height=alt.Step(18))
     )
-    alt_text = f"Stacked bars of {units.plural(len(rows), 'cell')}: bytes by role and kind, and the rest up to the peaks."
+    alt_text = (
+        f"Stacked bars of {units.plural(len(rows), 'cell')}: bytes by role and kind, and the rest up to the peaks."
+    )
     return _ranked("ledger", "Memory by role and kind", alt_text, chart, rows, {"bars": data})
 
 
@@ -221,9 +242,13 @@ def phase_dots(rows: Sequence[Row], labels: Mapping[int, str]) -> Chart:
             y=_cells_axis(),
             color=alt.Color("part:N", scale=_hues(order), legend=_legend("phase", order)),
             shape=alt.Shape("part:N", scale=_shapes(order), legend=_legend("phase", order)),
-            tooltip=[alt.Tooltip("cell:N"), alt.Tooltip("part:N", title="phase"), alt.Tooltip("held:Q", title=f"peak, {unit}", format=",.4~r")],
+            tooltip=[
+                alt.Tooltip("cell:N"),
+                alt.Tooltip("part:N", title="phase"),
+                alt.Tooltip("held:Q", title=f"peak, {unit}", format=",.4~r"),
+            ],
         )
-        .properties(width=860, height=alt.Step(18))
+        .properties(width=620, height=alt.Step(18))
     )
     described = f"Dots of {units.plural(len(rows), 'cell')}: the peak inside each phase."
     return _ranked("phases", "Peak inside each phase", described, chart, rows, {"dots": data})
@@ -241,6 +266,7 @@ def curves(
     groups = group_names(rows, labels)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(groups.values()))}
     colour_title, colours = _curve_colours(rows, groups)
+    names = list(dict.fromkeys(colours[row.index] for row in rows))
     points = curve_points(len(rows))
     data = []
     for row in rows:
@@ -252,17 +278,19 @@ def curves(
                     "cell": labels[row.index],
                     "algorithm": row.algorithm or units.DASH,
                     "group": numbers[groups[row.index]],
-                    "colour": colours[row.index],
+                    "shade": names.index(colours[row.index]),
                     "step": steps,
                     "value": thinned,
                 }
             )
     if not data:
         return None
-    names = list(dict.fromkeys(str(curve["colour"]) for curve in data))
     # Data, selection and flattening belong to the facets' parent, so that no facet is drawn for what is not shown.
     base = alt.Chart()
-    x, y = alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1)), alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
+    x, y = (
+        alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1)),
+        alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
+    )
     colour = alt.Color("colour:N", scale=_hues(names), legend=_legend(colour_title, names))
     seeds = {"groupby": ["group", "step", "colour", "algorithm"]}
     spread = base.transform_aggregate(mean="mean(value)", low="min(value)", high="max(value)", seeds="count()", **seeds)
@@ -273,11 +301,14 @@ def curves(
         base.mark_line(strokeWidth=0.9, opacity=0.75).encode(x, y, color=colour, detail="i:N", tooltip=tooltip),
         spread.mark_line(strokeWidth=2.2).encode(x, alt.Y("mean:Q"), color=colour, detail="group:N"),
     ).properties(width=330, height=190)
-    facet = alt.Facet("algorithm:N", title=None, header=alt.Header(labelFontWeight="bold", labelFontSize=12, labelAnchor="start"))
+    facet = alt.Facet(
+        "algorithm:N", title=None, header=alt.Header(labelFontWeight="bold", labelFontSize=12, labelAnchor="start")
+    )
     chart = (
         layers.facet(facet, columns=3, data=alt.NamedData(name="curves"))
         .transform_filter(SHOWN)
         .transform_flatten(["step", "value"])
+        .transform_calculate(colour=f"{json.dumps(names)}[datum.shade]")
         .resolve_scale(y="independent", x="independent")
     )
     with_curve = {curve["i"] for curve in data}
@@ -319,12 +350,14 @@ def _thinned(values: Sequence[float | None], points: int) -> tuple[list[float], 
             if value is not None and math.isfinite(value)
         ]
         if known:
-            steps.append(_rounded(sum(step for step, _ in known) / len(known)))
+            steps.append(_rounded(sum(step for step, _ in known) / len(known)) if width > 1 else start)
             drawn.append(_rounded(sum(value / len(known) for _, value in known)))
     return steps, drawn
 
 
-def _bar(row: Row, labels: Mapping[int, str], parts: Sequence[tuple[str, int]], unit: units.Unit, order: Sequence[str]) -> dict[str, Any]:
+def _bar(
+    row: Row, labels: Mapping[int, str], parts: Sequence[tuple[str, int]], unit: units.Unit, order: Sequence[str]
+) -> dict[str, Any]:
     return {
         "i": row.index,
         "cell": labels[row.index],
@@ -346,13 +379,13 @@ RANK = "shown[datum.i]"
 
 
 def _cells_axis() -> Any:
-    axis = alt.Axis(labelLimit=380, ticks=False, domain=False)
+    axis = alt.Axis(labelLimit=460, ticks=False, domain=False)
     return alt.Y("cell:N", title=None, sort=alt.EncodingSortField("rank", op="min"), axis=axis)
 
 
 def _ranked(id_: str, title: str, described: str, chart: Any, rows: Sequence[Row], datasets: dict[str, Any]) -> Chart:
     spec = _spec(chart, rows[:LEDGER_CELLS], datasets)
-    return Chart(id_, title, described, spec, tuple(row.index for row in rows), limit=LEDGER_CELLS, min_width=760)
+    return Chart(id_, title, described, spec, tuple(row.index for row in rows), limit=LEDGER_CELLS)
 
 
 def _spec(chart: Any, rows: Sequence[Row], datasets: dict[str, Any]) -> dict[str, Any]:
@@ -360,8 +393,6 @@ def _spec(chart: Any, rows: Sequence[Row], datasets: dict[str, Any]) -> dict[str
     shown = alt.param(name="shown", value={str(row.index): rank for rank, row in enumerate(rows)})
     spec: dict[str, Any] = chart.add_params(shown).to_dict()
     spec |= {"config": CONFIG, "datasets": datasets}
-    if "facet" not in spec:
-        spec["autosize"] = {"type": "fit-x", "contains": "padding"}
     return spec
 
 
@@ -378,17 +409,23 @@ CONFIG: dict[str, Any] = {
         "titleFontWeight": "normal",
         "titlePadding": 8,
     },
-    "legend": {"labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal", "labelLimit": 320, "symbolSize": 60},
+    "legend": {
+        "labelFontSize": 11,
+        "titleFontSize": 11,
+        "titleFontWeight": "normal",
+        "labelLimit": 320,
+        "symbolSize": 60,
+    },
     "aria": False,
 }
 
 
-def _legend(title: str | None, names: Sequence[str]) -> Any:
+def _legend(title: str | None, names: Sequence[str], **more: Any) -> Any:
     """Above the plot; left out for one nameless entry, which tells nothing."""
     if len(names) < 2:
         return None
     columns = 8 if max(map(len, names)) < 16 else 4 if max(map(len, names)) < 32 else 2
-    return alt.Legend(title=title, orient="top", columns=columns, symbolOpacity=1, symbolStrokeWidth=2)
+    return alt.Legend(title=title, orient="top", columns=columns, symbolOpacity=1, symbolStrokeWidth=2, **more)
 
 
 def _hues(names: Sequence[str]) -> Any:
@@ -402,7 +439,9 @@ def _shapes(names: Sequence[str]) -> Any:
 def _bytes_axis(field: str, title: str, values: Sequence[float]) -> tuple[Any, units.Unit]:
     """An axis of memory, and the unit of its values. A wide range is logarithmic, its ticks powers of two."""
     if _wide(values):
-        text = "datum.value >= 1024 ? format(datum.value / 1024, ',.3~r') + ' GiB' : format(datum.value, ',.3~r') + ' MiB'"
+        text = (
+            "datum.value >= 1024 ? format(datum.value / 1024, ',.3~r') + ' GiB' : format(datum.value, ',.3~r') + ' MiB'"
+        )
         axis = alt.Axis(labelExpr=text, tickCount=8, labelOverlap=True)
         return alt.X(f"{field}:Q", title=title, axis=axis, scale=alt.Scale(type="log", base=2, padding=14)), "MiB"
     unit = units.common_unit([int(value) for value in values])

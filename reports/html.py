@@ -70,7 +70,9 @@ def render(runs: Sequence[Run], *, draw: Callable[[charts.Chart], str] = charts.
             living |= {chart.id: _living(chart) for chart in shown.charts}
         if isinstance(shown, CellsData):
             table = _table(shown)
-        sections.append(Section(view, Markup(templates.get_template(view.template).render(data=shown, drawings=drawings))))
+        sections.append(
+            Section(view, Markup(templates.get_template(view.template).render(data=shown, drawings=drawings)))
+        )
     css, script, bundle = _text("report.css"), _text("report.js"), charts.bundle()
     return templates.get_template("page.html").render(
         title=_title(report),
@@ -100,7 +102,12 @@ def _living(chart: charts.Chart) -> dict[str, Any]:
         name: [{key: value for key, value in one.items() if key != "cell"} for one in data]
         for name, data in chart.spec["datasets"].items()
     }
-    return {"spec": chart.spec | {"datasets": datasets}, "rows": chart.rows, "limit": chart.limit, "min_width": chart.min_width}
+    return {
+        "spec": chart.spec | {"datasets": datasets},
+        "rows": chart.rows,
+        "limit": chart.limit,
+        "min_width": chart.min_width,
+    }
 
 
 def _table(data: CellsData) -> dict[str, Any]:
@@ -135,13 +142,21 @@ def _subtitle(report: Report) -> list[str]:
     started = [f"{run.name}, {str(run.info.get('started_at') or 'not dated').replace('T', ' ')}" for run in report.runs]
     counts = [f"{count:,} {status}" for status, count in report.counts.items()]
     budgets = [f"budget {' and '.join(map(units.size, report.budgets))}"] if report.budgets else []
-    return [*started, f"{units.plural(len(report.rows), 'cell')}: {', '.join(counts)}" if counts else "no cells", *budgets]
+    return [
+        *started,
+        f"{units.plural(len(report.rows), 'cell')}: {', '.join(counts)}" if counts else "no cells",
+        *budgets,
+    ]
 
 
 @cache
 def _templates() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["zip"] = lambda first, second: zip(first, second, strict=True)
     return environment

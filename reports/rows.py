@@ -124,7 +124,9 @@ def judge(row: Row) -> Verdict:
     if result.status == "oom" and not (result.oom and result.oom.where == "host"):
         capacity = row.device_capacity_bytes
         if result.source != "verified" and capacity is not None and capacity < (1 - TIGHT) * budget:
-            return Verdict("unknown", f"ran out of a device of {size(capacity)}, smaller than the budget of {size(budget)}")
+            return Verdict(
+                "unknown", f"ran out of a device of {size(capacity)}, smaller than the budget of {size(budget)}"
+            )
         return Verdict("does not fit", "ran out of device memory", result.source)
     predicted = result.predicted.device_bytes if result.predicted else None
     held, source = (result.memory.device_bytes, result.source) if result.status == "ok" else (None, None)

@@ -186,7 +186,12 @@ def verdict(report: Report) -> VerdictData:
 def _sentences(report: Report, known: Sequence[Row], fitting: Sequence[Row]) -> list[str]:
     if not report.rows:
         return ["This run has no cells."]
-    words = {"oom": "out of memory", "timeout": "timed out", "error": "ended in an error", "invalid": "forbidden by a rule"}
+    words = {
+        "oom": "out of memory",
+        "timeout": "timed out",
+        "error": "ended in an error",
+        "invalid": "forbidden by a rule",
+    }
     words |= {"pruned": "left out, as predicted far too big", "unreadable": "with a result that cannot be read"}
     ended = [f"{count:,} {words.get(status, status)}" for status, count in report.counts.items()]
     sentences = [f"{units.plural(len(report.rows), 'cell')}: {_and(ended)}."]
@@ -196,7 +201,9 @@ def _sentences(report: Report, known: Sequence[Row], fitting: Sequence[Row]) -> 
         tight = sum(row.verdict.fit == "tight" for row in fitting)
         how = f" ({_and([f'{count:,} {source}' for source, count in sources.items()])})" if fitting else ""
         near = f", {tight:,} of them by less than {TIGHT:.0%} of it" if tight else ""
-        sentences.append(f"{len(fitting):,} of the {len(known):,} whose device memory is known fit {budget}{how}{near}.")
+        sentences.append(
+            f"{len(fitting):,} of the {len(known):,} whose device memory is known fit {budget}{how}{near}."
+        )
     elif report.ok:
         peak = PEAKS.get(report.basis or "", "memory")
         sentences.append(
@@ -324,7 +331,10 @@ def _columns(report: Report) -> tuple[Column, ...]:
     several = len({run.name for run in report.runs}) > 1
     return (
         *([text("run", "run", "the run's folder", lambda row: row.run)] if several else []),
-        *(text(axis, axis, f"axis: {axis}", lambda row, place=place: row.axes[place]) for place, axis in enumerate(AXES)),
+        *(
+            text(axis, axis, f"axis: {axis}", lambda row, place=place: row.axes[place])
+            for place, axis in enumerate(AXES)
+        ),
         *(setting(name) for name in report.swept[:SWEPT_COLUMNS]),
         Column(
             "fit",
@@ -393,7 +403,9 @@ def _setting(row: Row, name: str) -> str:
     return units.size(value) if name == "budget" and isinstance(value, int) else str(value)
 
 
-def _line(report: Report, row: Row, columns: Sequence[Column], options: Mapping[str, str], shared: Mapping[str, str]) -> Line:
+def _line(
+    report: Report, row: Row, columns: Sequence[Column], options: Mapping[str, str], shared: Mapping[str, str]
+) -> Line:
     result = row.result
     why = None
     if row.status != "ok":
@@ -432,8 +444,15 @@ def _facts(row: Row) -> tuple[tuple[str, str], ...]:
             facts.append(("parameters", f"{total:,}, {trained:,} of them trained"))
         generated = rates.generated_tokens_per_second
         facts.append(("generated", None if generated is None else units.rate(generated, "tokens/s")))
-        facts.append(("samples", None if rates.samples_per_second is None else units.rate(rates.samples_per_second, "per s")))
-        facts.append(("energy", None if rates.energy_joules is None else f"{units.rate(rates.energy_joules)} J over the timed steps"))
+        facts.append(
+            ("samples", None if rates.samples_per_second is None else units.rate(rates.samples_per_second, "per s"))
+        )
+        facts.append(
+            (
+                "energy",
+                None if rates.energy_joules is None else f"{units.rate(rates.energy_joules)} J over the timed steps",
+            )
+        )
         kl = units.quarters(result.learning.kl)
         facts.append(("KL", None if kl is None else units.change(kl)))
         retries = result.memory.num_alloc_retries
@@ -446,7 +465,12 @@ def _facts(row: Row) -> tuple[tuple[str, str], ...]:
 def _tables(row: Row) -> tuple[Table, ...]:
     if row.result is None:
         return ()
-    made = (_memory_table(row.result.memory, row.result.predicted), _role_table(row), _phase_table(row), _sample_table(row))
+    made = (
+        _memory_table(row.result.memory, row.result.predicted),
+        _role_table(row),
+        _phase_table(row),
+        _sample_table(row),
+    )
     return tuple(table for table in made if table)
 
 
@@ -485,12 +509,18 @@ def _phase_table(row: Row) -> Table | None:
     phases = row.result.phases if row.result else ()
     if not phases:
         return None
-    keys = [key for key in ("allocated_bytes", "reserved_bytes", "device_bytes") if any(getattr(p, key) is not None for p in phases)]
+    keys = [
+        key
+        for key in ("allocated_bytes", "reserved_bytes", "device_bytes")
+        if any(getattr(p, key) is not None for p in phases)
+    ]
     lines = []
     for name in dict.fromkeys(phase.name for phase in phases):
         stretch = [phase for phase in phases if phase.name == name]
         peaks = [max((v for p in stretch if (v := getattr(p, key)) is not None), default=None) for key in keys]
-        lines.append((name, str(len(stretch)), units.seconds(median(p.seconds for p in stretch)), *map(units.size, peaks)))
+        lines.append(
+            (name, str(len(stretch)), units.seconds(median(p.seconds for p in stretch)), *map(units.size, peaks))
+        )
     return Table("Phases", ("phase", "times", "median", *(key.removesuffix("_bytes") for key in keys)), tuple(lines))
 
 
@@ -586,7 +616,11 @@ def learning(report: Report) -> ChartsData | None:
     drawn: list[charts.Chart] = []
     remarks: list[str] = []
     for metric in ("loss", "reward"):
-        curves = {row.index: curve for row in report.rows if row.result and len(curve := getattr(row.result.learning, metric)) > 1}
+        curves = {
+            row.index: curve
+            for row in report.rows
+            if row.result and len(curve := getattr(row.result.learning, metric)) > 1
+        }
         if not curves:
             continue
         shortest = max(2, max(map(len, curves.values())) // 4)

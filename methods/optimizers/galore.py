@@ -33,12 +33,15 @@ class GaLoreOptions(Options):
     proj_type: Literal["std", "reverse_std", "right", "left"] = "std"
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    eps: Annotated[float, Field(gt=0)] = 1e-6
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
 
 
 def target_weights(module: nn.Module, options: GaLoreOptions) -> list[nn.Parameter]:
-    """The weight matrices whose gradients are projected: [out, in], trainable, of linear layers inside the trunk's layers."""
+    """The weight matrices whose gradients are projected: [out, in], trainable, of linear layers inside the trunk's layers.
+
+    Raises ConfigurationError, about `galore.target_modules`, where a part of a name is in no such layer's.
+    """
     from transformers.pytorch_utils import Conv1D
 
     linears = {
@@ -54,14 +57,14 @@ def target_weights(module: nn.Module, options: GaLoreOptions) -> list[nn.Paramet
             if not any(target in name for name in linears):
                 known = sorted({name.rpartition(".")[2] for name in linears})
                 raise ConfigurationError(
-                    f"galore.target_modules: {target!r} is in no trained linear layer's name{did_you_mean(target, known)} "
-                    f"(there are {', '.join(known)})",
+                    f"galore.target_modules: {target!r} is in the name of no linear layer that is trained"
+                    f"{did_you_mean(target, known)} (there are {', '.join(known)})",
                     field="galore.target_modules",
                 )
         targets = [weight for name, weight in linears.items() if any(target in name for target in asked)]
     if not targets:
         raise ConfigurationError(
-            f"galore.target_modules: {asked!r} names no trained linear layer of this model",
+            f"galore.target_modules: {asked!r} names no linear layer that is trained",
             field="galore.target_modules",
         )
     return targets
@@ -84,8 +87,11 @@ def _adamw(groups: list[dict[str, Any]], cell: Cell, options: GaLoreOptions) -> 
 def _adamw_8bit(groups: list[dict[str, Any]], cell: Cell, options: GaLoreOptions) -> torch.optim.Optimizer:
     from galore_torch import GaLoreAdamW8bit
 
-    # galore_torch passes positions that newer bitsandbytes reads as max_unorm and skip_zeros; `args` overrides them all.
-    args = SimpleNamespace(optim_bits=8, min_8bit_size=4096, max_unorm=0.0, skip_zeros=False)
+    # galore_torch passes positions that bitsandbytes reads as max_unorm and skip_zeros since 0.50; `args` overrides them
+    # all (the last two are read before 0.50 only).
+    args = SimpleNamespace(
+        optim_bits=8, min_8bit_size=4096, max_unorm=0.0, skip_zeros=False, percentile_clipping=100, block_wise=True
+    )
     settings = options.model_dump(include={"betas", "eps", "weight_decay"})
     return GaLoreAdamW8bit(groups, lr=cell.workload.learning_rate, args=args, **settings)
 

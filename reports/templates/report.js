@@ -148,7 +148,7 @@
     // The description of the static drawing stays the place's own; the tooltip's look is in our style sheet.
     const { view } = await vegaEmbed(living, spec, {
       ast: true, renderer: "svg", actions: false, defaultStyle: false, tooltip: { theme: "custom", disableDefaultStyle: true },
-      logLevel: 1, // errors; an empty selection is no reason for a warning
+      logLevel: 1, // errors: that a selection leaves a chart empty is none
     });
     place.replaceChildren(living);
     place.dataset.living = "";

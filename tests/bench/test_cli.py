@@ -74,7 +74,7 @@ def test_nothing_typed_shows_help_and_is_wrong_usage(capsys: pytest.CaptureFixtu
         ("run --timeout soon", "invalid value for '--timeout': "),
         ("run --retry oops", "--retry: 'oops' is not one of timeout, crashed, error"),
         ("run --device meta", "--device meta: nothing can be measured there; auto, cpu, cuda or cuda:N"),
-        ("run --device tpu", "device: not one of auto, cpu, cuda, cuda:N, meta"),
+        ("run --device tpu", "device: 'tpu' is not one of auto, cpu, cuda, cuda:N, meta"),
         ("run --out matrix.yaml", "--out matrix.yaml: is there already, and is no run's folder; name another"),
         ("run --out .", "--out .: is there already, and is no run's folder; name another"),
         ("report", "missing argument 'RUN...'"),

@@ -7,7 +7,17 @@ import math
 import random
 from typing import Any
 
-from vrambench.bench.result import Learning, Memory, OutOfMemory, Parameters, Phase, Result, RoleBytes, Sample, Throughput
+from vrambench.bench.result import (
+    Learning,
+    Memory,
+    OutOfMemory,
+    Parameters,
+    Phase,
+    Result,
+    RoleBytes,
+    Sample,
+    Throughput,
+)
 from vrambench.reports.rows import Run
 
 GIB = 2**30
@@ -19,7 +29,14 @@ AXES = {
     "algorithm": ["sft", "ppo", "remax"],
 }
 WORKLOAD = {
-    **{"model": "llama-2-7b", "weights": "random", "data": "synthetic", "batch_size": 1, "prompt_tokens": 256, "response_tokens": 256},
+    **{
+        "model": "llama-2-7b",
+        "weights": "random",
+        "data": "synthetic",
+        "batch_size": 1,
+        "prompt_tokens": 256,
+        "response_tokens": 256,
+    },
     **{"gradient_accumulation_steps": 1, "gradient_checkpointing": True, "compute_dtype": "bf16", "attention": "flash"},
     **{"lora_r": 16, "lora_alpha": 32.0, "lora_dropout": 0.0, "lora_target_modules": "auto", "adapter_dtype": "fp32"},
     **{"rollout_batch": 8, "value": "head", "reference": "adapter_off", "reward": "tokens", "reward_model": None},
@@ -28,7 +45,12 @@ WORKLOAD = {
 }
 ENVIRONMENT: dict[str, Any] = {
     "device": "cuda",
-    "gpu": {"name": "NVIDIA GeForce RTX 4090", "total_bytes": 24 * GIB, "usable_bytes": int(23.64 * GIB), "driver": "580.65"},
+    "gpu": {
+        "name": "NVIDIA GeForce RTX 4090",
+        "total_bytes": 24 * GIB,
+        "usable_bytes": int(23.64 * GIB),
+        "driver": "580.65",
+    },
     "cpu": {"model": "AMD EPYC 9354", "cores": 32},
     "packages": {"torch": "2.13.0", "deepspeed": None},
 }
@@ -40,7 +62,9 @@ def cell(**changes: Any) -> dict[str, Any]:
     return {**first, **WORKLOAD, **changes}
 
 
-def result(id: str = "0123456789ab", *, name: str | None = None, cell: dict[str, Any] | None = None, **more: Any) -> Result:
+def result(
+    id: str = "0123456789ab", *, name: str | None = None, cell: dict[str, Any] | None = None, **more: Any
+) -> Result:
     """A result of `cell`, ok where nothing else is said; whatever `more` leaves out is unknown."""
     content = cell if cell is not None else globals()["cell"]()
     shown = name or " ".join(str(content.get(axis)) for axis in AXES)
@@ -63,14 +87,18 @@ def full(id: str, *, device: int = 12 * GIB, rate: float = 1000.0, name: str | N
     for step in range(4):
         for place, phase in enumerate(("rollout", "score", "learn", "optimizer_step"), 2):
             peak = (device - 2 * GIB) * place // 5
-            phases.append(Phase(name=phase, step=step, seconds=place / 3, allocated_bytes=peak, reserved_bytes=device - GIB))
+            phases.append(
+                Phase(name=phase, step=step, seconds=place / 3, allocated_bytes=peak, reserved_bytes=device - GIB)
+            )
     sample = Sample(
         status="ok",
         source="measured",
         memory=held,
         phases=tuple(phases),
         roles={
-            "policy": RoleBytes(weights_bytes=(device - 2 * GIB) // 2, gradients_bytes=GIB // 4, optimizer_bytes=GIB // 2),
+            "policy": RoleBytes(
+                weights_bytes=(device - 2 * GIB) // 2, gradients_bytes=GIB // 4, optimizer_bytes=GIB // 2
+            ),
             "reference": RoleBytes(weights_bytes=0, gradients_bytes=0, optimizer_bytes=0, shares="policy"),
             "value": RoleBytes(weights_bytes=GIB // 64, gradients_bytes=GIB // 64, optimizer_bytes=GIB // 32),
         },
@@ -86,7 +114,9 @@ def full(id: str, *, device: int = 12 * GIB, rate: float = 1000.0, name: str | N
         seconds={"load": 12.5, "warmup": 3.0, "steps": 5.0, "total": 24.0},
         notes=("device bytes are sampled by NVML every 20 ms: shorter peaks may be missing",),
     )
-    predicted = Memory(allocated_bytes=held.allocated_bytes, reserved_bytes=device - GIB, device_bytes=device + GIB // 8)
+    predicted = Memory(
+        allocated_bytes=held.allocated_bytes, reserved_bytes=device - GIB, device_bytes=device + GIB // 8
+    )
     whole = {**dict(sample), "predicted": predicted, "environment": ENVIRONMENT, "samples": (sample,)}
     return result(id, name=name, cell=cell(**changes), **whole)
 
@@ -99,18 +129,47 @@ def one_of_each_status() -> list[Result]:
         full("aaaaaaaaaaa1"),
         full("aaaaaaaaaaa2", device=int(23.5 * GIB), rate=3000, precision="fp32"),
         result("aaaaaaaaaaa3", cell=cell(adapter="none"), status="oom", oom=oom, reason=reason, phase="learn"),
-        result("aaaaaaaaaaa4", cell=cell(precision="int8"), status="invalid", rule="int8-full", reason="8-bit weights cannot train"),
-        result("aaaaaaaaaaa5", cell=cell(precision="fp32", adapter="none"), status="pruned", predicted=Memory(device_bytes=90 * GIB)),
-        result("aaaaaaaaaaa6", cell=cell(algorithm="ppo"), status="timeout", reason="not done after 600 s", phase="rollout"),
+        result(
+            "aaaaaaaaaaa4",
+            cell=cell(precision="int8"),
+            status="invalid",
+            rule="int8-full",
+            reason="8-bit weights cannot train",
+        ),
+        result(
+            "aaaaaaaaaaa5",
+            cell=cell(precision="fp32", adapter="none"),
+            status="pruned",
+            predicted=Memory(device_bytes=90 * GIB),
+        ),
+        result(
+            "aaaaaaaaaaa6", cell=cell(algorithm="ppo"), status="timeout", reason="not done after 600 s", phase="rollout"
+        ),
         result("aaaaaaaaaaa7", cell=cell(algorithm="remax"), status="crashed", signal="SIGSEGV", phase="load"),
-        result("aaaaaaaaaaa8", cell=cell(optimizer="adafactor"), status="error", reason="the loss of step 3 is not a finite number"),
+        result(
+            "aaaaaaaaaaa8",
+            cell=cell(optimizer="adafactor"),
+            status="error",
+            reason="the loss of step 3 is not a finite number",
+        ),
     ]
 
 
-def run_of(results: list[Result], name: str = "made", more_cells: list[dict[str, Any]] | None = None, corrupted: tuple[str, ...] = ()) -> Run:
+def run_of(
+    results: list[Result],
+    name: str = "made",
+    more_cells: list[dict[str, Any]] | None = None,
+    corrupted: tuple[str, ...] = (),
+) -> Run:
     """A run whose run.json names the results' cells, and `more_cells` that have none."""
     cells = [{"id": one.id, "name": one.name, **one.cell} for one in results] + (more_cells or [])
-    info = {"schema": 1, "started_at": "2026-05-04T10:11:12+00:00", "device": "cuda:0", "command": "vrambench run", "profile": "24gb"}
+    info = {
+        "schema": 1,
+        "started_at": "2026-05-04T10:11:12+00:00",
+        "device": "cuda:0",
+        "command": "vrambench run",
+        "profile": "24gb",
+    }
     return Run(name, {**info, "environment": ENVIRONMENT, "cells": cells}, tuple(results), corrupted)
 
 
@@ -122,30 +181,62 @@ def matrix(count: int, *, seed: int = 0) -> Run:
     for number, (sweep, *values) in zip(range(count), combinations, strict=False):
         axes = dict(zip(AXES, values, strict=True))
         weights = {"bf16": 13, "fp32": 26, "nf4": 4, "int8": 7}[axes["precision"]]
-        extra = 1 if axes["adapter"] == "lora" else {"adamw_torch": 52, "paged_adamw_8bit": 14, "adafactor": 2}.get(axes["optimizer"], 4)
-        device = int((weights + extra + {"sft": 1, "ppo": 3, "remax": 2}[axes["algorithm"]] + draw.random() + sweep) * GIB)
+        extra = (
+            1
+            if axes["adapter"] == "lora"
+            else {"adamw_torch": 52, "paged_adamw_8bit": 14, "adafactor": 2}.get(axes["optimizer"], 4)
+        )
+        device = int(
+            (weights + extra + {"sft": 1, "ppo": 3, "remax": 2}[axes["algorithm"]] + draw.random() + sweep) * GIB
+        )
         rate = 4000 / weights * {"sft": 3, "ppo": 0.8, "remax": 1.1}[axes["algorithm"]] * (0.9 + draw.random() / 5)
-        changes: dict[str, Any] = {**axes, "response_tokens": 256 * (1 + sweep), "seed": number % 3 if sweep == 1 else 0}
+        changes: dict[str, Any] = {
+            **axes,
+            "response_tokens": 256 * (1 + sweep),
+            "seed": number % 3 if sweep == 1 else 0,
+        }
         id_ = f"{number:012x}"
         name = " ".join([*values, *([f"response_tokens={changes['response_tokens']}"] if sweep else [])])
         if axes["precision"] == "int8" and axes["adapter"] == "none":
             reason = "int8 weights have no gradient: full fine-tuning needs an adapter, or another precision"
-            made.append(result(id_, name=name, cell=cell(**changes), status="invalid", rule="quantised-full", reason=reason))
+            made.append(
+                result(id_, name=name, cell=cell(**changes), status="invalid", rule="quantised-full", reason=reason)
+            )
         elif device > 23.6 * GIB:
             oom = OutOfMemory(where="device", asked_bytes=GIB, missing_bytes=GIB // 2)
             reason = "OutOfMemoryError: CUDA out of memory. Tried to allocate 1.00 GiB. GPU 0 has a total capacity of 23.64 GiB"
             memory = Memory(allocated_bytes=22 * GIB, reserved_bytes=23 * GIB, device_bytes=int(23.5 * GIB))
             made.append(
-                result(id_, name=name, cell=cell(**changes), status="oom", oom=oom, reason=reason, phase="learn", memory=memory)
+                result(
+                    id_,
+                    name=name,
+                    cell=cell(**changes),
+                    status="oom",
+                    oom=oom,
+                    reason=reason,
+                    phase="learn",
+                    memory=memory,
+                )
             )
         elif draw.random() < 0.03:
-            made.append(result(id_, name=name, cell=cell(**changes), status="timeout", reason="not done after 600 s", phase="rollout"))
+            made.append(
+                result(
+                    id_,
+                    name=name,
+                    cell=cell(**changes),
+                    status="timeout",
+                    reason="not done after 600 s",
+                    phase="rollout",
+                )
+            )
         else:
             steps = 60 if sweep in (0, 1) and axes["optimizer"] == "adamw_torch" else 6
             pace = 0.5 + draw.random()
             loss = tuple(2.2 * math.exp(-pace * k / steps) + draw.gauss(0, 0.03) for k in range(steps))
             reward = tuple(0.8 * (1 - math.exp(-pace * k / steps)) + draw.gauss(0, 0.03) for k in range(steps))
             learned = Learning(loss=loss, reward=() if axes["algorithm"] == "sft" else reward)
-            made.append(full(id_, device=device, rate=rate, name=name, **changes).model_copy(update={"learning": learned}))
+            made.append(
+                full(id_, device=device, rate=rate, name=name, **changes).model_copy(update={"learning": learned})
+            )
     planned = [{"id": "f" * 12, "name": "fp16 lora adamw_torch none ppo", **cell(precision="fp16", algorithm="ppo")}]
     return run_of(made, "rtx-4090", planned, ("cells/abc.json",))

@@ -1,0 +1,90 @@
+"""A measured cell: what its sample says, and that it says the same twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vrambench.bench.measure import Measurement, Progress
+from vrambench.bench.meters.cpu import CpuMeter
+from vrambench.bench.plan import PlannedCell
+from vrambench.bench.runner import run
+from vrambench.bench.store import RunFolder
+from vrambench.methods.device import get_device
+
+
+def measure(planned: PlannedCell, **more: Any) -> Any:
+    return Measurement(planned.cell, get_device("cpu"), CpuMeter(), **more).run()
+
+
+def test_a_sample_says_all_that_the_schema_asks_for(plan: Any) -> None:
+    sample = measure(plan({"algorithm": "ppo"}, steps=3, warmup_steps=2, rollout_batch=4))
+    assert (sample.status, sample.source, sample.reason) == ("ok", "measured", None)
+    assert len(sample.learning.loss) == len(sample.learning.reward) == len(sample.learning.kl) == 5
+    assert len(sample.throughput.step_seconds) == 3
+    median = sorted(sample.throughput.step_seconds)[1]
+    assert sample.throughput.train_tokens_per_second == pytest.approx(4 * 8 / median)
+    assert sample.throughput.samples_per_second == pytest.approx(4 / median)
+    rollout = sorted(phase.seconds for phase in sample.phases if phase.name == "rollout" and phase.step in (2, 3, 4))[1]
+    assert sample.throughput.generated_tokens_per_second == pytest.approx(4 * 4 / rollout)
+    assert sample.memory.requested_bytes == sample.memory.allocated_bytes
+    assert sample.memory.reserved_bytes is None, "there is no caching allocator, so nothing is known of it"
+    assert sample.memory.device_bytes is None
+    assert sample.memory.host_rss_bytes > 10 * 2**20
+    assert set(sample.seconds) == {"load", "warmup", "steps", "counted_step", "total"}
+
+
+def test_phases_cover_the_steps(plan: Any) -> None:
+    sample = measure(plan({"algorithm": "ppo"}, steps=2, warmup_steps=1))
+    names = [(phase.name, phase.step) for phase in sample.phases]
+    assert names[0] == ("load", None)
+    assert names[1:5] == [("rollout", 0), ("score", 0), ("learn", 0), ("optimizer_step", 0)]
+    assert len(names) == len(set(names)), "one record for each phase of each step"
+    for step, seconds in zip((1, 2), sample.throughput.step_seconds, strict=True):
+        inside = sum(phase.seconds for phase in sample.phases if phase.step == step)
+        assert inside == pytest.approx(seconds, rel=0.05, abs=0.002)
+    counted = {phase.name: phase.allocated_bytes for phase in sample.phases if phase.step == 3}
+    assert max(counted.values()) == sample.memory.allocated_bytes
+    assert all(phase.allocated_bytes is None for phase in sample.phases if phase.step != 3), "timed steps are not traced"
+
+
+def test_progress_adds_up_to_the_sample(plan: Any) -> None:
+    said: list[Progress] = []
+    sample = measure(plan(steps=2, warmup_steps=1), save=said.append)
+    assert said[0].parameters == sample.parameters
+    assert tuple(each.step_seconds for each in said if each.step_seconds) == sample.throughput.step_seconds
+    told = [phase for each in said for phase in each.phases]
+    assert told == [phase for phase in sample.phases if phase.step != 3]
+
+
+def test_a_workload_that_does_not_fit_the_model_is_an_error_that_says_so(plan: Any, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("abc")
+    sample = measure(plan(data=str(tmp_path / "short.txt")))
+    assert (sample.status, sample.phase) == ("error", "load")
+    assert sample.reason.startswith("data: ")
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"algorithm": "sft", "precision": "bf16_amp"},
+        {"algorithm": "ppo", "adapter": "lora", "precision": "nf4", "optimizer": "paged_adamw_8bit"},
+        {"algorithm": "remax", "optimizer": "galore_adamw"},
+        {"algorithm": "sft", "offload": "zero2_optimizer"},
+    ],
+    ids=lambda axes: "-".join(axes.values()),
+)
+def test_the_same_cell_twice_gives_the_same(plan: Any, listening: Any, tmp_path: Path, axes: dict[str, str]) -> None:
+    """Losses, rewards and traced bytes, in two fresh processes."""
+    planned = plan(axes, steps=3, galore={"rank": 4})
+    run([planned], tmp_path / "run", repeat=2, listener=listening)
+    result = RunFolder.open(tmp_path / "run").read_result(planned.cell.id)
+    assert result is not None
+    first, second = result.samples
+    assert first.status == second.status == "ok", (first.reason, second.reason)
+    assert first.learning == second.learning
+    assert first.memory.allocated_bytes == second.memory.allocated_bytes
+    assert [phase.allocated_bytes for phase in first.phases] == [phase.allocated_bytes for phase in second.phases]
+    assert first.roles == second.roles

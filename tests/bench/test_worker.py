@@ -1,0 +1,105 @@
+"""A job's process: its board, and where its modules come from."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vrambench.bench.result import Sample, Throughput
+from vrambench.bench.runner import representative, run
+from vrambench.bench.store import RunFolder
+from vrambench.bench.worker import BOARD_BYTES, Spot, read_board, write_board
+from vrambench.methods.errors import ConfigurationError
+
+
+@pytest.mark.parametrize(
+    "spot", [Spot("load", None, None), Spot("learn", 12, 3 * 2**30), Spot("optimizer_step", 0, None)]
+)
+def test_the_board_says_what_was_written(spot: Spot) -> None:
+    board = (ctypes.c_char * BOARD_BYTES)()
+    assert spot.phase is not None
+    write_board(board, spot.phase, spot.step, spot.live_bytes)
+    assert read_board(board) == spot
+
+
+def test_an_empty_or_overlong_board_is_no_error() -> None:
+    board = (ctypes.c_char * BOARD_BYTES)()
+    assert read_board(board) == Spot(None, None, None)
+    write_board(board, "x" * 500, 1, 1)
+    assert read_board(board).step is None
+
+
+def test_nothing_in_the_current_directory_hides_a_module(tmp_path: Path) -> None:
+    """A user's folder full of files that are named as ours and our libraries' are."""
+    for name in ("torch", "json", "types", "pydantic", "transformers", "psutil", "vrambench", "peft", "numpy"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
+    for name in ("bench", "methods", "reports"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong package')")
+    (tmp_path / "mine.py").write_text("def reward(prompts, responses):\n    return responses.float().mean(dim=1)\n")
+    (tmp_path / "matrix.yaml").write_text(
+        "workload: {model: tiny, prompt_tokens: 4, response_tokens: 4, batch_size: 2, rollout_batch: 2, steps: 1,\n"
+        "           warmup_steps: 1, budget: 2GiB, reward: 'mine:reward'}\n"
+        "axes: {precision: [fp32], adapter: [lora], optimizer: [adamw_torch], offload: [none], algorithm: [ppo]}\n"
+    )
+    command = [str(Path(sys.executable).with_name("vrambench")), "run", "matrix.yaml", "--out", "run", "--device", "cpu"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    statuses = [json.loads(path.read_text())["status"] for path in (tmp_path / "run" / "cells").glob("*.json")]
+    assert statuses == ["ok"]
+
+
+def test_a_cell_is_run_as_often_as_asked_and_every_sample_is_kept(plan: Any, listening: Any, tmp_path: Path) -> None:
+    planned = plan(steps=3)
+    run([planned], tmp_path / "run", repeat=3, listener=listening)
+    result = RunFolder.open(tmp_path / "run").read_result(planned.cell.id)
+    assert result is not None
+    assert [sample.status for sample in result.samples] == ["ok"] * 3
+    assert Sample(**{name: getattr(result, name) for name in Sample.model_fields}) in result.samples
+    more = run([planned], tmp_path / "run", repeat=4, listener=listening)
+    assert more.kept == 0
+    again = RunFolder.open(tmp_path / "run").read_result(planned.cell.id)
+    assert again is not None
+    assert again.samples[:3] == result.samples, "only what was missing was run"
+    assert len(again.samples) == 4
+
+
+def test_a_failed_sample_stands_for_its_cell_and_else_the_median_one() -> None:
+    def sample(seconds: float, status: Any = "ok") -> Sample:
+        return Sample(status=status, throughput=Throughput(step_seconds=(seconds,)))
+
+    assert representative([sample(3), sample(1), sample(2)]) == sample(2)
+    assert representative([sample(1), sample(2, "timeout"), sample(3)]) == sample(2, "timeout")
+    assert representative([sample(5)]) == sample(5)
+
+
+def test_several_jobs_on_one_gpu_are_refused(plan: Any, listening: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="^jobs: 2 jobs would share one GPU's memory"):
+        run([plan()], tmp_path / "run", device="cuda", jobs=2, listener=listening)
+
+
+def test_a_run_begun_on_other_hardware_is_not_mixed_with_this_one(plan: Any, listening: Any, tmp_path: Path) -> None:
+    run([plan()], tmp_path / "run", listener=listening)
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    info["environment"]["device"] = {"kind": "cuda", "name": "NVIDIA GeForce RTX 4090", "total_bytes": 25757220864}
+    info["environment"]["cpu"] = "another processor"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(info))
+    with pytest.raises(ConfigurationError, match="was begun elsewhere"):
+        run([plan(), plan(seed=1)], tmp_path / "run", listener=listening)
+
+
+def test_an_invalid_cell_is_a_result_and_is_never_started(plan: Any, listening: Any, tmp_path: Path) -> None:
+    planned = plan({"precision": "int8"})
+    summary = run([planned], tmp_path / "run", listener=listening)
+    result = RunFolder.open(tmp_path / "run").read_result(planned.cell.id)
+    assert result is not None
+    assert (result.status, result.rule, result.samples) == ("invalid", "quantized-full", ())
+    assert result.reason
+    assert (summary.exit_code, listening.names) == (0, [])
+    assert not (tmp_path / "run" / "logs" / f"{planned.cell.id}.log").exists()

@@ -1,0 +1,159 @@
+"""Axis values by name: the built-in ones, a user's own, and what is said where there is neither."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vrambench.methods.algorithms import ALGORITHMS, Algorithm
+from vrambench.methods.axes import AXES
+from vrambench.methods.errors import ConfigurationError, UnknownValue
+from vrambench.methods.optimizers import OPTIMIZERS
+from vrambench.methods.registry import Registry, load_attribute
+from vrambench.methods.workload import FIELDS
+
+BUILTIN = [(axis, name) for axis, registry in AXES.items() for name in registry]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory; what is imported from it is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    return tmp_path
+
+
+def test_axes_are_in_the_order_in_which_a_cell_is_named() -> None:
+    assert list(AXES) == ["precision", "adapter", "optimizer", "offload", "algorithm"]
+
+
+@pytest.mark.parametrize(("axis", "name"), BUILTIN)
+def test_every_builtin_value_is_of_its_axis_kind(axis: str, name: str) -> None:
+    registry = AXES[axis]
+    value = registry.get(name)
+    assert type(value) is registry.kind
+    assert value.summary
+    assert set(value.fields) <= set(FIELDS)
+    assert name in registry
+
+
+@pytest.mark.parametrize(("axis", "name"), BUILTIN)
+def test_options_hold_their_own_defaults(axis: str, name: str) -> None:
+    kind = AXES[axis].get(name).options
+    if kind is None:
+        return
+    assert kind.namespace not in FIELDS
+    defaults = kind()
+    assert kind(**defaults.model_dump(mode="json")) == defaults
+
+
+def test_no_two_classes_of_options_share_a_namespace() -> None:
+    kinds = {value.options for registry in AXES.values() for value in registry.values().values() if value.options}
+    assert len({kind.namespace for kind in kinds}) == len(kinds)
+
+
+def test_values_keep_the_table_s_order() -> None:
+    table = {
+        name: f"vrambench.methods.algorithms.{name}:{name.upper()}" for name in ("remax", "sft", "ppo")
+    }
+    registry = Registry("algorithm", Algorithm, table)
+    assert list(registry) == list(registry.values()) == ["remax", "sft", "ppo"]
+    assert registry.get("ppo") is ALGORITHMS.get("ppo")
+
+
+@pytest.mark.parametrize(
+    ("axis", "name", "hint"),
+    [
+        ("algorithm", "ppoo", "; did you mean 'ppo'?"),
+        ("precision", "BF16", "; did you mean 'bf16'?"),
+        ("optimizer", "adamw_tourch", "; did you mean 'adamw_torch'?"),
+        ("offload", "quux", ""),
+    ],
+)
+def test_an_unknown_value_is_answered_with_the_nearest(axis: str, name: str, hint: str) -> None:
+    with pytest.raises(UnknownValue) as caught:
+        AXES[axis].get(name)
+    assert str(caught.value) == f"{axis}: {name!r} is not one of {', '.join(AXES[axis])}{hint}"
+    assert caught.value.field == axis
+
+
+def test_a_user_s_own_value_comes_from_the_current_directory(here: Path) -> None:
+    (here / "own_values.py").write_text(
+        "from vrambench.methods.algorithms.sft import SFT\n"
+        "import dataclasses\n"
+        "MINE = dataclasses.replace(SFT, summary='mine')\n"
+        "class Shelf:\n"
+        "    other = MINE\n"
+    )
+    value = ALGORITHMS.get("own_values:MINE")
+    assert value.summary == "mine"
+    assert ALGORITHMS.get("own_values:Shelf.other") is value
+    assert "own_values:MINE" not in ALGORITHMS
+    assert list(ALGORITHMS.values()) == list(ALGORITHMS)
+
+
+def test_the_current_directory_is_searched_last_and_entered_once(here: Path) -> None:
+    for module in ("json", "colorsys", "torch"):
+        (here / f"{module}.py").write_text("raise AssertionError('a file of the user hides an installed module')\n")
+    sys.modules.pop("colorsys", None)  # not imported yet, so that the search itself is seen
+    assert load_attribute("colorsys:rgb_to_hsv", field="reward")(0.5, 0.5, 0.5) == (0.0, 0.0, 0.5)
+    import json
+
+    import torch
+
+    assert load_attribute("json:loads", field="reward") is json.loads
+    assert load_attribute("torch:Tensor", field="reward") is torch.Tensor
+    assert sys.path.count(str(here)) == 1
+    assert sys.path[-1] == str(here)
+
+
+def test_a_built_in_value_does_not_look_into_the_current_directory(here: Path) -> None:
+    load_attribute("vrambench.methods.algorithms.sft:SFT", field="algorithm")
+    assert str(here) not in sys.path
+
+
+@pytest.mark.parametrize(
+    ("source", "reference", "said"),
+    [
+        ("", "nowhere_at_all:x", "reward: 'nowhere_at_all:x' cannot be imported: No module named 'nowhere_at_all'"),
+        ("import gone_gone", "own_score:x", "reward: 'own_score:x' cannot be imported: No module named 'gone_gone'"),
+        ("1 / 0", "own_score:x", "reward: 'own_score:x' cannot be imported: ZeroDivisionError: division by zero"),
+        (
+            "def f(:",
+            "own_score:f",
+            "reward: 'own_score:f' cannot be imported: SyntaxError: invalid syntax (own_score.py, line 1)",
+        ),
+        ("", ":score", "reward: ':score' cannot be imported: ValueError: Empty module name"),
+        (
+            "def score(): ...\n_score = 1",
+            "own_score:scor",
+            "reward: 'own_score:scor': there is no 'scor'; did you mean 'score'?",
+        ),
+        ("x = 1", "own_score:x.imagg", "reward: 'own_score:x.imagg': there is no 'imagg'; did you mean 'imag'?"),
+        ("x = 1", "own_score:", "reward: 'own_score:': there is no ''"),
+    ],
+)
+def test_what_cannot_be_found_is_said_in_one_line(here: Path, source: str, reference: str, said: str) -> None:
+    (here / "own_score.py").write_text(source)
+    with pytest.raises(ConfigurationError) as caught:
+        load_attribute(reference, field="reward")
+    assert str(caught.value) == said
+    assert caught.value.field == "reward"
+
+
+@pytest.mark.parametrize("value", ["1", "print", "AxisValue(summary='of no axis')", "SFT"])
+def test_a_value_of_another_kind_is_refused(here: Path, value: str) -> None:
+    (here / "own_kind.py").write_text(
+        "from vrambench.methods.registry import AxisValue\n"
+        "from vrambench.methods.algorithms.sft import SFT\n"
+        f"MINE = {value}\n"
+    )
+    found: Any = load_attribute("own_kind:MINE", field="optimizer")
+    with pytest.raises(ConfigurationError) as caught:
+        OPTIMIZERS.get("own_kind:MINE")
+    assert str(caught.value) == f"optimizer: 'own_kind:MINE' is of type {type(found).__name__}, not Optimizer"
+    assert caught.value.field == "optimizer"
