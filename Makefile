@@ -25,7 +25,7 @@ run: setup
 	$(BIN)/vrambench run $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --benchmark-skip $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -33,7 +33,7 @@ lint: setup
 	$(BIN)/mypy
 
 benchmark: setup
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-only $(ARGS)
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only $(ARGS)
 
 gpu:
 	tests/gpu/run $(ARGS)

@@ -201,7 +201,10 @@ def run(
     jobs: Annotated[
         int | None,
         typer.Option(
-            help="Cells at a time; on a GPU it can only be 1.", min=1, metavar="N", show_default="one per core on the CPU"
+            help="Cells at a time; on a GPU it can only be 1.",
+            min=1,
+            metavar="N",
+            show_default="one per core on the CPU",
         ),
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that a cell may take.", min=1, metavar="S")] = 600,
@@ -241,7 +244,13 @@ def run(
     with stdout_kept_clean() as stdout:
         with listening(console, units.size, units.seconds) as listener:
             summary = run_cells(
-                cells, folder, jobs=jobs or _jobs(settings["device"]), timeout=timeout, retry=statuses, listener=listener, **settings
+                cells,
+                folder,
+                jobs=jobs or _jobs(settings["device"]),
+                timeout=timeout,
+                retry=statuses,
+                listener=listener,
+                **settings,
             )
         written = _write_report([folder], folder / "report.html")
         _print_results([folder], stdout)

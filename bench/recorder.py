@@ -8,10 +8,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from vrambench.bench.meters import Meter, PhasePeaks
 from vrambench.bench.result import Phase
 from vrambench.methods.device import Device
+
+
+@dataclass
+class _Stretches:
+    """All stretches of one phase in one step so far."""
+
+    seconds: float = 0.0
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    device_bytes: int | None = None
+
+    def add(self, seconds: float, peaks: PhasePeaks) -> None:
+        self.seconds += seconds
+        self.allocated_bytes = highest(self.allocated_bytes, peaks.allocated_bytes)
+        self.reserved_bytes = highest(self.reserved_bytes, peaks.reserved_bytes)
+        self.device_bytes = highest(self.device_bytes, peaks.device_bytes)
 
 
 class Recorder:
@@ -23,18 +40,20 @@ class Recorder:
         self._device = device
         self._meter = meter
         self._listen = listen
-        self._records: dict[tuple[str, int | None], Phase] = {}
+        self._records: dict[tuple[str, int | None], _Stretches] = {}
         self._began = 0.0
         self.step: int | None = None
         self.phase: str | None = None
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        return tuple(self._records.values())
+        return tuple(Phase(name=name, step=step, **vars(record)) for (name, step), record in self._records.items())
 
     def phases_of(self, step: int | None) -> tuple[Phase, ...]:
         """The records of one step."""
-        return tuple(record for (_, its_step), record in self._records.items() if its_step == step)
+        return tuple(
+            Phase(name=name, step=its, **vars(record)) for (name, its), record in self._records.items() if its == step
+        )
 
     def enter(self, name: str) -> None:
         """The job enters phase `name`; the one before is closed."""
@@ -50,21 +69,9 @@ class Recorder:
             return
         self._device.synchronize()
         seconds = time.perf_counter() - self._began
-        peaks = self._meter.end_phase()
-        key = (self.phase, self.step)
-        self._records[key] = _joined(self._records.get(key), self.phase, self.step, seconds, peaks)
+        record = self._records.setdefault((self.phase, self.step), _Stretches())
+        record.add(seconds, self._meter.end_phase())
         self.phase = None
-
-
-def _joined(before: Phase | None, name: str, step: int | None, seconds: float, peaks: PhasePeaks) -> Phase:
-    return Phase(
-        name=name,
-        step=step,
-        seconds=seconds + (before.seconds if before else 0.0),
-        allocated_bytes=highest(before and before.allocated_bytes, peaks.allocated_bytes),
-        reserved_bytes=highest(before and before.reserved_bytes, peaks.reserved_bytes),
-        device_bytes=highest(before and before.device_bytes, peaks.device_bytes),
-    )
 
 
 def highest(*values: int | None) -> int | None:

@@ -245,13 +245,13 @@ class _Run:
                 raise
             if process.exitcode != 0:
                 failed[axis, name] = log
-        left = []
+        left: list[_Task] = []
         for task in tasks:
-            log = next((log for (axis, name), log in failed.items() if task.planned.cell.axes[axis] == name), None)
-            if log is None:
+            broken = next((log for (axis, name), log in failed.items() if task.planned.cell.axes[axis] == name), None)
+            if broken is None:
                 left.append(task)
             else:
-                self._store(task, Sample(status="error", phase="prepare", reason=_last_line(log)))
+                self._store(task, Sample(status="error", phase="prepare", reason=_last_line(broken)))
         return left
 
     def _loop(self, waiting: list[_Task]) -> None:

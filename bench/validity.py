@@ -261,7 +261,8 @@ RULES: tuple[Rule, ...] = (
         "gradient_accumulation_steps",
         lambda cell, _: (
             cell.workload.rollout_batch is not None
-            and cell.workload.rollout_batch % (cell.workload.batch_size * cell.workload.gradient_accumulation_steps) != 0
+            and cell.workload.rollout_batch % (cell.workload.batch_size * cell.workload.gradient_accumulation_steps)
+            != 0
         ),
     ),
     Rule(

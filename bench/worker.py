@@ -100,7 +100,7 @@ def _stream(handle: int) -> io.TextIOWrapper:
 def _let_the_server_go() -> None:
     """The server of multiprocessing's forkserver lives while anybody holds a certain pipe, and hands that pipe to every job: a job
     that hangs would keep it alive after the run itself had died. Without it the server dies with the run, and the job with it."""
-    server = getattr(forkserver, "_forkserver", None)
+    server: Any = getattr(forkserver, "_forkserver", None)
     handle = getattr(server, "_forkserver_alive_fd", None)
     if handle is not None:
         os.close(handle)
@@ -159,4 +159,4 @@ def prepare(value: tuple[str, str], log: str) -> None:
     from vrambench.methods.axes import AXES
 
     axis, name = value
-    AXES[axis].get(name).prepare()  # type: ignore[attr-defined]
+    AXES[axis].get(name).prepare()

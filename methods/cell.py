@@ -123,7 +123,7 @@ def resolve(axes: Mapping[str, str], settings: Mapping[str, Any]) -> Cell:
     used = {value.options.namespace: value.options for value in values.values() if value.options}
     filled = {name: options.get(name, kind().model_dump(mode="json")) for name, kind in used.items()}
     unused = conditional - {field for value in values.values() for field in value.fields}
-    changes: dict[str, Any] = {field: None for field in unused} | {"options": filled}
+    changes: dict[str, Any] = dict.fromkeys(unused) | {"options": filled}
     algorithm, precision, adapter = values["algorithm"], values["precision"], values["adapter"]
     assert isinstance(algorithm, Algorithm)
     assert isinstance(precision, Precision)
@@ -176,7 +176,7 @@ def explain(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> 
         return UnknownValue(field, first["input"], [part.strip().strip("'") for part in re_split(annotation)])
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    if repr(first["input"]) not in message:
+    if first["type"] != "value_error" or repr(first["input"]) not in message:  # our own messages may name it already
         message = f"{first['input']!r}: {message}"
     return ConfigurationError(f"{field}: {message}", field=field)
 

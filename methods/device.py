@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import dtype as Dtype  # `torch` is a field of Device
+from torch.amp import GradScaler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vrambench.methods.errors import ConfigurationError, UnknownValue
@@ -56,7 +58,7 @@ class Device:
         if self.kind == "cuda":
             torch.cuda.empty_cache()
 
-    def autocast(self, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    def autocast(self, dtype: Dtype | None) -> AbstractContextManager[Any]:
         """Autocast to `dtype` on this device; nothing where dtype is None."""
         if dtype is None:
             return nullcontext()
@@ -66,9 +68,9 @@ class Device:
             )
         return torch.autocast(self.kind, dtype)
 
-    def grad_scaler(self, enabled: bool) -> torch.amp.GradScaler:
+    def grad_scaler(self, enabled: bool) -> GradScaler:
         """The loss scaler of fp16 autocast; one that does nothing where `enabled` is false."""
-        return torch.amp.GradScaler(self.kind, enabled=enabled)
+        return GradScaler(self.kind, enabled=enabled)
 
     @contextmanager
     def attention(self, kernel: str) -> Iterator[None]:

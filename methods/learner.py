@@ -67,10 +67,11 @@ class PlainLearner:
         if self._pending < self._accumulation or self._steps_in_backward:
             return
         self._phase("optimizer_step")
+        optimizer: Any = self._optimizer  # typed by what is used of it; GradScaler's stubs want torch's own class
         if self._max_grad_norm:
-            self._scaler.unscale_(self._optimizer)  # type: ignore[arg-type]
+            self._scaler.unscale_(optimizer)
             clip_gradients(self._parameters, self._max_grad_norm)
-        self._scaler.step(self._optimizer)  # type: ignore[arg-type]
+        self._scaler.step(optimizer)
         self._scaler.update()
         self._optimizer.zero_grad()
         self._pending = 0

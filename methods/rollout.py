@@ -48,7 +48,8 @@ class FilledLayer(CacheLayerMixin):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         end = self._filled + key_states.shape[2]
         self.keys[:, :, self._filled : end] = key_states
         self.values[:, :, self._filled : end] = value_states

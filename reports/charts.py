@@ -1,8 +1,9 @@
 """Charts as Vega-Lite specifications made with Altair, and their drawing with the installed vl-convert.
 
-In: rows and what to draw of them. Out: a `Chart`, whose specification is complete in itself; `svg` draws it without a browser, and the page
-draws it again with `bundle()`, the JavaScript of Vega that vl-convert holds. Every chart has a parameter `shown`, an object from a row's index
-to its rank: it draws those rows only, bars in that order. The page sets it to what the table shows.
+In: rows and what to draw of them. Out: a `Chart`, whose specification is complete in itself; `svg` draws it without
+a browser, and the page draws it again with `bundle()`, the JavaScript of Vega that vl-convert holds. Every chart has
+a parameter `shown`, an object from a row's index to its rank: it draws those rows only, bars in that order. The page
+sets it to what the table shows.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ CURVE_POINTS = 6000
 LOG_RATIO = 30
 """From this ratio of largest to smallest on, an axis is logarithmic."""
 
-# Okabe and Ito's palette for all kinds of colour vision, its blue a little lighter for dark pages, its yellow and black left out.
+# Okabe and Ito's palette for all kinds of colour vision, its blue a little lighter for dark pages, its yellow and
+# black left out.
 HUES = ("#1f83c6", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c8c8c", "#9a7d0a")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 NEUTRAL = "#8c8c8c"
@@ -45,8 +47,9 @@ REST_HUES = {"activations and workspace": "#b7a6cf", "held by the allocator": "#
 
 @dataclass(frozen=True)
 class Chart:
-    """`spec`: Vega-Lite. `rows`: the indices of the rows it can draw, in order. `limit`: how many it draws at once. `min_width`: it may be
-    made as narrow as that, and as wide as the page; None: it may not. `alt`: what it shows, for those who cannot see it."""
+    """`spec`: Vega-Lite. `rows`: the indices of the rows it can draw, in order. `limit`: how many it draws at once.
+    `min_width`: it may be made as narrow as that, and as wide as the page; None: it may not. `alt`: what it shows,
+    for those who cannot see it."""
 
     id: str
     title: str
@@ -63,15 +66,16 @@ def vl_version() -> str:
 
 
 def svg(chart: Chart) -> str:
-    """The chart drawn, to a hundredth of a pixel and without attributes that say what goes without saying; nothing is loaded."""
+    """The chart drawn, to a hundredth of a pixel and without attributes that say what goes without saying; nothing is
+    loaded."""
     drawn: str = vl_convert.vegalite_to_svg(chart.spec, vl_version=vl_version(), allowed_base_urls=[])
     return TAG.sub(lambda tag: NEEDLESS.sub("", LONG_NUMBER.sub(r"\1", tag[0])), drawn)
 
 
 @cache
 def bundle() -> str:
-    """The JavaScript that defines vegaEmbed, Vega-Lite and Vega on the page."""
-    code: str = vl_convert.javascript_bundle(vl_version=vl_version())
+    """JavaScript that defines `vegaEmbed`, with all it needs."""
+    code: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version())
     return code
 
 
@@ -82,8 +86,8 @@ def tradeoff(
     peak_name: str,
     budget: int | None,
 ) -> Chart:
-    """Peak memory (bytes) against throughput (tokens/s), from `points` by row index. The Pareto front is computed in the chart, from
-    what it shows."""
+    """Peak memory (bytes) against throughput (tokens/s), from `points` by row index. The Pareto front is computed in
+    the chart, from what it shows."""
     peaks, rates = ([point[place] for point in points.values()] for place in (0, 1))
     x, unit = _bytes_axis("memory", f"peak of {peak_name}", peaks)
     y, scale = _rate_axis("rate", "train tokens per second", rates), units.SCALE[unit]
@@ -148,7 +152,8 @@ def tradeoff(
 
 
 def segments(row: Row) -> list[tuple[str, int]]:
-    """What filled a cell's memory, in bytes: roles' parts, then the rest up to each further peak, as far as these are known."""
+    """What filled a cell's memory, in bytes: roles' parts, then the rest up to each further peak, as far as these are
+    known."""
     assert row.result is not None
     memory = row.result.memory
     parts = [
@@ -329,7 +334,8 @@ def group_names(rows: Sequence[Row], labels: Mapping[int, str]) -> dict[int, str
 
 
 def _curve_colours(rows: Sequence[Row], groups: Mapping[int, str]) -> tuple[str, dict[int, str]]:
-    """What colour stands for, and its value for each row: the group, or where there are too many the axis that tells most apart."""
+    """What colour stands for, and its value for each row: the group, or where there are too many the axis that tells
+    most apart."""
     if len(set(groups.values())) <= len(HUES):
         return "cells", dict(groups)
     choices = [axis for axis in AXES if axis != "algorithm"]

@@ -2,9 +2,10 @@
 
     write_report([Path("runs/first")], Path("report.html"))
 
-The page is complete without JavaScript: tables, and every chart as a drawing. With it, the table sorts and filters, and the charts are
-drawn again by Vega, whose code comes from the installed vl-convert and travels packed in the page. A content security policy of hashes forbids
-whatever else could run or load; what users wrote (names, reasons, paths) is escaped, in markup by Jinja, in JSON by `json_for_script`.
+The page is complete without JavaScript: tables, and every chart as a drawing. With it, the table sorts and filters,
+and the charts are drawn again by Vega, whose code comes from the installed vl-convert and travels packed in the page.
+A content security policy of hashes forbids whatever else could run or load; what users wrote (names, reasons, paths)
+is escaped, in markup by Jinja, in JSON by `json_for_script`.
 """
 
 from __future__ import annotations
@@ -26,23 +27,27 @@ from markupsafe import Markup
 
 from vrambench.bench.store import RunFolder, write_atomically
 from vrambench.reports import charts, units
+from vrambench.reports.cells import CellsData
+from vrambench.reports.report import Report
 from vrambench.reports.rows import Run
-from vrambench.reports.views import VIEWS, CellsData, ChartsData, Report, View
+from vrambench.reports.views import VIEWS, ChartsData, View
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(folders: Sequence[Path], out: Path) -> None:
-    """Writes the report about the runs in `folders` to `out`, in one step. Raises ConfigurationError where a folder is no run's, OSError
-    where `out` cannot be written."""
-    write_atomically(out, render([read_run(folder) for folder in folders]))
+    """Writes the report about the runs in `folders` to `out`, in one step. Raises ConfigurationError where a folder
+    is no run's, OSError where `out` cannot be written."""
+    short = [folder.resolve().name for folder in folders]
+    names = [name if short.count(name) == 1 else str(folder) for name, folder in zip(short, folders, strict=True)]
+    write_atomically(out, render([read_run(folder, name) for folder, name in zip(folders, names, strict=True)]))
 
 
-def read_run(folder: Path) -> Run:
-    """A run folder as the report takes it."""
+def read_run(folder: Path, name: str) -> Run:
+    """A run folder as the report takes it, and what it calls it."""
     store = RunFolder.open(folder)
     corrupted = tuple(str(file.relative_to(folder)) for file in store.corrupted)
-    return Run(folder.resolve().name, store.info, tuple(store.results()), corrupted)
+    return Run(name, store.info, tuple(store.results()), corrupted)
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,8 @@ def render(runs: Sequence[Run], *, draw: Callable[[charts.Chart], str] = charts.
 
 
 def json_for_script(data: object) -> str:
-    """JSON that can stand inside a script element: nothing in it ends the element, opens a comment, or is a line end to JavaScript."""
+    """JSON that can stand inside a script element: nothing in it ends the element, opens a comment, or is a line end
+    to JavaScript."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
@@ -111,7 +117,8 @@ def _living(chart: charts.Chart) -> dict[str, Any]:
 
 
 def _table(data: CellsData) -> dict[str, Any]:
-    """What the script cannot read from the table itself: each row's sort keys and name, and the settings that its commands share."""
+    """What the script cannot read from the table itself: each row's sort keys and name, and the settings that its
+    commands share."""
     keyed = [column for column in data.columns if column.kind != "text"]
     keys = {column.key: [_key(column.sort(line.row)) for line in data.lines] for column in keyed}
     return {"keys": keys, "labels": [line.label for line in data.lines], "shared": data.shared}

@@ -1,8 +1,8 @@
 """Rows: every cell of the runs that are reported, with what every view derives from its result in the same way.
 
-In: `Run`s, that is run folders as the store reads them (or records made by hand). Out: one `Row` per cell of each run, in the order of
-run.json; a cell without a result is a row too (`not run`), and so is one whose file cannot be read (`unreadable`). Nothing here formats
-or renders.
+In: `Run`s, that is run folders as the store reads them (or records made by hand). Out: one `Row` per cell of each
+run, in the order of run.json; a cell without a result is a row too (`not run`), and so is one whose file cannot be
+read (`unreadable`). Nothing here formats or renders.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import yaml
 
+from vrambench.bench.located import parse_value
 from vrambench.bench.result import Memory, Result
 from vrambench.methods.workload import FIELDS
 from vrambench.reports.units import quarters, size
@@ -44,7 +45,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a cell fits its budget, from which source that is known, and by how much. `why`: the words for it, or why it is unknown."""
+    """Whether a cell fits its budget, from which source that is known, and by how much. `why`: the words for it, or
+    why it is unknown."""
 
     fit: Fit
     why: str
@@ -115,7 +117,8 @@ class Row:
 
 
 def judge(row: Row) -> Verdict:
-    """Whether `row` fits its budget. Only device memory tells (measured, else predicted); a cell that ran out of it does not fit."""
+    """Whether `row` fits its budget. Only device memory tells (measured, else predicted); a cell that ran out of it
+    does not fit."""
     result, budget = row.result, row.budget_bytes
     if result is None or budget is None:
         return Verdict("unknown", "no result" if result is None else "no budget was set")
@@ -211,8 +214,8 @@ def axis_options(cell: Mapping[str, Any]) -> str:
 
 
 def setting_options(cell: Mapping[str, Any]) -> dict[str, str]:
-    """Every setting of the cell as the command line takes it, by dotted name: all of them, so that it does not matter what a matrix, or
-    the defaults of a later version, say of them."""
+    """Every setting of the cell as the command line takes it, by dotted name: all of them, so that it does not matter
+    what a matrix, or the defaults of a later version, say of them."""
     return {key: shlex.join(("--set", f"{key}={as_yaml(value)}")) for key, value in flat_settings(cell).items()}
 
 
@@ -223,8 +226,14 @@ def rerun_command(cell: Mapping[str, Any]) -> str:
 
 def as_yaml(value: object) -> str:
     """A setting as `--set` reads it: one line of YAML."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=2**31, allow_unicode=True)
-    return text.removesuffix("...\n").strip()
+    text = _one_line(value, allow_unicode=True)
+    # A plain word may be read as a number (1e5), or its unusual blanks be lost; quoted and escaped, it is safe.
+    return text if parse_value(text) == value else _one_line(value, default_style='"')
+
+
+def _one_line(value: object, **style: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=2**31, **style)
+    return text.removesuffix("...\n").rstrip("\n")
 
 
 def pareto(points: Iterable[tuple[int, float, float]]) -> set[int]:
@@ -239,7 +248,8 @@ def pareto(points: Iterable[tuple[int, float, float]]) -> set[int]:
 
 
 def peak_basis(rows: Iterable[Row]) -> str | None:
-    """Which of the ledger's lines the rows are compared by: the outermost that every cell with a throughput has, else None."""
+    """Which of the ledger's lines the rows are compared by: the outermost that every cell with a throughput has, else
+    None."""
     placed = [row.memory for row in rows if row.status == "ok"]
     for key in ("device_bytes", "reserved_bytes", "allocated_bytes"):
         if placed and all(getattr(memory, key) is not None for memory in placed):

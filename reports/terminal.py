@@ -3,8 +3,8 @@
     console.print(results_table(results))
     for line in summary_lines(results, not_run=3): console.print(line, markup=False)
 
-A cell that failed is a row like any other, with its reason. Text from users is never read as markup; colours and width are the
-console's affair, so NO_COLOR, pipes and narrow windows are respected.
+A cell that failed is a row like any other, with its reason. Text from users is never read as markup; colours and
+width are the console's affair, so NO_COLOR, pipes and narrow windows are respected.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from rich.text import Text
 from vrambench.bench.result import FAILED, Result
 from vrambench.bench.store import RunFolder
 from vrambench.reports import units
+from vrambench.reports.report import PEAKS, Report
 from vrambench.reports.rows import STATUSES, Row, Run, peak_basis, rows_of
-from vrambench.reports.views import PEAKS, Report, verdict
+from vrambench.reports.views import verdict
 
 STYLES = {
     "ok": "green",
@@ -55,8 +56,8 @@ def print_table(folders: Sequence[Path], out: TextIO) -> None:
 
 
 def results_table(results: Sequence[Result]) -> Table:
-    """A row for each result, in the order given: how it ended, its peak, its rate, what it learned, or why it did not end well. The peak is the
-    outermost line of the ledger that every cell which is ok has; its heading says which."""
+    """A row for each result, in the order given: how it ended, its peak, its rate, what it learned, or why it did not
+    end well. The peak is the outermost line of the ledger that every cell which is ok has; its heading says which."""
     rows = rows_of([Run("", results=tuple(results))])
     basis = peak_basis(rows)
     peak_heading = f"peak {basis.removesuffix('_bytes')}" if basis else "peak"
@@ -73,10 +74,10 @@ def results_table(results: Sequence[Result]) -> Table:
 
 
 def summary_lines(results: Sequence[Result], *, not_run: int = 0, corrupted: Sequence[str] = ()) -> list[str]:
-    """What the table comes to, in a few lines: counts, which fit the budget, per algorithm the fastest and the smallest, and what needs a
-    look."""
+    """What the table comes to, in a few lines: counts, which fit the budget, per algorithm the fastest and the
+    smallest, and what needs a look."""
     report = Report([Run("", results=tuple(results))])
-    counts = Counter(result.status for result in results)
+    counts = Counter[str](result.status for result in results)
     parts = [f"{counts[status]} {status}" for status in STATUSES if status in counts]
     parts += [f"{not_run} not run"] if not_run else []
     lines = [f"{units.plural(len(results) + not_run, 'cell')}: {', '.join(parts)}" if parts else "no cells"]

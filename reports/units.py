@@ -1,6 +1,7 @@
 """Numbers as people read them, one way everywhere: binary units (1 MiB = 2**20 bytes, 1 GiB = 2**30), seconds, rates.
 
-A value that is not known is `DASH`, never a number; a number that is not finite is said to be so. Nothing here knows HTML.
+A value that is not known is `DASH`, never a number; a number that is not finite is said to be so. Nothing here knows
+HTML.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ STEPS: tuple[tuple[str, int], ...] = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2*
 
 
 def size(value: int | float | None) -> str:
-    """Bytes with the unit that suits them: `1.50 GiB`, `812 MiB`, `96 B`; a budget of a whole number of GiB as `24 GiB`."""
+    """Bytes with the unit that suits them: `1.50 GiB`, `812 MiB`, `96 B`; a budget of a whole number of GiB as `24
+    GiB`."""
     if value is None:
         return DASH
     if value < 0:
@@ -27,7 +29,7 @@ def size(value: int | float | None) -> str:
     for unit, scale in STEPS:
         if value >= scale:
             return f"{_three_digits(value / scale)} {unit}"
-    return f"{int(value)} B"
+    return f"{int(value):,} B"
 
 
 def signed_size(value: int | None) -> str:
@@ -98,8 +100,8 @@ def change(ends: tuple[float | None, float | None] | None) -> str:
 
 
 def quarters(values: Sequence[float | None]) -> tuple[float | None, float | None] | None:
-    """Means over the first and over the last quarter of a curve (one value at least); None for a curve without values. A quarter in
-    which a value is missing or not finite has no mean: None."""
+    """Means over the first and over the last quarter of a curve (one value at least); None for a curve without
+    values. A quarter in which a value is missing or not finite has no mean: None."""
     if not values:
         return None
     count = max(1, len(values) // 4)

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 class Steps(Protocol):
     """What training needs of an optimizer; every torch.optim.Optimizer has it."""
 
-    state: Mapping[Any, Any]
-    param_groups: list[dict[str, Any]]
+    @property
+    def state(self) -> Mapping[Any, Any]: ...
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
 
     def step(self) -> Any: ...
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError, did_you_mean
@@ -42,8 +43,6 @@ def target_weights(module: nn.Module, options: GaLoreOptions) -> list[nn.Paramet
 
     Raises ConfigurationError, about `galore.target_modules`, where a part of a name is in no such layer's.
     """
-    from transformers.pytorch_utils import Conv1D
-
     linears = {
         name: part.weight
         for name, part in module.named_modules()

@@ -47,7 +47,9 @@ def test_phases_cover_the_steps(plan: Any) -> None:
         assert inside == pytest.approx(seconds, rel=0.05, abs=0.002)
     counted = {phase.name: phase.allocated_bytes for phase in sample.phases if phase.step == 3}
     assert max(counted.values()) == sample.memory.allocated_bytes
-    assert all(phase.allocated_bytes is None for phase in sample.phases if phase.step != 3), "timed steps are not traced"
+    assert all(phase.allocated_bytes is None for phase in sample.phases if phase.step != 3), (
+        "timed steps are not traced"
+    )
 
 
 def test_progress_adds_up_to_the_sample(plan: Any) -> None:

@@ -88,7 +88,7 @@ def test_folders_that_are_no_runs_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be read"):
         RunFolder.open(tmp_path)
     (tmp_path / "run.json").write_text('{"schema": 99}')
-    with pytest.raises(ConfigurationError, match="not of schema 1"):
+    with pytest.raises(ConfigurationError, match=r"not of schema 1"):
         RunFolder.open(tmp_path)
 
 

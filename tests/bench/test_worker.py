@@ -48,7 +48,15 @@ def test_nothing_in_the_current_directory_hides_a_module(tmp_path: Path) -> None
         "           warmup_steps: 1, budget: 2GiB, reward: 'mine:reward'}\n"
         "axes: {precision: [fp32], adapter: [lora], optimizer: [adamw_torch], offload: [none], algorithm: [ppo]}\n"
     )
-    command = [str(Path(sys.executable).with_name("vrambench")), "run", "matrix.yaml", "--out", "run", "--device", "cpu"]
+    command = [
+        str(Path(sys.executable).with_name("vrambench")),
+        "run",
+        "matrix.yaml",
+        "--out",
+        "run",
+        "--device",
+        "cpu",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     statuses = [json.loads(path.read_text())["status"] for path in (tmp_path / "run" / "cells").glob("*.json")]
@@ -80,7 +88,7 @@ def test_a_failed_sample_stands_for_its_cell_and_else_the_median_one() -> None:
 
 
 def test_several_jobs_on_one_gpu_are_refused(plan: Any, listening: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="^jobs: 2 jobs would share one GPU's memory"):
+    with pytest.raises(ConfigurationError, match=r"^jobs: 2 jobs would share one GPU's memory"):
         run([plan()], tmp_path / "run", device="cuda", jobs=2, listener=listening)
 
 

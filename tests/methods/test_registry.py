@@ -57,9 +57,7 @@ def test_no_two_classes_of_options_share_a_namespace() -> None:
 
 
 def test_values_keep_the_table_s_order() -> None:
-    table = {
-        name: f"vrambench.methods.algorithms.{name}:{name.upper()}" for name in ("remax", "sft", "ppo")
-    }
+    table = {name: f"vrambench.methods.algorithms.{name}:{name.upper()}" for name in ("remax", "sft", "ppo")}
     registry = Registry("algorithm", Algorithm, table)
     assert list(registry) == list(registry.values()) == ["remax", "sft", "ppo"]
     assert registry.get("ppo") is ALGORITHMS.get("ppo")

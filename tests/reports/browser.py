@@ -27,7 +27,8 @@ SECONDS = 60.0
 
 
 class Browser:
-    """One page. `problems`: what the page complained about (errors, policy violations); `requests`: the addresses it asked for."""
+    """One page. `problems`: what the page complained about (errors, policy violations); `requests`: the addresses it
+    asked for."""
 
     def __init__(self, *, javascript: bool = True, width: int = 1400, height: int = 900, dark: bool = False) -> None:
         assert CHROMIUM, "no Chromium here"

@@ -174,7 +174,8 @@ def run_of(
 
 
 def matrix(count: int, *, seed: int = 0) -> Run:
-    """A run of `count` cells that looks like a real one: a third fail in one way or another, some learn for long, with several seeds."""
+    """A run of `count` cells that looks like a real one: a third fail in one way or another, some learn for long,
+    with several seeds."""
     draw = random.Random(seed)
     made: list[Result] = []
     combinations = itertools.product(range(100), *AXES.values())
@@ -204,7 +205,7 @@ def matrix(count: int, *, seed: int = 0) -> Run:
             )
         elif device > 23.6 * GIB:
             oom = OutOfMemory(where="device", asked_bytes=GIB, missing_bytes=GIB // 2)
-            reason = "OutOfMemoryError: CUDA out of memory. Tried to allocate 1.00 GiB. GPU 0 has a total capacity of 23.64 GiB"
+            reason = "OutOfMemoryError: CUDA out of memory. Tried to allocate 1.00 GiB. GPU 0 has 23.64 GiB"
             memory = Memory(allocated_bytes=22 * GIB, reserved_bytes=23 * GIB, device_bytes=int(23.5 * GIB))
             made.append(
                 result(

@@ -1,0 +1,236 @@
+"""Optimizers by name: each trains, takes its options, and holds the bytes that its name promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.job import Job
+from vrambench.methods.optimizers import OPTIMIZERS, trainable
+from vrambench.methods.optimizers.galore import GaLoreOptions, target_weights
+
+MakeJob = Callable[..., Job]
+CPU = [name for name, value in OPTIMIZERS.values().items() if not value.cuda_only]
+
+pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """What `name` needs to learn something in a few steps."""
+    settings: dict[str, Any] = {"optimizer": name, "learning_rate": 5e-3}
+    if OPTIMIZERS.get(name).projects_gradients:
+        settings |= {"learning_rate": 2e-2, "galore": {"rank": 16}}
+    if OPTIMIZERS.get(name).layerwise:
+        settings |= {"max_grad_norm": 0}
+    return settings
+
+
+def state_of(job: Job) -> list[torch.Tensor]:
+    learner = job.roles["policy"].learner
+    assert learner is not None
+    return list(learner.optimizer_state())
+
+
+def stored_bytes(tensors: list[torch.Tensor]) -> int:
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("name", CPU)
+def test_each_one_trains(job: MakeJob, name: str) -> None:
+    made = job(batch_size=8, prompt_tokens=8, response_tokens=8, **settings_of(name))
+    losses = [float(made.step(index)["loss"]) for index in range(15)]
+    assert losses[-1] < losses[0] - 0.5, losses
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_its_options_arrive(job: MakeJob, name: str) -> None:
+    value = OPTIMIZERS.get(name)
+    assert value.options is not None
+    namespace = value.options.namespace
+    asked = {
+        "adamw": {"betas": (0.8, 0.9), "eps": 1e-5, "weight_decay": 0.25},
+        "galore": {"betas": (0.8, 0.9), "eps": 1e-5, "weight_decay": 0.25},
+        "adafactor": {"clip_threshold": 2.0, "decay_rate": -0.5, "beta1": 0.7, "weight_decay": 0.25},
+    }[namespace]
+    made = job(optimizer=name, learning_rate=0.125, max_grad_norm=0, **{namespace: asked})
+    optimizer: Any = made.roles["policy"].learner._optimizer  # type: ignore[union-attr]
+    assert optimizer.param_groups
+    for group in optimizer.param_groups:
+        assert {key: group[key] for key in asked} == asked
+        assert group["lr"] == 0.125
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    everything = trainable(made.roles["policy"].module)
+    assert len(held) == len(everything)
+    assert {id(parameter) for parameter in held} == {id(parameter) for parameter in everything}
+
+
+@pytest.mark.parametrize("name", ["adamw_torch", "adamw_torch_fused"])
+@pytest.mark.parametrize(("precision", "per_weight"), [("fp32", 8), ("bf16", 4), ("bf16_amp", 8)])
+def test_adamw_keeps_two_moments_of_the_weights_type(
+    job: MakeJob, name: str, precision: str, per_weight: int
+) -> None:
+    made = job(optimizer=name, precision=precision)
+    made.step(0)
+    parameters = trainable(made.roles["policy"].module)
+    steps = 4 * len(parameters)
+    assert stored_bytes(state_of(made)) == per_weight * sum(p.numel() for p in parameters) + steps
+
+
+@pytest.mark.parametrize("name", ["adamw_torch", "adamw_torch_fused"])
+def test_adamw_is_the_formula(job: MakeJob, name: str) -> None:
+    """One step of arXiv 1711.05101 from zero moments: w (1 - lr wd) - lr g / (|g| + eps)."""
+    options = {"eps": 0.1, "weight_decay": 0.5}
+    made = job(optimizer=name, learning_rate=0.1, max_grad_norm=0, adamw=options)
+    learner: Any = made.roles["policy"].learner
+    parameters = trainable(made.roles["policy"].module)
+    loss = -learner.module(made.data.sequences(0, 2, 8), 1).logprobs.mean()
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=True)
+    expected = [p * (1 - 0.05) - 0.1 * g / (g.abs() + 0.1) for p, g in zip(parameters, gradients, strict=True)]
+    learner.backward(loss)
+    torch.testing.assert_close([parameter.detach() for parameter in parameters], expected)
+
+
+@pytest.mark.parametrize("name", ["adamw_bnb_8bit", "paged_adamw_8bit"])
+def test_8_bit_moments_take_two_bytes_from_4096_elements_on(job: MakeJob, name: str) -> None:
+    made = job(optimizer=name)
+    made.step(0)
+    learner: Any = made.roles["policy"].learner
+    large = small = 0
+    for parameter, state in learner._optimizer.state.items():
+        moments = [state["state1"], state["state2"]]
+        if parameter.numel() >= 4096:
+            large += 1
+            scales = [state["absmax1"], state["absmax2"]]
+            assert {moment.dtype for moment in moments} == {torch.uint8}
+            assert stored_bytes(moments) == 2 * parameter.numel()
+            assert stored_bytes(scales) == 2 * 4 * -(-parameter.numel() // 256)
+        else:
+            small += 1
+            assert {moment.dtype for moment in moments} == {torch.float32}
+            assert stored_bytes(moments) == 8 * parameter.numel()
+    assert large
+    assert small
+    weights = trainable(made.roles["policy"].module)
+    ratio = stored_bytes(state_of(made)) / sum(parameter.numel() for parameter in weights)
+    assert 2.0 < ratio < 2.6  # norms keep 32 bits here, two tables of 1 KiB, a small model
+
+
+def test_adafactor_keeps_rows_and_columns(job: MakeJob) -> None:
+    made = job(optimizer="adafactor")
+    made.step(0)
+    learner: Any = made.roles["policy"].learner
+    for parameter, state in learner._optimizer.state.items():
+        kept = {key: tuple(value.shape) for key, value in state.items() if isinstance(value, torch.Tensor) and value.ndim}
+        if parameter.ndim == 2:
+            assert kept == {
+                "exp_avg_sq_row": (parameter.shape[0],),
+                "exp_avg_sq_col": (parameter.shape[1],),
+            }
+        else:
+            assert kept == {"exp_avg_sq": tuple(parameter.shape)}
+
+
+def test_galore_keeps_its_moments_in_rank_rows_or_columns(job: MakeJob) -> None:
+    made = job(optimizer="galore_adamw", galore={"rank": 8})
+    made.step(0)
+    learner: Any = made.roles["policy"].learner
+    targets = {id(weight) for weight in target_weights(made.roles["policy"].module, GaLoreOptions())}
+    assert len(targets) == 14
+    for parameter, state in learner._optimizer.state.items():
+        shape = tuple(state["exp_avg"].shape)
+        assert shape == tuple(state["exp_avg_sq"].shape)
+        if id(parameter) not in targets:
+            assert shape == tuple(parameter.shape)
+            assert "projector" not in state
+            continue
+        out, inputs = parameter.shape
+        assert shape == ((out, 8) if out >= inputs else (8, inputs))
+        assert tuple(state["projector"].ortho_matrix.shape) == ((8, inputs) if out >= inputs else (out, 8))
+
+
+def names_of(module: nn.Module, weights: list[nn.Parameter]) -> list[str]:
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return [names[id(weight)] for weight in weights]
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny-gpt2", "tiny-opt", "tiny-neox", "tiny-mistral"])
+def test_all_linear_is_every_block_s_linear_layers_without_the_head(job: MakeJob, model: str) -> None:
+    module = job(model=model, algorithm="ppo").roles["policy"].module
+    names = names_of(module, target_weights(module, GaLoreOptions()))
+    blocks = {"tiny": 7, "tiny-mistral": 7, "tiny-gpt2": 4, "tiny-opt": 6, "tiny-neox": 4}
+    assert len(names) == len(set(names)) == 2 * blocks[model]
+    assert not [name for name in names if "head" in name or "embed" in name or "norm" in name]
+    assert all(module.get_parameter(name).ndim == 2 for name in names)
+
+
+def test_a_list_names_parts_of_modules(job: MakeJob) -> None:
+    module = job().roles["policy"].module
+    names = names_of(module, target_weights(module, GaLoreOptions(target_modules=("mlp", "layers.0.self_attn.q"))))
+    assert len(names) == 2 * 3 + 1
+    assert all("mlp" in name or name.endswith("layers.0.self_attn.q_proj.weight") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (["q_prog"], "'q_prog' is in the name of no linear layer that is trained; did you mean 'q_proj'?"),
+        (["mlp", "nowhere"], "'nowhere' is in the name of no linear layer that is trained \\(there are"),
+        ([], r"\(\) names no linear layer that is trained"),
+    ],
+)
+def test_targets_that_are_not_there_are_an_error(job: MakeJob, targets: list[str], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        job(optimizer="galore_adamw", galore={"target_modules": targets})
+    assert caught.value.field == "galore.target_modules"
+
+
+def test_galore_on_frozen_layers_is_an_error() -> None:
+    with pytest.raises(ConfigurationError, match="names no linear layer that is trained"):
+        target_weights(nn.Sequential(nn.Linear(2, 2)).requires_grad_(False), GaLoreOptions())
+
+
+@pytest.mark.parametrize("name", ["galore_adamw", "galore_adamw_layerwise"])
+def test_galore_decays_every_weight(job: MakeJob, name: str) -> None:
+    settings = {"optimizer": name, "max_grad_norm": 0, "learning_rate": 0.1}
+    plain = job(**settings, galore={"rank": 4})
+    decayed = job(**settings, galore={"rank": 4, "weight_decay": 0.5})
+    plain.step(0)
+    decayed.step(0)
+    pairs = zip(decayed.roles["policy"].module.parameters(), plain.roles["policy"].module.parameters(), strict=True)
+    for ours, without in pairs:
+        torch.testing.assert_close(ours.detach(), without.detach() * (1 - 0.1 * 0.5))
+
+
+def test_galore_scales_its_targets_alone(job: MakeJob) -> None:
+    """`scale` multiplies what comes back from the projection, so twice the scale is twice the step of the targets."""
+    steps = []
+    for scale in (0.25, 0.5):
+        made = job(optimizer="galore_adamw", max_grad_norm=0, galore={"rank": 4, "scale": scale})
+        module = made.roles["policy"].module
+        before = [parameter.detach().clone() for parameter in module.parameters()]
+        made.step(0)
+        targets = {id(weight) for weight in target_weights(module, GaLoreOptions())}
+        steps.append([(id(p) in targets, p.detach() - b) for p, b in zip(module.parameters(), before, strict=True)])
+    for (target, half), (_, whole) in zip(*steps, strict=True):
+        torch.testing.assert_close(whole, half * 2 if target else half, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["galore_adamw_8bit", "galore_adamw_8bit_layerwise"])
+def test_8_bit_galore_is_not_given_positions_that_mean_something_else(job: MakeJob, name: str) -> None:
+    """galore_torch passes percentile_clipping and block_wise, which bitsandbytes 0.50 reads as max_unorm and skip_zeros."""
+    made = job(optimizer=name, max_grad_norm=0)
+    optimizer: Any = made.roles["policy"].learner._optimizer  # type: ignore[union-attr]
+    parts = list(optimizer._optimizers.values()) if name.endswith("layerwise") else [optimizer]
+    for part in parts:
+        for group in part.param_groups:
+            config = part.get_config(0, 0, group)
+            assert (config["max_unorm"], config["skip_zeros"], config["optim_bits"]) == (0.0, False, 8)
+            assert config["min_8bit_size"] == 4096
+    ranks = [group.get("rank") for part in parts for group in part.param_groups]
+    assert ranks.count(128) == (14 if name.endswith("layerwise") else 1)
