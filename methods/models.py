@@ -127,13 +127,16 @@ def load_scalar_model(cell: Cell, device: Device, *, model: str, seed: int, trai
 
     Where it is `trained` it carries the cell's adapter, as the policy does, and the head is of the adapter's type;
     otherwise it is as built, for the caller to freeze. The head starts as N(0, 1/sqrt(width+1)), as in Stiennon et al.,
-    Learning to summarize from human feedback.
+    Learning to summarize from human feedback. Raises ConfigurationError, about `model` or `reward_model`, where there
+    is no such model or it knows fewer tokens than the cell's, whose tokens it reads.
     """
-    config = model_config(model)
+    field = "model" if trained else "reward_model"
+    config = model_config(model, field=field)
+    _check_vocabulary(config, cell, model, field)
     full = not trained or cell.adapter_value.trains_base
     dtype = cell.precision_value.dtype(cell.workload)
     with _seeded(device, seed):
-        body: nn.Module = _load(AutoModel, model, config, cell, device)
+        body: nn.Module = _load(AutoModel, model, config, cell, device, field=field)
         if trained:
             body = cell.adapter_value.attach(body, cell)
         body = _ready(body, cell)
@@ -175,12 +178,7 @@ def load_classifier(cell: Cell, device: Device, *, model: str, dtype: torch.dtyp
         raise ConfigurationError(
             f"reward: {model!r} has {config.num_labels} labels; a reward takes one or two", field="reward"
         )
-    known, used = config.get_text_config().vocab_size, model_config(cell.workload.model).get_text_config().vocab_size
-    if known < used:
-        raise ConfigurationError(
-            f"reward: {model!r} knows {known} tokens and the policy has {used}; a reward reads the policy's tokens",
-            field="reward",
-        )
+    _check_vocabulary(config, cell, model, "reward")
     kernel = implementation(cell.workload.attention)
     if device.simulated:
         loaded = build(AutoModelForSequenceClassification, config, dtype, kernel)
@@ -226,7 +224,18 @@ def _switch_dropout_off(config: PreTrainedConfig) -> None:
             setattr(config, attribute, 0.0)
 
 
-def _load(auto: Any, name: str, config: PreTrainedConfig, cell: Cell, device: Device) -> PreTrainedModel:
+def _check_vocabulary(config: PreTrainedConfig, cell: Cell, model: str, field: str) -> None:
+    known, used = config.get_text_config().vocab_size, model_config(cell.workload.model).get_text_config().vocab_size
+    if known < used:
+        raise ConfigurationError(
+            f"{field}: {model!r} knows {known} tokens and the policy has {used}; it reads the policy's tokens",
+            field=field,
+        )
+
+
+def _load(
+    auto: Any, name: str, config: PreTrainedConfig, cell: Cell, device: Device, *, field: str = "model"
+) -> PreTrainedModel:
     """What `auto` makes of `config`, in the cell's precision, on the device; weights as the workload says."""
     workload, precision = cell.workload, cell.precision_value
     dtype, kernel = precision.dtype(workload), implementation(workload.attention)
@@ -234,7 +243,7 @@ def _load(auto: Any, name: str, config: PreTrainedConfig, cell: Cell, device: De
         model = _read_weights(
             auto,
             name,
-            "model",
+            field,
             config=config,
             dtype=dtype,
             attention=kernel,

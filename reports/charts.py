@@ -398,8 +398,17 @@ def _spec(chart: Any, rows: Sequence[Row], datasets: dict[str, Any]) -> dict[str
     """The specification with its data, the parameter `shown`, and the look of all our charts."""
     shown = alt.param(name="shown", value={str(row.index): rank for rank, row in enumerate(rows)})
     spec: dict[str, Any] = chart.add_params(shown).to_dict()
-    spec |= {"config": CONFIG, "datasets": datasets}
-    return spec
+    printable: dict[str, Any] = _printable(spec | {"config": CONFIG, "datasets": datasets})
+    return printable
+
+
+def _printable(part: Any) -> Any:
+    """A specification whose texts can be drawn: vl-convert aborts the process at a character that XML cannot hold."""
+    if isinstance(part, str):
+        return units.printable(part)
+    if isinstance(part, dict):
+        return {units.printable(key): _printable(value) for key, value in part.items()}
+    return [_printable(one) for one in part] if isinstance(part, list | tuple) else part
 
 
 CONFIG: dict[str, Any] = {

@@ -79,7 +79,7 @@ def render(runs: Sequence[Run], *, draw: Callable[[charts.Chart], str] = charts.
             Section(view, Markup(templates.get_template(view.template).render(data=shown, drawings=drawings)))
         )
     css, script, bundle = _text("report.css"), _text("report.js"), charts.bundle()
-    return templates.get_template("page.html").render(
+    page = templates.get_template("page.html").render(
         title=_title(report),
         subtitle=_subtitle(report),
         version=version("vrambench"),
@@ -91,6 +91,8 @@ def render(runs: Sequence[Run], *, draw: Callable[[charts.Chart], str] = charts.
         script_hashes=Markup(f"{_hash(script)} {_hash(bundle)}"),
         style_hash=Markup(_hash(css)),
     )
+    # A path that was not UTF-8 comes as halves of pairs, which no file can hold.
+    return page.encode(errors="replace").decode()
 
 
 def json_for_script(data: object) -> str:

@@ -69,7 +69,7 @@ def results_table(results: Sequence[Result]) -> Table:
     if any(row.status != "ok" for row in rows):
         table.add_column("why", overflow="fold")
     for row in rows:
-        table.add_row(*_texts(row, basis), *([Text(_why(row))] if len(table.columns) > 7 else []))
+        table.add_row(*_texts(row, basis), *([Text(units.printable(_why(row)))] if len(table.columns) > 7 else []))
     return table
 
 
@@ -95,7 +95,7 @@ def summary_lines(results: Sequence[Result], *, not_run: int = 0, corrupted: Seq
             f"{units.plural(len(failed), 'measurement')} failed; run again with --retry {','.join(_retryable(failed))}"
         )
     lines += [f"cannot be read: {name}" for name in corrupted]
-    return lines
+    return [units.printable(line) for line in lines]
 
 
 def _retryable(failed: Sequence[Result]) -> list[str]:
@@ -106,7 +106,7 @@ def _texts(row: Row, basis: str | None) -> list[Text]:
     peak = getattr(row.memory, basis) if basis else None
     return [
         Text(row.status, style=STYLES.get(row.status, "")),
-        Text(row.name),
+        Text(units.printable(row.name)),
         Text(units.size(peak)),
         Text(units.rate(row.tokens_per_second)),
         Text(units.seconds(row.step_seconds)),

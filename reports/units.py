@@ -7,9 +7,11 @@ HTML.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 DASH = "–"
 MINUS = "−"
 ARROW = "→"
@@ -111,6 +113,11 @@ def quarters(values: Sequence[float | None]) -> tuple[float | None, float | None
 def plural(count: int, noun: str) -> str:
     """`1 cell`, `3 cells`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def printable(text: str) -> str:
+    """`text` with a mark in place of each character that no document may hold: control characters, halves of pairs."""
+    return UNPRINTABLE.sub("\ufffd", text)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -41,8 +41,8 @@ class ProximalPolicyOptimisation:
         self.job = job
         self.options: PPOOptions = job.cell.options(PPOOptions)
         self.policy = job.policy(value_head=work.value == "head")
-        self.critic = job.critic() if work.value == "separate" else None
         self.reference = job.reference(self.policy)
+        self.critic = job.critic() if work.value == "separate" else None
         self.reward = job.reward()
         self.samples = work.rollout_batch
         self.train_tokens = work.rollout_batch * work.sequence_tokens

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from vrambench.bench.plan import PlannedCell
 from vrambench.bench.result import Result
@@ -53,6 +54,12 @@ class Listening:
 
     def message(self, text: str) -> None:
         self.messages.append(text)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Two threads on two busy cores wait for each other for seconds."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

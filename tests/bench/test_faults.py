@@ -257,7 +257,7 @@ def test_a_run_that_is_ended_in_the_middle_goes_on_where_it_was(here: Path, endi
     """The parent dies by a signal while its third cell hangs; the finished cells stay, the job dies, the rest runs."""
     command = [
         str(Path(sys.executable).with_name("vrambench")),
-        *("run", "matrix.yaml", "--out", "run", "--device", "cpu", "--timeout", "300"),
+        *("run", "matrix.yaml", "--out", "run", "--device", "cpu", "--timeout", "300", "--jobs", "1"),
     ]
     (here / "matrix.yaml").write_text(MATRIX)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=here)

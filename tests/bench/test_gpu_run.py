@@ -195,7 +195,9 @@ def test_the_summary_tells_of_tests_cells_and_cost(gpu_run: ModuleType, tmp_path
         '<testsuites><testsuite tests="2" failures="1" errors="0" skipped="0"><testcase name="test_a"/>'
         '<testcase name="test_b"><failure message="assert 1 == 2&#10;more"/></testcase></testsuite></testsuites>'
     )
-    (tmp_path / "meters_cost.json").write_text(json.dumps({"slow_down": 0.004, "interval_95": [0.002, 0.006], "verdict": "under 1%"}))
+    (tmp_path / "meters_cost.json").write_text(
+        json.dumps({"slow_down": 0.004, "interval_95": [0.002, 0.006], "verdict": "under 1%"})
+    )
     part = python_part(gpu_run, "smoke", "", results="smoke")
     told = gpu_run.summary([part], {"smoke": {"state": "ok", "seconds": 3.5}}, tmp_path)
     assert "tests: 2 tests, 1 failures, 0 errors, 0 skipped" in told

@@ -97,6 +97,14 @@ CASES = [
     Case("reference-adapter-off", {"algorithm": "ppo", "reference": "adapter_off"}, {"adapter": "lora"}),
     Case("reference-adapter-off", {"algorithm": "ppo", "reference": "adapter_off"}, {"reference": "copy"}),
     Case("remax-greedy", {"algorithm": "remax", "remax": {"temperature": 0}}, {"remax": {"temperature": 0.5}}),
+    Case("too-long", {"prompt_tokens": 2000, "response_tokens": 49}, {"response_tokens": 48}),
+    Case("too-long", {"model": "tiny-gpt2", "prompt_tokens": 1024}, {"model": "tiny-opt"}),
+    Case("rollout-batch", {"algorithm": "ppo", "rollout_batch": 8, "batch_size": 3}, {"rollout_batch": 9}),
+    Case(
+        "rollout-batch",
+        {"algorithm": "remax", "rollout_batch": 8, "batch_size": 4, "gradient_accumulation_steps": 4},
+        {"gradient_accumulation_steps": 2},
+    ),
     Case("bf16-hardware", {"precision": "bf16"}, {}, "cuda", "cuda", bf16=False),
     Case(
         "bf16-hardware",

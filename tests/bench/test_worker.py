@@ -35,18 +35,39 @@ def test_an_empty_or_overlong_board_is_no_error() -> None:
     assert read_board(board).step is None
 
 
+MINE = """
+from typing import ClassVar
+import torch
+from vrambench.methods.optimizers import Optimizer, trainable
+from vrambench.methods.registry import Options
+
+class SGDOptions(Options):
+    namespace: ClassVar[str] = "sgd"
+    momentum: float = 0.0
+    nesterov: bool = False
+
+def build(module, cell):
+    return torch.optim.SGD(trainable(module), lr=cell.workload.learning_rate, **dict(cell.options(SGDOptions)))
+
+SGD = Optimizer(summary="plain SGD", options=SGDOptions, build=build)
+
+def reward(prompts, responses):
+    return responses.float().mean(dim=1)
+"""
+
+
 def test_nothing_in_the_current_directory_hides_a_module(tmp_path: Path) -> None:
-    """A user's folder full of files that are named as ours and our libraries' are."""
+    """A user's folder full of files that are named as ours and our libraries' are; the user's own values are found in it."""
     for name in ("torch", "json", "types", "pydantic", "transformers", "psutil", "vrambench", "peft", "numpy"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
     for name in ("bench", "methods", "reports"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong package')")
-    (tmp_path / "mine.py").write_text("def reward(prompts, responses):\n    return responses.float().mean(dim=1)\n")
+    (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "matrix.yaml").write_text(
         "workload: {model: tiny, prompt_tokens: 4, response_tokens: 4, batch_size: 2, rollout_batch: 2, steps: 1,\n"
-        "           warmup_steps: 1, budget: 2GiB, reward: 'mine:reward'}\n"
-        "axes: {precision: [fp32], adapter: [lora], optimizer: [adamw_torch], offload: [none], algorithm: [ppo]}\n"
+        "           warmup_steps: 1, budget: 2GiB, reward: 'mine:reward', sgd: {momentum: 0.5}}\n"
+        "axes: {precision: [fp32], adapter: [lora], optimizer: ['mine:SGD'], offload: [none], algorithm: [ppo]}\n"
     )
     command = [
         str(Path(sys.executable).with_name("vrambench")),
@@ -59,8 +80,12 @@ def test_nothing_in_the_current_directory_hides_a_module(tmp_path: Path) -> None
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    statuses = [json.loads(path.read_text())["status"] for path in (tmp_path / "run" / "cells").glob("*.json")]
-    assert statuses == ["ok"]
+    (result,) = [json.loads(path.read_text()) for path in (tmp_path / "run" / "cells").glob("*.json")]
+    assert result["status"] == "ok"
+    assert result["cell"]["optimizer"] == "mine:SGD"
+    assert result["cell"]["sgd"] == {"momentum": 0.5, "nesterov": False}
+    # One momentum of the gradients' size: this optimizer was at work, with its option.
+    assert result["roles"]["policy"]["optimizer_bytes"] == result["roles"]["policy"]["gradients_bytes"]
 
 
 def test_a_cell_is_run_as_often_as_asked_and_every_sample_is_kept(plan: Any, listening: Any, tmp_path: Path) -> None:

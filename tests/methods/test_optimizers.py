@@ -72,9 +72,7 @@ def test_its_options_arrive(job: MakeJob, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["adamw_torch", "adamw_torch_fused"])
 @pytest.mark.parametrize(("precision", "per_weight"), [("fp32", 8), ("bf16", 4), ("bf16_amp", 8)])
-def test_adamw_keeps_two_moments_of_the_weights_type(
-    job: MakeJob, name: str, precision: str, per_weight: int
-) -> None:
+def test_adamw_keeps_two_moments_of_the_weights_type(job: MakeJob, name: str, precision: str, per_weight: int) -> None:
     made = job(optimizer=name, precision=precision)
     made.step(0)
     parameters = trainable(made.roles["policy"].module)
@@ -126,7 +124,9 @@ def test_adafactor_keeps_rows_and_columns(job: MakeJob) -> None:
     made.step(0)
     learner: Any = made.roles["policy"].learner
     for parameter, state in learner._optimizer.state.items():
-        kept = {key: tuple(value.shape) for key, value in state.items() if isinstance(value, torch.Tensor) and value.ndim}
+        kept = {
+            key: tuple(value.shape) for key, value in state.items() if isinstance(value, torch.Tensor) and value.ndim
+        }
         if parameter.ndim == 2:
             assert kept == {
                 "exp_avg_sq_row": (parameter.shape[0],),

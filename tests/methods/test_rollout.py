@@ -219,9 +219,7 @@ class Allocations(TorchDispatchMode):
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("model", ["tiny", "tiny-gpt2", "tiny-neox"])
-def test_after_the_first_step_every_step_allocates_alike(
-    job: MakeJob, model: str, device: str, top_p: float
-) -> None:
+def test_after_the_first_step_every_step_allocates_alike(job: MakeJob, model: str, device: str, top_p: float) -> None:
     made = job(model=model, precision="bf16", device=device)
     decoder = trunk(model_of(made))
     steps: list[int] = []

@@ -14,7 +14,17 @@ from vrambench.bench.result import Memory, OutOfMemory
 from vrambench.methods.axes import AXES
 from vrambench.methods.cell import from_flat, resolve
 from vrambench.reports import rows
-from vrambench.reports.rows import Row, Run, flat_settings, judge, pareto, peak_basis, rerun_command, rows_of, varying_fields
+from vrambench.reports.rows import (
+    Row,
+    Run,
+    flat_settings,
+    judge,
+    pareto,
+    peak_basis,
+    rerun_command,
+    rows_of,
+    varying_fields,
+)
 
 GIB = made.GIB
 
@@ -48,7 +58,8 @@ def test_a_result_that_run_json_does_not_name_is_a_row_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "fit"), [(12 * GIB, "fits"), (int(23.5 * GIB), "tight"), (24 * GIB, "tight"), (24 * GIB + 1, "does not fit")]
+    ("device", "fit"),
+    [(12 * GIB, "fits"), (int(23.5 * GIB), "tight"), (24 * GIB, "tight"), (24 * GIB + 1, "does not fit")],
 )
 def test_measured_device_memory_is_judged_by_the_budget(device: int, fit: str) -> None:
     verdict = judge(row_of(memory=Memory(device_bytes=device)))

@@ -1,0 +1,68 @@
+"""Jobs learn what there is to learn: SFT the chain that its data come from, reinforcement the rule that it is rewarded by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from vrambench.methods.data import Chain
+from vrambench.methods.job import Job
+
+MakeJob = Callable[..., Job]
+RL: dict[str, Any] = {"prompt_tokens": 8, "response_tokens": 8, "learning_rate": 5e-3, "steps": 40}
+
+
+def series(made: Job, name: str, steps: int) -> list[float]:
+    return [float(made.step(index)[name]) for index in range(steps)]
+
+
+def quarters(values: list[float]) -> tuple[float, float]:
+    """The means of the first quarter and of the last."""
+    count = len(values) // 4
+    return sum(values[:count]) / count, sum(values[-count:]) / count
+
+
+def test_supervised_fine_tuning_learns_the_chain(job: MakeJob) -> None:
+    made = job(batch_size=32, prompt_tokens=32, response_tokens=32, learning_rate=1e-2)
+    assert isinstance(made.data, Chain)
+    losses = series(made, "loss", 60)
+    floor = made.data.entropy
+    assert losses[0] == pytest.approx(5.55, abs=0.2)  # ln 256: nothing is known yet
+    # No model can do better on tokens that it has not seen; a batch' mean strays from the entropy by some 0.02.
+    assert min(losses) > floor - 0.1
+    assert losses[-1] < floor + 0.35, (losses[-1], floor)
+
+
+def test_lora_learns_on_nf4(job: MakeJob) -> None:
+    made = job(precision="nf4", adapter="lora", batch_size=16, prompt_tokens=16, response_tokens=16, learning_rate=1e-2)
+    losses = series(made, "loss", 30)
+    assert losses[-1] < losses[0] - 0.3, losses
+
+
+@pytest.mark.parametrize("value", ["head", "separate"])
+def test_ppo_raises_the_reward(job: MakeJob, value: str) -> None:
+    settings = RL | {"value": value, "rollout_batch": 16, "batch_size": 8, "ppo": {"kl_coef": 0.02}}
+    made = job(algorithm="ppo", **settings)
+    rewards = series(made, "reward", 25)
+    first, last = quarters(rewards)
+    assert rewards[0] < 0.4
+    assert last > first + 0.15, rewards
+
+
+@pytest.mark.parametrize("advantage", ["verl", "repository"])
+def test_remax_raises_the_reward(job: MakeJob, advantage: str) -> None:
+    options = {"kl_coef": 0.01, "advantage": advantage}
+    made = job(algorithm="remax", **RL, rollout_batch=64, batch_size=32, remax=options)
+    rewards = series(made, "reward", 40)
+    first, last = quarters(rewards)
+    assert rewards[0] < 0.4
+    assert last > first + 0.15, rewards
+
+
+def test_the_kl_term_holds_the_policy_back(job: MakeJob) -> None:
+    settings = RL | {"algorithm": "ppo", "rollout_batch": 16, "batch_size": 8}
+    free = series(job(**settings, ppo={"kl_coef": 0.0}), "kl", 12)
+    held = series(job(**settings, ppo={"kl_coef": 1.0}), "kl", 12)
+    assert free[-1] > 2 * abs(held[-1])

@@ -1,0 +1,214 @@
+"""The page in a browser, from disk, with the network off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.reports import made
+from tests.reports.browser import CHROMIUM, Browser
+from tests.reports.test_html import hostile_run
+from vrambench.reports.html import render
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+VISIBLE = "[...document.querySelectorAll('#table > tbody')].filter((body) => !body.hidden)"
+STATUSES = f"{VISIBLE}.map((body) => body.rows[0].cells[0].textContent.trim())"
+
+
+def column(key: str) -> str:
+    """JavaScript for what the visible rows show in a column."""
+    return f"(() => {{ const at = document.querySelector('th[data-key={key}]').cellIndex; return {VISIBLE}.map((body) => body.rows[0].cells[at].textContent.trim()); }})()"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = made.one_of_each_status() + [
+        made.full("c1", device=2**34, rate=500, algorithm="ppo"),
+        made.full("c2", rate=2000, seed=3),
+    ]
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(render([made.run_of(results)]), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with Browser() as one:
+        yield one
+
+
+def clean(browser: Browser, page: Path) -> bool:
+    """Nothing went wrong, and nothing but the page itself was asked for."""
+    addresses = {address.partition("#")[0] for address in browser.requests}
+    return browser.problems == [] and addresses <= {page.resolve().as_uri(), "about:blank"}
+
+
+def draw_all(browser: Browser) -> None:
+    browser.evaluate(
+        "(async () => { for (const c of document.querySelectorAll('.chart')) { c.scrollIntoView(); await new Promise((r) => setTimeout(r, 100)); } })()"
+    )
+    browser.wait_for("[...document.querySelectorAll('.chart')].every((chart) => 'living' in chart.dataset)")
+
+
+def test_columns_sort_both_ways_with_what_is_unknown_last(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    click = "document.querySelector('th[data-key=device] button').click()"
+    original = browser.evaluate(STATUSES)
+    browser.evaluate(click)
+    unknown = ["–"] * 6
+    assert browser.evaluate(column("device")) == ["12 GiB", "12 GiB", "16 GiB", "23.5 GiB", *unknown]
+    assert browser.evaluate("document.querySelector('th[data-key=device]').ariaSort") == "ascending"
+    browser.evaluate(click)
+    assert browser.evaluate(column("device")) == ["23.5 GiB", "16 GiB", "12 GiB", "12 GiB", *unknown]
+    assert browser.evaluate("document.querySelector('th[data-key=device]').ariaSort") == "descending"
+    browser.evaluate(click)
+    assert browser.evaluate(STATUSES) == original
+    assert browser.evaluate("document.querySelectorAll('[aria-sort]').length") == 0
+    assert clean(browser, page)
+
+
+def test_the_keyboard_sorts_too(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    browser.evaluate("document.querySelector('th[data-key=tokens] button').focus()")
+    browser.press("Enter", 13)
+    assert browser.evaluate(column("tokens"))[:4] == ["500", "1,000", "2,000", "3,000"]
+
+
+def test_filters_keep_what_fits_and_count_live(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    browser.evaluate(
+        "(() => { const q = document.querySelector('[name=q]'); q.value = 'FINITE number'; q.dispatchEvent(new Event('input', { bubbles: true })); })()"
+    )
+    assert browser.evaluate(STATUSES) == ["error"]
+    assert browser.evaluate("document.getElementById('count').textContent") == "1 of 10 cells shown, 0 of them ok"
+    browser.evaluate("document.querySelector('[type=reset]').click()")
+    browser.wait_for(f"{VISIBLE}.length === 10")
+    browser.evaluate("document.querySelector('[name=status][value=oom]').click()")
+    browser.evaluate("document.querySelector('[name=status][value=ok]').click()")
+    assert browser.evaluate(STATUSES) == ["ok", "ok", "oom", "ok", "ok"]
+    browser.evaluate(
+        "(() => { const s = document.querySelector('select[name=algorithm]'); s.value = 'ppo'; s.dispatchEvent(new Event('input', { bubbles: true })); })()"
+    )
+    assert browser.evaluate(STATUSES) == ["ok"]
+    count = "document.querySelector('[name=status][value={}]').parentElement.querySelector('output').textContent"
+    assert [browser.evaluate(count.format(status)) for status in ("ok", "timeout", "oom")] == ["1", "1", "0"]
+
+
+def test_the_address_holds_the_state(browser: Browser, page: Path) -> None:
+    browser.open(page, "#status=ok&sort=-tokens")
+    assert browser.evaluate(column("tokens")) == ["3,000", "2,000", "1,000", "500"]
+    browser.evaluate("document.querySelector('th[data-key=host] button').click()")
+    assert browser.evaluate("location.hash") == "#status=ok&sort=host"
+
+
+def test_details_open_whole(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    assert browser.evaluate("document.querySelectorAll('.details').length") == 0
+    browser.evaluate("document.querySelector('#c0 input').focus()")
+    browser.press(" ", 32)
+    assert browser.evaluate("document.querySelector('#c0 .more').getClientRects().length") == 1
+    command = browser.evaluate("document.querySelector('#c0 code').textContent")
+    assert command.startswith("vrambench run --precision bf16 ")
+    assert "--set batch_size=1" in command
+    assert "…" not in command
+    assert browser.evaluate("document.querySelector('#c1 .more').getClientRects().length") == 0
+
+
+def test_a_link_leads_to_its_cell(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    browser.evaluate("document.querySelector('#verdict a').click()")
+    browser.wait_for("document.querySelector('tbody:target input')?.checked === true")
+
+
+def test_a_dash_says_what_it_stands_for(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    at = "document.querySelector('#c5').rows[0].cells[document.querySelector('th[data-key=device]').cellIndex]"
+    browser.evaluate(f"{at}.dispatchEvent(new MouseEvent('mouseover', {{ bubbles: true }}))")
+    assert browser.evaluate(f"{at}.title").startswith("not measured: ")
+
+
+def test_charts_live_and_follow_the_table(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    draw_all(browser)
+    points = "document.querySelectorAll('#chart-tradeoff .mark-symbol.role-mark path').length"
+    assert browser.evaluate(points) == 4 + 4
+    bars = "[...document.querySelectorAll('#chart-ledger .role-axis-label text')].map((t) => t.textContent).filter((t) => t.includes('torch'))"
+    assert len(browser.evaluate(bars)) == 4
+    browser.evaluate(
+        "(() => { const s = document.querySelector('select[name=algorithm]'); s.value = 'ppo'; s.dispatchEvent(new Event('input', { bubbles: true })); })()"
+    )
+    browser.wait_for(f"{points} === 2")
+    browser.wait_for(f"{bars}.length === 1")
+    assert clean(browser, page)
+
+
+def test_a_chart_tells_about_a_point(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    draw_all(browser)
+    browser.evaluate(
+        "document.querySelector('#chart-tradeoff .mark-symbol.role-mark path').dispatchEvent(new MouseEvent('pointermove', { bubbles: true, clientX: 5, clientY: 5 }))"
+    )
+    browser.wait_for("document.getElementById('vg-tooltip-element')?.textContent.includes('adamw_torch') === true")
+    assert clean(browser, page)
+
+
+def test_hostile_text_runs_nowhere(tmp_path: Path) -> None:
+    path = tmp_path / "hostile.html"
+    path.write_text(render([hostile_run()]), encoding="utf-8")
+    with Browser() as browser:
+        browser.open(path)
+        draw_all(browser)
+        browser.evaluate("document.querySelectorAll('#table input').forEach((box) => box.click())")
+        browser.evaluate(
+            "document.querySelector('#chart-tradeoff .mark-symbol.role-mark path').dispatchEvent(new MouseEvent('pointermove', { bubbles: true, clientX: 5, clientY: 5 }))"
+        )
+        browser.wait_for("document.getElementById('vg-tooltip-element') !== null")
+        assert browser.evaluate("'hacked' in window") is False
+        assert (
+            browser.evaluate(
+                "document.querySelectorAll('.details img, #vg-tooltip-element script, .details script').length"
+            )
+            == 0
+        )
+        assert clean(browser, path)
+
+
+def test_without_javascript_all_is_there(page: Path) -> None:
+    with Browser(javascript=False) as browser:
+        browser.open(page)
+        assert browser.evaluate(f"{VISIBLE}.length") == 10
+        assert browser.evaluate("document.querySelectorAll('.chart > svg').length") == 5
+        assert browser.evaluate("document.querySelectorAll('.details code').length") == 10
+        assert browser.evaluate("getComputedStyle(document.getElementById('filters')).display") == "none"
+        assert browser.evaluate("getComputedStyle(document.querySelector('#c0 .more')).display") == "none"
+        browser.evaluate("document.querySelector('#c0 input').click()")
+        assert browser.evaluate("getComputedStyle(document.querySelector('#c0 .more')).display") == "table-row"
+        assert clean(browser, page)
+
+
+def test_dark_pages_have_light_text_in_charts(page: Path) -> None:
+    with Browser(dark=True) as browser:
+        browser.open(page)
+        colour = browser.evaluate("getComputedStyle(document.querySelector('.chart text')).fill")
+        assert min(int(part) for part in colour.removeprefix("rgb(").rstrip(")").split(",")) > 120
+
+
+def test_a_narrow_window_scrolls_the_table_not_the_page(page: Path) -> None:
+    with Browser(width=500) as browser:
+        browser.open(page)
+        draw_all(browser)
+        assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_five_hundred_cells_are_quick(tmp_path: Path) -> None:
+    """Generous against a busy machine: what is meant is a second."""
+    path = tmp_path / "large.html"
+    path.write_text(render([made.matrix(500)]), encoding="utf-8")
+    with Browser() as browser:
+        assert browser.open(path) < 5000
+        click = "(() => { const began = performance.now(); document.querySelector('th[data-key=device] button').click(); document.body.offsetHeight; return performance.now() - began; })()"
+        assert browser.evaluate(click) < 2000
+        assert browser.evaluate(f"{VISIBLE}.length") == 501

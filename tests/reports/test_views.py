@@ -1,0 +1,251 @@
+"""What each view says, without rendering it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.reports import made
+from vrambench.bench.result import Learning, Memory, RoleBytes
+from vrambench.reports import charts
+from vrambench.reports.cells import cells
+from vrambench.reports.report import Report
+from vrambench.reports.rows import STATUSES, Run, rows_of
+from vrambench.reports.views import VIEWS, environment, learning, ledger, tradeoff, verdict
+
+GIB = made.GIB
+
+
+@pytest.fixture
+def every() -> Report:
+    """A run in which every status occurs."""
+    more = [
+        {"id": "bbbbbbbbbbb1", "name": "later", **made.cell(seed=1)},
+        {"id": "bbbbbbbbbbb2", "name": "torn", **made.cell(seed=2)},
+    ]
+    return Report([made.run_of(made.one_of_each_status(), more_cells=more, corrupted=("cells/bbbbbbbbbbb2.json",))])
+
+
+def test_every_status_is_counted(every: Report) -> None:
+    assert list(every.counts) == list(STATUSES)
+    assert sum(every.counts.values()) == len(every.rows) == 10
+
+
+def test_the_verdict_counts_and_names(every: Report) -> None:
+    data = verdict(every)
+    assert data.sentences[0].startswith("10 cells: 2 ok, 1 out of memory, ")
+    assert data.sentences[1] == (
+        "2 of the 4 whose device memory is known fit the budget of 24 GiB (2 measured), 1 of them by less than 5% of it."
+    )
+    line = data.lines[0]
+    assert (line.algorithm, line.cells, line.ok, line.fits) == ("sft", 8, 2, 2)
+    assert line.fastest
+    assert line.smallest
+    assert line.fastest.index == 1
+    assert line.smallest.index == 0
+    assert line.smallest.words == "1,000 tokens/s, 12 GiB"
+
+
+def test_without_device_memory_the_verdict_says_so() -> None:
+    data = verdict(Report([made.run_of([made.result(memory=Memory(allocated_bytes=2**20))])]))
+    assert not data.judged
+    assert "does not say whether they fit the budget of 24 GiB" in data.sentences[1]
+    assert data.lines[0].fits is None
+    assert data.lines[0].fastest is None
+    assert data.lines[0].smallest
+
+
+def test_the_fastest_that_fits_is_not_the_fastest() -> None:
+    results = [made.full("a1", device=10 * GIB, rate=100), made.full("a2", device=30 * GIB, rate=900)]
+    line = verdict(Report([made.run_of(results)])).lines[0]
+    assert line.fastest
+    assert line.fastest.index == 0
+
+
+def test_the_table_has_a_line_for_every_cell(every: Report) -> None:
+    data = cells(every)
+    assert data
+    assert [line.row.status for line in data.lines] == [row.status for row in every.rows]
+    assert data.statuses == every.counts
+    assert all(len(line.texts) == len(data.columns) for line in data.lines)
+    # The style sheet sets the last eight columns as numbers.
+    assert [column.kind == "number" for column in data.columns[-9:]] == [False] + [True] * 8
+
+
+def test_what_is_not_known_is_a_dash_that_sorts_nowhere(every: Report) -> None:
+    data = cells(every)
+    assert data
+    failed = [line for line in data.lines if line.row.status != "ok"]
+    for line in failed:
+        for column, text in zip(data.columns, line.texts, strict=True):
+            if column.kind == "number":
+                assert (text, column.sort(line.row)) == ("–", None)
+                assert column.missing
+
+
+def test_a_cell_that_failed_says_why(every: Report) -> None:
+    data = cells(every)
+    assert data
+    why = {line.row.status: line.why for line in data.lines}
+    assert why["ok"] is None
+    assert why["oom"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.; in phase learn"
+    assert why["invalid"] == "int8-full: 8-bit weights cannot train"
+    assert why["crashed"] == "ended by SIGSEGV; in phase load"
+    assert why["timeout"] == "not done after 600 s; in phase rollout"
+    assert why["not run"] == "the run ended before it"
+    assert why["unreadable"] == "its result file cannot be read"
+
+
+def test_details_lay_the_prediction_beside_the_measurement() -> None:
+    data = cells(Report([made.run_of([made.full("a1")])]))
+    assert data
+    tables = {table.title: table for table in data.lines[0].tables}
+    assert list(tables) == ["Memory", "Roles", "Phases"]
+    assert tables["Memory"].head == ("peak of", "measured", "predicted", "error", "of it")
+    assert ("device", "12 GiB", "12.1 GiB", "+128 MiB", "+1.0 %") in tables["Memory"].lines
+    assert ("active", "10 GiB", "–", "–", "–") in tables["Memory"].lines
+    assert ("reference (shares policy)", "0 B", "0 B", "0 B") in tables["Roles"].lines
+    assert ("learn", "4", "1.33 s", "8 GiB", "11 GiB") in tables["Phases"].lines
+
+
+def test_several_samples_are_all_shown() -> None:
+    one = made.full("a1")
+    sample = one.samples[0]
+    twice = one.model_copy(update={"samples": (sample, sample.model_copy(update={"status": "timeout"}))})
+    data = cells(Report([made.run_of([twice])]))
+    assert data
+    assert [line[1] for line in data.lines[0].tables[-1].lines] == ["ok", "timeout"]
+
+
+def test_swept_fields_and_runs_become_columns() -> None:
+    results = [made.full("a1", seed=0), made.full("a2", seed=1)]
+    one = cells(Report([made.run_of(results)]))
+    two = cells(Report([made.run_of(results, "first"), made.run_of(results, "second")]))
+    assert one
+    assert two
+    assert "seed" in [column.key for column in one.columns]
+    assert "run" not in [column.key for column in one.columns]
+    assert [line.texts[0] for line in two.lines] == ["first", "first", "second", "second"]
+    assert len({line.label for line in two.lines}) == 4
+
+
+def test_a_command_is_whole_with_the_shared_settings() -> None:
+    data = cells(Report([made.run_of([made.full("a1", seed=0), made.full("a2", seed=1)])]))
+    assert data
+    assert "--set seed=" not in data.shared
+    assert [line.settings for line in data.lines] == ["--set seed=0", "--set seed=1"]
+    assert "--set batch_size=1" in data.shared
+    assert data.lines[0].command.startswith("vrambench run --precision bf16 --adapter lora ")
+
+
+def test_the_scatter_holds_what_has_both_numbers(every: Report) -> None:
+    data = tradeoff(every)
+    assert data
+    assert data.charts[0].rows == (0, 1)
+    assert data.remarks == ("8 cells without a peak or a throughput: only in the table.",)
+    points = data.charts[0].spec["datasets"]["points"]
+    assert [(point["memory"], point["rate"]) for point in points] == [(12.0, 1000.0), (23.5, 3000.0)]
+    assert data.text.startswith("2 cells of 2 lie")
+
+
+def test_nothing_to_draw_is_no_view() -> None:
+    report = Report([made.run_of([made.result(status="error")])])
+    assert [view.id for view in VIEWS if view.data(report) is not None] == ["verdict", "cells", "environment"]
+    assert [view.id for view in VIEWS if view.data(Report([])) is not None] == ["verdict", "environment"]
+
+
+def test_the_front_that_is_drawn_is_the_front() -> None:
+    """The chart computes its front by itself; its rings are as many as `pareto` finds."""
+    rates = [100, 300, 200, 300, 500, 50, 500]
+    results = [made.full(f"a{place}", device=(10 + place) * GIB, rate=rate) for place, rate in enumerate(rates)]
+    data = tradeoff(Report([made.run_of(results)]))
+    assert data
+    assert data.text.startswith("3 cells of 7 lie")
+    drawn = charts.svg(data.charts[0])
+    ring = f'stroke="{charts.NEUTRAL}"'
+    assert drawn.count(ring) == 3
+
+
+def test_the_ledgers_parts_add_up() -> None:
+    (row,) = rows_of([made.run_of([made.full("a1")])])
+    parts = dict(charts.segments(row))
+    assert sum(parts.values()) == 12 * GIB
+    assert parts["held by the allocator"] == GIB
+    assert parts["outside PyTorch"] == GIB
+    assert "reference weights" not in parts
+
+
+def test_roles_beyond_the_peak_are_said_not_hidden() -> None:
+    host = {"policy": RoleBytes(weights_bytes=GIB, gradients_bytes=GIB, optimizer_bytes=4 * GIB)}
+    report = Report(
+        [made.run_of([made.result(roles=host, memory=Memory(allocated_bytes=3 * GIB, reserved_bytes=4 * GIB))])]
+    )
+    assert [name for name, _ in charts.segments(report.rows[0])] == [
+        "policy weights",
+        "policy gradients",
+        "policy optimizer",
+    ]
+    data = ledger(report)
+    assert data
+    assert data.remarks[0].startswith("In 1 cell the roles hold more")
+
+
+def test_the_ledger_follows_the_tables_first_cells() -> None:
+    results = [made.full(f"a{place}") for place in range(charts.LEDGER_CELLS + 5)]
+    data = ledger(Report([made.run_of(results)]))
+    assert data
+    assert [len(chart.rows) for chart in data.charts] == [charts.LEDGER_CELLS + 5] * 2
+    assert all(chart.limit == charts.LEDGER_CELLS for chart in data.charts)
+    assert data.remarks == (f"Drawn: the first {charts.LEDGER_CELLS} cells, in the order and selection of the table.",)
+
+
+def test_seeds_are_one_group() -> None:
+    results = [made.full("a1", seed=0), made.full("a2", seed=1), made.full("a3", seed=1, learning_rate=1.0)]
+    rows = rows_of([made.run_of(results)])
+    groups = charts.group_names(rows, {row.index: row.id for row in rows})
+    assert groups == {0: "a1", 1: "a1", 2: "a3"}
+
+
+def test_curves_are_those_that_are_long_enough() -> None:
+    long = made.full("a1").model_copy(update={"learning": Learning(loss=(1.0,) * 100, reward=())})
+    data = learning(Report([made.run_of([long, made.full("a2")])]))
+    assert data
+    loss, reward = data.charts
+    assert (loss.id, loss.rows) == ("loss", (0,))
+    assert (reward.id, reward.rows) == ("reward", (1,))
+    assert data.remarks == ("loss: 1 cell of fewer than 25 steps not drawn.",)
+
+
+def test_curves_leave_out_what_is_not_finite() -> None:
+    broken = made.result(status="error", learning=Learning(loss=(1.0, None, 3.0)))
+    data = learning(Report([made.run_of([broken])]))
+    assert data
+    (curve,) = data.charts[0].spec["datasets"]["curves"]
+    assert (curve["step"], curve["value"]) == ([0, 2], [1.0, 3.0])
+    nothing = made.result(status="error", learning=Learning(loss=(None, None)))
+    assert learning(Report([made.run_of([nothing])])) is None
+
+
+def test_long_curves_are_thinned_to_means() -> None:
+    steps = charts.CURVE_POINTS * 2
+    long = made.result(learning=Learning(loss=tuple(float(step % 2) for step in range(steps))))
+    data = learning(Report([made.run_of([long])]))
+    assert data
+    (curve,) = data.charts[0].spec["datasets"]["curves"]
+    assert len(curve["value"]) == charts.CURVE_POINTS
+    assert set(curve["value"]) == {0.5}
+    assert data.remarks == ("loss: long curves are drawn as means over equal stretches of steps.",)
+
+
+def test_the_environment_is_told_in_units_with_what_is_unknown() -> None:
+    data = environment(Report([made.run_of([made.full("a1"), made.full("a2")], corrupted=("cells/x.json",))]))
+    facts = dict(data.runs[0].facts)
+    assert facts["gpu.usable"] == "23.6 GiB"
+    assert facts["packages.deepspeed"] == "–"
+    assert "cells" not in facts
+    assert data.runs[0].corrupted == ("cells/x.json",)
+    assert [note.cells for note in data.notes] == [2]
+
+
+def test_an_info_without_anything_is_enough() -> None:
+    report = Report([Run("bare", {}, (made.full("a1"),))])
+    assert all(view.data(report) is not None for view in VIEWS)
