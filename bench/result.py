@@ -27,8 +27,8 @@ class Record(BaseModel):
 
 
 class Memory(Record):
-    """Peaks of the whole job, in bytes. On CUDA from the caching allocator and NVML; on the CPU, `requested` and `allocated` are the
-    live tensor storages of one traced step and the device's keys are None (there is no such device)."""
+    """Peaks of the whole job, in bytes. On CUDA from the caching allocator and NVML; on the CPU, `requested` and `allocated` are
+    the live tensor storages of one traced step, and the device's keys are None (there is no such device)."""
 
     requested_bytes: int | None = None
     allocated_bytes: int | None = None
@@ -118,7 +118,8 @@ class Sample(Record):
 
 
 class Result(Sample):
-    """A cell's result: one of its samples (of several, the one with the median step time; a failed one first), with what it was and where."""
+    """A cell's result: one of its samples, with what it was and where. Of several samples it is the first that failed, or else the
+    one with the median step time."""
 
     schema_: int = Field(SCHEMA, alias="schema")
     id: str

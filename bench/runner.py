@@ -2,20 +2,17 @@
 
     summary = run(planned, Path("runs/first"), device="cpu", jobs=2)
 
-Jobs are forked from a server that has imported everything and computed nothing (`preload.py`), by multiprocessing's forkserver.
 However a job ends, its result has the status that says so, the next cell runs, and what is stored stays.
 """
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import sys
 import tempfile
 import time
-import types
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,8 +21,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
-
+from vrambench.bench import server
 from vrambench.bench.environment import describe_environment, same_hardware
 from vrambench.bench.measure import Progress
 from vrambench.bench.plan import PlannedCell
@@ -155,14 +151,14 @@ class _Run:
             with _interruptible():
                 waiting = self._without_invalid(waiting)
                 if waiting:
-                    start_server(self.device)
+                    server.start(self.device)
                     waiting = self._prepare(waiting)
                 self._loop(waiting)
         except KeyboardInterrupt:
             interrupted = True
         finally:
             for job in self.running:
-                _kill(job.process)
+                server.kill(job.process)
         stored = [self.store.read_result(task.planned.cell.id) for task in self.tasks]
         counts = Counter(result.status for result in stored if result)
         return Summary(self.store.path, dict(counts), self.kept, interrupted)
@@ -235,13 +231,11 @@ class _Run:
                 continue
             log = self.store.log(f"prepare-{name.replace(':', '.')}")
             self.listener.message(f"preparing {axis} {name}")
-            process = _context().Process(target=prepare, args=((axis, name), str(log)), daemon=True)
-            with _without_main():
-                process.start()
+            process = server.fork(prepare, (axis, name), str(log))
             try:
                 process.join()
             except KeyboardInterrupt:
-                _kill(process)
+                server.kill(process)
                 raise
             if process.exitcode != 0:
                 failed[axis, name] = log
@@ -273,15 +267,12 @@ class _Run:
                         waiting.insert(0, task)
 
     def _start(self, task: _Task) -> None:
-        context = _context()
-        ours, theirs = context.Pipe(duplex=False)
-        board = context.RawArray("c", BOARD_BYTES)
+        ours, theirs = server.CONTEXT.Pipe(duplex=False)
+        board = server.CONTEXT.RawArray("c", BOARD_BYTES)
         cell = task.planned.cell
         order = JobOrder(cell.flat(), self.device, str(self.store.log(cell.id)), self.threads)
-        process = context.Process(target=work, args=(order, board, theirs), daemon=True)
         self.listener.started(task.planned.name, task.index, len(self.tasks))
-        with _without_main():
-            process.start()
+        process = server.fork(work, order, board, theirs)
         theirs.close()
         deadline = time.monotonic() + self.timeout
         self.running.append(_Running(task, process, ours, board, deadline, _oom_kills()))
@@ -293,7 +284,7 @@ class _Run:
             self.listener.phase(job.task.planned.name, spot.phase, spot.step, spot.live_bytes)
         if time.monotonic() > job.deadline and job.process.is_alive():
             job.timed_out = job.final is None
-            _kill(job.process)
+            server.kill(job.process)
 
     def _read(self, job: _Running) -> None:
         """Takes what the job has sent."""
@@ -390,48 +381,6 @@ def representative(samples: Sequence[Sample]) -> Sample:
     return ordered[(len(ordered) - 1) // 2]
 
 
-def start_server(device: str) -> None:
-    """Starts the process that jobs are forked from, with an environment of its own."""
-    kind = device.split(":")[0]
-    settings = {
-        "PYTHONSAFEPATH": "1",  # nothing in the current directory hides a module
-        "VRAMBENCH_SERVER_DEVICE": kind,
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }
-    if kind == "cpu":
-        settings |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        from multiprocessing import forkserver
-
-        _context().set_forkserver_preload(["vrambench.bench.preload"])
-        forkserver.ensure_running()
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """Hides this process' own script while a job is started: multiprocessing would run it once more in every job."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-def _context() -> Any:
-    return multiprocessing.get_context("forkserver")
-
-
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
     """SIGTERM ends a run as Ctrl-C does."""
@@ -448,18 +397,6 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _kill(process: Any) -> None:
-    """Ends a job and every process that it started."""
-    if process.pid is None:
-        return
-    with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess, PermissionError):
-        if os.getpgid(process.pid) == process.pid:
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            os.kill(process.pid, signal.SIGKILL)
-    process.join()
 
 
 def _oom_kills() -> int:

@@ -97,8 +97,8 @@ def tradeoff(
             "cell": labels[row.index],
             "memory": _rounded(points[row.index][0] / scale),
             "rate": _rounded(points[row.index][1]),
-            "algorithm": row.algorithm or units.DASH,
-            "precision": row.axes[0] or units.DASH,
+            "algorithm": _category(row.algorithm),
+            "precision": _category(row.axes[0]),
             "loss": units.change(row.loss),
             "reward": units.change(row.reward),
             "fit": row.verdict.fit,
@@ -281,7 +281,7 @@ def curves(
                 {
                     "i": row.index,
                     "cell": labels[row.index],
-                    "algorithm": row.algorithm or units.DASH,
+                    "algorithm": _category(row.algorithm),
                     "group": numbers[groups[row.index]],
                     "shade": names.index(colours[row.index]),
                     "step": steps,
@@ -342,7 +342,7 @@ def _curve_colours(rows: Sequence[Row], groups: Mapping[int, str]) -> tuple[str,
     distinct = {axis: len({str(row.cell.get(axis, "")) for row in rows}) for axis in choices}
     few = [axis for axis in choices if distinct[axis] <= len(HUES)] or [min(choices, key=distinct.__getitem__)]
     axis = max(few, key=distinct.__getitem__)
-    return axis, {row.index: str(row.cell.get(axis) or units.DASH) for row in rows}
+    return axis, {row.index: _category(str(row.cell.get(axis, ""))) for row in rows}
 
 
 def _thinned(values: Sequence[float | None], points: int) -> tuple[list[float], list[float]]:
@@ -370,6 +370,11 @@ def _bar(
         "place": [order.index(name) for name, _ in parts],
         "held": [_rounded(held / units.SCALE[unit]) for _, held in parts],
     }
+
+
+def _category(value: str) -> str:
+    """A value as legends and headings show it."""
+    return units.short(value, 40) or units.DASH
 
 
 def _named(order: Sequence[str]) -> str:

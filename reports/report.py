@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 
+from vrambench.reports import units
 from vrambench.reports.rows import STATUSES, Row, Run, peak_basis, rows_of, varying_fields
 
 PEAKS = {
@@ -48,7 +49,8 @@ class Report:
         labels: dict[int, str] = {}
         used: set[str] = set()
         for row in self.rows:
-            label = f"{row.name} ({row.run})" if row.name in twice else row.name
+            name, run = units.short(row.name), units.short(row.run, 40)
+            label = f"{name} ({run})" if row.name in twice else name
             label = f"{label} #{row.index}" if label in used else label
             used.add(label)
             labels[row.index] = label

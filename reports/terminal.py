@@ -62,14 +62,12 @@ def results_table(results: Sequence[Result]) -> Table:
     basis = peak_basis(rows)
     peak_heading = f"peak {basis.removesuffix('_bytes')}" if basis else "peak"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("status", no_wrap=True)
-    table.add_column("cell", overflow="fold", ratio=None)
-    for heading in (peak_heading, "tokens/s", "step", "loss", "reward"):
+    table.add_column("status", no_wrap=True, min_width=7)
+    table.add_column("cell", overflow="fold", min_width=16)
+    for heading in (peak_heading, "tokens/s", "step", "learning"):
         table.add_column(heading, justify="right", no_wrap=True)
-    if any(row.status != "ok" for row in rows):
-        table.add_column("why", overflow="fold")
     for row in rows:
-        table.add_row(*_texts(row, basis), *([Text(units.printable(_why(row)))] if len(table.columns) > 7 else []))
+        table.add_row(*_texts(row, basis))
     return table
 
 
@@ -104,15 +102,24 @@ def _retryable(failed: Sequence[Result]) -> list[str]:
 
 def _texts(row: Row, basis: str | None) -> list[Text]:
     peak = getattr(row.memory, basis) if basis else None
+    cell = Text(units.printable(row.name))
+    if why := _why(row):
+        cell.append("\n" + units.printable(why), style="dim")
     return [
         Text(row.status, style=STYLES.get(row.status, "")),
-        Text(units.printable(row.name)),
+        cell,
         Text(units.size(peak)),
         Text(units.rate(row.tokens_per_second)),
         Text(units.seconds(row.step_seconds)),
-        Text(units.change(row.loss)),
-        Text(units.change(row.reward)),
+        Text(_learned(row)),
     ]
+
+
+def _learned(row: Row) -> str:
+    """The reward where there is one, else the loss: the first and the last quarter's mean."""
+    if row.reward:
+        return f"reward {units.change(row.reward)}"
+    return f"loss {units.change(row.loss)}" if row.loss else units.DASH
 
 
 def _why(row: Row) -> str:

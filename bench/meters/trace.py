@@ -1,7 +1,7 @@
 """Traces tensor storages: the bytes that are live at each moment of a step, and their peak in each phase.
 
-A dispatch mode sees every operator's tensors; a storage counts from the moment it is first seen until it is gone. So the trace holds
-what tensors hold, on any device, simulated ones too, and nothing that an operator allocates and frees inside itself. It costs
+A dispatch mode sees every operator's tensors; a storage counts from the moment it is first seen until it is gone. So the trace
+holds what tensors hold, on any device, simulated ones too, and nothing that an operator allocates and frees inside itself. It costs
 some 100 microseconds per operator: trace a step of its own, never a timed one.
 """
 
@@ -98,7 +98,10 @@ def existing_tensors() -> Iterator[torch.Tensor]:
 
 
 def storage_bytes(tensors: Iterable[torch.Tensor], device_type: str, counted: set[int]) -> int:
-    """Bytes of the tensors' storages on devices of type `device_type`, each once; `counted` holds the storages that count no more, and is added to."""
+    """Bytes of the tensors' storages on devices of type `device_type`, each once.
+
+    `counted` holds the storages that count no more, and is added to.
+    """
     total = 0
     for tensor in tensors:
         storage = tensor.untyped_storage()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -14,6 +15,8 @@ from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("methods", derandomize=True, deadline=None, max_examples=60)
+hypothesis.settings.load_profile("methods")
 
 SMALL: dict[str, Any] = {
     "precision": "fp32",
@@ -32,8 +35,8 @@ SMALL: dict[str, Any] = {
 
 def small_cell(**settings: Any) -> Cell:
     """fp32 SFT of the tiny model with AdamW, but for what is said; axes and the workload's fields side by side."""
-    settings = SMALL | settings
-    return resolve({axis: settings.pop(axis) for axis in AXES}, settings)
+    asked = SMALL | settings
+    return resolve({axis: asked.pop(axis) for axis in AXES}, asked)
 
 
 def small_job(*, device: str = "cpu", phase: Callable[[str], None] = lambda name: None, **settings: Any) -> Job:

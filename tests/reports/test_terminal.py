@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from tests.reports import made
-from vrambench.bench.result import Memory, Result
+from vrambench.bench.result import Learning, Memory, Result
 from vrambench.bench.store import RunFolder
 from vrambench.reports.terminal import print_table, results_table, summary_lines
 
@@ -23,17 +23,9 @@ def printed(results: list[Result], width: int = 240) -> str:
 def test_failed_cells_stand_in_the_table_with_their_reason() -> None:
     text = printed(made.one_of_each_status())
     lines = text.splitlines()
-    assert lines[0].split() == ["status", "cell", "peak", "device", "tokens/s", "step", "loss", "reward", "why"]
-    assert [line.split()[0] for line in lines[2:]] == [
-        "ok",
-        "ok",
-        "oom",
-        "invalid",
-        "pruned",
-        "timeout",
-        "crashed",
-        "error",
-    ]
+    assert lines[0].split() == ["status", "cell", "peak", "device", "tokens/s", "step", "learning"]
+    statuses = [line.split()[0] for line in lines[2:] if not line.startswith(" ")]
+    assert statuses == ["ok", "ok", "oom", "invalid", "pruned", "timeout", "crashed", "error"]
     assert "12 GiB" in lines[2]
     assert "1,000" in lines[2]
     assert "int8-full: 8-bit weights cannot train" in text
@@ -41,19 +33,27 @@ def test_failed_cells_stand_in_the_table_with_their_reason() -> None:
 
 
 def test_what_is_not_known_is_a_dash() -> None:
-    line = printed([made.result(status="timeout", reason="late")]).splitlines()[2]
-    assert line.split()[-6:] == ["–", "–", "–", "–", "–", "late"]
+    lines = printed([made.result(status="timeout", reason="late")]).splitlines()
+    assert lines[2].split()[-4:] == ["–"] * 4
+    assert lines[3].split() == ["late"]
 
 
 def test_without_a_device_the_heading_says_what_is_compared() -> None:
     text = printed([made.result(memory=Memory(allocated_bytes=2**20))])
     assert "peak allocated" in text
     assert "1 MiB" in text
-    assert "why" not in text
+
+
+def test_learning_is_the_reward_where_there_is_one() -> None:
+    rewarded = made.full("a1")
+    unrewarded = rewarded.model_copy(update={"learning": Learning(loss=(2.0, 1.0))})
+    assert "reward 0.100 → 0.400" in printed([rewarded])
+    assert "loss 2.00 → 1.00" in printed([unrewarded])
 
 
 def test_names_are_text_not_markup() -> None:
-    text = printed([made.result(name="[red]x[/] [/nothing] :smile:", status="error", reason="[bold]")])
+    text = printed([made.result(name="[red]x[/] [/nothing] :smile:", status="error", reason="[bold]\x1b[31m")])
+    assert "\x1b" not in text
     assert "[red]x[/] [/nothing] :smile:" in text
     assert "[bold]" in text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vrambench.methods.algorithms import ppo, remax
@@ -115,7 +115,6 @@ def test_token_rewards_add_up_to_the_score_less_the_kl(data: Any, scores: list[f
     assert not (rewards * (1 - mask)).any()
 
 
-@settings(max_examples=50)
 @given(batches(3), st.floats(0.125, 0.5, width=32))
 def test_the_clipped_objective_never_promises_more_than_the_plain_one(data: Any, eps: float) -> None:
     logprobs, old, advantages, mask = data
