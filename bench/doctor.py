@@ -125,14 +125,14 @@ def check_torch(machine: Machine) -> Finding:
             "install a driver that supports this CUDA, or a build of torch for the driver's CUDA",
         )  # fmt: skip
     capability = asked.told["cpu_capability"]
-    return Finding("torch", "ok", f"{seen}, {capability}", "cells run on the CPU, predictions for every GPU")
+    return Finding("torch", "ok", f"{seen}, {capability}", "cells run on the CPU")
 
 
 def check_gpu(machine: Machine) -> Finding:
     told, gpu = machine.probes["torch"].told, machine.environment.get("gpu")
     if not machine.gpu and not gpu:
         return Finding(
-            "GPU", "missing", "none", "GPU cells and verified budgets: not here; predictions and CPU cells: run",
+            "GPU", "missing", "none", "GPU cells and verified budgets: not here; CPU cells: run",
             "use a machine with an NVIDIA GPU to measure",
         )  # fmt: skip
     name = told.get("name") or (gpu or {}).get("name")

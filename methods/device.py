@@ -7,18 +7,20 @@ a job on it does every allocation that the real job would do, and none of the ar
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import dtype as Dtype  # `torch` is a field of Device
 from torch.amp import GradScaler
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
 
 from vrambench.methods.errors import ConfigurationError, UnknownValue
 
+Item = TypeVar("Item")
 Kind = Literal["cpu", "cuda", "meta"]
 
 # The CPU has one fused kernel, which it calls flash attention; it stands there for both of CUDA's.
@@ -47,6 +49,20 @@ class Device:
     def simulated(self) -> bool:
         """Nothing is computed here: shapes and allocations only."""
         return self.kind == "meta"
+
+    def alike(self, items: Sequence[Item]) -> Sequence[Item]:
+        """All of `items`, whose work allocates and frees alike from the second on; on the simulated device as many as show that:
+        the first two and the last."""
+        return [*items[:2], items[-1]] if self.simulated and len(items) > 3 else items
+
+    def map_alike(self, function: Callable[[Item], Any], items: Sequence[Item]) -> list[Any]:
+        """[function(item) for item in items], for work that allocates and frees alike and gives results of one shape. On the
+        simulated device only the last is worked on, with results of that shape in the others' place."""
+        if not self.simulated or len(items) < 3:
+            return [function(item) for item in items]
+        first = function(items[0])
+        others = [tree_map(torch.empty_like, first) for _ in items[2:]]
+        return [first, *others, function(items[-1])]
 
     def synchronize(self) -> None:
         """Waits until the device has done what it was asked."""

@@ -56,6 +56,7 @@ class Reference:
     learner: Learner
     copy: Policy | None
     batch_size: int
+    device: Device
 
     def logprobs(self, tokens: torch.Tensor, start: int, temperature: float = 1.0) -> torch.Tensor:
         """[B, T - start] fp32, for tokens [B, T], in batches of `batch_size` sequences."""
@@ -68,7 +69,7 @@ class Reference:
 
     def _scored(self, policy: Any, tokens: torch.Tensor, start: int, temperature: float) -> torch.Tensor:
         batches = tokens.split(self.batch_size)
-        return torch.cat([policy(batch, start, temperature).logprobs for batch in batches])
+        return torch.cat(self.device.map_alike(lambda batch: policy(batch, start, temperature).logprobs, batches))
 
 
 class Job:
@@ -111,7 +112,7 @@ class Job:
             self.roles["reference"] = Role(copy)
         else:
             self.roles["reference"] = Role(self.roles["policy"].module, shares="policy")
-        return Reference(policy, copy, self.cell.workload.batch_size)
+        return Reference(policy, copy, self.cell.workload.batch_size, self.device)
 
     def critic(self) -> Learner:
         """A separate value model of the policy's shape, in the cell's precision, trained as the policy is."""
@@ -143,7 +144,7 @@ class Job:
         def reward(prompts: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
             batches = torch.cat([prompts, responses], dim=1).split(self.cell.workload.batch_size)
             with self.device.autocast(self.cell.precision_value.autocast):
-                return torch.cat([score(batch) for batch in batches]).float()
+                return torch.cat(self.device.map_alike(score, batches)).float()
 
         return reward
 
@@ -157,12 +158,9 @@ class Job:
                     yield parameter
 
     def _trained(self, name: str, module: nn.Module) -> Learner:
-        learner = self.cell.offload_value.learner(module, self.cell, self.device, self._mark)
+        learner = self.cell.offload_value.learner(module, self.cell, self.device, self.phase)
         self.roles[name] = Role(module, learner)
         return learner
-
-    def _mark(self, name: str) -> None:
-        self.phase(name)
 
     def _value_head(self) -> nn.Linear:
         """[hidden -> 1], normal with variance 1 / (hidden + 1) as TRL's, in the type of what is trained."""

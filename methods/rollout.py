@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from vrambench.methods.device import Device
 from vrambench.methods.models import head, trunk, without_checkpointing
 
 
@@ -74,7 +75,9 @@ def static_cache(layers: int, length: int) -> Cache:
 
 
 @torch.no_grad()
-def generate(model: nn.Module, prompts: torch.Tensor, response_tokens: int, sampling: Sampling) -> torch.Tensor:
+def generate(
+    model: nn.Module, prompts: torch.Tensor, response_tokens: int, sampling: Sampling, device: Device
+) -> torch.Tensor:
     """Prompts [B, P] int64 with `response_tokens` more tokens each: [B, P + response_tokens]."""
     batch, prompt_tokens = prompts.shape
     length = prompt_tokens + response_tokens
@@ -84,8 +87,8 @@ def generate(model: nn.Module, prompts: torch.Tensor, response_tokens: int, samp
     positions = torch.arange(length, device=prompts.device)[None]
     decoder, output = trunk(model), head(model)
     with without_checkpointing(model):
-        start = 0
-        for end in range(prompt_tokens, length):
+        for end in device.alike(range(prompt_tokens, length)):
+            start = 0 if end == prompt_tokens else end - 1
             states = decoder(
                 input_ids=tokens[:, start:end],
                 position_ids=positions[:, start:end],
@@ -93,7 +96,6 @@ def generate(model: nn.Module, prompts: torch.Tensor, response_tokens: int, samp
                 use_cache=True,
             ).last_hidden_state
             tokens[:, end] = next_tokens(output(states[:, -1]), sampling)
-            start = end
     return tokens
 
 

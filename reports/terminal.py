@@ -61,7 +61,7 @@ def results_table(results: Sequence[Result]) -> Table:
     rows = rows_of([Run("", results=tuple(results))])
     basis = peak_basis(rows)
     peak_heading = f"peak {basis.removesuffix('_bytes')}" if basis else "peak"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("status", no_wrap=True, min_width=7)
     table.add_column("cell", overflow="fold", min_width=16)
     for heading in (peak_heading, "tokens/s", "step", "learning"):

@@ -56,12 +56,12 @@ class ProximalPolicyOptimisation:
         prompts = job.data.sequences(index, self.samples, start)
         with self.policy.forward():
             sampling = Sampling(temperature=options.temperature)
-            tokens = generate(self.policy.module.model, prompts, work.response_tokens, sampling)
+            tokens = generate(self.policy.module.model, prompts, work.response_tokens, sampling, job.device)
 
         job.phase("score")
         with torch.no_grad():
             score = self.reward(prompts, tokens[:, start:])
-            old = [self.evaluate(batch) for batch in tokens.split(work.batch_size)]
+            old = job.device.map_alike(self.evaluate, tokens.split(work.batch_size))
             old_logprobs = torch.cat([scores.logprobs for scores in old])
             old_values = torch.cat([scores.values for scores in old if scores.values is not None])
             reference = self.reference.logprobs(tokens, start, options.temperature) if self.reference else None
@@ -71,26 +71,24 @@ class ProximalPolicyOptimisation:
             advantages = whiten(raw, mask)
 
         losses = []
-        for _ in range(options.epochs):
-            for rows in torch.randperm(self.samples, device=tokens.device).split(work.batch_size):
-                job.phase("learn")
-                with self.policy.forward():
-                    new = self.policy.module(tokens[rows], start, options.temperature)
-                    loss = policy_loss(
-                        new.logprobs, old_logprobs[rows], advantages[rows], mask[rows], options.cliprange
+        epochs = [torch.randperm(self.samples, device=tokens.device) for _ in range(options.epochs)]
+        for rows in job.device.alike([rows for epoch in epochs for rows in epoch.split(work.batch_size)]):
+            job.phase("learn")
+            with self.policy.forward():
+                new = self.policy.module(tokens[rows], start, options.temperature)
+                loss = policy_loss(new.logprobs, old_logprobs[rows], advantages[rows], mask[rows], options.cliprange)
+                if new.values is not None:
+                    loss = loss + options.vf_coef * value_loss(
+                        new.values, old_values[rows], returns[rows], mask[rows], options.cliprange_value
                     )
-                    if new.values is not None:
-                        loss = loss + options.vf_coef * value_loss(
-                            new.values, old_values[rows], returns[rows], mask[rows], options.cliprange_value
-                        )
-                self.policy.backward(loss)
-                losses.append(loss.detach())
-                if self.critic is not None:
-                    job.phase("learn")
-                    with self.critic.forward():
-                        values = self.critic.module(tokens[rows], start)
-                        miss = value_loss(values, old_values[rows], returns[rows], mask[rows], options.cliprange_value)
-                    self.critic.backward(options.vf_coef * miss)
+            self.policy.backward(loss)
+            losses.append(loss.detach())
+            if self.critic is not None:
+                job.phase("learn")
+                with self.critic.forward():
+                    values = self.critic.module(tokens[rows], start)
+                    miss = value_loss(values, old_values[rows], returns[rows], mask[rows], options.cliprange_value)
+                self.critic.backward(options.vf_coef * miss)
         kl = torch.zeros_like(score) if reference is None else (old_logprobs - reference).sum(dim=1)
         return {"loss": torch.stack(losses).mean(), "reward": score.mean(), "kl": kl.mean()}
 

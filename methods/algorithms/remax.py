@@ -45,14 +45,14 @@ class ReMax:
 
     def step(self, index: int) -> Metrics:
         job, work, options = self.job, self.job.cell.workload, self.options
-        start = work.prompt_tokens
+        start, size = work.prompt_tokens, work.batch_size
 
         job.phase("rollout")
         prompts = job.data.sequences(index, self.samples, start)
         sampling = Sampling(temperature=options.temperature, top_p=options.top_p)
         with self.policy.forward():
-            tokens = generate(self.policy.module.model, prompts, work.response_tokens, sampling)
-            greedy = generate(self.policy.module.model, prompts, work.response_tokens, GREEDY)
+            tokens = generate(self.policy.module.model, prompts, work.response_tokens, sampling, job.device)
+            greedy = generate(self.policy.module.model, prompts, work.response_tokens, GREEDY, job.device)
 
         job.phase("score")
         with torch.no_grad():
@@ -64,8 +64,8 @@ class ReMax:
                 old_logprobs = torch.zeros_like(mask)
             else:
                 with self.policy.forward():
-                    batches = [self.policy.module(batch, start) for batch in tokens.split(work.batch_size)]
-                old_logprobs = torch.cat([scores.logprobs for scores in batches])
+                    old = job.device.map_alike(lambda batch: self.policy.module(batch, start), tokens.split(size))
+                old_logprobs = torch.cat([scores.logprobs for scores in old])
             if options.advantage == "verl":
                 rewards = token_rewards(score, old_logprobs, reference, mask, options.kl_coef)
                 advantages = verl_advantages(rewards, baseline, mask)
@@ -74,8 +74,8 @@ class ReMax:
                 advantages = repository_advantages(score - baseline, kl, mask, options.kl_coef, options.gamma)
 
         losses = []
-        size = work.batch_size
-        for batch, advantage, part in zip(tokens.split(size), advantages.split(size), mask.split(size), strict=True):
+        minibatches = list(zip(tokens.split(size), advantages.split(size), mask.split(size), strict=True))
+        for batch, advantage, part in job.device.alike(minibatches):
             job.phase("learn")
             with self.policy.forward():
                 loss = policy_loss(self.policy.module(batch, start).logprobs, advantage, part)

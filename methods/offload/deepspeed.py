@@ -7,11 +7,14 @@ folder of our own and under a lock that dies with its holder.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -38,10 +41,22 @@ class ZeroOptions(Options):
 
 
 def build_folder() -> Path:
-    """Where CPUAdam is compiled: one folder for each Python, torch and CUDA, below the user's cache."""
+    """Where CPUAdam is compiled, below the user's cache: one folder for each Python, torch (and CUDA) and DeepSpeed, and for each
+    place where those are installed. Build files name headers and sources by path, so two environments that shared a folder would
+    compile it anew in turns."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     python = f"py{sys.version_info.major}{sys.version_info.minor}"
-    return cache / "vrambench" / "torch_extensions" / f"{python}_torch{torch.__version__}"
+    places = [str(spec.origin) for name in ("torch", "deepspeed") if (spec := find_spec(name))]
+    place = hashlib.blake2b("\n".join(places).encode(), digest_size=4).hexdigest()
+    versions = f"{python}_torch{torch.__version__}_deepspeed{_deepspeed_version()}"
+    return cache / "vrambench" / "torch_extensions" / f"{versions}_{place}"
+
+
+def _deepspeed_version() -> str:
+    try:
+        return version("deepspeed")
+    except PackageNotFoundError:
+        return ""
 
 
 def load_extensions() -> None:
@@ -139,7 +154,8 @@ class ZeroLearner:
     def gradients(self) -> Iterator[torch.Tensor]:
         zero = self.module.optimizer
         owners = [*self.module.parameters(), *zero.single_partition_of_fp32_groups]
-        return tensors_in([zero.averaged_gradients, zero.offload_gradient_dict, [owner.grad for owner in owners]])
+        kept = [zero.averaged_gradients, zero.offload_gradient_dict, zero.accumulated_grads_in_cpu]
+        return tensors_in([*kept, [owner.grad for owner in owners]])
 
     def optimizer_state(self) -> Iterator[torch.Tensor]:
         zero = self.module.optimizer

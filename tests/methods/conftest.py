@@ -46,13 +46,13 @@ def small_job(*, device: str = "cpu", phase: Callable[[str], None] = lambda name
     return job
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cell() -> Callable[..., Cell]:
     """`small_cell`, as a fixture."""
     return small_cell
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def job() -> Callable[..., Job]:
     """`small_job`, as a fixture."""
     return small_job

@@ -240,7 +240,7 @@ def test_a_user_s_own_value_brings_options_and_fields(tmp_path: Path, monkeypatc
     assert cell.workload.options == {"mine": {"speed": 2}}
     assert cell.workload.lora_r == 3
     assert from_flat(cell.flat()) == cell
-    with pytest.raises(ConfigurationError, match="^mine.speed: 'fast': input should be a valid integer"):
+    with pytest.raises(ConfigurationError, match=r"^mine.speed: 'fast': input should be a valid integer"):
         resolve(axes, {"mine": {"speed": "fast"}})
 
 
@@ -306,7 +306,7 @@ def test_a_mistake_is_named_whether_the_field_is_used_or_not(settings: dict[str,
 
 
 def test_an_unknown_axis_value_is_named() -> None:
-    with pytest.raises(UnknownValue, match="^algorithm: 'sftt' is not one of .* did you mean 'sft'"):
+    with pytest.raises(UnknownValue, match=r"^algorithm: 'sftt' is not one of .* did you mean 'sft'"):
         resolve(SFT_AXES | {"algorithm": "sftt"}, {})
 
 
@@ -333,8 +333,10 @@ def test_sizes(text: str | float, size: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "GiB", "24 G iB", "-1GiB", "1e9", "24gigs", "0", "0.4", 0, -3, float("nan"), float("inf"), "2000000TiB"]
-    + [True, None, [24], "rtx-5"],
+    [
+        *("", "GiB", "24 G iB", "-1GiB", "1e9", "24gigs", "0", "0.4", "2000000TiB", "rtx-5"),
+        *(0, -3, float("nan"), float("inf"), True, None, [24]),
+    ],
 )
 def test_what_is_no_size(text: object) -> None:
     with pytest.raises(ValueError, match="is not a size") as caught:

@@ -306,9 +306,9 @@ def test_a_seven_billion_model_needs_no_memory_on_meta(job: MakeJob) -> None:
 
 
 def test_a_model_that_is_not_there_is_named(job: MakeJob) -> None:
-    with pytest.raises(ConfigurationError, match="^model: 'tyny' is neither a preset"):
+    with pytest.raises(ConfigurationError, match=r"^model: 'tyny' is neither a preset"):
         job(model="tyny")
-    with pytest.raises(ConfigurationError, match="^reward_model: 'tyny' is neither a preset"):
+    with pytest.raises(ConfigurationError, match=r"^reward_model: 'tyny' is neither a preset"):
         job(algorithm="remax", reward="model", reward_model="tyny")
-    with pytest.raises(ConfigurationError, match="^reward_model: 'tiny' knows 256 tokens and the policy has 50257"):
+    with pytest.raises(ConfigurationError, match=r"^reward_model: 'tiny' knows 256 tokens and the policy has 50257"):
         job(algorithm="remax", model="gpt2", reward="model", device="meta")

@@ -129,7 +129,7 @@ def test_a_user_s_own_function(job: MakeJob, tmp_path: Path, monkeypatch: pytest
     assert reward_of(made)(prompts, responses).tolist() == [3.0]
     assert "reward" not in made.roles
     assert torch.isfinite(made.step(0)["loss"])
-    with pytest.raises(ConfigurationError, match="^reward: 'own_reward:lenght': there is no 'lenght'; did you mean"):
+    with pytest.raises(ConfigurationError, match=r"^reward: 'own_reward:lenght': there is no 'lenght'; did you mean"):
         job(algorithm="remax", reward="own_reward:lenght")
 
 

@@ -12,3 +12,9 @@ from vrambench.reports.html import render
 def large_page() -> str:
     """A report of 500 cells and one that was not run."""
     return render([made.matrix(500)])
+
+
+@pytest.fixture(scope="session")
+def hostile_page() -> str:
+    """A report in which every text is hostile."""
+    return render([made.hostile_run()])

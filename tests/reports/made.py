@@ -56,6 +56,20 @@ ENVIRONMENT: dict[str, Any] = {
 }
 
 
+HOSTILE = [
+    "<script>window.hacked=1</script>",
+    "</script><script>window.hacked=1</script>",
+    "</noscript></table><img src=x onerror=window.hacked=1>",
+    "\"' onmouseover=window.hacked=1 x='",
+    "<!--<script>",
+    "]]></svg><script>window.hacked=1</script>",
+    "{{ 7*7 }}{% raw %}${7*7}",
+    "Ünïcödé 模型 \u202e\u2028\u2029 🦙",
+    "a" * 3000,
+    "\x00\x03\x1b[31m\ud800",
+]
+
+
 def cell(**changes: Any) -> dict[str, Any]:
     """A cell's axes and workload, flat."""
     first = {axis: values[0] for axis, values in AXES.items()}
@@ -171,6 +185,23 @@ def run_of(
         "profile": "24gb",
     }
     return Run(name, {**info, "environment": ENVIRONMENT, "cells": cells}, tuple(results), corrupted)
+
+
+def hostile_run() -> Run:
+    """A run in which every text that users, libraries or systems write is hostile."""
+    results = []
+    for place, text in enumerate(HOSTILE):
+        whole = full(f"c{place}", name=text, model=text, algorithm=text, precision=text)
+        results.append(whole.model_copy(update={"notes": (text,), "roles": {text: next(iter(whole.roles.values()))}}))
+        failed = result(f"d{place}", name=text, cell=cell(model=text), status="error", reason=text, phase=text)
+        results.append(failed.model_copy(update={"rule": text, "signal": text}))
+    run = run_of(results, name=HOSTILE[0], corrupted=tuple(HOSTILE))
+    return Run(
+        run.name,
+        {**run.info, "command": HOSTILE[1], "device": HOSTILE[2], "environment": {"gpu": {"name": HOSTILE[1]}}},
+        run.results,
+        run.corrupted,
+    )
 
 
 def matrix(count: int, *, seed: int = 0) -> Run:

@@ -9,15 +9,14 @@ import pytest
 
 from tests.reports import made
 from tests.reports.browser import CHROMIUM, Browser
-from tests.reports.test_html import hostile_run
 from vrambench.reports.html import render
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 DRAW_ALL = """(async () => {
   for (const chart of document.querySelectorAll(".chart")) {
-    chart.scrollIntoView();
-    await new Promise((resolve) => setTimeout(resolve, 100));
+    chart.scrollIntoView({ behavior: "instant" });
+    while (!("living" in chart.dataset)) await new Promise((resolve) => setTimeout(resolve, 20));
   }
 })()"""
 HOVER = """document.querySelector("#chart-tradeoff .mark-symbol.role-mark path").dispatchEvent(
@@ -167,9 +166,9 @@ def test_a_chart_tells_about_a_point(browser: Browser, page: Path) -> None:
     assert clean(browser, page)
 
 
-def test_hostile_text_runs_nowhere(tmp_path: Path) -> None:
+def test_hostile_text_runs_nowhere(hostile_page: str, tmp_path: Path) -> None:
     path = tmp_path / "hostile.html"
-    path.write_text(render([hostile_run()]), encoding="utf-8")
+    path.write_text(hostile_page, encoding="utf-8")
     with Browser() as browser:
         browser.open(path)
         draw_all(browser)

@@ -32,19 +32,6 @@ from vrambench.reports.charts import Chart
 from vrambench.reports.html import json_for_script, render, write_report
 from vrambench.reports.rows import Run
 
-HOSTILE = [
-    "<script>window.hacked=1</script>",
-    "</script><script>window.hacked=1</script>",
-    "</noscript></table><img src=x onerror=window.hacked=1>",
-    "\"' onmouseover=window.hacked=1 x='",
-    "<!--<script>",
-    "]]></svg><script>window.hacked=1</script>",
-    "{{ 7*7 }}{% raw %}${7*7}",
-    "Ünïcödé 模型 \u202e\u2028\u2029 🦙",
-    "a" * 3000,
-    "\x00\x03\x1b[31m\ud800",
-]
-
 
 class Page(HTMLParser):
     """Elements with their attributes, and the text of scripts and styles."""
@@ -66,25 +53,6 @@ class Page(HTMLParser):
 def plain(chart: Chart) -> str:
     """Stands for the drawing, where a test is not about it."""
     return "<svg></svg>"
-
-
-def hostile_run() -> Run:
-    """A run in which every text that users, libraries or systems write is hostile."""
-    results = []
-    for place, text in enumerate(HOSTILE):
-        whole = made.full(f"c{place}", name=text, model=text, algorithm=text, precision=text)
-        results.append(whole.model_copy(update={"notes": (text,), "roles": {text: next(iter(whole.roles.values()))}}))
-        failed = made.result(
-            f"d{place}", name=text, cell=made.cell(model=text), status="error", reason=text, phase=text
-        )
-        results.append(failed.model_copy(update={"rule": text, "signal": text}))
-    run = made.run_of(results, name=HOSTILE[0], corrupted=tuple(HOSTILE))
-    return Run(
-        run.name,
-        {**run.info, "command": HOSTILE[1], "device": HOSTILE[2], "environment": {"gpu": {"name": HOSTILE[1]}}},
-        run.results,
-        run.corrupted,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +106,8 @@ def test_the_charts_are_drawn_without_javascript(page: str) -> None:
     assert drawn == ["tradeoff", "ledger", "phases", "loss", "reward"]
 
 
-def test_hostile_text_stays_text() -> None:
-    page = render([hostile_run()])
+def test_hostile_text_stays_text(hostile_page: str) -> None:
+    page = hostile_page
     found = Page(page)
     scripts = [attributes.get("type") for tag, attributes in found.elements if tag == "script"]
     assert scripts == ["application/json", "text/plain", None]
@@ -147,7 +115,7 @@ def test_hostile_text_stays_text() -> None:
     assert "<img" not in page
     assert "{{ 7*7 }}" in page
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])  # type: ignore[index]
-    assert any(text in label for label in data["labels"] for text in HOSTILE[:1])
+    assert any(text in label for label in data["labels"] for text in made.HOSTILE[:1])
 
 
 @given(st.text() | st.dictionaries(st.text(), st.text()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.reports import made
+from vrambench.bench.cli import main
 from vrambench.bench.located import parse_value
 from vrambench.bench.result import Memory, OutOfMemory
 from vrambench.methods.axes import AXES
@@ -127,6 +129,14 @@ def test_the_command_makes_the_same_cell() -> None:
         else:
             said[name] = read
     assert from_flat(said).id == cell.id
+
+
+def test_the_command_line_reads_the_command_as_that_one_cell(capsys: pytest.CaptureFixture[str]) -> None:
+    axes = {"precision": "fp32", "adapter": "none", "optimizer": "adamw_torch", "offload": "none", "algorithm": "ppo"}
+    cell = resolve(axes, {"model": "tiny-opt", "value": "separate", "seed": 2, "steps": 4, "ppo": {"epochs": 2}})
+    options = shlex.split(rerun_command(cell.flat()))[2:]
+    assert main(["plan", "--json", "--profile", "smoke", "--device", "cpu", *options]) == 0
+    assert [one["id"] for one in json.loads(capsys.readouterr().out)["cells"]] == [cell.id]
 
 
 @example({"a": "1e5"})

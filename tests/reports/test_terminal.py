@@ -63,6 +63,9 @@ def test_it_keeps_to_the_width(width: int) -> None:
     text = printed(made.one_of_each_status(), width)
     assert max(len(line) for line in text.splitlines()) <= width
     assert "oom" in text
+    if width >= 80:
+        assert "reward 0.100 → 0.400" in text
+        assert "CUDA out of" in text
 
 
 def test_colour_is_left_out_when_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
