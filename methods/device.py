@@ -16,7 +16,7 @@ import torch
 from torch import dtype as Dtype  # `torch` is a field of Device
 from torch.amp import GradScaler
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from vrambench.methods.errors import ConfigurationError, UnknownValue
 
@@ -50,18 +50,18 @@ class Device:
         """Nothing is computed here: shapes and allocations only."""
         return self.kind == "meta"
 
-    def alike(self, items: Sequence[Item]) -> Sequence[Item]:
-        """All of `items`, whose work allocates and frees alike from the second on; on the simulated device as many as show that:
-        the first two and the last."""
-        return [*items[:2], items[-1]] if self.simulated and len(items) > 3 else items
+    def alike(self, items: Sequence[Item], group: int = 1) -> Sequence[Item]:
+        """All of `items`, whose work, by groups of `group` items, allocates and frees alike from the second group on; on the
+        simulated device as many as show that: the first two groups and the last. A group is what one optimizer step takes."""
+        return [*items[: 2 * group], *items[-group:]] if self.simulated and len(items) > 3 * group else items
 
     def map_alike(self, function: Callable[[Item], Any], items: Sequence[Item]) -> list[Any]:
         """[function(item) for item in items], for work that allocates and frees alike and gives results of one shape. On the
-        simulated device only the last is worked on, with results of that shape in the others' place."""
+        simulated device only the first and the last are worked on, with results of that shape in the others' place."""
         if not self.simulated or len(items) < 3:
             return [function(item) for item in items]
         first = function(items[0])
-        others = [tree_map(torch.empty_like, first) for _ in items[2:]]
+        others = [tree_map_only(torch.Tensor, torch.empty_like, first) for _ in items[2:]]
         return [first, *others, function(items[-1])]
 
     def synchronize(self) -> None:

@@ -29,14 +29,14 @@ GREEDY = Sampling(temperature=0.0)
 
 
 class FilledLayer(CacheLayerMixin):
-    """One layer's keys and values [B, heads, length, head size], allocated once; gives back what is filled."""
+    """One layer's keys and values [B, heads, length, head size], allocated once; gives back what is filled: the first `filled`."""
 
     is_sliding = False
 
     def __init__(self, length: int) -> None:
         super().__init__()
         self._length = length
-        self._filled = 0
+        self.filled = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         batch, heads, _, size = key_states.shape
@@ -51,27 +51,22 @@ class FilledLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
-        end = self._filled + key_states.shape[2]
-        self.keys[:, :, self._filled : end] = key_states
-        self.values[:, :, self._filled : end] = value_states
-        self._filled = end
+        end = self.filled + key_states.shape[2]
+        self.keys[:, :, self.filled : end] = key_states
+        self.values[:, :, self.filled : end] = value_states
+        self.filled = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._filled + query_length, 0
+        return self.filled + query_length, 0
 
     def get_seq_length(self) -> int:
-        return self._filled
+        return self.filled
 
     def get_max_length(self) -> int:
         return self._length
 
     get_max_cache_shape = get_max_length  # its name before transformers 5.20
-
-
-def static_cache(layers: int, length: int) -> Cache:
-    """A cache of `length` tokens for a model of `layers` layers."""
-    return Cache(layers=[FilledLayer(length) for _ in range(layers)])
 
 
 @torch.no_grad()
@@ -83,12 +78,15 @@ def generate(
     length = prompt_tokens + response_tokens
     tokens = torch.cat([prompts, prompts.new_zeros((batch, response_tokens))], dim=1)
     config: Any = model.config
-    cache = static_cache(config.num_hidden_layers, length)
+    layers = [FilledLayer(length) for _ in range(config.num_hidden_layers)]
+    cache = Cache(layers=layers)
     positions = torch.arange(length, device=prompts.device)[None]
     decoder, output = trunk(model), head(model)
     with without_checkpointing(model):
         for end in device.alike(range(prompt_tokens, length)):
             start = 0 if end == prompt_tokens else end - 1
+            for layer in layers:
+                layer.filled = start  # as if no step before had been left out
             states = decoder(
                 input_ids=tokens[:, start:end],
                 position_ids=positions[:, start:end],

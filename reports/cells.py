@@ -142,7 +142,6 @@ def _columns(report: Report) -> tuple[Column, ...]:
     return (
         *([text("run", "run", "the run's folder", lambda row: row.run)] if several else []),
         *(axis(name) for name in AXES),
-        *(setting(name) for name in report.swept[:SWEPT_COLUMNS]),
         Column(
             "fit",
             "fits",
@@ -188,6 +187,7 @@ def _columns(report: Report) -> tuple[Column, ...]:
             lambda row: row.reward[1] if row.reward else None,
             missing="no reward was recorded: the algorithm has none, or the cell ended too early",
         ),
+        *(setting(name) for name in report.swept[:SWEPT_COLUMNS]),
     )
 
 

@@ -95,6 +95,24 @@ class AllocatorSettings:
         """The settings that a process with this `environment` would have."""
         return cls.parse(next((environment[name] for name in ENVIRONMENT if name in environment), ""))
 
+    def text(self) -> str:
+        """What `parse` reads these settings from; only what differs from torch's defaults."""
+        default = AllocatorSettings()
+        intervals = ",".join(f"{1 << index}:{number}" for index, number in enumerate(self.roundup_power2_divisions))
+        options = {
+            "large_segment_size_mb": (self.large_segment_bytes // MIB, default.large_segment_bytes // MIB),
+            "max_split_size_mb": (self.max_split_bytes // MIB, UNLIMITED // MIB),
+            "max_non_split_rounding_mb": (
+                self.max_non_split_rounding_bytes // MIB,
+                default.max_non_split_rounding_bytes // MIB,
+            ),
+            "roundup_power2_divisions": (f"[{intervals}]", "[]"),
+            "garbage_collection_threshold": (self.garbage_collection_threshold, default.garbage_collection_threshold),
+            "expandable_segments": (self.expandable_segments, default.expandable_segments),
+            "per_process_memory_fraction": (self.memory_fraction, default.memory_fraction),
+        }
+        return ",".join(f"{option}:{value}" for option, (value, usual) in options.items() if value != usual)
+
     def rounded(self, nbytes: int) -> int:
         """The size of the block that serves `nbytes` (C++: round_size, roundup_power2_next_division).
 

@@ -72,7 +72,8 @@ class ProximalPolicyOptimisation:
 
         losses = []
         epochs = [torch.randperm(self.samples, device=tokens.device) for _ in range(options.epochs)]
-        for rows in job.device.alike([rows for epoch in epochs for rows in epoch.split(work.batch_size)]):
+        minibatches = [rows for epoch in epochs for rows in epoch.split(work.batch_size)]
+        for rows in job.device.alike(minibatches, work.gradient_accumulation_steps):
             job.phase("learn")
             with self.policy.forward():
                 new = self.policy.module(tokens[rows], start, options.temperature)

@@ -75,7 +75,7 @@ class ReMax:
 
         losses = []
         minibatches = list(zip(tokens.split(size), advantages.split(size), mask.split(size), strict=True))
-        for batch, advantage, part in job.device.alike(minibatches):
+        for batch, advantage, part in job.device.alike(minibatches, work.gradient_accumulation_steps):
             job.phase("learn")
             with self.policy.forward():
                 loss = policy_loss(self.policy.module(batch, start).logprobs, advantage, part)

@@ -26,7 +26,7 @@ class SupervisedFineTuning:
         job.phase("learn")
         tokens = job.data.sequences(index, self.samples, work.sequence_tokens)
         losses = []
-        for batch in job.device.alike(tokens.split(work.batch_size)):
+        for batch in job.device.alike(tokens.split(work.batch_size), work.gradient_accumulation_steps):
             job.phase("learn")
             with self.policy.forward():
                 loss = -self.policy.module(batch, 1).logprobs.mean()

@@ -1,7 +1,7 @@
 """The caching allocator once more, slow and plain: every segment is a list of blocks that is scanned from end to end.
 
-Shares no code with the model that it checks, and none of its ideas for speed: no free lists, no links, no merging on the way (cached
-neighbours are joined by a pass over the whole segment).
+Shares no code with the model that it checks, and none of its ideas for speed: no free lists, no links, no merging on the way
+(cached neighbours are joined by a pass over the whole segment).
 """
 
 from __future__ import annotations

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers.cache_utils import Cache
 
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
 from vrambench.methods.models import trunk
-from vrambench.methods.rollout import GREEDY, Sampling, generate, next_tokens, static_cache
+from vrambench.methods.rollout import GREEDY, FilledLayer, Sampling, generate, next_tokens
 
 CPU = get_device("cpu")
 MakeJob = Callable[..., Job]
@@ -114,7 +115,7 @@ def test_sampling_repeats_with_its_seed(job: MakeJob) -> None:
 
 
 def test_the_cache_gives_back_what_is_filled() -> None:
-    cache = static_cache(2, 6)
+    cache = Cache(layers=[FilledLayer(6), FilledLayer(6)])
     keys, values = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
     first = cache.update(keys, values, 0)
     assert torch.equal(first[0], keys)
