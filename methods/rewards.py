@@ -15,7 +15,7 @@ Reward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def token_rule(vocabulary: int) -> Reward:
-    """The share of a response's tokens whose id lies in the first quarter of the vocabulary: about 0.25 for a random policy, at most 1."""
+    """The share of a response's tokens whose id lies in the first quarter of the vocabulary: about 0.25 for a random policy."""
     limit = max(1, vocabulary // 4)
 
     def score(prompts: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:

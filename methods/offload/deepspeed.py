@@ -31,8 +31,8 @@ from vrambench.methods.registry import Options
 
 
 class ZeroOptions(Options):
-    """DeepSpeed's names and defaults. The bucket, `reduce_bucket_size` elements, is allocated whatever the model's size; transformers'
-    `auto` sets it to the square of the hidden size."""
+    """DeepSpeed's names and defaults. The bucket, `reduce_bucket_size` elements, is allocated whatever the model's size;
+    transformers' `auto` sets it to the square of the hidden size."""
 
     namespace: ClassVar[str] = "zero"
     reduce_bucket_size: Annotated[int, Field(ge=1)] = 500_000_000

@@ -31,10 +31,10 @@ class Steps(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(AxisValue):
-    """`build`: the optimizer over what a module trains, with the cell's learning rate and options. `layerwise`: each parameter steps as
-    soon as its gradient is there, inside the backward pass, which frees the gradient. `projects_gradients`: it keeps its state in a
-    low-rank projection of the gradient (GaLore). `eight_bit`, `paged`: how its state is held. `offloaded`: the optimizer that takes
-    its place where state lies on the host (DeepSpeed's CPUAdam for AdamW), if there is one."""
+    """`build`: the optimizer over what a module trains, with the cell's learning rate and options. `layerwise`: each parameter
+    steps as soon as its gradient is there, inside the backward pass, which frees the gradient. `projects_gradients`: it keeps its
+    state in a low-rank projection of the gradient (GaLore). `eight_bit`, `paged`: how its state is held. `offloaded`: the optimizer
+    that takes its place where state lies on the host (DeepSpeed's CPUAdam for AdamW), if there is one."""
 
     build: Callable[[nn.Module, Cell], Steps]
     layerwise: bool = False

@@ -24,8 +24,8 @@ SYNCHRONISES = "galore_torch's 8-bit optimizer synchronises CUDA after every par
 
 
 class GaLoreOptions(Options):
-    """Names and defaults of galore_torch. `target_modules`: `all-linear` is every linear layer but the output head; a list holds parts
-    of module names, as transformers' `optim_target_modules`."""
+    """Names and defaults of galore_torch. `target_modules`: `all-linear` is every linear layer but the output head; a list holds
+    parts of module names, as transformers' `optim_target_modules`."""
 
     namespace: ClassVar[str] = "galore"
     rank: Annotated[int, Field(ge=1)] = 128
@@ -43,7 +43,7 @@ def target_weights(module: nn.Module, options: GaLoreOptions) -> list[nn.Paramet
 
     Raises ConfigurationError, about `galore.target_modules`, where a part of a name is in no such layer's.
     """
-    linears = {
+    linears: dict[str, Any] = {
         name: part.weight
         for name, part in module.named_modules()
         if isinstance(part, nn.Linear | Conv1D) and part.weight.requires_grad

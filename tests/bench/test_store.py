@@ -94,5 +94,5 @@ def test_folders_that_are_no_runs_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_an_error_about_out(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigurationError, match="^out: .* cannot be made"):
+    with pytest.raises(ConfigurationError, match=r"^out: .* cannot be made"):
         RunFolder(tmp_path / "file" / "run").acquire()

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.cache_utils import Cache
 
-from vrambench.methods.device import get_device
+from vrambench.methods.device import Device, get_device
 from vrambench.methods.job import Job
 from vrambench.methods.models import trunk
 from vrambench.methods.rollout import GREEDY, FilledLayer, Sampling, generate, next_tokens
@@ -236,3 +236,24 @@ def test_after_the_first_step_every_step_allocates_alike(job: MakeJob, model: st
     assert len(later) == (5 if device == "cpu" else 2), "the simulated device shows two for all"
     assert set(later) == {later[0]}
     assert 0 < later[0] < first
+
+
+def test_the_last_step_that_meta_shows_is_the_last_one(job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp32 the attention kernel copies the keys for grouped heads, so a step's bytes grow with what is filled."""
+    made = job(device="meta")
+    decoder = trunk(model_of(made))
+
+    def steps() -> list[int]:
+        seen: list[int] = []
+        with Allocations("meta") as allocations:
+            hook = decoder.register_forward_pre_hook(lambda module, inputs: seen.append(allocations.take()))
+            generate(model_of(made), PROMPTS.to("meta"), 12, GREEDY, made.device)
+        hook.remove()
+        return [*seen[1:], allocations.take()]
+
+    shown = steps()
+    monkeypatch.setattr(Device, "alike", lambda self, items, group=1: items)
+    everything = steps()
+    assert (len(shown), len(everything)) == (3, 12)
+    assert shown == [everything[0], everything[1], everything[-1]]
+    assert everything[1:] == sorted(set(everything[1:]))
