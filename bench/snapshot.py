@@ -282,11 +282,24 @@ def _entries(raw_entries: Sequence[Mapping[str, Any]]) -> list[Entry]:
                 "snapshot: holds private pools (CUDA graphs or torch.cuda.MemPool), which the model does not have"
             )
         entries.append((action, raw.get("addr", 0), raw["size"], raw["stream"]))
-    actions = {entry[0] for entry in entries}
-    if "free_completed" in actions and "free_requested" not in actions:  # left out by skip_actions
+    if _requests_left_out(entries):
         return [
             each
             for entry in entries
             for each in ([("free_requested", *entry[1:]), entry] if entry[0] == "free_completed" else [entry])
         ]
     return entries
+
+
+def _requests_left_out(entries: Sequence[Entry]) -> bool:
+    """Recorded with skip_actions=["free_requested"]: something allocated in the recording was freed, and no free was asked for.
+    (Of a block that was there before, the free may have been asked for before, too.)"""
+    allocated: set[int] = set()
+    left_out = False
+    for action, address, _, _ in entries:
+        if action == "free_requested":
+            return False
+        if action == "alloc":
+            allocated.add(address)
+        left_out = left_out or (action == "free_completed" and address in allocated)
+    return left_out

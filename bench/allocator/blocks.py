@@ -153,6 +153,11 @@ class Pool:
                 block.next.prev = block
 
 
+def is_whole(block: WorkingBlock) -> bool:
+    """The block is its whole segment: nothing of it is in use."""
+    return block.prev is None and block.next is None
+
+
 def link(before: WorkingBlock | None, block: WorkingBlock, after: WorkingBlock | None) -> None:
     """Puts `block` between two neighbours (C++: splice)."""
     block.prev, block.next = before, after

@@ -29,6 +29,7 @@ from vrambench.bench.allocator.blocks import (
     Segment,
     Stat,
     WorkingBlock,
+    is_whole,
 )
 from vrambench.bench.allocator.expandable import Regions, map_bytes, map_front, reach, unmap_whole_granules
 from vrambench.bench.allocator.maps import map_of, working_blocks
@@ -50,7 +51,8 @@ class Allocator:
 
     `capacity_bytes` is what the driver can give this allocator in all, None for no limit. `allowed_bytes` is the cap of a memory
     fraction; with `per_process_memory_fraction` in the settings it is that share of `capacity_bytes`, taken for the card's memory.
-    The cap is compared with the whole segment that a request would need, even where expandable segments would map less.
+    The cap is compared with the segment that a request would need from cudaMalloc: where expandable segments map less, or a granule
+    more, it is refused too early, or goes over the cap by less than a granule, as in torch.
     `address_space_bytes` is what one expandable segment can grow to: 9/8 of the capacity unless given.
     `record=True` keeps `trace`, the entries that torch.cuda.memory._record_memory_history would.
     """
@@ -260,7 +262,7 @@ class Allocator:
         for pools in (self._large, self._small):
             for pool in pools.values():
                 for _, at, block in pool.free:
-                    if at == address and _is_whole(block):
+                    if at == address and is_whole(block):
                         pool.remove(block)
                         self._release(block)
                         return True
@@ -422,9 +424,9 @@ class Allocator:
 
     def _release_cached(self, pool: Pool) -> None:
         expandable = [block for _, _, block in pool.free if block.region is not None]
-        whole = [block for _, _, block in pool.free if block.region is None and _is_whole(block)]
+        whole = [block for _, _, block in pool.free if block.region is None and is_whole(block)]
         if whole:
-            pool.free[:] = [entry for entry in pool.free if entry[2].region is not None or not _is_whole(entry[2])]
+            pool.free[:] = [entry for entry in pool.free if entry[2].region is not None or not is_whole(entry[2])]
             for block in whole:
                 self._release(block)
         for block in expandable:
@@ -432,7 +434,7 @@ class Allocator:
             if change is not None:
                 self._reserved -= change[1]
                 self._note("segment_unmap", *change, pool.stream)
-                if _is_whole(block):
+                if is_whole(block):
                     self._regions.forget(pool, block)
 
     def _release(self, block: WorkingBlock) -> None:
@@ -496,8 +498,3 @@ class Allocator:
     def _note(self, action: str, address: int, nbytes: int, stream: int) -> None:
         if self.trace is not None:
             self.trace.append((action, address, nbytes, stream))
-
-
-def _is_whole(block: WorkingBlock) -> bool:
-    """The block is its whole segment: nothing of it is in use."""
-    return block.prev is None and block.next is None

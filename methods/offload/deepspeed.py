@@ -67,6 +67,7 @@ def load_extensions() -> None:
     folder = build_folder()
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+    _put_our_ninja_first()
     with FileLock(folder / "vrambench.lock"):
         # torch's own lock is a file that outlives a killed process, and then every later build waits for ever.
         for stale in folder.glob("*/lock"):
@@ -77,6 +78,17 @@ def load_extensions() -> None:
         CPUAdamBuilder().load(verbose=False)
         if get_accelerator().device_name() == "cpu":
             get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
+
+
+def _put_our_ninja_first() -> None:
+    """Two versions of ninja do not understand each other's logs: whichever comes second compiles everything anew."""
+    spec = find_spec("ninja")
+    if spec is None:
+        return
+    import ninja
+
+    if not os.environ.get("PATH", "").startswith(ninja.BIN_DIR):
+        os.environ["PATH"] = ninja.BIN_DIR + os.pathsep + os.environ.get("PATH", "")
 
 
 def compiled() -> bool:

@@ -173,6 +173,21 @@ def test_free_requests_may_have_been_left_out_of_the_recording() -> None:
     assert replay_snapshot(snapshot)[0].exact
 
 
+def test_a_free_may_have_been_asked_for_before_the_recording() -> None:
+    snapshot = dump(
+        [segment(BASE, [(20 * MIB, 0, "inactive")])],
+        [
+            entry("free_completed", BASE, 4 * MIB),
+            entry("alloc", BASE, MIB * 2),
+            *[entry(action, BASE, MIB * 2) for action in ("free_requested", "free_completed")],
+        ],
+    )
+    (device,) = replay_snapshot(snapshot)
+    assert device.exact
+    assert device.predicted.allocated.peak == 2 * MIB  # the 4 MiB were waiting, no longer allocated
+    assert device.predicted.active.peak == 4 * MIB
+
+
 def test_another_address_or_a_larger_segment_is_noticed() -> None:
     moved = whole_recording()
     moved["device_traces"][0][3]["addr"] += 512  # the small block, second in its segment instead of first

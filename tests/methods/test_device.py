@@ -93,7 +93,7 @@ def test_results_have_everyones_shape(count: int) -> None:
 
 
 MANY: list[dict[str, Any]] = [
-    {"gradient_accumulation_steps": 8},
+    {"gradient_accumulation_steps": 5},
     {"algorithm": "remax", "rollout_batch": 9},
     {"algorithm": "ppo", "rollout_batch": 8, "gradient_accumulation_steps": 2, "ppo": {"epochs": 2}},
 ]
@@ -110,7 +110,7 @@ def test_leaving_out_work_leaves_out_no_phase_and_no_peak(
             monkeypatch.setattr(Device, "alike", lambda self, items, group=1: items)
             monkeypatch.setattr(Device, "map_alike", lambda self, function, items: [function(item) for item in items])
         trace = StorageTrace("meta")
-        made = job(device="meta", response_tokens=8, **settings, phase=lambda name: trace.begin_phase(name))
+        made = job(device="meta", response_tokens=5, **settings, phase=lambda name: trace.begin_phase(name))
         with trace:
             before = trace.live_bytes
             made.step(0)

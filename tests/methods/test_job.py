@@ -107,11 +107,8 @@ def test_a_separate_value_model_is_trained_and_leaves_the_policy_s_weights(job: 
     ("adapter", "reference", "precision"),
     [
         ("none", "copy", "fp32"),
-        ("none", "copy", "bf16"),
-        ("lora", "adapter_off", "fp32"),
+        ("lora", "adapter_off", "bf16"),
         ("lora", "adapter_off", "int8"),
-        ("lora", "adapter_off", "nf4"),
-        ("lora", "copy", "fp32"),
         ("lora", "copy", "nf4"),
     ],
 )
@@ -125,7 +122,7 @@ def test_the_reference_is_the_first_policy_and_stays_it(
         frozen = made.trainer.reference.logprobs(TOKENS, 4)  # type: ignore[attr-defined]
         assert torch.equal(frozen, first)
         assert not frozen.requires_grad
-    for index in range(3):
+    for index in range(2):
         made.step(index)
     with torch.no_grad(), made.device.attention(made.cell.workload.attention):
         assert torch.equal(made.trainer.reference.logprobs(TOKENS, 4), first)  # type: ignore[attr-defined]
@@ -170,17 +167,17 @@ def test_ppos_first_ratio_is_one(
         return loss
 
     monkeypatch.setattr(ppo_module, "policy_loss", listening)
-    made = job(algorithm="ppo", value=value, learning_rate=1e-2, rollout_batch=8, **settings)
+    made = job(algorithm="ppo", value=value, learning_rate=1e-2, ppo={"epochs": 2}, **settings)
     for index in range(2):
         seen.clear()
         made.step(index)
-        assert len(seen) == 4 * 4  # epochs x minibatches
+        assert len(seen) == 2 * 2  # epochs x minibatches
         logprobs, old, advantages, loss = seen[0]
         torch.testing.assert_close(logprobs, old, rtol=0, atol=1e-5)
         torch.testing.assert_close(loss, -advantages.mean(), rtol=0, atol=1e-5)
         assert not torch.allclose(seen[-1][0], seen[-1][1], atol=1e-3)
         # Each epoch goes over the whole batch, whose advantages are whitened.
-        epoch = torch.cat([advantages for _, _, advantages, _ in seen[:4]])
+        epoch = torch.cat([advantages for _, _, advantages, _ in seen[:2]])
         torch.testing.assert_close(epoch.mean(), torch.zeros(()), rtol=0, atol=1e-5)
         torch.testing.assert_close(epoch.std(), torch.ones(()), rtol=1e-4, atol=0)
 

@@ -45,16 +45,14 @@ def test_lora_learns_on_nf4(job: MakeJob) -> None:
 def test_ppo_raises_the_reward(job: MakeJob, value: str) -> None:
     settings = RL | {"value": value, "rollout_batch": 16, "batch_size": 8, "ppo": {"kl_coef": 0.02}}
     made = job(algorithm="ppo", **settings)
-    rewards = series(made, "reward", 25)
+    rewards = series(made, "reward", 20)
     first, last = quarters(rewards)
     assert rewards[0] < 0.4
     assert last > first + 0.2, rewards  # eight runs of these settings rose by 0.44 to 0.65
 
 
-@pytest.mark.parametrize("advantage", ["verl", "repository"])
-def test_remax_raises_the_reward(job: MakeJob, advantage: str) -> None:
-    options = {"kl_coef": 0.01, "advantage": advantage}
-    settings = RL | {"rollout_batch": 64, "batch_size": 32, "learning_rate": 2e-3, "remax": options}
+def test_remax_raises_the_reward(job: MakeJob) -> None:
+    settings = RL | {"rollout_batch": 64, "batch_size": 32, "learning_rate": 2e-3, "remax": {"kl_coef": 0.01}}
     rewards = series(job(algorithm="remax", **settings), "reward", 40)
     first, last = quarters(rewards)
     assert rewards[0] < 0.4
@@ -64,6 +62,6 @@ def test_remax_raises_the_reward(job: MakeJob, advantage: str) -> None:
 
 def test_the_kl_term_holds_the_policy_back(job: MakeJob) -> None:
     settings = RL | {"algorithm": "ppo", "rollout_batch": 16, "batch_size": 8}
-    free = series(job(**settings, ppo={"kl_coef": 0.0}), "kl", 12)
-    held = series(job(**settings, ppo={"kl_coef": 1.0}), "kl", 12)
+    free = series(job(**settings, ppo={"kl_coef": 0.0}), "kl", 8)
+    held = series(job(**settings, ppo={"kl_coef": 1.0}), "kl", 8)
     assert free[-1] > 2 * abs(held[-1])

@@ -18,7 +18,7 @@ from vrambench.methods.cell import from_flat
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
 
-STEPS = 4
+STEPS = 3
 
 
 def described(tensors: Any) -> list[tuple[str, str, int]]:
