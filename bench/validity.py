@@ -291,6 +291,19 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: zero(cell) and not full(cell),
     ),
     Rule(
+        "zero-factored",
+        "warn",
+        "ZeRO flattens parameters to one dimension, so a factored second moment is kept whole, and steps differ from those "
+        "without ZeRO",
+        lambda cell, _: zero(cell) and cell.optimizer_value.factored,
+    ),
+    Rule(
+        "rollout-dropout",
+        "warn",
+        "the adapter's dropout stays on in rollouts and scores, so log-probabilities of one token differ from pass to pass",
+        lambda cell, _: bool(cell.workload.lora_dropout) and cell.workload.rollout_batch is not None,
+    ),
+    Rule(
         "lora-paged",
         "warn",
         "an adapter's optimizer state is megabytes, and tensors under 4096 elements keep 32-bit state: 8 bits or "

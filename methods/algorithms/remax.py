@@ -6,6 +6,7 @@ over the sampled responses in minibatches of `batch_size` (learn). There is no v
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -49,7 +50,8 @@ class ReMax:
 
         job.phase("rollout")
         prompts = job.data.sequences(index, self.samples, start)
-        sampling = Sampling(temperature=options.temperature, top_p=options.top_p)
+        temperature = options.temperature
+        sampling = Sampling(temperature=temperature, top_p=options.top_p)
         with self.policy.forward():
             tokens = generate(self.policy.module.model, prompts, work.response_tokens, sampling, job.device)
             greedy = generate(self.policy.module.model, prompts, work.response_tokens, GREEDY, job.device)
@@ -59,12 +61,13 @@ class ReMax:
             score = self.reward(prompts, tokens[:, start:])
             baseline = self.reward(prompts, greedy[:, start:])
             mask = torch.ones_like(tokens[:, start:], dtype=torch.float32)
-            reference = self.reference.logprobs(tokens, start) if self.reference else None
+            reference = self.reference.logprobs(tokens, start, temperature) if self.reference else None
             if reference is None:
                 old_logprobs = torch.zeros_like(mask)
             else:
                 with self.policy.forward():
-                    old = job.device.map_alike(lambda batch: self.policy.module(batch, start), tokens.split(size))
+                    score_batch = functools.partial(self.policy.module, start=start, temperature=temperature)
+                    old = job.device.map_alike(score_batch, tokens.split(size))
                 old_logprobs = torch.cat([scores.logprobs for scores in old])
             if options.advantage == "verl":
                 rewards = token_rewards(score, old_logprobs, reference, mask, options.kl_coef)
@@ -78,7 +81,7 @@ class ReMax:
         for batch, advantage, part in job.device.alike(minibatches, work.gradient_accumulation_steps):
             job.phase("learn")
             with self.policy.forward():
-                loss = policy_loss(self.policy.module(batch, start).logprobs, advantage, part)
+                loss = policy_loss(self.policy.module(batch, start, temperature).logprobs, advantage, part)
             self.policy.backward(loss)
             losses.append(loss.detach())
         kl = torch.zeros_like(score) if reference is None else (old_logprobs - reference).sum(dim=1)

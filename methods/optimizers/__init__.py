@@ -33,14 +33,15 @@ class Steps(Protocol):
 class Optimizer(AxisValue):
     """`build`: the optimizer over what a module trains, with the cell's learning rate and options. `layerwise`: each parameter
     steps as soon as its gradient is there, inside the backward pass, which frees the gradient. `projects_gradients`: it keeps its
-    state in a low-rank projection of the gradient (GaLore). `eight_bit`, `paged`: how its state is held. `offloaded`: the optimizer
-    that takes its place where state lies on the host (DeepSpeed's CPUAdam for AdamW), if there is one."""
+    state in a low-rank projection of the gradient (GaLore). `eight_bit`, `paged`, `factored`: how its state is held. `offloaded`:
+    the optimizer that takes its place where state lies on the host (DeepSpeed's CPUAdam for AdamW), if there is one."""
 
     build: Callable[[nn.Module, Cell], Steps]
     layerwise: bool = False
     projects_gradients: bool = False
     eight_bit: bool = False
     paged: bool = False
+    factored: bool = False
     offloaded: Callable[[nn.Module, Cell], torch.optim.Optimizer] | None = None
 
 

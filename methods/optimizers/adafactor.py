@@ -40,4 +40,4 @@ def build(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:
     )
 
 
-ADAFACTOR = Optimizer(summary="factored second moment, no first", options=AdafactorOptions, build=build)
+ADAFACTOR = Optimizer(summary="factored second moment, no first", options=AdafactorOptions, build=build, factored=True)

@@ -264,15 +264,6 @@ def test_cached_segments_go_back_to_the_driver_before_memory_is_out() -> None:
     assert allocator.stats.reserved == (20 * MIB, 20 * MIB)
 
 
-def test_what_a_retry_leaves_over_is_cached() -> None:
-    allocator = make(capacity=30 * MIB)
-    allocator.free(allocator.malloc(16 * MIB))
-    first = allocator.malloc(3 * MIB)
-    # 16 + 20 > 30: the 16 MiB go, and of the new 20 MiB 17 are left for the next request
-    assert allocator.malloc(5 * MIB) == first + 3 * MIB
-    assert allocator.stats.reserved.current == 20 * MIB
-
-
 def test_out_of_memory_says_what_was_missing_and_leaves_everything_usable() -> None:
     allocator = make(capacity=30 * MIB)
     kept = allocator.malloc(3 * MIB)

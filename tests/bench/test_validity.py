@@ -129,6 +129,18 @@ CASES = [
     Case(
         "lora-offload", {"adapter": "lora", "offload": "zero2_optimizer"}, {"offload": "none"}, kind="warn", alone=False
     ),
+    Case(
+        "zero-factored",
+        {"optimizer": "adafactor", "offload": "zero2_optimizer"},
+        {"optimizer": "adamw_torch"},
+        kind="warn",
+    ),
+    Case(
+        "rollout-dropout",
+        {"adapter": "lora", "algorithm": "ppo", "lora_dropout": 0.1},
+        {"algorithm": "sft"},
+        kind="warn",
+    ),
     Case("lora-paged", {"adapter": "lora", "optimizer": "paged_adamw_8bit"}, {"optimizer": "adamw_torch"}, kind="warn"),
     Case("lora-paged", {"adapter": "lora", "optimizer": "adamw_bnb_8bit"}, {"adapter": "none"}, kind="warn"),
 ]
