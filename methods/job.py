@@ -34,7 +34,7 @@ from vrambench.methods.models import (
 from vrambench.methods.policy import Critic, Policy
 from vrambench.methods.precision import DTYPES
 from vrambench.methods.registry import load_attribute
-from vrambench.methods.rewards import Reward, token_rule
+from vrambench.methods.rewards import Reward, checked, token_rule
 
 # One random stream for each role, so that no role's weights depend on which others the job holds.
 STREAMS = {"policy": 0, "value": 1, "reward": 2, "steps": 3}
@@ -127,7 +127,7 @@ class Job:
         if named == "tokens":
             return token_rule(self.config.vocab_size)
         if ":" in named:
-            return load_attribute(named, field="reward")
+            return checked(load_attribute(named, field="reward"), named)
         if named == "model":
             assert self.cell.workload.reward_model is not None
             name, seed = self.cell.workload.reward_model, self._seed("reward")

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import torch
 
+from vrambench.methods.errors import ConfigurationError
+
 Reward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Of prompts [B, P] and responses [B, R], both int64, the scores [B] fp32."""
 
@@ -20,6 +22,24 @@ def token_rule(vocabulary: int) -> Reward:
 
     def score(prompts: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
         return (responses < limit).float().mean(dim=1)
+
+    return score
+
+
+def checked(function: Reward, name: str) -> Reward:
+    """`function`, a user's own, held to what it must give: ConfigurationError where that is not one score for each response."""
+
+    def score(prompts: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
+        scores = function(prompts, responses)
+        if not isinstance(scores, torch.Tensor) or scores.shape != (len(responses),):
+            kind = (
+                f"a tensor {list(scores.shape)}" if isinstance(scores, torch.Tensor) else f"a {type(scores).__name__}"
+            )
+            raise ConfigurationError(
+                f"reward: {name!r} gave {kind}, not a tensor [{len(responses)}] with one score for each response",
+                field="reward",
+            )
+        return scores.float()
 
     return score
 

@@ -14,7 +14,7 @@ from vrambench.methods.device import Device
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.job import Job
 from vrambench.methods.presets import PRESETS
-from vrambench.methods.rewards import token_rewards, token_rule
+from vrambench.methods.rewards import checked, token_rewards, token_rule
 
 MakeJob = Callable[..., Job]
 PROMPTS = torch.randint(0, 256, (5, 4), generator=torch.Generator().manual_seed(0))
@@ -144,3 +144,18 @@ def test_devices_without_values_have_shapes(job: MakeJob, classifier: str) -> No
     assert isinstance(made.device, Device)
     scores = reward_of(made)(PROMPTS.to("meta"), RESPONSES.to("meta"))
     assert (scores.shape, scores.device.type) == ((5,), "meta")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [("text", "a str"), (torch.zeros(2, 3), r"a tensor \[2, 3\]"), (torch.zeros(3), r"a tensor \[3\]")],
+)
+def test_a_users_reward_that_gives_something_else_is_named(given: object, said: str) -> None:
+    reward = checked(lambda prompts, responses: given, "mine:reward")  # type: ignore[arg-type, return-value]
+    with pytest.raises(ConfigurationError, match=rf"^reward: 'mine:reward' gave {said}, not a tensor \[2\]"):
+        reward(torch.zeros(2, 4), torch.zeros(2, 3))
+
+
+def test_a_users_reward_may_be_of_any_number_type() -> None:
+    reward = checked(lambda prompts, responses: torch.tensor([1, 2]), "mine:reward")
+    assert torch.equal(reward(torch.zeros(2, 4), torch.zeros(2, 3)), torch.tensor([1.0, 2.0]))
