@@ -207,7 +207,7 @@ def run(
             show_default="one per core on the CPU",
         ),
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds that a cell may take.", min=1, metavar="S")] = 600,
+    timeout: Annotated[float, typer.Option(help="Seconds that a cell may take.", min=1, metavar="S")] = 1800,
     retry: Annotated[
         str | None, typer.Option(help="Run failed cells again: timeout, crashed, error.", metavar="STATUS,..")
     ] = None,
@@ -262,7 +262,9 @@ def run(
 
 def _jobs(device: str) -> int:
     """One cell for each core, which then has one thread; on a GPU one cell."""
-    return (os.cpu_count() or 1) if device == "cpu" else 1
+    from vrambench.bench.environment import usable_threads
+
+    return usable_threads() if device == "cpu" else 1
 
 
 @app.command()

@@ -36,6 +36,15 @@ def gradients(job: Job) -> dict[str, int]:
     }
 
 
+def largest_gradients(job: Job) -> dict[str, int]:
+    """Bytes of each role's largest gradient: what a layerwise optimizer, which frees each at once, holds at least."""
+    return {
+        name: max(parameter.nbytes for parameter in role.module.parameters() if parameter.requires_grad)
+        for name, role in job.roles.items()
+        if role.learner
+    }
+
+
 def role_bytes(job: Job, gradients_bytes: dict[str, int]) -> dict[str, RoleBytes]:
     """The roles' lines of the ledger, on the job's device; a storage that several roles use belongs to the first of them."""
     counted: set[int] = set()

@@ -8,24 +8,23 @@ every step the sample so far, so that a process that dies loses nothing it had m
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-
-from vrambench.bench.ledger import count_parameters, gradients, role_bytes
+from vrambench.bench.ledger import count_parameters, gradients, largest_gradients, role_bytes
 from vrambench.bench.meters import Meter
 from vrambench.bench.meters.cpu import CpuMeter
 from vrambench.bench.meters.host import room_bytes
 from vrambench.bench.meters.trace import StorageTrace
 from vrambench.bench.oom import parse_oom
 from vrambench.bench.recorder import Recorder
-from vrambench.bench.result import Learning, Memory, Parameters, Phase, RoleBytes, Sample, Throughput
-from vrambench.methods.algorithms import Metrics
+from vrambench.bench.result import Learning, Memory, Parameters, Phase, RoleBytes, Sample, Source, Throughput
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Device
 from vrambench.methods.errors import ConfigurationError
@@ -43,6 +42,8 @@ class Progress:
 
     memory: Memory
     phases: tuple[Phase, ...]
+    source: Source = "measured"
+    notes: tuple[str, ...] = ()
     step_seconds: float | None = None
     parameters: Parameters | None = None
 
@@ -69,7 +70,7 @@ class Measurement:
         self.save = save
         self.recorder = Recorder(device, meter, listen)
         self.job = Job(cell, device, self._enter)
-        self.metrics: list[Metrics] = []
+        self.learning: list[dict[str, float]] = []
         self.step_seconds: list[float] = []
         self.energy_joules: float | None = None
         self.seconds: dict[str, float] = {}
@@ -97,7 +98,7 @@ class Measurement:
         self.recorder.close()
         began = self._part("load", began)
         self.parameters = count_parameters(self.job)
-        self.save(Progress(self.meter.memory(), self.recorder.phases, parameters=self.parameters))
+        self.save(self._progress(self.recorder.phases, parameters=self.parameters))
         for index in range(work.warmup_steps):
             self._step(index, timed=False)
         began = self._part("warmup", began)
@@ -119,11 +120,12 @@ class Measurement:
         metrics = self.job.step(index)
         self.recorder.close()
         seconds = time.perf_counter() - began
-        self.metrics.append(metrics)
+        # Read now, outside the step's time: on a device that is full later, no tensor of theirs is to be made.
+        self.learning.append({name: float(value) for name, value in metrics.items()})
         if timed:
             self.step_seconds.append(seconds)
         phases = self.recorder.phases_of(index)
-        self.save(Progress(self.meter.memory(), phases, step_seconds=seconds if timed else None))
+        self.save(self._progress(phases, step_seconds=seconds if timed else None))
 
     def _counted_step(self, index: int) -> None:
         """One more step, untimed: gradients and, on the CPU, every live storage are counted in it."""
@@ -136,6 +138,8 @@ class Measurement:
         else:
             self.job.step(index)
             self.recorder.close()
+        if self.cell.optimizer_value.layerwise:
+            self.gradients = largest_gradients(self.job)
         self.roles = role_bytes(self.job, self.gradients)
 
     def _enter(self, phase: str) -> None:
@@ -156,15 +160,14 @@ class Measurement:
                 if value is None:
                     raise NotFinite(f"the {name} of step {step} is not a finite number")
 
+    def _progress(self, phases: tuple[Phase, ...], **more: Any) -> Progress:
+        return Progress(self.meter.memory(), phases, source=self.meter.source, notes=self.meter.notes(), **more)
+
     def _learning(self) -> Learning:
-        """One wait for the device for all steps' numbers."""
         series = {
-            name: tuple(
-                value if math.isfinite(value) else None
-                for value in torch.stack([metrics[name].float() for metrics in self.metrics]).tolist()
-            )
+            name: tuple(step[name] if math.isfinite(step[name]) else None for step in self.learning)
             for name in ("loss", "reward", "kl")
-            if self.metrics and name in self.metrics[0]
+            if self.learning and name in self.learning[0]
         }
         return Learning(**series)
 
@@ -185,8 +188,8 @@ class Measurement:
             energy_joules=self.energy_joules,
         )
 
-    def sample(self, status: str, *, brief: bool = False, **more: object) -> Sample:
-        """Everything known so far; `brief` leaves out what would wait for the device."""
+    def sample(self, status: str, **more: object) -> Sample:
+        """Everything known so far; it needs no memory on the device."""
         return Sample.model_validate(
             {
                 "status": status,
@@ -195,23 +198,28 @@ class Measurement:
                 "phases": self.recorder.phases,
                 "roles": self.roles,
                 "throughput": self._throughput(),
-                "learning": Learning() if brief else self._learning(),
+                "learning": self._learning(),
                 "parameters": self.parameters,
                 "seconds": self.seconds,
-                "notes": self.meter.notes(),
+                "notes": (*self.meter.notes(), *self._skipped()),
                 **more,
             }
         )
+
+    def _skipped(self) -> tuple[str, ...]:
+        """Says so where loss scaling left optimizer steps out: their time is a step's all the same."""
+        if self.seconds.get("counted_step") is None:
+            return ()
+        learners = [role.learner for role in self.job.roles.values() if role.learner is not None]
+        skipped = sum(learner.skipped_steps() for learner in learners)
+        return (f"loss scaling skipped {skipped} optimizer steps, whose gradients overflowed",) if skipped else ()
 
     def _failed(self, error: Exception) -> Sample:
         """The sample of a job that an exception ended. Its traceback goes to the log."""
         traceback.print_exception(error)
         phase = self.recorder.phase
-        broken = False
-        try:
+        with contextlib.suppress(RuntimeError):  # after some errors CUDA answers nothing more
             self.recorder.close()
-        except RuntimeError:  # after some errors CUDA answers nothing more
-            broken = True
         oom = parse_oom(error)
         if oom and oom.where == "host" and oom.asked_bytes and (room := room_bytes()) is not None:
             oom = oom.model_copy(update={"missing_bytes": max(0, oom.asked_bytes - room)})
@@ -219,4 +227,4 @@ class Measurement:
             reason = str(error)
         else:
             reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        return self.sample("oom" if oom else "error", brief=broken, reason=reason[:500], phase=phase, oom=oom)
+        return self.sample("oom" if oom else "error", reason=reason[:500], phase=phase, oom=oom)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import re
+import traceback
 
 import torch
 
@@ -39,6 +40,9 @@ DEVICE = re.compile(
 CPU_ALLOCATOR = re.compile(r"DefaultCPUAllocator: [^:]*: you tried to allocate (\d+) bytes")
 NUMPY = re.compile(rf"Unable to allocate {SIZE} for an array")
 BAD_ALLOC = re.compile(r"std::bad_alloc")
+
+# bitsandbytes' native code prints this and ends the process.
+NATIVE_EXIT = re.compile(r"^Error out of memory at line \d+ in file ")
 
 
 def parse_oom(error: BaseException) -> OutOfMemory | None:
@@ -68,8 +72,14 @@ def _parse(error: BaseException) -> OutOfMemory | None:
     if not isinstance(error, RuntimeError):
         return None
     if DEVICE.search(text):
-        return OutOfMemory(where="device")
+        return OutOfMemory(where="host" if _pinning(error) else "device")
     return OutOfMemory(where="host") if BAD_ALLOC.search(text) else None
+
+
+def _pinning(error: BaseException) -> bool:
+    """Whether it was host memory that was to be pinned: the driver calls both the same."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any("pin_memory" in frame.name or ".pin_memory(" in (frame.line or "") for frame in frames)
 
 
 def _device(text: str) -> OutOfMemory:

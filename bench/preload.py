@@ -19,11 +19,19 @@ ALWAYS = (
     "transformers.models.opt.modeling_opt",
     "transformers.models.gpt_neox.modeling_gpt_neox",
     "transformers.models.mistral.modeling_mistral",
-    "transformers.optimization",
     "vrambench.bench.measure",
     "vrambench.methods.job",
 )
-CPU_ONLY = ("peft", "bitsandbytes", "galore_torch", "deepspeed", "deepspeed.ops.adam", "torch.utils.cpp_extension")
+# transformers.optimization imports PEFT, and PEFT bitsandbytes.
+CPU_ONLY = (
+    "peft",
+    "bitsandbytes",
+    "galore_torch",
+    "deepspeed",
+    "deepspeed.ops.adam",
+    "torch.utils.cpp_extension",
+    "transformers.optimization",
+)
 
 
 def load() -> None:

@@ -67,11 +67,13 @@ class Recorder:
         """Ends the current phase, if there is one; after an error too, so that its peaks are kept."""
         if self.phase is None:
             return
-        self._device.synchronize()
-        seconds = time.perf_counter() - self._began
-        record = self._records.setdefault((self.phase, self.step), _Stretches())
-        record.add(seconds, self._meter.end_phase())
-        self.phase = None
+        name, self.phase = self.phase, None
+        try:
+            self._device.synchronize()
+        finally:  # a broken device answers no more, but its allocator's peaks are read on the host
+            seconds = time.perf_counter() - self._began
+            record = self._records.setdefault((name, self.step), _Stretches())
+            record.add(seconds, self._meter.end_phase())
 
 
 def highest(*values: int | None) -> int | None:

@@ -58,6 +58,7 @@ class RoleBytes(Record):
 
     weights_bytes: int
     gradients_bytes: int
+    """When the optimizer steps; the largest one's, where each steps inside the backward pass and is freed."""
     optimizer_bytes: int
     shares: str | None = None
     """The role whose weights this one uses, if it has none of its own."""

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vrambench.bench import server
-from vrambench.bench.environment import describe_environment, same_hardware
+from vrambench.bench.environment import describe_environment, same_hardware, usable_threads
 from vrambench.bench.measure import Progress
+from vrambench.bench.oom import NATIVE_EXIT
 from vrambench.bench.plan import PlannedCell
 from vrambench.bench.result import FAILED, OutOfMemory, Result, Sample, Status, Throughput
 from vrambench.bench.store import RunFolder, dump_result
@@ -32,6 +33,8 @@ from vrambench.methods.errors import ConfigurationError
 
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 4, 130
 POLL_SECONDS = 0.25
+PREPARE_SECONDS = 1800.0
+"""How long what is done once, before anything is timed, may take."""
 LAST_WORDS_SECONDS = 20.0
 """How long a job may take to end after it has sent its result."""
 
@@ -84,6 +87,8 @@ class _Running:
     progress: list[Progress] = field(default_factory=list)
     final: Sample | None = None
     timed_out: bool = False
+    said_all: bool = False
+    """The job has closed its end of the pipe."""
 
 
 def run(
@@ -137,11 +142,12 @@ class _Run:
         self.repeat = repeat
         self.listener = listener
         self.about = about
+        self.server = server.Server(device)
         self.environment = describe_environment(device)
         self.tasks = [_Task(cell, index) for index, cell in enumerate(planned, 1)]
         self.running: list[_Running] = []
         self.kept = 0
-        self.threads = max(1, (os.cpu_count() or 1) // jobs) if device == "cpu" else 0
+        self.threads = max(1, usable_threads() // jobs) if device == "cpu" else 0
 
     def run(self) -> Summary:
         self._write_info()
@@ -151,7 +157,6 @@ class _Run:
             with _interruptible():
                 waiting = self._without_invalid(waiting)
                 if waiting:
-                    server.start(self.device)
                     waiting = self._prepare(waiting)
                 self._loop(waiting)
         except KeyboardInterrupt:
@@ -231,12 +236,12 @@ class _Run:
                 continue
             log = self.store.log(f"prepare-{name.replace(':', '.')}")
             self.listener.message(f"preparing {axis} {name}")
-            process = server.fork(prepare, (axis, name), str(log))
+            process = self.server.fork(prepare, (axis, name), str(log))
             try:
-                process.join()
-            except KeyboardInterrupt:
-                server.kill(process)
-                raise
+                process.join(PREPARE_SECONDS)
+            finally:
+                if process.is_alive():
+                    server.kill(process)
             if process.exitcode != 0:
                 failed[axis, name] = log
         left: list[_Task] = []
@@ -253,7 +258,8 @@ class _Run:
         while waiting or self.running:
             while waiting and len(self.running) < self.jobs:
                 self._start(waiting.pop(0))
-            wait([thing for job in self.running for thing in (job.process.sentinel, job.pipe)], timeout=POLL_SECONDS)
+            pipes = [job.pipe for job in self.running if not job.said_all]
+            wait([*(job.process.sentinel for job in self.running), *pipes], timeout=POLL_SECONDS)
             for job in list(self.running):
                 self._look_at(job)
                 if not job.process.is_alive():
@@ -272,7 +278,7 @@ class _Run:
         cell = task.planned.cell
         order = JobOrder(cell.flat(), self.device, str(self.store.log(cell.id)), self.threads)
         self.listener.started(task.planned.name, task.index, len(self.tasks))
-        process = server.fork(work, order, board, theirs)
+        process = self.server.fork(work, order, board, theirs)
         theirs.close()
         deadline = time.monotonic() + self.timeout
         self.running.append(_Running(task, process, ours, board, deadline, _oom_kills()))
@@ -288,14 +294,16 @@ class _Run:
 
     def _read(self, job: _Running) -> None:
         """Takes what the job has sent."""
-        with contextlib.suppress(EOFError, OSError):
-            while job.pipe.poll():
+        try:
+            while not job.said_all and job.pipe.poll():
                 said = job.pipe.recv()
                 if isinstance(said, Progress):
                     job.progress.append(said)
                 else:
                     job.final = said
                     job.deadline = min(job.deadline, time.monotonic() + LAST_WORDS_SECONDS)
+        except (EOFError, OSError):
+            job.said_all = True
 
     def _sample(self, job: _Running) -> Sample:
         """What an ended job gave: its own last word, or what it had measured with the way in which it ended."""
@@ -319,8 +327,10 @@ class _Run:
                     "oom": OutOfMemory(where="host"),
                 }
         else:
-            log = self.store.log(job.task.planned.cell.id)
-            more |= {"status": "error", "reason": f"ended with {_ending(code)}: {_last_line(log)}"}
+            words = _last_line(self.store.log(job.task.planned.cell.id))
+            more |= {"status": "error", "reason": f"ended with {_ending(code)}: {words}"}
+            if NATIVE_EXIT.search(words):
+                more |= {"status": "oom", "oom": OutOfMemory(where="device")}
         return Sample(**_so_far(job.progress), **more)
 
     def _store(self, task: _Task, sample: Sample, *, rule: str | None = None) -> None:
@@ -356,7 +366,8 @@ def _so_far(progress: Sequence[Progress]) -> dict[str, Any]:
     if not progress:
         return {}
     return {
-        "source": "measured",
+        "source": progress[-1].source,
+        "notes": progress[-1].notes,
         "memory": progress[-1].memory,
         "phases": tuple(phase for each in progress for phase in each.phases),
         "parameters": progress[0].parameters,

@@ -1,7 +1,7 @@
 """The process that jobs are forked from: multiprocessing's forkserver, with an environment of its own.
 
-    start("cpu")
-    process = fork(target, *arguments)
+    server = Server("cpu")
+    process = server.fork(target, *arguments)
     kill(process)
 
 The server has imported everything and computed nothing (`preload.py`), so a job starts in a tenth of a second and
@@ -22,40 +22,53 @@ from typing import Any
 
 import psutil
 
+LAST_SECONDS = 30.0
+"""How long a killed process is waited for: one that hangs in a driver may never go."""
+
 CONTEXT = multiprocessing.get_context("forkserver")
 
 
-def start(device: str) -> None:
-    """Starts the process that jobs are forked from, with an environment of its own."""
-    kind = device.split(":")[0]
-    settings = {
-        "PYTHONSAFEPATH": "1",  # nothing in the current directory hides a module
-        "VRAMBENCH_SERVER_DEVICE": kind,
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }
-    if kind == "cpu":
-        settings |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        CONTEXT.set_forkserver_preload(["vrambench.bench.preload"])
-        forkserver.ensure_running()
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+class Server:
+    """Forks jobs for `device` (a name). One kind of device at a time in one process: the server is multiprocessing's own."""
 
+    def __init__(self, device: str) -> None:
+        self._kind = device.split(":")[0]
+        self._settings = {
+            "PYTHONSAFEPATH": "1",  # nothing in the current directory hides a module
+            "VRAMBENCH_SERVER_DEVICE": self._kind,
+            "TOKENIZERS_PARALLELISM": "false",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
+        if self._kind == "cpu":
+            self._settings |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
-def fork(target: Callable[..., None], *arguments: Any) -> Any:
-    """A started process that runs `target(*arguments)`."""
-    process = CONTEXT.Process(target=target, args=arguments, daemon=True)
-    with _without_main():
-        process.start()
-    return process
+    def start(self) -> None:
+        """Starts the process that jobs are forked from, unless it runs; one of another kind is ended first."""
+        server: Any = getattr(forkserver, "_forkserver", None)
+        if getattr(server, "vrambench_kind", self._kind) != self._kind:
+            server._stop()
+        before = {name: os.environ.get(name) for name in self._settings}
+        os.environ.update(self._settings)
+        try:
+            CONTEXT.set_forkserver_preload(["vrambench.bench.preload"])
+            forkserver.ensure_running()
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+        if server is not None:
+            server.vrambench_kind = self._kind
+
+    def fork(self, target: Callable[..., None], *arguments: Any) -> Any:
+        """A started process that runs `target(*arguments)`."""
+        self.start()  # whoever ended the server meanwhile: the next one gets the same environment
+        process = CONTEXT.Process(target=target, args=arguments, daemon=True)
+        with _without_main():
+            process.start()
+        return process
 
 
 def kill(process: Any) -> None:
@@ -67,7 +80,7 @@ def kill(process: Any) -> None:
             os.killpg(process.pid, signal.SIGKILL)
         else:
             os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    process.join(LAST_SECONDS)
 
 
 @contextlib.contextmanager

@@ -6,8 +6,9 @@ clipping and the optimizer's step, in a phase of its own. So an algorithm's file
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -37,6 +38,9 @@ class Learner(Protocol):
     def optimizer_state(self) -> Iterator[torch.Tensor]:
         """Every tensor that the optimizer keeps between steps, master weights included."""
 
+    def skipped_steps(self) -> int:
+        """How many optimizer steps loss scaling has left out because gradients overflowed."""
+
 
 class LearnerFactory(Protocol):
     def __call__(self, module: nn.Module, cell: Cell, device: Device, phase: PhaseMarker) -> Learner: ...
@@ -56,13 +60,16 @@ class PlainLearner:
         self._parameters = trainable(module)
         self._optimizer = cell.optimizer_value.build(module, cell)
         self._steps_in_backward = cell.optimizer_value.layerwise
+        self._mark = cell.optimizer_value.mark_phases
         self._scaler = device.grad_scaler(cell.precision_value.loss_scaling)
+        self._initial_scale = 2.0**16  # GradScaler's own
 
     def forward(self) -> AbstractContextManager[Any]:
         return self._device.autocast(self._autocast)
 
     def backward(self, loss: torch.Tensor) -> None:
-        self._scaler.scale(loss / self._accumulation).backward()
+        with self._marking("learn") if self._steps_in_backward else nullcontext():
+            self._scaler.scale(loss / self._accumulation).backward()
         self._pending += 1
         if self._pending < self._accumulation or self._steps_in_backward:
             return
@@ -71,16 +78,28 @@ class PlainLearner:
         if self._max_grad_norm:
             self._scaler.unscale_(optimizer)
             clip_gradients(self._parameters, self._max_grad_norm)
-        self._scaler.step(optimizer)
+        with self._marking("optimizer_step"):
+            self._scaler.step(optimizer)
         self._scaler.update()
         self._optimizer.zero_grad()
         self._pending = 0
+
+    def _marking(self, phase: str) -> AbstractContextManager[None]:
+        """Where the optimizer has phases of its own inside `phase`, it marks them there."""
+        return self._mark(self._phase, phase) if self._mark else nullcontext()
 
     def gradients(self) -> Iterator[torch.Tensor]:
         return (parameter.grad for parameter in self._parameters if parameter.grad is not None)
 
     def optimizer_state(self) -> Iterator[torch.Tensor]:
         return tensors_in(self._optimizer.state)
+
+    def skipped_steps(self) -> int:
+        """Every overflow halves the scale; it grows after 2,000 steps without one only."""
+        if not self._scaler.is_enabled():
+            return 0
+        backoff = math.log(self._scaler.get_scale() / self._initial_scale, self._scaler.get_backoff_factor())
+        return max(0, round(backoff))
 
 
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> None:

@@ -90,6 +90,7 @@ class CudaMeter:
         fresh = not self._cuda.is_initialized()
         before = driver.snapshot() if driver is not None and fresh else {}
         self._cuda.init()
+        self._cuda.set_device(self._device)  # some libraries synchronise, and page, on the current one
         self._load_kernels(self._device)
         self._release()
         if driver is None:

@@ -173,6 +173,9 @@ class ZeroLearner:
         zero = self.module.optimizer
         return tensors_in([zero.single_partition_of_fp32_groups, zero.optimizer.state])
 
+    def skipped_steps(self) -> int:
+        return int(self.module.skipped_steps)
+
 
 ZERO2_OPTIMIZER = Offload(
     summary="DeepSpeed ZeRO-2, optimizer state and master weights on the host",

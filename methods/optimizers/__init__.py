@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,7 +35,8 @@ class Optimizer(AxisValue):
     """`build`: the optimizer over what a module trains, with the cell's learning rate and options. `layerwise`: each parameter
     steps as soon as its gradient is there, inside the backward pass, which frees the gradient. `projects_gradients`: it keeps its
     state in a low-rank projection of the gradient (GaLore). `eight_bit`, `paged`, `factored`: how its state is held. `offloaded`:
-    the optimizer that takes its place where state lies on the host (DeepSpeed's CPUAdam for AdamW), if there is one."""
+    the optimizer that takes its place where state lies on the host (DeepSpeed's CPUAdam for AdamW), if there is one.
+    `mark_phases`: given a phase marker and the phase around it, the context in which it marks phases of its own (GaLore's svd)."""
 
     build: Callable[[nn.Module, Cell], Steps]
     layerwise: bool = False
@@ -43,6 +45,7 @@ class Optimizer(AxisValue):
     paged: bool = False
     factored: bool = False
     offloaded: Callable[[nn.Module, Cell], torch.optim.Optimizer] | None = None
+    mark_phases: Callable[[Callable[[str], None], str], AbstractContextManager[None]] | None = None
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:

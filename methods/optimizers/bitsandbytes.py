@@ -1,10 +1,12 @@
 """bitsandbytes' AdamW with 8-bit block-wise moments, in ordinary or in paged (managed) memory.
 
-Tensors of fewer than 4,096 elements keep 32-bit moments; only tensors of 100,000 elements and more are paged. On the CPU there
-is nothing to page to: the paged optimizer is the plain 8-bit one there, as bitsandbytes says itself.
+Embeddings and tensors of fewer than 4,096 elements keep 32-bit moments; only tensors of 100,000 elements and more are paged. On
+the CPU there is nothing to page to: the paged optimizer is the plain 8-bit one there, as bitsandbytes says itself.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,14 +20,31 @@ def build_8bit(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:
     """bitsandbytes.optim.AdamW8bit."""
     import bitsandbytes
 
-    return bitsandbytes.optim.AdamW8bit(trainable(module), **adamw_settings(cell))
+    return _with_32_bit_embeddings(bitsandbytes.optim.AdamW8bit(trainable(module), **adamw_settings(cell)), module)
 
 
 def build_paged_8bit(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:
     """bitsandbytes.optim.PagedAdamW8bit."""
     import bitsandbytes
 
-    return bitsandbytes.optim.PagedAdamW8bit(trainable(module), **adamw_settings(cell))
+    optimizer = bitsandbytes.optim.PagedAdamW8bit(trainable(module), **adamw_settings(cell))
+    return _with_32_bit_embeddings(optimizer, module)
+
+
+def _with_32_bit_embeddings(optimizer: Any, module: nn.Module) -> torch.optim.Optimizer:
+    """Moments of embeddings in 32 bits, as transformers' Trainer sets it for these optimizers.
+
+    In a manager of this optimizer's own: bitsandbytes' common one would take another optimizer's parameters, which have the same
+    numbers, for these.
+    """
+    from bitsandbytes.optim import GlobalOptimManager
+
+    optimizer.mng = GlobalOptimManager.__new__(GlobalOptimManager)
+    optimizer.mng.initialize()
+    for part in module.modules():
+        if isinstance(part, nn.Embedding) and part.weight.requires_grad:
+            optimizer.mng.override_config(part.weight, "optim_bits", 32)
+    return optimizer
 
 
 ADAMW_BNB_8BIT = Optimizer(

@@ -6,6 +6,8 @@ The package ignores the betas, eps and weight decay of transformers' arguments; 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -67,6 +69,27 @@ def target_weights(module: nn.Module, options: GaLoreOptions) -> list[nn.Paramet
             field="galore.target_modules",
         )
     return targets
+
+
+@contextmanager
+def mark_projections(phase: Callable[[str], None], around: str) -> Iterator[None]:
+    """Each SVD that computes a projector is in phase `svd`, and what follows it in phase `around` again."""
+    from galore_torch.galore_projector import GaLoreProjector
+
+    compute = GaLoreProjector.get_orthogonal_matrix
+
+    def marked(self: Any, *arguments: Any, **options: Any) -> Any:
+        phase("svd")
+        try:
+            return compute(self, *arguments, **options)
+        finally:
+            phase(around)
+
+    GaLoreProjector.get_orthogonal_matrix = marked
+    try:
+        yield
+    finally:
+        GaLoreProjector.get_orthogonal_matrix = compute
 
 
 def _group(parameters: list[nn.Parameter], options: GaLoreOptions, projected: bool) -> dict[str, Any]:
@@ -132,12 +155,14 @@ GALORE_ADAMW = Optimizer(
     options=GaLoreOptions,
     build=build_adamw,
     projects_gradients=True,
+    mark_phases=mark_projections,
 )
 GALORE_ADAMW_LAYERWISE = Optimizer(
     summary="GaLore, stepping layer by layer inside backward",
     options=GaLoreOptions,
     build=build_adamw_layerwise,
     projects_gradients=True,
+    mark_phases=mark_projections,
     layerwise=True,
 )
 GALORE_ADAMW_8BIT = Optimizer(
@@ -145,6 +170,7 @@ GALORE_ADAMW_8BIT = Optimizer(
     options=GaLoreOptions,
     build=build_adamw_8bit,
     projects_gradients=True,
+    mark_phases=mark_projections,
     eight_bit=True,
     cuda_only=SYNCHRONISES,
 )
@@ -153,6 +179,7 @@ GALORE_ADAMW_8BIT_LAYERWISE = Optimizer(
     options=GaLoreOptions,
     build=build_adamw_8bit_layerwise,
     projects_gradients=True,
+    mark_phases=mark_projections,
     eight_bit=True,
     layerwise=True,
     cuda_only=SYNCHRONISES,

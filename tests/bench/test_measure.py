@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from vrambench.bench.measure import Measurement, Progress
 from vrambench.bench.meters.cpu import CpuMeter
@@ -90,3 +91,45 @@ def test_the_same_cell_twice_gives_the_same(plan: Any, listening: Any, tmp_path:
     assert first.memory.allocated_bytes == second.memory.allocated_bytes
     assert [phase.allocated_bytes for phase in first.phases] == [phase.allocated_bytes for phase in second.phases]
     assert first.roles == second.roles
+
+
+def test_what_was_learned_before_memory_ran_out_is_kept(plan: Any) -> None:
+    """On a device that is full, nothing more can be made to tell it."""
+    made = Measurement(plan(steps=3, warmup_steps=1).cell, get_device("cpu"), CpuMeter())
+    step, stack = made.job.step, torch.stack
+
+    def full(*arguments: Any, **options: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    def then_full(index: int) -> Any:
+        if index == 2:
+            torch.stack = full
+            full()
+        return step(index)
+
+    made.job.step = then_full  # type: ignore[method-assign]
+    try:
+        sample = made.run()
+    finally:
+        torch.stack = stack
+    assert (sample.status, sample.oom.where) == ("oom", "device")  # type: ignore[union-attr]
+    assert len(sample.learning.loss) == 2
+    assert sample.phases
+
+
+@pytest.mark.parametrize("optimizer", ["galore_adamw", "galore_adamw_layerwise"])
+def test_galores_svd_is_a_phase_of_its_own(plan: Any, optimizer: str) -> None:
+    planned = plan(
+        {"optimizer": optimizer}, steps=2, warmup_steps=1, max_grad_norm=0.0, galore={"rank": 4, "update_proj_gap": 2}
+    )
+    sample = measure(planned)
+    assert sample.status == "ok", sample.reason
+    assert [phase.step for phase in sample.phases if phase.name == "svd"] == [0, 2]
+    assert sample.roles["policy"].gradients_bytes > 0
+
+
+def test_layerwise_gradients_are_at_least_the_largest(plan: Any) -> None:
+    layerwise = measure(plan({"optimizer": "galore_adamw_layerwise"}, max_grad_norm=0.0, galore={"rank": 4}))
+    together = measure(plan({"optimizer": "galore_adamw"}, max_grad_norm=0.0, galore={"rank": 4}))
+    assert layerwise.roles["policy"].gradients_bytes == 4 * 256 * 64
+    assert together.roles["policy"].gradients_bytes == 4 * together.parameters.trainable

@@ -148,3 +148,16 @@ def test_the_error_that_an_error_was_raised_from_counts() -> None:
 )
 def test_other_errors_are_not_about_memory(error: BaseException) -> None:
     assert parse_oom(error) is None
+
+
+def test_host_memory_that_could_not_be_pinned_is_the_host_s() -> None:
+    class Buffer:
+        def pin_memory(self) -> None:
+            raise RuntimeError("CUDA error: out of memory")
+
+    with pytest.raises(RuntimeError) as pinning:
+        Buffer().pin_memory()
+    assert parse_oom(pinning.value) == OutOfMemory(where="host")
+    with pytest.raises(RuntimeError) as launching:
+        raise RuntimeError("CUDA error: out of memory")
+    assert parse_oom(launching.value) == OutOfMemory(where="device")

@@ -100,9 +100,10 @@ def test_8_bit_moments_take_two_bytes_from_4096_elements_on(job: MakeJob, name: 
     made.step(0)
     learner: Any = made.roles["policy"].learner
     large = small = 0
+    embedding = made.roles["policy"].module.get_parameter("model.model.embed_tokens.weight")
     for parameter, state in learner._optimizer.state.items():
         moments = [state["state1"], state["state2"]]
-        if parameter.numel() >= 4096:
+        if parameter.numel() >= 4096 and parameter is not embedding:
             large += 1
             scales = [state["absmax1"], state["absmax2"]]
             assert {moment.dtype for moment in moments} == {torch.uint8}
@@ -115,7 +116,8 @@ def test_8_bit_moments_take_two_bytes_from_4096_elements_on(job: MakeJob, name: 
     assert large
     assert small
     weights = trainable(made.roles["policy"].module)
-    ratio = stored_bytes(state_of(made)) / sum(parameter.numel() for parameter in weights)
+    rest = stored_bytes(state_of(made)) - 8 * embedding.numel()
+    ratio = rest / (sum(parameter.numel() for parameter in weights) - embedding.numel())
     assert 2.0 < ratio < 2.6  # norms keep 32 bits here, two tables of 1 KiB, a small model
 
 
@@ -234,3 +236,17 @@ def test_8_bit_galore_is_not_given_positions_that_mean_something_else(job: MakeJ
             assert config["min_8bit_size"] == 4096
     ranks = [group.get("rank") for part in parts for group in part.param_groups]
     assert ranks.count(128) == (14 if name.endswith("layerwise") else 1)
+
+
+@pytest.mark.parametrize("name", ["adamw_bnb_8bit", "paged_adamw_8bit"])
+def test_embeddings_keep_32_bit_moments_as_under_transformers_trainer(job: MakeJob, name: str) -> None:
+    made = job(optimizer=name, algorithm="ppo", value="separate")
+    made.step(0)
+    for role in ("policy", "value"):
+        learner: Any = made.roles[role].learner
+        module: Any = made.roles[role].module
+        for part in module.modules():
+            if isinstance(part, nn.Embedding):
+                assert learner._optimizer.state[part.weight]["state1"].dtype == torch.float32
+            elif isinstance(part, nn.Linear) and part.weight.numel() >= 4096:
+                assert learner._optimizer.state[part.weight]["state1"].dtype == torch.uint8

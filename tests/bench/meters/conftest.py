@@ -130,6 +130,10 @@ class FakeCuda:
     def is_initialized(self) -> bool:
         return self._initialized
 
+    def set_device(self, device: Any) -> None:
+        assert self._initialized
+        self.current = device
+
     def init(self) -> None:
         self._initialized = True
         self._outside = self.CONTEXT

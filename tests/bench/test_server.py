@@ -1,0 +1,92 @@
+"""The process that jobs are forked from: what it has imported, and that every job gets its environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+INITIALISE_CUDA = ("peft", "bitsandbytes", "deepspeed", "galore_torch")
+
+
+@pytest.mark.parametrize(("device", "held"), [("cuda", False), ("cpu", True)])
+def test_for_cuda_nothing_is_imported_that_initialises_it(device: str, held: bool) -> None:
+    code = (
+        "import json, sys; import vrambench.bench.preload;"
+        f"print(json.dumps([name in sys.modules for name in {INITIALISE_CUDA!r}]));"
+        "import torch; print(json.dumps(torch.cuda.is_initialized()))"
+    )
+    environment = os.environ | {"VRAMBENCH_SERVER_DEVICE": device, "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    imported, initialised = map(json.loads, done.stdout.splitlines()[-2:])
+    assert imported == [held] * len(INITIALISE_CUDA)
+    assert not initialised
+
+
+TOLD = """
+import json, os, sys
+
+def tell(path):
+    with open(path, "w") as file:
+        json.dump({"parent": os.getppid(), "kind": os.environ.get("VRAMBENCH_SERVER_DEVICE"),
+                   "safe": sys.flags.safe_path}, file)
+"""
+
+
+def test_a_server_that_was_killed_or_is_of_another_kind_is_replaced_by_one_with_its_own_settings(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "told.py").write_text(TOLD)
+    script = tmp_path / "forks.py"
+    script.write_text(
+        "import json, os, signal, sys, time\n"
+        "import told\n"
+        "from vrambench.bench import server\n"
+        "def ask(at):\n"
+        "    process = at.fork(told.tell, 'said.json'); process.join()\n"
+        "    return json.load(open('said.json'))\n"
+        "first = server.Server('cuda:0')\n"
+        "said = [ask(first)]\n"
+        "os.kill(said[0]['parent'], signal.SIGKILL); time.sleep(0.2)\n"
+        "said.append(ask(first))\n"
+        "said.append(ask(server.Server('cpu')))\n"
+        "print(json.dumps(said))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-P", str(script)], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    first, again, other = json.loads(done.stdout.splitlines()[-1])
+    assert (first["kind"], again["kind"], other["kind"]) == ("cuda", "cuda", "cpu")
+    assert len({first["parent"], again["parent"], other["parent"]}) == 3
+    ending = time.monotonic() + 20  # the last one ends by itself once nobody is left
+    while any(psutil.pid_exists(said["parent"]) for said in (first, again, other)):
+        assert time.monotonic() < ending
+        time.sleep(0.05)
+
+
+def test_killing_takes_the_processes_with_it_that_a_job_started(tmp_path: Path) -> None:
+    from vrambench.bench.server import kill
+
+    job = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, start_new_session=True)
+    assert job.stdout is not None
+    child = int(job.stdout.readline())
+
+    class Process:
+        pid = job.pid
+
+        def join(self, timeout: float) -> None:
+            job.wait(timeout)
+
+    kill(Process())
+    assert job.returncode == -signal.SIGKILL
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
