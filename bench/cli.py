@@ -2,39 +2,39 @@
 
     vrambench plan --only algorithm=ppo
     vrambench run --profile smoke --device cpu
+    vrambench fit --precision nf4 --adapter lora --optimizer adamw_torch --offload none --algorithm ppo --budget rtx-4090
 
-Exit codes: 0 done, 2 wrong usage or configuration, 4 a measurement (or this program) failed, 130 interrupted. With
---json stdout holds one JSON document and nothing else; progress, logs and errors go to stderr. Heavy modules are
-imported inside the commands, so that `--help` is quick.
+Exit codes: 0 done or fits, 1 does not fit, 2 wrong usage or configuration, 4 a measurement (or this program) failed, 130
+interrupted. With --json stdout holds one JSON document and nothing else; progress, logs and errors go to stderr. Heavy
+modules are imported inside the commands, so that `--help` is quick.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 import json
 import os
 import shlex
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vrambench.bench.options import with_selectors
 from vrambench.methods.errors import ConfigurationError, UnknownValue
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from vrambench.bench.matrix import Matrix
     from vrambench.bench.plan import Plan, PlannedCell
+    from vrambench.bench.runner import Predict
     from vrambench.bench.selection import Selection
+    from vrambench.methods.cards import Card
 
-EXIT_USAGE, EXIT_FAILED, EXIT_INTERRUPTED = 2, 4, 130
-PIPED_WIDTH = 200
+EXIT_DOES_NOT_FIT, EXIT_USAGE, EXIT_FAILED, EXIT_INTERRUPTED = 1, 2, 4, 130
 
 # Click's base class of usage errors. Typer brings click along under a private name or imports it, depending on its
 # version.
@@ -91,79 +91,6 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def selectors(
-    *,
-    profile: Annotated[list[str] | None, typer.Option(help="One of the matrix' profiles.", metavar="NAME")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Keep cells with these values.", metavar="AXIS=V,V")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Set a field or option.", metavar="FIELD=VALUE")
-    ] = None,
-    sweep: Annotated[list[str] | None, typer.Option(help="A cell for each value.", metavar="FIELD=V,V")] = None,
-    repeat: Annotated[list[int] | None, typer.Option(help="Samples of each cell.", metavar="N")] = None,
-    model: Annotated[list[str] | None, typer.Option(help="A preset, hub id or folder.", metavar="MODEL")] = None,
-    budget: Annotated[list[str] | None, typer.Option(help="24GiB, or a card's name.", metavar="SIZE|CARD")] = None,
-    coverage: Annotated[list[str] | None, typer.Option(help="full or pairwise.", metavar="HOW")] = None,
-    precision: Annotated[list[str] | None, typer.Option(help="These precisions instead.", metavar="V,V")] = None,
-    adapter: Annotated[list[str] | None, typer.Option(help="These adapters instead.", metavar="V,V")] = None,
-    optimizer: Annotated[list[str] | None, typer.Option(help="These optimizers instead.", metavar="V,V")] = None,
-    offload: Annotated[list[str] | None, typer.Option(help="These offloads instead.", metavar="V,V")] = None,
-    algorithm: Annotated[list[str] | None, typer.Option(help="These algorithms instead.", metavar="V,V")] = None,
-) -> Selection:
-    """What the selectors say. `--only`, `--set` and `--sweep` may be repeated, the others may not."""
-    from vrambench.bench.selection import Selection
-
-    axes = {
-        "precision": precision,
-        "adapter": adapter,
-        "optimizer": optimizer,
-        "offload": offload,
-        "algorithm": algorithm,
-    }
-    chosen = {axis: _once(axis, values, several=True) for axis, values in axes.items()}
-    return Selection(
-        profile=_once("profile", profile),
-        axes={axis: text for axis, text in chosen.items() if text is not None},
-        only=tuple(only or ()),
-        set=tuple(set_ or ()),
-        sweep=tuple(sweep or ()),
-        repeat=_once("repeat", repeat),
-        model=_once("model", model),
-        budget=_once("budget", budget),
-        coverage=_once("coverage", coverage),
-    )
-
-
-def _once(name: str, values: list[Any] | None, *, several: bool = False) -> Any:
-    """The one value of an option that must not be repeated. `several`: it holds several, with commas between them."""
-    if values and len(values) > 1:
-        typed = [str(value) for value in values]
-        form = f"; write --{name} {','.join(typed)}" if several else f": {', '.join(typed)}"
-        raise ConfigurationError(f"--{name} is given {len(values)} times{form}", field=name)
-    return values[0] if values else None
-
-
-def with_selectors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives `command` every selector as an option of its own, and their reading as its argument `selection`."""
-
-    @functools.wraps(command)
-    def wrapped(**arguments: Any) -> Any:
-        chosen = {name: arguments.pop(name) for name in options}
-        return command(selection=selectors(**chosen), **arguments)
-
-    hints = typing.get_type_hints(command, include_extras=True, localns={"Selection": Any})
-    more = typing.get_type_hints(selectors, include_extras=True, localns={"Selection": Any})
-    options = inspect.signature(selectors).parameters
-    own = [one for name, one in inspect.signature(command).parameters.items() if name != "selection"]
-    together = [
-        one.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=(hints | more)[one.name])
-        for one in (*own, *options.values())
-    ]
-    wrapped.__signature__ = inspect.Signature(together)  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {one.name: one.annotation for one in together}
-    del wrapped.__wrapped__
-    return wrapped
-
-
 @app.command()
 @with_selectors
 def plan(
@@ -171,15 +98,63 @@ def plan(
     *,
     selection: Selection,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N: which rules hold.", metavar="DEVICE")] = "auto",
+    predict: Annotated[
+        bool | None,
+        typer.Option(
+            "--predict/--no-predict",
+            help="Each valid cell's peak on CUDA.",
+            show_default="predict where rules are CUDA's",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Every cell of the matrix: valid, or forbidden by which rule and why."""
+    """Every cell of the matrix: valid and predicted to fit or not, or forbidden by which rule and why. All five axes by
+    name are the combinations: the matrix' exclude removes none, its include and coverage bring and leave out none."""
     with stdout_kept_clean() as out:
-        planned = _plan(matrix, selection, device, must_exist=False)
+        loaded = _load(matrix)
+        planned = _plan(loaded, selection, _planned_for(device))
+        if predict or (predict is None and planned.device == "cuda"):
+            planned = planned.predicted(_predict_all(selection)(planned.valid))
         if as_json:
             print(json.dumps(planned.document(), indent=1), file=out)
         else:
+            from vrambench.reports.answers import print_plan
+
             print_plan(planned, out)
+
+
+@app.command()
+@with_selectors
+def fit(
+    matrix: MatrixPath = None,
+    *,
+    selection: Selection,
+    maximum: Annotated[
+        str | None, typer.Option("--max", help="The field's largest value that fits.", metavar="FIELD")
+    ] = None,
+    advices: Annotated[
+        int | None, typer.Option("--advise", help="The N nearest configurations that fit.", min=1, metavar="N")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Whether one cell fits its budget on a GPU, predicted in seconds; no GPU and no weights are needed. Exit code 0: it
+    fits, be it tightly; 1: it does not."""
+    loaded = _load(matrix)
+    with stdout_kept_clean() as out:
+        from vrambench.bench.plan import select
+        from vrambench.bench.predict.fit import fit as fit_cell
+        from vrambench.bench.predict.fit import has_bf16, only_cell
+
+        card = _card(selection)
+        cell = only_cell(select(loaded, selection, "cuda", bf16=has_bf16(card)))
+        answer = fit_cell(cell, card, maximum=maximum, advices=advices, tell=_say)
+        if as_json:
+            print(json.dumps(answer.document(), indent=1), file=out)
+        else:
+            from vrambench.reports.answers import print_fit
+
+            print_fit(answer, out)
+    return 0 if answer.forecast.fits else EXIT_DOES_NOT_FIT
 
 
 @app.command()
@@ -209,10 +184,20 @@ def run(
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that a cell may take.", min=1, metavar="S")] = 1800,
     retry: Annotated[
-        str | None, typer.Option(help="Run failed cells again: timeout, crashed, error.", metavar="STATUS,..")
+        str | None,
+        typer.Option(help="Run these again: timeout, crashed, error, pruned.", metavar="STATUS,.."),
     ] = None,
+    prune: Annotated[
+        bool,
+        typer.Option("--prune/--no-prune", help="Leave out what is predicted far over its budget (CUDA)."),
+    ] = False,
+    predict: Annotated[
+        bool,
+        typer.Option("--predict/--no-predict", help="Store predictions beside what is measured (CUDA); --prune does."),
+    ] = False,
 ) -> int:
-    """Runs every valid cell in a process of its own, stores what each gave, and writes a report."""
+    """Runs every valid cell in a process of its own, stores what each gave, and writes a report. All five axes by name
+    are the combinations: the matrix' exclude removes none, its include and coverage bring and leave out none."""
     from rich.console import Console
 
     from vrambench.bench.progress import listening
@@ -220,7 +205,7 @@ def run(
     from vrambench.bench.runner import run as run_cells
     from vrambench.reports import units
 
-    statuses = _retried(retry, FAILED)
+    statuses = _retried(retry, (*FAILED, "pruned"))
     folder = out or _new_folder(Path("runs"))
     resumed = matrix is None and selection.empty and (folder / "run.json").exists()
     if resumed:
@@ -234,10 +219,16 @@ def run(
             raise ConfigurationError(
                 f"--out {folder}: is there already, and is no run's folder; name another", field="out"
             )
+        loaded = _load(matrix)
         name = _device_name(device or "auto")
-        planned = _plan(matrix, selection, name, must_exist=True)
+        planned = _plan(loaded, selection, name)
         about = {"matrix": planned.matrix, "profile": planned.profile, "coverage": planned.coverage}
         cells, settings = list(planned.cells), {"device": name, "repeat": planned.repeat, "about": about}
+    if predict or prune:
+        option = "--prune" if prune else "--predict"
+        if settings["device"] == "cpu":
+            raise ConfigurationError(f"{option}: predictions are for CUDA, and this run is on the CPU", field="prune")
+        settings |= {"predict": _predict_all(selection), "prune": prune}
     settings["about"]["command"] = shlex.join(["vrambench", *context.obj])
 
     console = Console(stderr=True)
@@ -299,6 +290,7 @@ def doctor(
 
     from vrambench.bench.doctor import as_document, as_rows, examine
     from vrambench.bench.environment import describe_environment
+    from vrambench.reports.answers import print_rows
 
     with stdout_kept_clean() as out:
         if prepare:
@@ -334,48 +326,6 @@ def is_report(path: Path) -> bool:
         return b'name="generator" content="vrambench' in file.read(4096)
 
 
-def print_plan(planned: Plan, out: typing.TextIO) -> None:
-    """A line for each cell, the warnings' reasons once, the counts."""
-    from rich.markup import escape
-
-    rows = []
-    warnings: dict[str, str] = {}
-    for one in planned.cells:
-        refused = [f"{finding.rule}: {finding.reason}" for finding in one.findings if finding.kind == "reject"]
-        warned = [finding for finding in one.findings if finding.kind == "warn" and one.verdict == "valid"]
-        warnings |= {finding.rule: finding.reason for finding in warned}
-        why = "\n".join(refused) or ("warning: " + ", ".join(finding.rule for finding in warned) if warned else "")
-        colour = "green" if one.verdict == "valid" else "dim"
-        rows.append((f"[{colour}]{escape(one.name)}[/]", one.verdict, escape(why)))
-    console = print_rows(("cell", "verdict", "why"), rows, out)
-    for rule, reason in warnings.items():
-        console.print(f"warning {rule}: {reason}", markup=False, soft_wrap=True)
-    counts = planned.counts
-    profile = f", profile {planned.profile}" if planned.profile else ""
-    console.print(
-        f"{counts['cells']} cells: {counts['valid']} valid ({counts['warned']} with warnings), "
-        f"{counts['invalid']} invalid; {planned.matrix}{profile}, {planned.coverage} coverage, on {planned.device}",
-        markup=False,
-        soft_wrap=True,
-    )
-
-
-def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]], out: typing.TextIO) -> Console:
-    """A table of texts (Rich's markup in them), and the console that it was printed on."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(file=out, highlight=False)
-    if not console.is_terminal:
-        console.width = PIPED_WIDTH
-    table = Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-    return console
-
-
 @contextlib.contextmanager
 def stdout_kept_clean() -> Iterator[typing.TextIO]:
     """The real stdout, for what the command has to say; whatever libraries print there meanwhile goes to stderr."""
@@ -393,13 +343,49 @@ def default_matrix() -> Path:
     return here if here.exists() else Path(vrambench.bench.__file__).resolve().parent.parent / "matrix.yaml"
 
 
-def _plan(matrix: Path | None, selection: Selection, device: str, *, must_exist: bool) -> Plan:
+def _load(matrix: Path | None) -> Matrix:
+    """The matrix file. Torch is not imported for it, so a slip in the file is told at once."""
     from vrambench.bench.matrix import load_matrix
+
+    return load_matrix(matrix or default_matrix())
+
+
+def _plan(matrix: Matrix, selection: Selection, device: str) -> Plan:
+    """The plan for a device by its full name; what the matrix is warned of goes to stderr."""
     from vrambench.bench.plan import select
 
-    name = device if must_exist else _planned_for(device)
-    kind, _, _ = name.partition(":")
-    return select(load_matrix(matrix or default_matrix()), selection, typing.cast(Any, kind), bf16=_has_bf16(name))
+    kind, _, _ = device.partition(":")
+    planned = select(matrix, selection, typing.cast(Any, kind), bf16=_has_bf16(device))
+    for warning in planned.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return planned
+
+
+def _card(selection: Selection) -> Card | None:
+    """The card that the command line names as the budget, if it names one."""
+    from vrambench.methods.cards import CARDS
+
+    named = selection.settings().get("budget")
+    return CARDS.get(named.value.lower()) if named and isinstance(named.value, str) else None
+
+
+def _predict_all(selection: Selection) -> Predict:
+    """How cells are predicted: in processes of their own, with a line on stderr that says how many are done."""
+    from vrambench.bench.predict.many import predict_all
+
+    card = _card(selection)
+
+    def tell(done: int, total: int) -> None:
+        live = sys.stderr.isatty()
+        if live or done in (0, total):
+            end = "\n" if done == total or not live else ""
+            print(f"{chr(13) if live else ''}predicted {done} of {total} cells", end=end, file=sys.stderr, flush=True)
+
+    return lambda cells: predict_all(cells, card.name if card else None, tell=tell)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _planned_for(device: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -18,12 +18,17 @@ QUANTIZATION_STATE = ("CB", "SCB", "quant_state")
 
 def weights(module: nn.Module) -> Iterator[torch.Tensor]:
     """Parameters, buffers, and what quantised layers keep beside their weights (scales, code books)."""
-    for parameter in module.parameters():
+    for part in module.modules():
+        yield from own_weights(part)
+
+
+def own_weights(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Those of `module` itself, without what is below it."""
+    for parameter in module.parameters(recurse=False):
         yield parameter
         yield from tensors_in([getattr(parameter, name, None) for name in QUANTIZATION_STATE])
-    yield from module.buffers()
-    for part in module.modules():
-        yield from tensors_in(vars(part).get("state"))  # bitsandbytes' MatmulLtState
+    yield from module.buffers(recurse=False)
+    yield from tensors_in(vars(module).get("state"))  # bitsandbytes' MatmulLtState
 
 
 def gradients(job: Job) -> dict[str, int]:
@@ -52,7 +57,7 @@ def role_bytes(job: Job, gradients_bytes: dict[str, int]) -> dict[str, RoleBytes
     lines = {}
     for name, role in job.roles.items():
         held = storage_bytes(weights(role.module), kind, counted)
-        state = storage_bytes(role.learner.optimizer_state(), kind, counted) if role.learner else 0
+        state = storage_bytes(unpaged(role.learner.optimizer_state()), kind, counted) if role.learner else 0
         lines[name] = RoleBytes(
             weights_bytes=held,
             gradients_bytes=gradients_bytes.get(name, 0),
@@ -62,10 +67,21 @@ def role_bytes(job: Job, gradients_bytes: dict[str, int]) -> dict[str, RoleBytes
     return lines
 
 
-def count_parameters(job: Job) -> Parameters:
-    """Parameters of all roles, each once: a quantised weight counts as the numbers that it stands for."""
+def unpaged(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Without what bitsandbytes keeps in managed memory, which is neither the device's nor the host's for good."""
+    return (tensor for tensor in tensors if not getattr(tensor, "is_paged", False))
+
+
+def paged_state(job: Job) -> list[torch.Tensor]:
+    """Optimizer state in managed memory, all roles'."""
+    states = [tensor for role in job.roles.values() if role.learner for tensor in role.learner.optimizer_state()]
+    return [tensor for tensor in states if getattr(tensor, "is_paged", False)]
+
+
+def count_parameters(parameters: Iterable[nn.Parameter]) -> Parameters:
+    """How many numbers they are: a quantised weight counts as the numbers that it stands for."""
     total = trainable = 0
-    for parameter in job.parameters():
+    for parameter in parameters:
         state = getattr(parameter, "quant_state", None)
         count = state.shape.numel() if state is not None else parameter.numel()
         total += count

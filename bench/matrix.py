@@ -4,47 +4,25 @@
     layer = matrix.layer("smoke")              the top level with a profile laid over it
     combinations(layer)                        axes' product, less exclude, with include as GitHub Actions has it
 
-Every setting remembers where it was written (its origin), so that an error found much later, when a cell is resolved,
+Modules that need torch are imported inside the functions that need them, so that `load_matrix` is quick about a slip in
+the file. Every setting remembers where it was written (its origin), so that an error found much later, when a cell is resolved,
 still names the line of the file or the words of the command line. From combinations to cells: `plan.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel
 
-from vrambench.bench.located import Document, Key, dotted, load
-from vrambench.methods.axes import AXES
-from vrambench.methods.errors import ConfigurationError, UnknownValue, did_you_mean
-from vrambench.methods.workload import FIELDS
-
-Coverage = Literal["full", "pairwise"]
-
-
-class Section(BaseModel):
-    """What the top level and each profile of a matrix may hold. None: not said here."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    workload: dict[str, Any] = Field(default_factory=dict)
-    axes: dict[str, list[str]] = Field(default_factory=dict)
-    exclude: list[dict[str, str]] | None = None
-    include: list[dict[str, Any]] | None = None
-    sweep: dict[str, list[Any]] | None = None
-    coverage: Coverage | None = None
-    repeat: Annotated[int, Field(ge=1, strict=True)] | None = None
-
-
-class MatrixFile(Section):
-    """The whole file."""
-
-    profiles: dict[str, Section] = Field(default_factory=dict)
-    default_profile: dict[Literal["cpu", "cuda"], str] = Field(default_factory=dict)
+from vrambench.bench.located import Document, Key, dotted
+from vrambench.bench.shape import Coverage, Section, read
+from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
+from vrambench.methods.workload import AXIS_NAMES, FIELDS
 
 
 @dataclass(frozen=True)
@@ -81,6 +59,13 @@ class Layer:
     coverage: Coverage | None = None
     repeat: int | None = None
     origin: str = ""
+
+    def values(self) -> list[str]:
+        """Every axis value that is named here."""
+        entries = (*(self.exclude or ()), *(self.include or ()))
+        return [value.value for values in self.axes.values() for value in values] + [
+            name for entry in entries for name in entry.axes.values()
+        ]
 
     def over(self, lower: Layer) -> Layer:
         """Workload field by field, axes axis by axis; anything else whole, where this layer says it."""
@@ -127,23 +112,9 @@ class Matrix:
 
 def load_matrix(path: Path) -> Matrix:
     """The matrix in the YAML file at `path`. Raises ConfigurationError with file, line, field and the nearest valid
-    value."""
-    document = load(path)
-    if document.data is None:
-        raise ConfigurationError(f"{document.name}: is empty; a matrix has at least axes (or include) and a workload")
-    if not isinstance(document.data, dict):
-        raise document.error(
-            (), f"a matrix is a mapping ({', '.join(MatrixFile.model_fields)}), not {_kind(document.data)}"
-        )
-    try:
-        file = MatrixFile(**document.data)
-    except ValidationError as error:
-        raise _explained(error, document) from None
+    value for whatever can be seen without the axes' values; `check_names` sees more."""
+    document, file = read(path)
     reader = _Reader(document)
-    for kind, name in file.default_profile.items():
-        if name not in file.profiles:
-            path_ = ("default_profile", kind)
-            raise UnknownValue(document.where(*path_) + dotted(path_), name, file.profiles, line=document.line(*path_))
     profiles = {name: reader.layer(section, ("profiles", name)) for name, section in file.profiles.items()}
     return Matrix(
         document.name,
@@ -153,6 +124,75 @@ def load_matrix(path: Path) -> Matrix:
     )
 
 
+def check_names(matrix: Matrix, more: Layer) -> None:
+    """That every field, option and built-in axis value that the file names anywhere exists, in profiles that are not in
+    use too. Raises ConfigurationError.
+
+    `more`: the command line's layer. Where it or the file names a user's own axis value, that value may bring options
+    under a name that is not known here; only the cells can tell.
+    """
+    from vrambench.methods.cell import option_namespaces
+
+    layers = [matrix.top, *matrix.profiles.values()]
+    own = any(":" in value for layer in (*layers, more) for value in layer.values())
+    namespaces = option_namespaces()
+    for layer in layers:
+        for axis, values in layer.axes.items():
+            for value in values:
+                check_builtin(axis, value.value, value.origin)
+        for entry in (*(layer.exclude or ()), *(layer.include or ())):
+            for axis, name in entry.axes.items():
+                check_builtin(axis, name, f"{entry.origin}.")
+        swept = {name: values[0] for name, values in (layer.sweep or {}).items()}
+        for settings in (layer.workload, swept, *(entry.settings for entry in layer.include or ())):
+            for name, setting in settings.items():
+                try:
+                    _check_name(name, namespaces, own=own)
+                except ConfigurationError as error:
+                    raise located(error, {name: setting}) from None
+
+
+def _check_name(name: str, namespaces: Mapping[str, type[BaseModel]], *, own: bool) -> None:
+    namespace, _, option = name.partition(".")
+    kind = namespaces.get(namespace)
+    if name in FIELDS or (kind is not None and (not option or option in kind.model_fields)):
+        return
+    from vrambench.methods.cell import unknown_field, unknown_option
+
+    if kind is not None:
+        raise unknown_option(option, kind, f"{namespace}.")
+    if not (own and option):
+        raise unknown_field(namespace, namespaces)
+
+
+def idle_excludes(matrix: Matrix, profile: str | None) -> tuple[str, ...]:
+    """A sentence about each exclude entry in use with `profile` that removes nothing: neither here nor in any other
+    profile that it holds for does a combination have all of its values."""
+    layers = [matrix.top, *(matrix.layer(name) for name in matrix.profiles)]
+
+    def fits(entry: Entry, layer: Layer) -> bool:
+        return all(any(value.value == name for value in layer.axes.get(axis, ())) for axis, name in entry.axes.items())
+
+    return tuple(
+        f"{entry.origin}: matches no combination of the axes, and removes nothing"
+        for entry in matrix.layer(profile).exclude or ()
+        if not any(fits(entry, layer) for layer in layers if any(entry is one for one in layer.exclude or ()))
+    )
+
+
+def located(error: ConfigurationError, settings: Settings) -> ConfigurationError:
+    """`error`, beginning with the origin of the setting that it is about."""
+    about = error.field or ""
+    names = [name for name in settings if name == about or name.startswith(about + ".")]
+    if not about or not names:
+        return error
+    origin, message = settings[names[-1]].origin, error.message
+    if message.startswith("workload: "):
+        message = message.removeprefix("workload: ")
+        origin = origin.removesuffix(".") + ("" if origin.endswith(" ") else ": ")
+    return ConfigurationError(origin + message, field=error.field)
+
+
 def combinations(layer: Layer, named: Collection[str] = ()) -> list[Combination]:
     """The axes' product, less what `exclude` names, with `include`'s settings and further combinations, as GitHub
     Actions has it.
@@ -160,32 +200,53 @@ def combinations(layer: Layer, named: Collection[str] = ()) -> list[Combination]
     An exclude entry removes every combination that has all of its values. An include entry is added to every
     combination of the product whose axis values it does not contradict: the axes are never overwritten, settings that
     an earlier entry added are. An entry that fits nowhere makes a combination of its own, to which no later entry is
-    added. `named`: axes whose values the command line named; an entry about other values of them is left out.
+    added. `named`: axes whose values the command line named; an entry about other values of them is left out. Where it
+    named all five, it said which combinations there are: exclude removes none, and entries of include that name all five
+    as well, each a combination of its own, are left out.
     """
     check_axes(layer)
     originals = [
-        Combination({axis: value.value for axis, value in zip(AXES, values, strict=True)}, {})
-        for values in product(*(layer.axes.get(axis, ()) for axis in AXES))
+        Combination({axis: value.value for axis, value in zip(AXIS_NAMES, values, strict=True)}, {})
+        for values in product(*(layer.axes.get(axis, ()) for axis in AXIS_NAMES))
     ]
-    kept = [one for one in originals if not any(_matches(entry, one) for entry in layer.exclude or ())]
+    complete = all_named(named)
+    exclude = () if complete else layer.exclude or ()
+    kept = [one for one in originals if not any(_matches(entry, one) for entry in exclude)]
     wanted = {axis: [value.value for value in layer.axes[axis]] for axis in named}
     further = []
     for entry in layer.include or ():
         if any(entry.axes.get(axis, values[0]) not in values for axis, values in wanted.items()):
             continue
+        if complete and all_named(entry.axes):
+            continue
         if any(_matches(entry, one) for one in kept):
             kept = [
                 replace(one, added={**one.added, **entry.settings}) if _matches(entry, one) else one for one in kept
             ]
-        elif len(entry.axes) == len(AXES):
-            further.append(Combination({axis: entry.axes[axis] for axis in AXES}, entry.settings, included=True))
+        elif all_named(entry.axes):
+            further.append(Combination({axis: entry.axes[axis] for axis in AXIS_NAMES}, entry.settings, included=True))
         else:
-            missing = ", ".join(axis for axis in AXES if axis not in entry.axes)
+            missing = ", ".join(axis for axis in AXIS_NAMES if axis not in entry.axes)
             raise ConfigurationError(
                 f"{entry.origin}: fits no combination of the matrix, and cannot make one of its own without {missing}",
                 field="include",
             )
     return kept + further
+
+
+def all_named(axes: Collection[str]) -> bool:
+    """Whether `axes` are all five."""
+    return set(axes) == set(AXIS_NAMES)
+
+
+def removing(layer: Layer, only: Mapping[str, Collection[str]]) -> list[Entry]:
+    """The exclude entries that remove combinations whose values are among those of `only`."""
+    return [
+        entry
+        for entry in layer.exclude or ()
+        if all(name in only.get(axis, [name]) for axis, name in entry.axes.items())
+        and all(any(value.value == name for value in layer.axes.get(axis, ())) for axis, name in entry.axes.items())
+    ]
 
 
 def check_axes(layer: Layer) -> None:
@@ -197,13 +258,23 @@ def check_axes(layer: Layer) -> None:
     for entry in layer.include or ():
         for axis, name in entry.axes.items():
             check_value(axis, name, entry.origin + ".")
-    missing = [axis for axis in AXES if not layer.axes.get(axis)]
+    missing = [axis for axis in AXIS_NAMES if not layer.axes.get(axis)]
     if missing and (layer.axes or not layer.include):
         raise ConfigurationError(f"{layer.origin}axes: no values for {', '.join(missing)}", field=f"axes.{missing[0]}")
 
 
+def check_builtin(axis: str, name: str, origin: str) -> None:
+    """That `name` is a value of `axis`, or may be a user's own, which is not imported here."""
+    from vrambench.methods.axes import AXES
+
+    if ":" not in name and name not in AXES[axis]:
+        check_value(axis, name, origin)
+
+
 def check_value(axis: str, name: str, origin: str) -> None:
-    """That `axis` has a value called `name`; `origin` begins the error."""
+    """That `axis` has a value called `name`, which is imported; `origin` begins the error."""
+    from vrambench.methods.axes import AXES
+
     try:
         AXES[axis].get(name)
     except ConfigurationError as error:
@@ -213,8 +284,11 @@ def check_value(axis: str, name: str, origin: str) -> None:
 def check_field(name: str, origin: str) -> None:
     """That a workload could have the field `name`, as far as can be said without the cell: an axis is none, and says
     so."""
-    if name in AXES:
+    if name in AXIS_NAMES:
         raise ConfigurationError(f"{origin}{name} is an axis: its values are listed under axes", field=name)
+    whole, _, option = name.partition(".")
+    if option and whole in FIELDS:
+        raise ConfigurationError(f"{origin}{name}: {whole} is a field, and has no options", field=name)
 
 
 def flatten(data: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, Setting]:
@@ -239,10 +313,22 @@ def unflatten(settings: Settings) -> dict[str, Any]:
     for name, setting in settings.items():
         namespace, _, option = name.partition(".")
         if option:
-            data.setdefault(namespace, {})[option] = setting.value
+            held = data.get(namespace) or {}
+            if isinstance(held, Mapping):  # else it is no mapping of options, and `resolve` says so
+                data[namespace] = {**held, option: setting.value}
         else:
             data[name] = setting.value
     return data
+
+
+def repeated(values: Sequence[Any]) -> int | None:
+    """Where the first value stands that stands before already; true is not 1."""
+    seen: list[tuple[bool, Any]] = []
+    for index, value in enumerate(values):
+        if (isinstance(value, bool), value) in seen:
+            return index
+        seen.append((isinstance(value, bool), value))
+    return None
 
 
 def _matches(entry: Entry, one: Combination) -> bool:
@@ -278,9 +364,9 @@ class _Reader:
         return settings
 
     def _values(self, axis: str, names: list[str], path: tuple[Key, ...]) -> tuple[Setting, ...]:
-        if axis not in AXES:
+        if axis not in AXIS_NAMES:
             raise UnknownValue(
-                self.document.where(*path, axis) + dotted(path), axis, AXES, line=self.document.line(*path, axis)
+                self.document.where(*path, axis) + dotted(path), axis, AXIS_NAMES, line=self.document.line(*path, axis)
             )
         values: dict[str, Setting] = {}
         if not names:
@@ -300,16 +386,23 @@ class _Reader:
         excludes = "exclude" in path
         for key, value in item.items():
             where = f"{self.document.where(*path, key)}{dotted(path)}"
-            if excludes and key not in AXES:
-                raise UnknownValue(where, key, AXES, line=self.document.line(*path, key))
-            if key in AXES and not isinstance(value, str):
-                raise self.document.error((*path, key), f"{dotted(path)}.{key}: {value!r} is not the name of a value")
-            if excludes:
-                check_value(key, value, f"{where}.")
-        axes = {key: value for key, value in item.items() if key in AXES}
+            if excludes and (key in FIELDS or "." in key or isinstance(value, Mapping)):
+                names = ", ".join(AXIS_NAMES)
+                raise self.document.error(
+                    (*path, key), f"{dotted(path)}.{key}: {key} is no axis; exclude names values of {names}"
+                )
+            if excludes and key not in AXIS_NAMES:
+                raise UnknownValue(where, key, AXIS_NAMES, line=self.document.line(*path, key))
+            if key in AXIS_NAMES and not isinstance(value, str):
+                raise self.document.error(
+                    (*path, key), f"{dotted(path)}.{key}: {shown(value)} is not the name of a value"
+                )
+        if not item and not excludes:
+            raise self.document.error(path, f"{dotted(path)}: is empty, and would add nothing")
+        axes = {key: value for key, value in item.items() if key in AXIS_NAMES}
         if excludes and not axes:
             raise self.document.error(path, f"{dotted(path)}: names no value, and would exclude everything")
-        settings = {key: value for key, value in item.items() if key not in AXES}
+        settings = {key: value for key, value in item.items() if key not in AXIS_NAMES}
         return Entry(axes, self._settings(settings, path), f"{self.document.where(*path)}{dotted(path)}")
 
     def _sweep(self, items: Mapping[str, list[Any]], path: tuple[Key, ...]) -> dict[str, tuple[Setting, ...]]:
@@ -319,37 +412,10 @@ class _Reader:
             check_field(name, origin)
             if not values:
                 raise self.document.error((*path, name), f"{dotted(path)}.{name}: no values to sweep over")
+            twice = repeated(values)
+            if twice is not None:
+                raise self.document.error(
+                    (*path, name, twice), f"{dotted(path)}.{name}: {shown(values[twice])} is listed twice"
+                )
             dimensions[name] = tuple(Setting(value, origin) for value in values)
         return dimensions
-
-
-def _explained(error: ValidationError, document: Document) -> ConfigurationError:
-    """The first of pydantic's complaints about the file's shape, with its line."""
-    first = error.errors(include_url=False)[0]
-    path: tuple[Key, ...] = tuple(part for part in first["loc"] if part != "[key]")
-    name, given = dotted(path), first["input"]
-    if first["type"] == "extra_forbidden":
-        owner = Section if "profiles" in path else MatrixFile
-        hint = did_you_mean(str(path[-1]), owner.model_fields)
-        return document.error(path, f"{name}: no such key{hint} (there are {', '.join(owner.model_fields)})")
-    if first["type"] == "literal_error":
-        choices = [part.strip("'") for part in first["ctx"]["expected"].replace(" or ", ", ").split(", ")]
-        return UnknownValue(document.where(*path) + name, given, choices, line=document.line(*path))
-    wanted = {
-        "dict_type": "a mapping (name: value)",
-        "model_type": "a mapping (name: value)",
-        "list_type": f"a list ([{given}])" if isinstance(given, str | int | float) else "a list",
-        "string_type": "a name",
-    }.get(first["type"])
-    if wanted:
-        return document.error(path, f"{name}: needs {wanted}, not {_kind(given)}")
-    message = first["msg"][0].lower() + first["msg"][1:]
-    return document.error(path, f"{name}: {given!r}: {message}")
-
-
-def _kind(value: object) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, dict):
-        return "a mapping"
-    return "a list" if isinstance(value, list) else repr(value)

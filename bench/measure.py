@@ -29,6 +29,7 @@ from vrambench.methods.cell import Cell
 from vrambench.methods.device import Device
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.job import Job
+from vrambench.methods.rewards import RewardError
 
 Listener = Callable[[str, int | None], None]
 
@@ -97,7 +98,7 @@ class Measurement:
         self.job.load()
         self.recorder.close()
         began = self._part("load", began)
-        self.parameters = count_parameters(self.job)
+        self.parameters = count_parameters(self.job.parameters())
         self.save(self._progress(self.recorder.phases, parameters=self.parameters))
         for index in range(work.warmup_steps):
             self._step(index, timed=False)
@@ -223,7 +224,7 @@ class Measurement:
         oom = parse_oom(error)
         if oom and oom.where == "host" and oom.asked_bytes and (room := room_bytes()) is not None:
             oom = oom.model_copy(update={"missing_bytes": max(0, oom.asked_bytes - room)})
-        if isinstance(error, ConfigurationError | NotFinite):
+        if isinstance(error, ConfigurationError | NotFinite | RewardError):
             reason = str(error)
         else:
             reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]

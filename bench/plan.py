@@ -13,13 +13,26 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from vrambench.bench.coverage import pairwise, witnesses
-from vrambench.bench.matrix import Combination, Coverage, Matrix, Settings, combinations, unflatten
+from vrambench.bench.matrix import (
+    Combination,
+    Matrix,
+    Settings,
+    all_named,
+    check_names,
+    combinations,
+    idle_excludes,
+    located,
+    removing,
+    unflatten,
+)
 from vrambench.bench.selection import Selection
+from vrambench.bench.shape import Coverage
 from vrambench.bench.validity import Finding, check
 from vrambench.methods.axes import AXES
 from vrambench.methods.cell import Cell, resolve
@@ -27,16 +40,22 @@ from vrambench.methods.device import Kind
 from vrambench.methods.errors import ConfigurationError, UnknownValue
 from vrambench.methods.models import model_config
 from vrambench.methods.presets import PRESETS
+from vrambench.methods.registry import load_attribute
 from vrambench.methods.workload import FIELDS
+
+if TYPE_CHECKING:
+    from vrambench.bench.predict.many import Outcome
 
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """`name`: unique in its plan. `findings`: what the rules say of the cell on the plan's device, rejections first."""
+    """`name`: unique in its plan. `findings`: what the rules say of the cell on the plan's device, rejections first.
+    `outcome`: its prediction for CUDA, where one was made."""
 
     cell: Cell
     name: str
     findings: tuple[Finding, ...] = ()
+    outcome: Outcome | None = None
 
     @property
     def id(self) -> str:
@@ -52,19 +71,25 @@ class PlannedCell:
         return "invalid" if self.rejection else "valid"
 
     def row(self) -> dict[str, Any]:
-        """As `plan --json` prints it."""
+        """As `plan --json` prints it; what was not predicted is None."""
+        forecast = self.outcome.forecast if self.outcome else None
         return {
             "id": self.id,
             "name": self.name,
             "verdict": self.verdict,
             "findings": [{"rule": one.rule, "kind": one.kind, "reason": one.reason} for one in self.findings],
+            "predicted": forecast.memory.model_dump(mode="json") if forecast else None,
+            "fit": forecast.verdict if forecast else None,
+            "margin_bytes": forecast.margin_bytes if forecast else None,
+            "not_predicted": self.outcome.reason if self.outcome else None,
             "cell": self.cell.flat(),
         }
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`matrix`: the file. `profile`: the one in use, if any. `device`: what the cells were checked for."""
+    """`matrix`: the file. `profile`: the one in use, if any. `device`: what the cells were checked for. `warnings`:
+    sentences about the matrix, which is valid all the same."""
 
     matrix: str
     profile: str | None
@@ -72,6 +97,7 @@ class Plan:
     coverage: Coverage
     repeat: int
     cells: tuple[PlannedCell, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -79,6 +105,15 @@ class Plan:
         verdicts = Counter(planned.verdict for planned in self.cells)
         warned = sum(planned.verdict == "valid" and bool(planned.findings) for planned in self.cells)
         return {"cells": len(self.cells), "valid": verdicts["valid"], "invalid": verdicts["invalid"], "warned": warned}
+
+    @property
+    def valid(self) -> list[Cell]:
+        """The cells that no rule forbids."""
+        return [planned.cell for planned in self.cells if planned.verdict == "valid"]
+
+    def predicted(self, outcomes: Mapping[str, Outcome]) -> Plan:
+        """The plan with each cell's prediction, by the cell's id."""
+        return replace(self, cells=tuple(replace(one, outcome=outcomes.get(one.id)) for one in self.cells))
 
     def document(self) -> dict[str, Any]:
         """As `plan --json` prints it."""
@@ -108,14 +143,19 @@ class _Candidate:
 def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: bool = True) -> Plan:
     """The plan of `matrix` under `selection`, checked for a device of that kind (with bf16 arithmetic or without).
 
-    Where no profile is selected it is the matrix' `default_profile` for the device. Raises ConfigurationError, with
+    Where no profile is selected it is the matrix' `default_profile` for the device. A data file, a user's own reward and
+    own axis values must be there already: the modules that they name are imported. Raises ConfigurationError, with
     where it was written, for whatever is wrong in the parts of the matrix that are in use, and where no cell is left.
     """
     profile = selection.profile or matrix.default_profile.get("cuda" if device_kind == "meta" else device_kind)
-    layer = selection.layer().over(matrix.layer(profile))
+    named = selection.layer()
+    check_names(matrix, named)
+    layer = named.over(matrix.layer(profile))
     fixed, swept, only = selection.settings(), selection.sweeps(), selection.kept()
     sweep = {name: values for name, values in (layer.sweep or {}).items() if name not in fixed and name not in swept}
     coverage: Coverage = layer.coverage or "full"
+    if all_named(selection.axes):  # whoever names every value means every combination
+        coverage = named.coverage or "full"
 
     combined = combinations(layer, named=selection.axes)
     cells: dict[str, PlannedCell] = {}
@@ -139,11 +179,15 @@ def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: boo
         more = any(_kept(planned, only) for planned in every)
         hint = "; pairwise coverage left it out, --coverage full has it" if more else ""
         words = selection.words()
+        entries = [] if all_named(selection.axes) else removing(layer, only)
+        if entries:
+            hint += f"; removed by {', '.join(entry.origin for entry in entries)}"
         raise ConfigurationError(f"{matrix.name}: no cell is left" + (f" by {words}" if words else "") + hint)
     narrowed = bool(selection.axes or only)
     _check_used({**{n: (s,) for n, s in fixed.items()}, **swept, **({} if narrowed else sweep)}, kept)
     assert len({planned.name for planned in kept}) == len(kept), "two cells of one name"
-    return Plan(matrix.name, profile, device_kind, coverage, layer.repeat or 1, tuple(kept))
+    warnings = () if narrowed else idle_excludes(matrix, profile)
+    return Plan(matrix.name, profile, device_kind, coverage, layer.repeat or 1, tuple(kept), warnings)
 
 
 def _planned(
@@ -169,22 +213,36 @@ def _resolved(axes: Mapping[str, str], settings: Settings) -> Cell:
             model = getattr(cell.workload, name)
             if model is not None and model not in PRESETS and "/" not in model:  # no hub id: nothing to ask the network
                 model_config(model, field=name)
+        _check_data(cell.workload.data)
+        _check_reward(cell.workload.reward)
     except ConfigurationError as error:
-        raise _located(error, settings) from None
+        raise located(error, settings) from None
     return cell
 
 
-def _located(error: ConfigurationError, settings: Settings) -> ConfigurationError:
-    """`error`, beginning with the origin of the setting that it is about."""
-    about = error.field or ""
-    names = [name for name in settings if name == about or name.startswith(about + ".")]
-    if not about or not names:
-        return error
-    origin, message = settings[names[-1]].origin, error.message
-    if message.startswith("workload: "):
-        message = message.removeprefix("workload: ")
-        origin = origin.removesuffix(".") + ("" if origin.endswith(" ") else ": ")
-    return ConfigurationError(origin + message, field=error.field)
+def _check_data(data: str) -> None:
+    """That the file can be read; what is in it the job says."""
+    try:
+        if data != "synthetic":
+            with Path(data).open("rb") as file:
+                file.read(1)
+    except OSError as error:
+        raise ConfigurationError(
+            f"data: {data!r} cannot be read: {error.strerror or error}; give a text or .jsonl file, or 'synthetic'",
+            field="data",
+        ) from None
+
+
+def _check_reward(reward: str | None) -> None:
+    """That a user's own function is there."""
+    if reward is None or ":" not in reward:
+        return
+    found = load_attribute(reward, field="reward")
+    if not callable(found):
+        raise ConfigurationError(
+            f"reward: {reward!r} is of type {type(found).__name__}, not a function of (prompts, responses)",
+            field="reward",
+        )
 
 
 def _covering(candidates: Sequence[_Candidate]) -> list[_Candidate]:

@@ -84,6 +84,9 @@ class Learning(Record):
 
 
 class Parameters(Record):
+    """`total`: the parameters of all roles together, the frozen ones too, each once however many roles share it; a quantised
+    weight counts as the numbers that it stands for. `trainable`: those of them that are trained."""
+
     total: int
     trainable: int
 

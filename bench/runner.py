@@ -14,12 +14,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vrambench.bench import server
 from vrambench.bench.environment import describe_environment, same_hardware, usable_threads
@@ -29,7 +29,14 @@ from vrambench.bench.plan import PlannedCell
 from vrambench.bench.result import FAILED, OutOfMemory, Result, Sample, Status, Throughput
 from vrambench.bench.store import RunFolder, dump_result
 from vrambench.bench.worker import BOARD_BYTES, JobOrder, prepare, read_board, work
+from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from vrambench.bench.predict.forecast import Forecast
+    from vrambench.bench.predict.many import Outcome
+
+Predict = Callable[[Sequence[Cell]], Mapping[str, "Outcome"]]
 
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 4, 130
 POLL_SECONDS = 0.25
@@ -69,11 +76,12 @@ class Summary:
 
 @dataclass
 class _Task:
-    """A cell on its way: the samples that it has so far."""
+    """A cell on its way: the samples that it has so far, and its prediction where one was made."""
 
     planned: PlannedCell
     index: int
     samples: list[Sample] = field(default_factory=list)
+    forecast: Forecast | None = None
 
 
 @dataclass
@@ -102,9 +110,13 @@ def run(
     repeat: int = 1,
     listener: Listener,
     about: dict[str, Any] | None = None,
+    predict: Predict | None = None,
+    prune: bool = False,
 ) -> Summary:
-    """Runs what `folder` does not hold yet; `timeout` in seconds for each job, `retry` the failed statuses to run again,
-    `repeat` samples for each cell, `about` more to store in run.json (the command line, the profile).
+    """Runs what `folder` does not hold yet; `timeout` in seconds for each job, `retry` the statuses to run again,
+    `repeat` samples for each cell, `about` more to store in run.json (the command line, the profile). `predict`: asked
+    for the outcomes of what is to run, whose memory then stands beside what is measured; with `prune`, a cell that is
+    predicted to need far more than its budget is not started.
 
     Raises ConfigurationError where another run holds the folder, or it was begun on other hardware.
     """
@@ -116,7 +128,7 @@ def run(
     store = RunFolder(folder)
     store.acquire()
     try:
-        return _Run(planned, store, device, jobs, timeout, retry, repeat, listener, about or {}).run()
+        return _Run(planned, store, device, jobs, timeout, retry, repeat, listener, about or {}, predict, prune).run()
     finally:
         store.release()
 
@@ -133,6 +145,8 @@ class _Run:
         repeat: int,
         listener: Listener,
         about: dict[str, Any],
+        predict: Predict | None = None,
+        prune: bool = False,
     ) -> None:
         self.store = store
         self.device = device
@@ -142,6 +156,8 @@ class _Run:
         self.repeat = repeat
         self.listener = listener
         self.about = about
+        self.predict = predict
+        self.prune = prune
         self.server = server.Server(device)
         self.environment = describe_environment(device)
         self.tasks = [_Task(cell, index) for index, cell in enumerate(planned, 1)]
@@ -156,6 +172,8 @@ class _Run:
         try:
             with _interruptible():
                 waiting = self._without_invalid(waiting)
+                if waiting and self.predict:
+                    waiting = self._predicted(waiting, self.predict)
                 if waiting:
                     waiting = self._prepare(waiting)
                 self._loop(waiting)
@@ -169,7 +187,8 @@ class _Run:
         return Summary(self.store.path, dict(counts), self.kept, interrupted)
 
     def _write_info(self) -> None:
-        """run.json: a resumed run keeps its beginning, and adds the cells that are new."""
+        """run.json: a resumed run keeps its beginning, and adds the cells that are new, and when and by which command it
+        went on. One with nothing left to do leaves the file as it is."""
         cells = {task.planned.cell.id: _listed(task.planned) for task in self.tasks}
         before: dict[str, Any] = {}
         if (self.store.path / "run.json").exists():
@@ -182,6 +201,13 @@ class _Run:
                     field="out",
                 )
             cells = {cell["id"]: cell for cell in before.get("cells", [])} | cells
+            if all(self._ended(self.store.read_result(task.planned.cell.id)) for task in self.tasks):
+                self.store.info = before
+                return
+        about, resumed = dict(self.about), {}
+        if before and "command" in about:
+            resumed = {"resumed_with": [*before.get("resumed_with", []), about.pop("command")]}
+            about |= {"command": before["command"]} if "command" in before else {}
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.store.write_info(
             {
@@ -191,7 +217,8 @@ class _Run:
                 "repeat": self.repeat,
                 "timeout_seconds": self.timeout,
                 "jobs": self.jobs,
-                **self.about,
+                **about,
+                **resumed,
                 "environment": self.environment,
                 "cells": list(cells.values()),
             }
@@ -205,13 +232,18 @@ class _Run:
             if aside:
                 self.listener.message(f"{aside.name}: not a readable result; set aside, the cell runs again")
             return False
-        if result.status in self.retry:
-            return False
-        if result.status == "ok" and len(result.samples) < self.repeat:
-            task.samples = list(result.samples)
+        if not self._ended(result):
+            if result.status == "ok" and result.status not in self.retry:
+                task.samples = list(result.samples)
             return False
         self.kept += 1
         return True
+
+    def _ended(self, result: Result | None) -> bool:
+        """Whether nothing is left to do for a cell with that result."""
+        if result is None or result.status in self.retry:
+            return False
+        return result.status != "ok" or len(result.samples) >= self.repeat
 
     def _without_invalid(self, tasks: list[_Task]) -> list[_Task]:
         """Stores the invalid cells' results, and gives the others."""
@@ -220,6 +252,22 @@ class _Run:
             if finding is not None:
                 self._store(task, Sample(status="invalid", reason=finding.reason), rule=finding.rule)
         return [task for task in tasks if task.planned.rejection is None]
+
+    def _predicted(self, tasks: list[_Task], predict: Predict) -> list[_Task]:
+        """Has each cell predicted, stores the results of those that are pruned, and gives the others."""
+        self.listener.message(f"predicting {len(tasks)} cells" if len(tasks) > 1 else "predicting 1 cell")
+        outcomes = predict([task.planned.cell for task in tasks])
+        left = []
+        for task in tasks:
+            outcome = outcomes.get(task.planned.cell.id)
+            task.forecast = outcome.forecast if outcome else None
+            if outcome and outcome.reason:
+                self.listener.message(f"{task.planned.name}: not predicted: {outcome.reason}")
+            if self.prune and task.forecast and task.forecast.far_over and not task.samples:
+                self._store(task, Sample(status="pruned", reason=_far_over(task.forecast)))
+            else:
+                left.append(task)
+        return left
 
     def _prepare(self, tasks: list[_Task]) -> list[_Task]:
         """Runs what axis values want done once before anything is timed; cells whose value could not be prepared are errors."""
@@ -343,6 +391,7 @@ class _Run:
             name=planned.name,
             cell=planned.cell.flat(),
             rule=rule,
+            predicted=task.forecast.memory if task.forecast else None,
             environment=self.environment,
             samples=samples,
         )
@@ -359,6 +408,14 @@ class _Run:
                 f"{self.store.path}: {error.strerror}; the result of {result.name} ({result.id}) is kept in {elsewhere}; "
                 "make room and run again with the same --out to go on"
             ) from error
+
+
+def _far_over(forecast: Forecast) -> str:
+    need, budget = forecast.memory.device_bytes or 0, forecast.budget_bytes
+    return (
+        f"predicted to need {need / 2**30:.2f} GiB on the device, {need / budget:.1f} times the budget of "
+        f"{budget / 2**30:.2f} GiB; not started"
+    )
 
 
 def _so_far(progress: Sequence[Progress]) -> dict[str, Any]:

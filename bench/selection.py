@@ -2,8 +2,9 @@
 
     Selection(profile="smoke", only=("algorithm=ppo",), set=("ppo.epochs=1",), axes={"precision": "bf16,fp32"})
 
-`--set` beats `include` beats a profile beats the top level. An axis by name replaces that axis' values; `--only` keeps
-cells of what is there. Every reading here raises ConfigurationError that begins with the words of the command line.
+`--set` beats `include` beats a profile beats the top level. An axis by name replaces that axis' values; all five by name
+are the combinations, and the matrix' exclude and include change none of them. `--only` keeps cells of what is there. Every
+reading here raises ConfigurationError that begins with the words of the command line.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
 from vrambench.bench.located import parse_value
-from vrambench.bench.matrix import Coverage, Layer, Setting, Settings, check_field
-from vrambench.methods.axes import AXES
-from vrambench.methods.errors import ConfigurationError, UnknownValue
+from vrambench.bench.matrix import Layer, Setting, Settings, check_field, repeated
+from vrambench.bench.shape import MOST_SAMPLES, Coverage
+from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
+from vrambench.methods.workload import AXIS_NAMES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,8 @@ class Selection:
             raise UnknownValue("--coverage", self.coverage, get_args(Coverage))
         if self.repeat is not None and self.repeat < 1:
             raise ConfigurationError(f"--repeat {self.repeat}: must be at least 1", field="repeat")
+        if self.repeat is not None and self.repeat > MOST_SAMPLES:
+            raise ConfigurationError(f"--repeat {self.repeat}: must be at most {MOST_SAMPLES}", field="repeat")
         return Layer(axes=axes, coverage=self.coverage, repeat=self.repeat)  # type: ignore[arg-type]
 
     def settings(self) -> Settings:
@@ -82,9 +86,9 @@ class Selection:
                     f"{words}: {name} is set as well, by {fixed[name].origin.removesuffix(': ')}", field=name
                 )
             values = _value(f"[{text}]", words, shown=text)
-            twice = next((value for index, value in enumerate(values) if value in values[:index]), None)
+            twice = repeated(values)
             if twice is not None:
-                raise ConfigurationError(f"{words}: {twice!r} is named twice", field=name)
+                raise ConfigurationError(f"{words}: {shown(values[twice])} is named twice", field=name)
             found[name] = tuple(Setting(value, f"{words}: ") for value in values)
         return found
 
@@ -96,8 +100,8 @@ class Selection:
             axis, separator, text = typed.partition("=")
             if not separator:
                 raise ConfigurationError(f"{words}: write --only AXIS=VALUE,VALUE", field="only")
-            if axis not in AXES:
-                raise UnknownValue(words, axis, AXES)
+            if axis not in AXIS_NAMES:
+                raise UnknownValue(words, axis, AXIS_NAMES)
             if axis in found:
                 raise ConfigurationError(
                     f"{words}: {axis} is given already; write all its values in one --only", field=axis
@@ -120,7 +124,7 @@ def _assignment(typed: str, words: str, form: str) -> tuple[str, str]:
     if not separator or not name.strip():
         raise ConfigurationError(f"{words}: write {option} {form}", field=option.removeprefix("--"))
     name = name.strip()
-    if name in AXES:
+    if name in AXIS_NAMES:
         raise ConfigurationError(f"{words}: {name} is an axis; write --{name} {text}", field=name)
     check_field(name, f"{words}: ")
     if not text.strip():

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from vrambench.methods.adapters import ADAPTERS, Adapter
 from vrambench.methods.algorithms import ALGORITHMS, Algorithm
 from vrambench.methods.axes import AXES
-from vrambench.methods.errors import ConfigurationError, UnknownValue, did_you_mean
+from vrambench.methods.errors import ConfigurationError, UnknownValue, complaint, did_you_mean, shown
 from vrambench.methods.offload import OFFLOADS, Offload
 from vrambench.methods.optimizers import OPTIMIZERS, Optimizer
 from vrambench.methods.precision import PRECISIONS, Precision
@@ -112,9 +113,7 @@ def resolve(axes: Mapping[str, str], settings: Mapping[str, Any]) -> Cell:
         if key in FIELDS:
             continue
         if key not in namespaces:
-            raise ConfigurationError(
-                f"workload: unknown field {key!r}{did_you_mean(key, (*FIELDS, *namespaces))}", field=key
-            )
+            raise unknown_field(key, namespaces)
         options[key] = _validated(namespaces[key], value if value is not None else {}, prefix=key + ".").model_dump(
             mode="json"
         )
@@ -153,12 +152,28 @@ def option_namespaces(values: Any = ()) -> dict[str, type[Options]]:
 def _validated(kind: type[BaseModel], data: object, *, prefix: str = "") -> Any:
     if not isinstance(data, Mapping):
         raise ConfigurationError(
-            f"{prefix.rstrip('.')}: {data!r} is not a mapping of settings", field=prefix.rstrip(".")
+            f"{prefix.rstrip('.')}: {shown(data)} is not a mapping of settings", field=prefix.rstrip(".")
         )
     try:
-        return kind(**data)
+        made = kind(**data)
     except ValidationError as error:
         raise explain(error, kind, prefix) from None
+    for name, value in data.items():
+        if value is not None:
+            _check_number(prefix + name, value, getattr(made, name))
+    return made
+
+
+def _check_number(field: str, given: object, made: object) -> None:
+    """What pydantic lets pass where a class of options does not forbid it: a bool that becomes a number, a number that
+    is not finite."""
+    if isinstance(given, list | tuple) and isinstance(made, list | tuple):
+        for one, other in zip(given, made, strict=False):
+            _check_number(field, one, other)
+    elif isinstance(given, bool) and not isinstance(made, bool):
+        raise ConfigurationError(f"{field}: {shown(given)}: must be a number", field=field)
+    elif isinstance(made, float) and not math.isfinite(made):
+        raise ConfigurationError(f"{field}: {shown(given)}: must be a finite number", field=field)
 
 
 def explain(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> ConfigurationError:
@@ -167,18 +182,30 @@ def explain(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> 
     name = str(first["loc"][0]) if first["loc"] else ""
     field = prefix + name
     if first["type"] == "extra_forbidden":
-        choices = [choice for choice in kind.model_fields if choice != "options"]
-        return ConfigurationError(
-            f"{field}: no such field{did_you_mean(name, choices)} (there are {', '.join(choices)})", field=field
-        )
+        return unknown_option(name, kind, prefix)
     if first["type"] == "literal_error":
         annotation = str(first["ctx"]["expected"])
         return UnknownValue(field, first["input"], [part.strip().strip("'") for part in re_split(annotation)])
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    if first["type"] != "value_error" or repr(first["input"]) not in message:  # our own messages may name it already
-        message = f"{first['input']!r}: {message}"
+    message, value = complaint(first), shown(first["input"])
+    if first["type"] != "value_error" or value not in message:  # our own messages may name it already
+        message = f"{value}: {message}"
     return ConfigurationError(f"{field}: {message}", field=field)
+
+
+def unknown_option(name: str, kind: type[BaseModel], prefix: str) -> ConfigurationError:
+    """That `kind`, whose fields are written after `prefix`, has none called `name`."""
+    choices = [choice for choice in kind.model_fields if choice != "options"]
+    return ConfigurationError(
+        f"{prefix}{name}: no such field{did_you_mean(name, choices)} (there are {', '.join(choices)})",
+        field=prefix + name,
+    )
+
+
+def unknown_field(name: str, namespaces: Iterable[str]) -> ConfigurationError:
+    """That a workload has neither a field nor a namespace called `name`."""
+    return ConfigurationError(
+        f"workload: unknown field {name!r}{did_you_mean(name, (*FIELDS, *namespaces))}", field=name
+    )
 
 
 def re_split(expected: str) -> list[str]:

@@ -18,6 +18,7 @@ from torch.amp import GradScaler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 
+from vrambench.methods.amp import LISTS, CastPolicy, SimulatedScaler
 from vrambench.methods.errors import ConfigurationError, UnknownValue
 
 Item = TypeVar("Item")
@@ -44,6 +45,10 @@ class Device:
 
     kind: Kind
     torch: torch.device
+    layers: int | None = None
+    """Simulated only: how many of each model's equal layers are built, None for all."""
+    stands_for: Literal["cpu", "cuda"] = "cuda"
+    """Simulated only: whose autocast it has."""
 
     @property
     def simulated(self) -> bool:
@@ -52,8 +57,13 @@ class Device:
 
     def alike(self, items: Sequence[Item], group: int = 1) -> Sequence[Item]:
         """All of `items`, whose work, by groups of `group` items, allocates and frees alike from the second group on; on the
-        simulated device as many as show that: the first two groups and the last. A group is what one optimizer step takes."""
-        return [*items[: 2 * group], *items[-group:]] if self.simulated and len(items) > 3 * group else items
+        simulated device the first two groups. A group is what one optimizer step takes."""
+        return items[: 2 * group] if self.simulated else items
+
+    def ends(self, items: Sequence[Item]) -> Sequence[Item]:
+        """All of `items`, whose work from the second on differs in sizes only, which never fall; on the simulated device the
+        first and the last."""
+        return [items[0], items[-1]] if self.simulated and len(items) > 2 else items
 
     def map_alike(self, function: Callable[[Item], Any], items: Sequence[Item]) -> list[Any]:
         """[function(item) for item in items], for work that allocates and frees alike and gives results of one shape. On the
@@ -79,14 +89,12 @@ class Device:
         if dtype is None:
             return nullcontext()
         if self.simulated:
-            raise NotImplementedError(
-                "autocast has no meta implementation: the simulated device needs its own cast policy"
-            )
+            return CastPolicy(dtype, LISTS[self.stands_for])
         return torch.autocast(self.kind, dtype)
 
     def grad_scaler(self, enabled: bool) -> GradScaler:
         """The loss scaler of fp16 autocast; one that does nothing where `enabled` is false."""
-        return GradScaler(self.kind, enabled=enabled)
+        return SimulatedScaler(enabled) if self.simulated else GradScaler(self.kind, enabled=enabled)
 
     @contextmanager
     def attention(self, kernel: str) -> Iterator[None]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -28,6 +28,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from vrambench.methods.amp import recompute_contexts
 from vrambench.methods.attention import implementation
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Device
@@ -36,6 +37,9 @@ from vrambench.methods.fill import build, fill
 from vrambench.methods.precision import DTYPES
 from vrambench.methods.precision.nf4 import forbid_repacking
 from vrambench.methods.presets import PRESETS
+
+DEPTH = "full_num_hidden_layers"
+"""Where a shortened model's configuration keeps how many layers there are."""
 
 # Fields by which an architecture changes logits after the head. Heads are applied here, in chunks, and would skip that.
 LOGIT_FIELDS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
@@ -74,7 +78,7 @@ def load_model(cell: Cell, device: Device, *, model: str | None = None, adapter:
     with _seeded(device, seed):
         loaded = _load(AutoModelForCausalLM, name, config, cell, device)
         result = cell.adapter_value.attach(loaded, cell) if adapter else loaded
-    return _ready(result, cell)
+    return _ready(result, cell, device)
 
 
 def freeze(model: nn.Module) -> nn.Module:
@@ -90,6 +94,39 @@ def trunk(model: nn.Module) -> nn.Module:
 def head(model: nn.Module) -> nn.Module:
     """The output head: hidden states [...,hidden] to logits [...,vocabulary]."""
     return _unwrapped(model).get_output_embeddings()
+
+
+class LayerStack(NamedTuple):
+    """A model's equal layers, in order; `depth` is how many the model really has where fewer are built."""
+
+    layers: list[nn.Module]
+    depth: int
+
+
+def layer_stacks(module: nn.Module) -> list[LayerStack]:
+    """The stacks of layers of every transformers model in `module`, each once."""
+    stacks: dict[nn.ModuleList, LayerStack] = {}
+    for model in module.modules():
+        if isinstance(model, PreTrainedModel):
+            config = model.config.get_text_config()
+            count = config.num_hidden_layers
+            for part in model.modules():
+                if isinstance(part, nn.ModuleList) and len(part) == count:
+                    stacks.setdefault(part, LayerStack(list(part), getattr(config, DEPTH, count)))
+    return list(stacks.values())
+
+
+def _shortened(config: PreTrainedConfig, device: Device) -> PreTrainedConfig:
+    """`config` with as many layers as the device builds, where the model's layers are all alike; else as it is."""
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    if device.layers is None or text.num_hidden_layers <= device.layers or len(set(kinds or ())) > 1:
+        return config
+    setattr(text, DEPTH, text.num_hidden_layers)
+    text.num_hidden_layers = device.layers
+    if kinds:
+        text.layer_types = kinds[: device.layers]
+    return config
 
 
 @contextmanager
@@ -139,7 +176,7 @@ def load_scalar_model(cell: Cell, device: Device, *, model: str, seed: int, trai
         body: nn.Module = _load(AutoModel, model, config, cell, device, field=field)
         if trained:
             body = cell.adapter_value.attach(body, cell)
-        body = _ready(body, cell)
+        body = _ready(body, cell, device)
         width = hidden_width(config)
         head_dtype = dtype if full else DTYPES[cell.workload.adapter_dtype or "fp32"]
         score = nn.Linear(width, 1, bias=False, device=device.torch, dtype=head_dtype)
@@ -180,6 +217,7 @@ def load_classifier(cell: Cell, device: Device, *, model: str, dtype: torch.dtyp
         )
     _check_vocabulary(config, cell, model, "reward")
     kernel = implementation(cell.workload.attention)
+    config = _shortened(config, device)
     if device.simulated:
         loaded = build(AutoModelForSequenceClassification, config, dtype, kernel)
         fill(loaded, device.torch)
@@ -238,6 +276,7 @@ def _load(
 ) -> PreTrainedModel:
     """What `auto` makes of `config`, in the cell's precision, on the device; weights as the workload says."""
     workload, precision = cell.workload, cell.precision_value
+    config = _shortened(config, device)
     dtype, kernel = precision.dtype(workload), implementation(workload.attention)
     if workload.weights == "pretrained" and not device.simulated:
         model = _read_weights(
@@ -267,14 +306,15 @@ def _load(
     return model
 
 
-def _ready(model: nn.Module, cell: Cell) -> nn.Module:
+def _ready(model: nn.Module, cell: Cell, device: Device) -> nn.Module:
     """In train mode, with gradient checkpointing as the workload says. After the adapter: PEFT would add hooks for it
     again."""
     if cell.workload.gradient_checkpointing:
         base = _unwrapped(model)
         # Its name until transformers 5.22 was gradient_checkpointing_enable.
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        # Checkpointing itself takes autocast from forward to recomputation, but the simulated device's it does not know.
+        enable({"use_reentrant": False} | ({"context_fn": recompute_contexts} if device.simulated else {}))
     return model.train()
 
 

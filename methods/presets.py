@@ -124,6 +124,18 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     "llama-2-7b": Preset("llama", {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5}),
+    "llama-2-13b": Preset(
+        "llama",
+        {
+            "hidden_size": 5120,
+            "intermediate_size": 13824,
+            "num_hidden_layers": 40,
+            "num_attention_heads": 40,
+            "num_key_value_heads": 40,
+            "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-5,
+        },
+    ),
     "mistral-7b": Preset("mistral", {"max_position_embeddings": 32768, "rms_norm_eps": 1e-5}),
     "gpt-neox-20b": Preset("gpt_neox", {"hidden_act": "gelu_fast", "bos_token_id": 0, "eos_token_id": 0}),
 }

@@ -10,8 +10,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -26,19 +26,27 @@ class Options(BaseModel):
     namespace: ClassVar[str]
 
 
+Workspace = Callable[[tuple[Any, ...], dict[str, Any], Any], tuple[int, ...]]
+"""From an operator's arguments, keyword arguments and result (meta tensors will do): the bytes of each buffer that lives
+inside the call, beside its result."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AxisValue:
     """What every value of every axis declares beside its code.
 
     `options`: its settings, if it has any. `fields`: the workload's fields that mean something only with this value
     (or with others that declare them too): where no value of a cell declares such a field, the cell does not have it.
-    `summary`: half a line for people. `cuda_only`: it cannot run on the CPU, with the reason.
+    `summary`: half a line for people. `cuda_only`: it cannot run on the CPU, with the reason. `workspaces`: memory that
+    operators of this value allocate inside themselves on CUDA, by the operator's name (`bitsandbytes.gemm_4bit.default`); a
+    tracer cannot see it.
     """
 
     summary: str
     options: type[Options] | None = None
     fields: tuple[str, ...] = ()
     cuda_only: str | None = None
+    workspaces: Mapping[str, Workspace] = field(default_factory=dict, hash=False)
 
 
 Value = TypeVar("Value", bound=AxisValue)
@@ -86,8 +94,11 @@ def load_attribute(reference: str, *, field: str) -> Any:
         sys.path.append(here)
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:  # a user's module may raise anything while it is imported
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's module may raise anything while it is imported, SystemExit too
         reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        reason = reason.splitlines()[0] if reason else ""
         raise ConfigurationError(f"{field}: {reference!r} cannot be imported: {reason}", field=field) from error
     for part in attribute.split("."):
         if not hasattr(found, part):

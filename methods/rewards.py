@@ -6,6 +6,7 @@ its own; a hub id or a folder a sequence classifier; `module:attribute` a user's
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -26,11 +27,26 @@ def token_rule(vocabulary: int) -> Reward:
     return score
 
 
+class RewardError(RuntimeError):
+    """A user's reward failed: its name, and what it raised or gave. What it raised is the cause."""
+
+
 def checked(function: Reward, name: str) -> Reward:
-    """`function`, a user's own, held to what it must give: ConfigurationError where that is not one score for each response."""
+    """`function`, a user's own, held to what it must give: ConfigurationError where that is not one score for each
+    response, RewardError where it raises, wants to end the process, or gives what is not finite.
+
+    To see that, the scores are waited for: once in a step, and only with a user's own function.
+    """
 
     def score(prompts: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
-        scores = function(prompts, responses)
+        try:
+            scores = function(prompts, responses)
+        except ConfigurationError:
+            raise
+        except (Exception, SystemExit) as error:
+            text = (str(error).splitlines() or [""])[0]
+            raised = type(error).__name__ + (f": {text}" if text else "")
+            raise RewardError(f"reward {name!r} raised {raised}") from error
         if not isinstance(scores, torch.Tensor) or scores.shape != (len(responses),):
             kind = (
                 f"a tensor {list(scores.shape)}" if isinstance(scores, torch.Tensor) else f"a {type(scores).__name__}"
@@ -39,7 +55,15 @@ def checked(function: Reward, name: str) -> Reward:
                 f"reward: {name!r} gave {kind}, not a tensor [{len(responses)}] with one score for each response",
                 field="reward",
             )
-        return scores.float()
+        scores = scores.float()
+        mean = scores.detach().mean()  # not finite as soon as one score is not
+        if mean.device.type != "meta" and not math.isfinite(mean):
+            if bool(torch.isfinite(scores).all()):
+                raise RewardError(
+                    f"reward {name!r} gave finite scores that are too large: their mean is not finite in fp32"
+                )
+            raise RewardError(f"reward {name!r} gave a score that is not a finite number in fp32")
+        return scores
 
     return score
 

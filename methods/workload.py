@@ -12,6 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from vrambench.methods.cards import CAPACITIES
+from vrambench.methods.errors import did_you_mean, shown
+
 UNITS = {
     "": 1,
     "b": 1,
@@ -25,31 +28,23 @@ UNITS = {
     "tib": 2**40,
 }
 
-# Usable bytes, what the driver offers to a process on an idle card; each from the source named in docs of the cards.
-CARDS: dict[str, int] = {
-    "rtx-3090": int(23.68 * 2**30),
-    "rtx-4090": int(23.64 * 2**30),
-    "a100-40gb": int(39.4 * 2**30),
-    "a100-80gb": int(79.15 * 2**30),
-    "h100-80gb": int(79.1 * 2**30),
-}
-
 
 def parse_size(value: object) -> int:
     """Bytes of `24GiB`, `16 GB`, `512MiB`, a plain number of bytes, or a card's name (its usable capacity)."""
+    unlike = f"{shown(value)} is not a size; write 24GiB, 16GB or a card: {', '.join(CAPACITIES)}"
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"{value!r} is not a size; write 24GiB, 16GB or a card: {', '.join(CARDS)}")
+        raise ValueError(unlike)
     if isinstance(value, str):
-        if value.lower() in CARDS:
-            return CARDS[value.lower()]
+        if value.lower() in CAPACITIES:
+            return CAPACITIES[value.lower()]
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", value.lower())
         if not match or match[2] not in UNITS:
-            raise ValueError(f"{value!r} is not a size; write 24GiB, 16GB or a card: {', '.join(CARDS)}")
+            raise ValueError(unlike + did_you_mean(value, CAPACITIES))
         size = float(match[1]) * UNITS[match[2]]
     else:
         size = float(value)
     if not 1 <= size < 2**60:
-        raise ValueError(f"{value!r} is not a size of at least one byte and less than 1 EiB")
+        raise ValueError(f"{shown(value)} is not a size of at least one byte and less than 1 EiB")
     return int(size)
 
 
@@ -59,8 +54,24 @@ def _check_reward(value: str | None) -> str | None:
     raise ValueError("is not one of tokens, model, a hub id or folder (with a '/'), or module:attribute")
 
 
-Count = Annotated[int, Field(ge=1)]
+def _check_modules(value: object) -> object:
+    names = isinstance(value, list | tuple) and value and all(isinstance(name, str) and name for name in value)
+    if value is None or value in ("auto", "all-linear") or names:
+        return value
+    raise ValueError("must be auto, all-linear or a list of modules' names ([q_proj, v_proj])")
+
+
+# The upper bounds are far beyond what any device does: they catch a slip of the hand before a job allocates for it.
+Count = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
+Natural = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]
+Rank = Annotated[int, Field(ge=1, le=65_536, strict=True)]
+Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
+Number = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1, strict=True, allow_inf_nan=False)]
+Switch = Annotated[bool, Field(strict=True)]
 Size = Annotated[int, BeforeValidator(parse_size)]
+Modules = Annotated[Literal["auto", "all-linear"] | tuple[str, ...] | None, BeforeValidator(_check_modules)]
 
 
 class Workload(BaseModel):
@@ -75,24 +86,24 @@ class Workload(BaseModel):
     prompt_tokens: Count = 256
     response_tokens: Count = 256
     gradient_accumulation_steps: Count = 1
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Switch = False
     compute_dtype: Literal["bf16", "fp16", "fp32"] | None = "bf16"
     attention: Literal["auto", "flash", "efficient", "math"] = "auto"
-    lora_r: Count | None = 16
-    lora_alpha: Annotated[float, Field(gt=0)] | None = 32
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] | None = 0.0
-    lora_target_modules: Literal["auto", "all-linear"] | tuple[str, ...] | None = "auto"
+    lora_r: Rank | None = 16
+    lora_alpha: Positive | None = 32
+    lora_dropout: Share | None = 0.0
+    lora_target_modules: Modules = "auto"
     adapter_dtype: Literal["fp32", "bf16", "fp16"] | None = "fp32"
     rollout_batch: Count | None = 8
     value: Literal["head", "separate"] | None = "head"
     reference: Literal["auto", "adapter_off", "copy", "none"] | None = "auto"
     reward: Annotated[str | None, AfterValidator(_check_reward)] = "tokens"
     reward_model: str | None = "tiny"
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
-    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    learning_rate: Positive | None = None
+    max_grad_norm: Number = 1.0
     steps: Count = 4
-    warmup_steps: Annotated[int, Field(ge=0)] = 2
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    warmup_steps: Natural = 2
+    seed: Seed = 0
     budget: Size = 24 * 2**30
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
@@ -108,3 +119,6 @@ class Workload(BaseModel):
 
 
 FIELDS = tuple(name for name in Workload.model_fields if name != "options")
+AXIS_NAMES = ("precision", "adapter", "optimizer", "offload", "algorithm")
+"""What a workload is combined with. The axes themselves are in `axes.py`, which imports torch: their names alone are enough
+to tell most of a matrix' mistakes."""

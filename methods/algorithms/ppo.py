@@ -7,6 +7,7 @@ reference, value (a head on the policy's trunk, or a separate model with its own
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, ClassVar
 
 import torch
@@ -67,7 +68,8 @@ class ProximalPolicyOptimisation:
             reference = self.reference.logprobs(tokens, start, options.temperature) if self.reference else None
             mask = torch.ones_like(old_logprobs)
             rewards = token_rewards(score, old_logprobs, reference, mask, options.kl_coef)
-            raw, returns = gae(rewards, old_values, mask, options.gamma, options.lam)
+            positions = job.device.alike(range(work.response_tokens - 1, -1, -1))
+            raw, returns = gae(rewards, old_values, mask, options.gamma, options.lam, positions)
             advantages = whiten(raw, mask)
 
         losses = []
@@ -105,17 +107,23 @@ class ProximalPolicyOptimisation:
 
 
 def gae(
-    rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
+    rewards: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor,
+    gamma: float,
+    lam: float,
+    positions: Iterable[int] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Generalised advantage estimation (arXiv 1506.02438) over [B, R] fp32: advantages before whitening, and returns.
 
     delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lam A_{t+1};  returns = A + V. All zero outside the mask.
+    `positions`: all of them, from the last to the first; fewer where nothing is computed.
     """
     values = values * mask
     advantages = torch.zeros_like(rewards)
     later = torch.zeros_like(rewards[:, 0])
     next_value = torch.zeros_like(later)
-    for t in reversed(range(rewards.shape[1])):
+    for t in reversed(range(rewards.shape[1])) if positions is None else positions:
         delta = rewards[:, t] + gamma * next_value - values[:, t]
         later = (delta + gamma * lam * later) * mask[:, t]
         advantages[:, t] = later

@@ -16,28 +16,18 @@ from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any
 
 import torch
 from filelock import FileLock
-from pydantic import Field
 from torch import nn
 
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Device
-from vrambench.methods.learner import PhaseMarker, tensors_in
+from vrambench.methods.learner import Learner, PhaseMarker, tensors_in
 from vrambench.methods.offload import Offload
-from vrambench.methods.registry import Options
-
-
-class ZeroOptions(Options):
-    """DeepSpeed's names and defaults. The bucket, `reduce_bucket_size` elements, is allocated whatever the model's size;
-    transformers' `auto` sets it to the square of the hidden size."""
-
-    namespace: ClassVar[str] = "zero"
-    reduce_bucket_size: Annotated[int, Field(ge=1)] = 500_000_000
-    overlap_comm: bool = False
-    pin_memory: bool = True
+from vrambench.methods.offload.simulated import SimulatedZero
+from vrambench.methods.offload.zero import ZeroOptions
 
 
 def build_folder() -> Path:
@@ -177,10 +167,15 @@ class ZeroLearner:
         return int(self.module.skipped_steps)
 
 
+def zero_learner(module: nn.Module, cell: Cell, device: Device, phase: PhaseMarker) -> Learner:
+    """The engine, or on the simulated device what allocates as it does."""
+    return (SimulatedZero if device.simulated else ZeroLearner)(module, cell, device, phase)
+
+
 ZERO2_OPTIMIZER = Offload(
     summary="DeepSpeed ZeRO-2, optimizer state and master weights on the host",
     options=ZeroOptions,
-    learner=ZeroLearner,
+    learner=zero_learner,
     zero_stage=2,
     prepare=load_extensions,
 )

@@ -6,7 +6,10 @@ more copy of the parameters at their peak.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
+from unittest import mock
 
 import torch
 from pydantic import Field
@@ -38,7 +41,17 @@ def build_foreach(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:
 
 def build_fused(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:
     """torch.optim.AdamW in one fused kernel."""
-    return torch.optim.AdamW(trainable(module), **adamw_settings(cell), fused=True)
+    parameters = trainable(module)
+    optimizer: Any = torch.optim.AdamW(parameters, **adamw_settings(cell), fused=True)
+    if any(parameter.is_meta for parameter in parameters):
+        optimizer.step = functools.partial(_step_anywhere, optimizer.step)
+    return optimizer
+
+
+def _step_anywhere(step: Callable[[], Any]) -> Any:
+    """A step on the simulated device: the fused operator takes its tensors, the check before it does not."""
+    with mock.patch("torch.optim.adam._device_dtype_check_for_fused"):
+        return step()
 
 
 def build_cpu_adam(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:

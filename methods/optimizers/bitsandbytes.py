@@ -12,8 +12,12 @@ import torch
 from torch import nn
 
 from vrambench.methods.cell import Cell
+from vrambench.methods.fill import shapes_only
 from vrambench.methods.optimizers import Optimizer, trainable
 from vrambench.methods.optimizers.adamw import AdamWOptions, adamw_settings
+
+PAGED_FROM = 100_000
+"""Elements from which bitsandbytes pages a state (Optimizer8bit.get_state_buffer)."""
 
 
 def build_8bit(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:
@@ -27,8 +31,28 @@ def build_paged_8bit(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:
     """bitsandbytes.optim.PagedAdamW8bit."""
     import bitsandbytes
 
-    optimizer = bitsandbytes.optim.PagedAdamW8bit(trainable(module), **adamw_settings(cell))
+    parameters = trainable(module)
+    optimizer = bitsandbytes.optim.PagedAdamW8bit(parameters, **adamw_settings(cell))
+    if any(parameter.is_meta for parameter in parameters):
+        _simulate_paging(optimizer)
     return _with_32_bit_embeddings(optimizer, module)
+
+
+def _simulate_paging(optimizer: Any) -> None:
+    """Where there is no driver to manage memory: states that would be paged are shapes that are nobody's memory, marked as
+    bitsandbytes marks its own."""
+
+    def state_buffer(parameter: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        if parameter.numel() < PAGED_FROM:
+            return torch.zeros_like(parameter, dtype=dtype)
+        with shapes_only():
+            buffer: Any = torch.empty(parameter.shape, dtype=dtype)
+        buffer.is_paged = True
+        buffer.parameter = parameter
+        return buffer
+
+    optimizer.get_state_buffer = state_buffer
+    optimizer.prefetch_state = lambda parameter: None
 
 
 def _with_32_bit_embeddings(optimizer: Any, module: nn.Module) -> torch.optim.Optimizer:

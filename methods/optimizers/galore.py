@@ -6,10 +6,12 @@ The package ignores the betas, eps and weight decay of transformers' arguments; 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal
+from unittest import mock
 
 import torch
 from pydantic import Field
@@ -115,7 +117,16 @@ def _adamw_8bit(groups: list[dict[str, Any]], cell: Cell, options: GaLoreOptions
         optim_bits=8, min_8bit_size=4096, max_unorm=0.0, skip_zeros=False, percentile_clipping=100, block_wise=True
     )
     settings = options.model_dump(include={"betas", "eps", "weight_decay"})
-    return GaLoreAdamW8bit(groups, lr=cell.workload.learning_rate, args=args, **settings)
+    optimizer: Any = GaLoreAdamW8bit(groups, lr=cell.workload.learning_rate, args=args, **settings)
+    if any(parameter.is_meta for group in groups for parameter in group["params"]):
+        optimizer.step = functools.partial(_step_without_waiting, optimizer.step)
+    return optimizer
+
+
+def _step_without_waiting(step: Callable[[], Any]) -> Any:
+    """A step on the simulated device, which is never waited for: the package waits for CUDA after every parameter."""
+    with mock.patch.object(torch.cuda, "synchronize"):
+        return step()
 
 
 def _build(module: nn.Module, cell: Cell, make: Any, layerwise: bool) -> Any:

@@ -7,6 +7,7 @@ Source: Dettmers et al., LLM.int8(), arXiv 2208.07339.
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,13 @@ from torch import nn
 from vrambench.methods.precision import Precision
 from vrambench.methods.registry import Options
 from vrambench.methods.workload import Workload
+
+OUTLIER_COLUMNS = 7
+"""How many columns of a product's input are taken to be outliers on the simulated device, where there are no values to tell.
+
+The LLM.int8() paper finds at most 7 such features up to 13B parameters (its section 3.2); models with random
+weights have fewer.
+"""
 
 
 class Int8Options(Options):
@@ -35,18 +43,60 @@ def quantize(linear: nn.Linear, workload: Workload) -> nn.Module:
 
     options = Int8Options(**workload.options.get(Int8Options.namespace, {}))
     weight = linear.weight.data
-    # How many columns are outliers is known only from values: on meta there are none, and none are modelled here.
+    # How many columns are outliers is known only from values: on meta none are, and WORKSPACES holds what they would take.
     threshold = 0.0 if weight.is_meta else options.threshold
     with shapes_only():
         module = bnb.nn.Linear8bitLt(
             linear.in_features, linear.out_features, bias=False, has_fp16_weights=False, threshold=threshold
         )
-    quantized, scales, _ = bnb.functional.int8_vectorwise_quant(weight.to(torch.float16))
+    halved = weight.to(torch.float16)
+    if weight.is_meta:
+        # What the operator allocates for a weight, which unlike a product's input is never searched for outliers.
+        scales = halved.new_empty(halved.shape[0], dtype=torch.float32)
+        quantized = torch.empty_like(halved, dtype=torch.int8)
+    else:
+        quantized, scales, _ = bnb.functional.int8_vectorwise_quant(halved)
+    del halved
     module.weight = bnb.nn.Int8Params(quantized, requires_grad=False, has_fp16_weights=False, CB=quantized, SCB=scales)
     module.bias = linear.bias
     # It warns at every product that inputs are cast to 16 bit, which is what this precision is.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     return module
+
+
+def _quantised_input(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> tuple[int, ...]:
+    """int8_vectorwise_quant of a product's input [M,K] in fp16, searched for outliers: absolute values and their mask.
+
+    bitsandbytes 0.50, backends/cuda/ops.py. On the simulated device the threshold is 0, and this stands for any other one.
+    """
+    count = args[0].numel()
+    return count * 2, count
+
+
+def _scaled_product(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> tuple[int, ...]:
+    """int8_scaled_mm of inputs [M,K] and weights [N,K]: sums in int32, scaled in fp16, before they are cast to the result;
+    beside them the outlier columns of both in the result's type.
+
+    bitsandbytes 0.50, backends/default/ops.py: int8_scaled_mm and int8_mixed_scaled_mm, which real devices call with a
+    threshold; backends/cuda/ops.py: int8_mm_dequant. Not counted: that the inputs' outlier columns are kept until the
+    backward pass (M x OUTLIER_COLUMNS for each layer), and the result that is added to them, which replaces this one.
+    """
+    rows, columns = args[0].numel() // args[0].shape[-1], args[1].shape[0]
+    item = result.element_size()
+    halved = () if result.dtype == torch.float16 else (rows * columns * 2,)
+    return rows * OUTLIER_COLUMNS * item, columns * OUTLIER_COLUMNS * item, rows * columns * 4, *halved
+
+
+def _dequantised_product(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> tuple[int, ...]:
+    """int8_mm_dequant: the scaled sums in fp16, before they are cast. bitsandbytes 0.50, backends/cuda/ops.py."""
+    return () if result.dtype == torch.float16 else (math.prod(args[0].shape) * 2,)
+
+
+WORKSPACES = {
+    "bitsandbytes.int8_vectorwise_quant.default": _quantised_input,
+    "bitsandbytes.int8_scaled_mm.default": _scaled_product,
+    "bitsandbytes.int8_mm_dequant.default": _dequantised_product,
+}
 
 
 def quantization_config(workload: Workload) -> Any:
@@ -65,4 +115,5 @@ INT8 = Precision(
     bits=8,
     options=Int8Options,
     fields=("compute_dtype",),
+    workspaces=WORKSPACES,
 )

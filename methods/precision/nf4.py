@@ -6,8 +6,10 @@ Source: Dettmers et al., QLoRA, arXiv 2305.14314.
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from vrambench.methods.precision import DTYPES, Precision
@@ -77,6 +79,31 @@ def _keep_code_on_cpu() -> None:
         bnb_functional.name2qmap["dynamic"] = bnb_functional.create_dynamic_map()
 
 
+FUSED_ROWS = 4
+"""Products of up to so many rows are always fused (bitsandbytes 0.50, backends/cuda/ops.py)."""
+
+
+def _product(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> tuple[int, ...]:
+    """gemm_4bit of inputs [M,K] and weights [N,K]: the weights in the inputs' type, K*N items, and with double quantisation
+    the blocks' scales in fp32 twice, 4*K*N/64 bytes each.
+
+    bitsandbytes 0.50, backends/cuda/ops.py: _dequant_linear_fallback. Small products run fused and need none of it. Up to 4
+    rows they always do, beyond 1536 and where K does not divide by the block never; between, it depends on the GPU, and
+    this assumes not, which errs on the high side.
+    """
+    inputs, weight_shape, block = args[0], args[2], args[4]
+    depth = inputs.shape[-1]
+    if inputs.numel() // depth <= FUSED_ROWS and depth % block == 0:
+        return ()
+    nested = args[7] if len(args) > 7 else kwargs.get("absmax_8bit")
+    scales = () if nested is None else 2 * (nested.numel() * torch.float32.itemsize,)
+    return *scales, math.prod(weight_shape) * inputs.element_size()
+
+
+WORKSPACES = {"bitsandbytes.gemm_4bit.default": _product}
+"""Its other operators on CUDA (quantize_4bit, dequantize_4bit, dequantize_blockwise) allocate their results alone."""
+
+
 def quantization_config(workload: Workload) -> Any:
     """The same for a checkpoint that transformers reads."""
     from transformers import BitsAndBytesConfig
@@ -98,4 +125,5 @@ NF4 = Precision(
     bits=4,
     options=Nf4Options,
     fields=("compute_dtype",),
+    workspaces=WORKSPACES,
 )

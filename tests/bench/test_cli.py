@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from vrambench.bench import cli
+from vrambench.bench.predict.many import Outcome
 from vrambench.bench.runner import Summary
 from vrambench.bench.store import RunFolder
 from vrambench.methods.errors import ConfigurationError
@@ -41,7 +42,7 @@ def test_help_is_quick_and_lists_what_exists() -> None:
     code = "import sys; from vrambench.bench.cli import main; main(['--help']); print('torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout
     commands = [line.split()[0] for line in told.partition("Commands:")[2].splitlines() if line.startswith("  ")]
-    assert commands == ["plan", "run", "report", "doctor"]
+    assert commands == ["plan", "fit", "run", "report", "doctor"]
     assert told.splitlines()[-1] == "False"
 
 
@@ -63,7 +64,7 @@ def test_nothing_typed_shows_help_and_is_wrong_usage(capsys: pytest.CaptureFixtu
         ("plan --device cude", "--device: 'cude' is not one of auto, cpu, cuda, cuda:N; did you mean 'cuda'?"),
         ("plan --device cpu:1", "--device: 'cpu:1' is not one of auto, cpu, cuda, cuda:N; did you mean 'cpu'?"),
         ("plan --only algorithm=ppoo", "--only algorithm: 'ppoo' is not one of sft, ppo; did you mean 'ppo'?"),
-        ("plan --set steps=0", "--set steps=0: steps: 0: input should be greater than or equal to 1"),
+        ("plan --set steps=0", "--set steps=0: steps: 0: must be at least 1"),
         ("plan --budget 24Gx", "--budget 24Gx: budget: '24Gx' is not a size; write 24GiB, 16GB or a card: "),
         ("plan --precision fp32 --precision nf4", "--precision is given 2 times; write --precision fp32,nf4"),
         ("plan --model tiny --model gpt2", "--model is given 2 times: tiny, gpt2"),
@@ -72,7 +73,9 @@ def test_nothing_typed_shows_help_and_is_wrong_usage(capsys: pytest.CaptureFixtu
         ("plan --repeat 0", "--repeat 0: must be at least 1"),
         ("run --jobs 0", "invalid value for '--jobs': "),
         ("run --timeout soon", "invalid value for '--timeout': "),
-        ("run --retry oops", "--retry: 'oops' is not one of timeout, crashed, error"),
+        ("run --retry oops", "--retry: 'oops' is not one of timeout, crashed, error, pruned"),
+        ("run --device cpu --prune", "--prune: predictions are for CUDA, and this run is on the CPU"),
+        ("run --device cpu --predict", "--predict: predictions are for CUDA, and this run is on the CPU"),
         ("run --device meta", "--device meta: nothing can be measured there; auto, cpu, cuda or cuda:N"),
         ("run --device tpu", "device: 'tpu' is not one of auto, cpu, cuda, cuda:N, meta"),
         ("run --out matrix.yaml", "--out matrix.yaml: is there already, and is no run's folder; name another"),
@@ -113,6 +116,43 @@ def test_plan_shows_every_cell_with_its_reason(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.usefixtures("matrix")
+def test_plan_shows_predictions_where_they_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["plan", "--device", "cpu", "--predict", "--only", "algorithm=sft", "--budget", "rtx-3090", "--json"]
+    assert cli.main(typed) == 0
+    captured = capsys.readouterr()
+    assert "predicted 1 of 1 cells" in captured.err
+    valid, invalid = json.loads(captured.out)["cells"]
+    assert valid["fit"] == "fits"
+    assert valid["margin_bytes"] == int(23.68 * 2**30) - valid["predicted"]["device_bytes"]
+    assert (invalid["verdict"], invalid["fit"], invalid["predicted"], invalid["margin_bytes"]) == (
+        "invalid",
+        *[None] * 3,
+    )
+
+
+@pytest.mark.usefixtures("matrix")
+def test_plan_predicts_by_default_for_cuda_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vrambench.bench.predict.many
+
+    asked: list[int] = []
+
+    def failing(cells: list[Any], card: str | None, *, tell: Any) -> dict[str, Outcome]:
+        asked.append(len(cells))
+        return {cell.id: Outcome(reason="no such operator") for cell in cells}
+
+    monkeypatch.setattr(vrambench.bench.predict.many, "predict_all", failing)
+    assert cli.main(["plan", "--device", "cpu"]) == 0
+    assert cli.main(["plan", "--device", "cuda", "--no-predict"]) == 0
+    assert asked == []
+    assert "of budget" not in capsys.readouterr().out
+    assert cli.main(["plan", "--device", "cuda"]) == 0
+    assert asked == [2]
+    assert capsys.readouterr().out.count("not predicted: no such operator") == 2
+
+
+@pytest.mark.usefixtures("matrix")
 def test_plan_json_is_one_document_whatever_libraries_print(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,11 +165,23 @@ def test_plan_json_is_one_document_whatever_libraries_print(
         return real(*given, **more)
 
     monkeypatch.setattr(vrambench.bench.plan, "select", chatty)
-    assert cli.main(["plan", "--json", "--device", "cuda"]) == 0
+    assert cli.main(["plan", "--json", "--device", "cuda", "--no-predict"]) == 0
     captured = capsys.readouterr()
     document = json.loads(captured.out)
     assert (document["device"], document["repeat"], document["counts"]["cells"]) == ("cuda", 2, 4)
     assert "a library says hello" in captured.err
+
+
+def test_warnings_of_the_matrix_go_to_stderr(
+    matrix: Path, runner: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    runner({"ok": 1})
+    matrix.write_text(MATRIX + "exclude: [{adapter: lora}]\n")
+    for typed in ("plan --json --device cpu", "run --device cpu --out first"):
+        assert cli.main(typed.split()) == 0
+        captured = capsys.readouterr()
+        assert "warning: matrix.yaml:10: exclude[0]: matches no combination" in captured.err
+        assert "matches no combination" not in captured.out
 
 
 def test_without_a_matrix_here_the_shipped_one_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

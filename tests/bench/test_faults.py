@@ -23,7 +23,7 @@ from vrambench.methods.errors import ConfigurationError
 
 # A reward is called in every step: step 0 is the warm-up, and a fault at call 3 comes in a timed step.
 FAULTS = """
-import ctypes, os, signal, time
+import ctypes, os, signal, sys, time
 import torch
 
 calls = 0
@@ -45,6 +45,7 @@ def _print_and_leave():
     os._exit(3)
 
 raises = _third(_raise)
+wants_to_exit = _third(lambda: sys.exit(3))
 segfaults = _third(lambda: ctypes.string_at(0))
 hangs = _third(lambda: (print('hanging in', os.getpid(), flush=True), time.sleep(3600)))
 is_killed = _third(lambda: os.kill(os.getpid(), signal.SIGKILL))
@@ -74,6 +75,7 @@ def test_every_fault_has_its_status_and_the_next_cell_runs(here: Path, plan: Any
         fault: faulty(plan, fault)
         for fault in (
             "raises",
+            "wants_to_exit",
             "segfaults",
             "is_killed",
             "leaves",
@@ -88,6 +90,7 @@ def test_every_fault_has_its_status_and_the_next_cell_runs(here: Path, plan: Any
     found = {name: stored(here / "run", cell) for name, cell in cells.items()}
     assert {name: result.status for name, result in found.items()} == {
         "raises": "error",
+        "wants_to_exit": "error",
         "segfaults": "crashed",
         "is_killed": "crashed",
         "leaves": "error",
@@ -96,16 +99,21 @@ def test_every_fault_has_its_status_and_the_next_cell_runs(here: Path, plan: Any
         "is_not_finite": "error",
         "good": "ok",
     }
-    assert summary.counts == {"error": 3, "crashed": 2, "oom": 2, "ok": 1}
+    assert summary.counts == {"error": 4, "crashed": 2, "oom": 2, "ok": 1}
     assert summary.exit_code == 4
-    assert found["raises"].reason == "ValueError: the reward service is gone"
+    assert found["raises"].reason == (
+        "reward 'faults:raises' raised ValueError: the reward service is gone"
+    )
+    assert found["wants_to_exit"].reason == "reward 'faults:wants_to_exit' raised SystemExit: 3"
     assert "ValueError" in log(here / "run", cells["raises"])
     assert found["segfaults"].signal == "SIGSEGV"
     assert "Segmentation fault" in log(here / "run", cells["segfaults"])
     assert found["is_killed"].signal == "SIGKILL"
     assert found["leaves"].reason == "ended with exit code 3: the last words of a job"
-    assert found["is_not_finite"].reason == "the reward of step 0 is not a finite number"
-    for name in ("raises", "segfaults", "is_killed", "leaves", "needs_too_much"):
+    assert found["is_not_finite"].reason == (
+        "reward 'faults:is_not_finite' gave a score that is not a finite number in fp32"
+    )
+    for name in ("raises", "wants_to_exit", "segfaults", "is_killed", "leaves", "needs_too_much"):
         assert found[name].phase == "score", name
         # What had been measured before the fault is there: load, the warm-up step and the first timed step.
         assert [phase.step for phase in found[name].phases if phase.name == "rollout"][:2] == [0, 1], name

@@ -96,7 +96,7 @@ def test_the_selectors_of_every_run_are_understood(
 
 def test_arguments_are_checked(gpu_run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_run.main(["--only", "doctor,smokes"]) == 2
-    assert "no part 'smokes'; there are doctor, tests, smoke" in capsys.readouterr().err
+    assert "no part 'smokes'; there are doctor, tests, workspaces, smoke" in capsys.readouterr().err
     assert gpu_run.main(["--plan", "--only", "20b"]) == 0
     told = capsys.readouterr().out
     assert told.startswith("20b: ")
@@ -206,3 +206,70 @@ def test_the_summary_tells_of_tests_cells_and_cost(gpu_run: ModuleType, tmp_path
     assert "1 ok, 1 error" in told
     assert "ok       verified     1.000    2.000        -    0.500   0.500  gpt2 / bf16 none sft\n" in told
     assert "gpt2 / other  [ValueError: x]" in told
+
+
+# --- hidden workspaces ---
+
+
+@pytest.fixture(scope="module")
+def gpu_workspaces() -> ModuleType:
+    """The script tests/gpu/workspaces.py as a module."""
+    spec = importlib.util.spec_from_file_location("vrambench_gpu_workspaces", GPU_TESTS / "workspaces.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_operator_of_the_table_that_jobs_use_is_measured(
+    gpu_workspaces: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu_workspaces.main(["--device", "cpu", "--tiny"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["operator"] for row in rows if row["error"]] == []
+    assert {row["measured_bytes"] is None for row in rows} == {True}
+    measured = {row["operator"] for row in rows if row["declared_bytes"] is not None}
+    families = {name.rpartition(".")[0].rstrip("_") for name in measured}
+    from vrambench.bench.predict.workspaces import WORKSPACES
+
+    # One of each function stands for its like: the functions behind the table, not its names, must all be covered.
+    table: dict[str, Any] = dict(WORKSPACES)
+    covered = {table[name].func for name in measured if name in table}
+    assert {function.func.__name__ for function in table.values()} - {one.__name__ for one in covered} == {"extreme"}
+    assert {"bitsandbytes.gemm_4bit", "bitsandbytes.int8_scaled_mm"} <= families
+
+
+def test_what_is_hidden_is_what_is_no_result(gpu_workspaces: ModuleType) -> None:
+    import torch
+
+    result = torch.empty(4)
+    at = result.untyped_storage().data_ptr()
+    events = [
+        ("alloc", at, 512),  # a buffer where the result will be
+        ("alloc", 1, 100),
+        ("free_requested", at, 512),
+        ("free_requested", 1, 100),
+        ("alloc", at, 16),
+        ("alloc", 2, 300),
+        ("free_requested", 2, 300),
+    ]
+    assert gpu_workspaces.hidden(events, (result, None)) == ([512, 100, 300], 612)
+
+
+def test_the_summary_names_operators_that_hid_something_else(gpu_run: ModuleType, tmp_path: Path) -> None:
+    row = {"operator": "aten.sum.default", "shapes": ["float32[4]"], "declared_peak_bytes": 4, "error": None}
+    rows = [
+        row | {"measured_peak_bytes": 4},
+        row | {"measured_peak_bytes": 8},
+        row | {"declared_peak_bytes": None, "measured_peak_bytes": 0},
+        row | {"operator": "aten.mm.default", "measured_peak_bytes": None, "error": "RuntimeError: no"},
+    ]
+    (tmp_path / "w.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    assert gpu_run.workspaces_told(tmp_path / "w.jsonl") == [
+        "workspaces: 3 of 4 operators measured, 2 not as in the table",
+        "  aten.sum.default float32[4]: 8 bytes, 4 in the table",
+        "  aten.mm.default: RuntimeError: no",
+    ]
+    assert gpu_run.workspaces_told(tmp_path / "none.jsonl") == []

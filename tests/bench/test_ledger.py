@@ -83,10 +83,10 @@ def test_ppo_holds_a_value_model_that_remax_does_not(plan: Any) -> None:
     assert value.optimizer_bytes == pytest.approx(2 * value.gradients_bytes, rel=0.01)
 
 
-def test_layerwise_holds_no_gradients(plan: Any) -> None:
+def test_layerwise_holds_one_gradient_at_a_time(plan: Any) -> None:
     sample = measured(plan, {"optimizer": "galore_adamw_layerwise"}, max_grad_norm=0, galore={"rank": 4})
     whole = measured(plan, {"optimizer": "galore_adamw"}, max_grad_norm=0, galore={"rank": 4})
-    assert sample.roles["policy"].gradients_bytes == 0
+    assert sample.roles["policy"].gradients_bytes == 4 * 256 * 64, "the embedding's, the largest"
     assert sample.roles["policy"].optimizer_bytes == whole.roles["policy"].optimizer_bytes
     assert sample.memory.allocated_bytes is not None
     assert whole.memory.allocated_bytes is not None

@@ -3,6 +3,8 @@ mean."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -253,3 +255,98 @@ def test_a_matrix_may_be_include_alone(tmp_path: Path) -> None:
     matrix = matrix_of(tmp_path, f"include:\n  - {entry % 1}\n  - {entry % 2}\n")
     plan = select(matrix, Selection(), "cpu")
     assert [planned.cell.workload.seed for planned in plan.cells] == [1, 2]
+
+
+def test_a_slip_in_the_file_is_told_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch takes seconds to import; shapes, keys and axes' names need none of it."""
+    slips = [
+        *("key", "syntax", "axis-name", "exclude-axis", "exclude-field", "include-nothing", "sweep-twice", "repeat"),
+        *("default-profile-none", "other-profile-axis", "axis-twice", "tab"),
+    ]
+    code = f"""
+import sys
+from pathlib import Path
+from vrambench.bench.matrix import load_matrix
+from vrambench.methods.errors import ConfigurationError
+for name in {slips}:
+    try:
+        load_matrix(Path(f"bad-{{name}}.yaml"))
+    except ConfigurationError as error:
+        assert str(error) == Path(f"bad-{{name}}.txt").read_text().rstrip(), str(error)
+    else:
+        raise SystemExit(f"{{name}} passed")
+assert "torch" not in sys.modules
+"""
+    told = subprocess.run([sys.executable, "-P", "-c", code], cwd=ERRORS, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+
+
+def test_options_of_a_users_own_value_are_left_to_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Profiles that are not in use are not imported for; a field without a namespace is wrong all the same."""
+    profile = "profiles:\n  own:\n    axes: {optimizer: [nowhere:MINE]}\n    workload: {mine: {speed: 2}, %s: 3}\n"
+    assert len(select(matrix_of(tmp_path, AXES_YAML + profile % "steps"), Selection(), "cpu").cells) == 4
+    with pytest.raises(ConfigurationError, match="unknown field 'stepz'"):
+        select(matrix_of(tmp_path, AXES_YAML + profile % "stepz"), Selection(), "cpu")
+    without = AXES_YAML + "workload: {mine: {speed: 2}}\n"
+    with pytest.raises(ConfigurationError, match="unknown field 'mine'"):
+        select(matrix_of(tmp_path, without), Selection(), "cpu")
+    text = """
+from typing import ClassVar
+from dataclasses import replace
+from vrambench.methods.optimizers.adamw import ADAMW_TORCH
+from vrambench.methods.registry import Options
+class Mine(Options):
+    namespace: ClassVar[str] = "mine"
+    speed: int = 1
+MINE = replace(ADAMW_TORCH, options=Mine)
+"""
+    (tmp_path / "own_options.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plan = select(matrix_of(tmp_path, without), Selection(axes={"optimizer": "own_options:MINE"}), "cpu")
+    assert {planned.cell.workload.options["mine"]["speed"] for planned in plan.cells} == {2}
+
+
+def test_an_option_beside_a_namespace_that_is_no_mapping_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"workload\.ppo: 4 is not a mapping of settings"):
+        select(matrix_of(tmp_path, AXES_YAML + "workload: {ppo: 4, ppo.epochs: 2}\n"), Selection(), "cpu")
+    plan = select(matrix_of(tmp_path, AXES_YAML + "workload: {ppo: null, ppo.epochs: 2}\n"), Selection(), "cpu")
+    assert {one.cell.workload.options.get("ppo", {}).get("epochs") for one in plan.cells} == {None, 2}
+
+
+@pytest.mark.parametrize(
+    ("more", "selectors", "warned"),
+    [
+        ("exclude: [{precision: fp16}]", {}, ["exclude[0]"]),
+        ("exclude: [{precision: fp32}, {precision: bf16, adapter: lora}]", {}, ["exclude[1]"]),
+        ("exclude: [{precision: fp32}]", {}, []),
+        ("exclude: [{precision: fp16}]", {"axes": {"precision": "bf16"}}, []),
+        ("exclude: [{precision: fp16}]", {"only": ("precision=bf16",)}, []),
+        ("exclude: [{precision: fp16}]\nprofiles: {p: {axes: {precision: [fp16]}}}", {}, []),
+        ("exclude: [{precision: fp16}]\nprofiles: {p: {axes: {precision: [fp16]}, exclude: []}}", {}, ["exclude[0]"]),
+        ("profiles: {p: {exclude: [{precision: fp16}]}}", {}, []),
+        ("profiles: {p: {exclude: [{precision: fp16}]}}", {"profile": "p"}, ["profiles.p.exclude[0]"]),
+    ],
+)
+def test_an_exclude_entry_that_can_match_nothing_is_warned_of(
+    tmp_path: Path, more: str, selectors: dict[str, Any], warned: list[str]
+) -> None:
+    plan = select(matrix_of(tmp_path, AXES_YAML + more + "\n"), Selection(**selectors), "cpu")
+    line = AXES_YAML.count("\n") + 1
+    said = "matches no combination of the axes, and removes nothing"
+    assert list(plan.warnings) == [f"{tmp_path / 'matrix.yaml'}:{line}: {name}: {said}" for name in warned]
+
+
+def test_all_axes_by_name_are_the_combinations() -> None:
+    """GitHub's rules hold for what a file says alone: exclude, and include's own combinations, are the file's."""
+    axes = {**REST, "algorithm": ["sft", "ppo"], "adapter": ["none"]}
+    entries = [
+        {"algorithm": "sft", "max_grad_norm": 0},
+        {**ONE, "adapter": "none", "algorithm": "sft", "seed": 1},
+        {**ONE, "adapter": "none", "algorithm": "remax"},
+        {"algorithm": "remax", "steps": 9},
+    ]
+    both = layer(axes, [{"algorithm": "sft"}], entries)
+    assert [flat(one) for one in combinations(both, named=AXES)] == [
+        {**ONE, "adapter": "none", "algorithm": "sft", "max_grad_norm": 0},
+        {**ONE, "adapter": "none", "algorithm": "ppo"},
+    ]

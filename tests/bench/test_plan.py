@@ -3,6 +3,7 @@ promises."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -193,7 +194,7 @@ include:
             {"set": ("steps=[1",)},
             "--set steps=[1: '[1' is not a YAML value (expected ',' or ']', but got '<stream end>')",
         ),
-        ({"set": ("steps=0",)}, "--set steps=0: steps: 0: input should be greater than or equal to 1"),
+        ({"set": ("steps=0",)}, "--set steps=0: steps: 0: must be at least 1"),
         ({"set": ("stepz=4",)}, "--set stepz=4: unknown field 'stepz'; did you mean 'steps'?"),
         ({"set": ("ppo.epoch=4",)}, "--set ppo.epoch=4: ppo.epoch: no such field; did you mean 'epochs'?"),
         ({"set": ("algorithm=ppo",)}, "--set algorithm=ppo: algorithm is an axis; write --algorithm ppo"),
@@ -206,7 +207,7 @@ include:
         ),
         ({"sweep": ("seed=1,1",)}, "--sweep seed=1,1: 1 is named twice"),
         ({"sweep": ("seed",)}, "--sweep seed: write --sweep FIELD=VALUE,VALUE"),
-        ({"sweep": ("seed=1,x",)}, "--sweep seed=1,x: seed: 'x': input should be a valid integer"),
+        ({"sweep": ("seed=1,x",)}, "--sweep seed=1,x: seed: 'x': must be a whole number"),
         ({"sweep": ("seed={1",)}, "--sweep seed={1: '{1' is not a YAML value"),
         (
             {"set": ("galore.rank=4",)},
@@ -227,6 +228,29 @@ include:
             "--budget rtx-5099: budget: 'rtx-5099' is not a size; write 24GiB, 16GB or a card: rtx-3090",
         ),
         ({"repeat": 0}, "--repeat 0: must be at least 1"),
+        ({"repeat": 1001}, "--repeat 1001: must be at most 1000"),
+        (
+            {"sweep": ("gradient_checkpointing=true,true",)},
+            "--sweep gradient_checkpointing=true,true: true is named twice",
+        ),
+        ({"set": ("steps=true",)}, "--set steps=true: steps: true: must be a whole number"),
+        ({"set": ("steps=null",)}, "--set steps=null: steps: null: must be a whole number"),
+        ({"set": ("learning_rate=.nan",)}, "--set learning_rate=.nan: learning_rate: .nan: must be a finite number"),
+        ({"set": ("steps.x=1",)}, "--set steps.x=1: steps.x: steps is a field, and has no options"),
+        (
+            {"set": ("data=no.txt",)},
+            "--set data=no.txt: data: 'no.txt' cannot be read: No such file or directory; give ",
+        ),
+        (
+            {"set": ("reward=own_:f",)},
+            "--set reward=own_:f: reward: 'own_:f' cannot be imported: No module named 'own_'",
+        ),
+        ({"sweep": ("reward=tokens,json:lods",)}, "--sweep reward=tokens,json:lods: reward: 'json:lods': there is no "),
+        (
+            {"set": ("reward=sys:path",)},
+            "--set reward=sys:path: reward: 'sys:path' is of type list, not a function of ",
+        ),
+        ({"axes": {"optimizer": "own_:f"}}, "--optimizer own_:f: optimizer: 'own_:f' cannot be imported: No module "),
         ({"coverage": "pairs"}, "--coverage: 'pairs' is not one of full, pairwise; did you mean 'pairwise'?"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
@@ -249,7 +273,10 @@ def test_a_profile_of_a_matrix_without_any(small: Make) -> None:
 
 def test_no_cell_left_says_which_selectors_and_what_coverage_has_to_do_with_it(small: Make) -> None:
     more = "exclude: [{algorithm: ppo, precision: bf16}]\n"
-    with pytest.raises(ConfigurationError, match=r"no cell is left by --only algorithm=ppo, --only precision=bf16$"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"no cell is left by --only algorithm=ppo, --only precision=bf16; removed by .*matrix.yaml:\d+: exclude\[0\]$",
+    ):
         small(more, only=("algorithm=ppo", "precision=bf16"))
     kept = {tuple(planned.cell.axes.values()) for planned in small(coverage="pairwise").cells}
     left_out = next(row for row in (tuple(one.cell.axes.values()) for one in small().cells) if row not in kept)
@@ -361,3 +388,80 @@ def test_the_document_is_complete(small: Make) -> None:
 def test_a_device_without_bf16_rejects_it(shipped: Matrix) -> None:
     plan = select(shipped, Selection(profile="24gb"), "cuda", bf16=False)
     assert "bf16" not in {planned.cell.precision for planned in plan.cells if planned.verdict == "valid"}
+
+
+# -- all axes by name
+
+FULL = {"precision": "fp32", "adapter": "none", "offload": "none", "optimizer": "adamw_torch"}
+
+
+@pytest.mark.parametrize("algorithm", ["sft", "ppo", "remax"])
+def test_five_axes_by_name_are_one_cell_of_the_shipped_matrix(shipped: Matrix, algorithm: str) -> None:
+    """Smoke's exclude removes it, and its include has it several times, with settings of their own."""
+    (planned,) = select(shipped, Selection(axes={**FULL, "algorithm": algorithm}), "cpu").cells
+    assert planned.name == f"fp32 none adamw_torch none {algorithm}"
+    work = planned.cell.workload
+    assert (work.steps, work.batch_size, work.gradient_checkpointing, work.seed) == (3, 4, False, 0)
+
+
+def test_several_values_of_five_axes_are_every_combination(shipped: Matrix) -> None:
+    axes = {**FULL, "precision": "fp32,bf16,int8", "optimizer": "adamw_torch,galore_adamw", "algorithm": "sft,ppo"}
+    plan = select(shipped, Selection(axes=axes), "cpu")
+    assert (len(plan.cells), plan.coverage) == (12, "full")
+    assert len(select(shipped, Selection(axes=axes, coverage="pairwise"), "cpu").cells) < 12
+    swept = select(shipped, Selection(axes={**FULL, "algorithm": "sft"}, sweep=("seed=0,1",)), "cpu")
+    assert [planned.cell.workload.seed for planned in swept.cells] == [0, 1]
+
+
+def test_include_still_adds_fields_to_what_was_named(shipped: Matrix) -> None:
+    axes = {**FULL, "optimizer": "galore_adamw_layerwise", "algorithm": "sft"}
+    (planned,) = select(shipped, Selection(axes=axes), "cpu").cells
+    assert (planned.cell.workload.max_grad_norm, planned.verdict) == (0, "valid")
+
+
+def test_four_axes_by_name_leave_the_matrix_its_exclude_and_include(shipped: Matrix) -> None:
+    plan = select(shipped, Selection(axes=FULL), "cpu")
+    assert {planned.cell.workload.seed for planned in plan.cells} == {0, 1, 2}
+
+
+# -- what a user's own names stand for
+
+OWN = {
+    "good": "def score(prompts, responses): ...",
+    "raises": "raise KeyError('user bug')",
+    "leaves": "import sys; sys.exit(3)",
+    "lines": "raise ValueError('one\\ntwo')",
+}
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ("own_raises:score", "'own_raises:score' cannot be imported: KeyError: 'user bug'"),
+        ("own_leaves:score", "'own_leaves:score' cannot be imported: SystemExit: 3"),
+        ("own_lines:score", "'own_lines:score' cannot be imported: ValueError: one"),
+        ("own_good:scor", "'own_good:scor': there is no 'scor'; did you mean 'score'?"),
+    ],
+)
+def test_a_users_reward_is_looked_up_when_it_is_planned(
+    small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reward: str, said: str
+) -> None:
+    for name, text in OWN.items():
+        (tmp_path / f"own_{name}.py").write_text(text + "\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    with pytest.raises(ConfigurationError) as error:
+        small(set=(f"reward={reward}",))
+    assert str(error.value) == f"--set reward={reward}: reward: {said}"
+    (tmp_path / "own_data.txt").write_text("text")
+    plan = small(set=("reward=own_good:score", "data=own_data.txt"))
+    assert {planned.cell.workload.reward for planned in plan.cells} == {None, "own_good:score"}
+
+
+def test_ctrl_c_while_a_users_module_is_imported_is_no_mistake_of_it(
+    small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_interrupted.py").write_text("raise KeyboardInterrupt\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        small(set=("reward=own_interrupted:score",))

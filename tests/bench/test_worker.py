@@ -127,6 +127,28 @@ def test_a_run_begun_on_other_hardware_is_not_mixed_with_this_one(plan: Any, lis
         run([plan(), plan(seed=1)], tmp_path / "run", listener=listening)
 
 
+def test_a_resumed_run_keeps_its_first_command(plan: Any, listening: Any, tmp_path: Path) -> None:
+    """Cells that no rule lets run: what is written is all that is looked at."""
+    folder, file = tmp_path / "run", tmp_path / "run" / "run.json"
+    cells = [plan({"precision": "int8"}), plan({"precision": "nf4"}), plan({"precision": "nf4"}, seed=1)]
+
+    def go(number: int, command: str) -> Any:
+        run(cells[:number], folder, listener=listening, about={"command": command, "matrix": "matrix.yaml"})
+        return json.loads(file.read_text())
+
+    info = go(1, "the first")
+    assert (info["command"], info["resumed_at"], info.get("resumed_with")) == ("the first", [], None)
+    started, written = info["started_at"], file.read_bytes()
+    go(1, "nothing is left to do")
+    assert file.read_bytes() == written
+    info = go(2, "the second")
+    assert (info["command"], info["resumed_with"], info["started_at"]) == ("the first", ["the second"], started)
+    info = go(3, "the third")
+    assert (info["command"], info["resumed_with"]) == ("the first", ["the second", "the third"])
+    assert len(info["resumed_at"]) == 2
+    assert [cell["id"] for cell in info["cells"]] == [one.cell.id for one in cells]
+
+
 def test_an_invalid_cell_is_a_result_and_is_never_started(plan: Any, listening: Any, tmp_path: Path) -> None:
     planned = plan({"precision": "int8"})
     summary = run([planned], tmp_path / "run", listener=listening)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,13 +67,40 @@ def test_attention_is_pinned_inside_and_free_outside(kernel: str) -> None:
     assert enabled() == before
 
 
+def test_the_simulated_device_casts_as_what_it_stands_for() -> None:
+    """CUDA's autocast computes squares in fp32, the CPU's in half precision."""
+    half = torch.ones(2, dtype=torch.bfloat16, device="meta")
+    assert META.stands_for == "cuda"
+    with META.autocast(torch.bfloat16):
+        assert (half**2).dtype == torch.float32
+    with replace(META, stands_for="cpu").autocast(torch.bfloat16):
+        assert (half**2).dtype == torch.bfloat16
+    with META.autocast(None):
+        assert (half**2).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("device", [CPU, META])
+def test_losses_are_scaled_where_it_is_asked_for(device: Device) -> None:
+    loss = torch.ones((), device=device.torch)
+    assert device.grad_scaler(False).scale(loss) is loss
+    scaler = device.grad_scaler(True)
+    assert scaler.scale(loss) is not loss
+    assert scaler.get_scale() == 2.0**16
+
+
 @pytest.mark.parametrize("count", range(12))
 @pytest.mark.parametrize("group", [1, 2, 3])
-def test_the_simulated_device_keeps_the_first_two_groups_and_the_last(count: int, group: int) -> None:
+def test_the_simulated_device_keeps_the_first_two_groups(count: int, group: int) -> None:
     items = list(range(count))
     assert list(CPU.alike(items, group)) == items
-    kept = list(META.alike(items, group))
-    assert kept == (items if count <= 3 * group else [*items[: 2 * group], *items[-group:]])
+    assert list(META.alike(items, group)) == items[: 2 * group]
+
+
+@pytest.mark.parametrize("count", range(1, 6))
+def test_the_simulated_device_keeps_both_ends(count: int) -> None:
+    items = list(range(count))
+    assert list(CPU.ends(items)) == items
+    assert list(META.ends(items)) == (items if count < 3 else [0, count - 1])
 
 
 @pytest.mark.parametrize("count", range(1, 7))

@@ -14,7 +14,7 @@ from vrambench.methods.device import Device
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.job import Job
 from vrambench.methods.presets import PRESETS
-from vrambench.methods.rewards import checked, token_rewards, token_rule
+from vrambench.methods.rewards import RewardError, checked, token_rewards, token_rule
 
 MakeJob = Callable[..., Job]
 PROMPTS = torch.randint(0, 256, (5, 4), generator=torch.Generator().manual_seed(0))
@@ -154,6 +154,63 @@ def test_a_users_reward_that_gives_something_else_is_named(given: object, said: 
     reward = checked(lambda prompts, responses: given, "mine:reward")  # type: ignore[arg-type, return-value]
     with pytest.raises(ConfigurationError, match=rf"^reward: 'mine:reward' gave {said}, not a tensor \[2\]"):
         reward(torch.zeros(2, 4), torch.zeros(2, 3))
+
+
+class Unprintable(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (KeyError("user bug"), "KeyError: 'user bug'"),
+        (SystemExit(3), "SystemExit: 3"),
+        (ValueError("one\ntwo"), "ValueError: one"),
+        (Unprintable(), "Unprintable"),
+        (MemoryError("no more"), "MemoryError: no more"),
+    ],
+)
+def test_a_users_reward_that_raises_is_named(raised: BaseException, said: str) -> None:
+    def score(prompts: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
+        raise raised
+
+    with pytest.raises(RewardError) as caught:
+        checked(score, "ok:boom")(PROMPTS, RESPONSES)
+    assert str(caught.value) == f"reward 'ok:boom' raised {said}"
+    assert caught.value.__cause__ is raised
+
+
+@pytest.mark.parametrize("raised", [ConfigurationError("reward: mine"), KeyboardInterrupt()])
+def test_what_says_enough_by_itself_is_handed_on(raised: BaseException) -> None:
+    def score(prompts: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
+        raise raised
+
+    with pytest.raises(type(raised)) as caught:
+        checked(score, "ok:boom")(PROMPTS, RESPONSES)
+    assert caught.value is raised
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ([1.0, float("nan")], "gave a score that is not a finite number in fp32"),
+        ([1.0, float("inf")], "gave a score that is not a finite number in fp32"),
+        ([float("-inf"), float("inf")], "gave a score that is not a finite number in fp32"),
+        ([1.0, 1e300], "gave a score that is not a finite number in fp32"),
+        ([3e38, 3e38], "gave finite scores that are too large: their mean is not finite in fp32"),
+    ],
+)
+def test_scores_that_are_not_finite_are_named(scores: list[float], said: str) -> None:
+    reward = checked(lambda prompts, responses: torch.tensor(scores, dtype=torch.float64), "mine:reward")
+    with pytest.raises(RewardError) as caught:
+        reward(torch.zeros(2, 4), torch.zeros(2, 3))
+    assert str(caught.value) == f"reward 'mine:reward' {said}"
+
+
+def test_a_users_reward_has_shapes_on_a_device_without_values() -> None:
+    reward = checked(lambda prompts, responses: responses.float().mean(dim=1), "mine:reward")
+    scores = reward(PROMPTS.to("meta"), RESPONSES.to("meta"))
+    assert (scores.shape, scores.device.type) == ((5,), "meta")
 
 
 def test_a_users_reward_may_be_of_any_number_type() -> None:

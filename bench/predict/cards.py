@@ -1,0 +1,78 @@
+"""What of a card's memory lies outside PyTorch's allocator, and the hardware facts that operators' workspaces depend on.
+
+In: a card of `vrambench.methods.cards`, or None where the target is only a number of bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from vrambench.methods.cards import CARDS, Card
+
+STAND_IN = CARDS["rtx-3090"]
+"""Whose hardware stands for that of a card nobody named: the most common one of 24 GB."""
+
+# Of the CUDA programming guide, table of technical specifications per compute capability: threads that a multiprocessor
+# holds, and bytes of shared memory that a block may ask for.
+_PER_MULTIPROCESSOR: dict[tuple[int, int], tuple[int, int]] = {
+    (7, 0): (2048, 96 * 1024),
+    (7, 5): (1024, 64 * 1024),
+    (8, 0): (2048, 163 * 1024),
+    (8, 6): (1536, 99 * 1024),
+    (8, 9): (1536, 99 * 1024),
+    (9, 0): (2048, 227 * 1024),
+    (10, 0): (2048, 227 * 1024),
+    (12, 0): (1536, 99 * 1024),
+}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What of a GPU decides the workspaces of operators on it. Shared memory in bytes per block."""
+
+    capability: tuple[int, int]
+    multiprocessors: int
+    threads_per_multiprocessor: int
+    shared_memory_bytes: int
+
+
+class Outside(NamedTuple):
+    """Bytes outside the allocator at the end of a job: lowest, expected, highest, and in one sentence why."""
+
+    low_bytes: int
+    expected_bytes: int
+    high_bytes: int
+    reason: str
+
+
+def hardware(card: Card | None) -> Hardware:
+    """Of `card`; of an RTX 3090 where there is none."""
+    card = card or STAND_IN
+    return Hardware(card.capability, card.multiprocessors, *_PER_MULTIPROCESSOR[card.capability])
+
+
+def outside_allocator(card: Card | None) -> Outside:
+    """What a job on `card` is expected to hold outside PyTorch's allocator: its context, loaded kernels and libraries.
+
+    Where nothing is known of the card itself, the interval over the known cards, those of its size if there are any,
+    and never less than the card's bare context; expected is the middle.
+    """
+    if card is not None and card.outside_bytes is not None:
+        return _outside(card, [card], f"seen at the end of real jobs on cards like the {card.name}")
+    known = [other for other in CARDS.values() if other.outside_bytes is not None]
+    if card is None:
+        return _outside(None, known, "no card is named, so this is the interval over all cards with known figures")
+    alike = [other for other in known if other.marked_bytes == card.marked_bytes]
+    which = "those of its size" if alike else "all cards with known figures"
+    return _outside(
+        card, alike or known, f"no figure is known for the {card.name}, so this is the interval over {which}"
+    )
+
+
+def _outside(card: Card | None, known: Iterable[Card], reason: str) -> Outside:
+    seen = [found.outside_bytes for found in known if found.outside_bytes is not None]
+    low = max(min(pair[0] for pair in seen), (card.context_bytes or 0) if card else 0)
+    high = max(low, *(pair[1] for pair in seen))
+    return Outside(low, (low + high) // 2, high, reason)

@@ -1,0 +1,121 @@
+"""The answer to "does it fit?" for one cell, with how far a field goes and what else would fit.
+
+cell = only_cell(plan, bf16=True)
+answer = fit(cell, card=CARDS["rtx-4090"], maximum="batch_size", advices=3)
+answer.document()                   as `vrambench fit --json` prints it
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vrambench.bench.plan import Plan
+from vrambench.bench.predict.advise import Advice, Maximum, advise, check_searched, largest
+from vrambench.bench.predict.forecast import Forecast, Predictor
+from vrambench.methods.axes import AXES
+from vrambench.methods.cards import Card
+from vrambench.methods.cell import Cell
+from vrambench.methods.errors import ConfigurationError, shown
+
+FIRST_BF16 = (8, 0)
+"""The compute capability from which on a GPU has bf16 arithmetic."""
+
+MOST_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`card`: the one that the budget was given as. `max` and `advice` where they were asked for."""
+
+    cell: Cell
+    card: Card | None
+    forecast: Forecast
+    max: Maximum | None = None
+    advice: Advice | None = None
+
+    def document(self) -> dict[str, Any]:
+        """As `fit --json` prints it; bytes as integers."""
+        forecast = self.forecast
+        told = forecast.model_dump(mode="json")
+        notes = [*forecast.notes, *([f"advice: {self.advice.ending}"] if self.advice else [])]
+        return {
+            "cell": self.cell.flat(),
+            "budget_bytes": forecast.budget_bytes,
+            "card": self.card.name if self.card else None,
+            "verdict": forecast.verdict,
+            "fits": forecast.fits,
+            "margin_bytes": forecast.margin_bytes,
+            "band_bytes": forecast.band_bytes,
+            "predicted": told["memory"],
+            **{name: told[name] for name in ("phases", "roles", "parameters", "at_peak", "fragmentation_bytes")},
+            **{name: told[name] for name in ("limiting_phase", "limiting_step", "limiting_role", "oom", "oom_phase")},
+            "notes": notes,
+            "seconds": forecast.seconds,
+            "max": self.max.model_dump(mode="json") if self.max else None,
+            "advice": [one.model_dump(mode="json") for one in self.advice.suggestions] if self.advice else [],
+        }
+
+
+def fit(
+    cell: Cell,
+    card: Card | None = None,
+    *,
+    maximum: str | None = None,
+    advices: int | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Answer:
+    """Predicts `cell` under its budget. `maximum`: a field whose largest value is wanted; `advices`: how many configurations
+    that fit. `tell` hears of each further prediction."""
+    if maximum:
+        check_searched(cell, maximum)
+    warnings.simplefilter("ignore", FutureWarning)  # transformers' about its own names, one for each model
+    predictor = Predictor()
+    bf16 = has_bf16(card)
+
+    def ask(one: Cell) -> Forecast:
+        return predictor.forecast(one, card=card)
+
+    forecast = ask(cell)
+    reach = largest(cell, maximum, ask, bf16=bf16, tell=tell) if maximum else None
+    advice = advise(cell, advices, ask, bf16=bf16, tell=tell) if advices else None
+    return Answer(cell, card, forecast, reach, advice)
+
+
+def has_bf16(card: Card | None) -> bool:
+    """Whether `card` has bf16 arithmetic; one that nobody named does."""
+    return card is None or card.capability >= FIRST_BF16
+
+
+def only_cell(plan: Plan) -> Cell:
+    """The plan's one cell. ConfigurationError where there are several, with what they differ in, or where a rule forbids it."""
+    if len(plan.cells) > 1:
+        raise ConfigurationError(f"{len(plan.cells)} cells are left, and fit answers for one; {_narrowing(plan)}")
+    (planned,) = plan.cells
+    rule = planned.rejection
+    if rule is not None:
+        raise ConfigurationError(f"{planned.name}: invalid on CUDA by the rule {rule.rule}: {rule.reason}")
+    return planned.cell
+
+
+def _narrowing(plan: Plan) -> str:
+    """How to come to one cell: each axis, or else each field, that still has several values."""
+    flats = [planned.cell.flat() for planned in plan.cells]
+    several: dict[str, list[Any]] = {}
+    for name in dict.fromkeys(name for flat in flats for name in flat):
+        values = [flat.get(name) for flat in flats]
+        distinct = [value for place, value in enumerate(values) if value is not None and value not in values[:place]]
+        if len(distinct) > 1:
+            several[name] = distinct
+    axes = {name: values for name, values in several.items() if name in AXES}
+    parts = []
+    for name, values in (axes or several).items():
+        texts = [str(value) if isinstance(value, str) else shown(value) for value in values]
+        listed = ", ".join(texts[:MOST_SHOWN]) + (
+            f" and {len(texts) - MOST_SHOWN} more" if len(texts) > MOST_SHOWN else ""
+        )
+        option = f"--{name} {texts[0]}" if name in AXES else f"--set {name}={texts[0]}"
+        parts.append(f"{name} is {listed} (as in {option})")
+    return "choose one value each: " + "; ".join(parts) if parts else "name all five axes"

@@ -1,0 +1,233 @@
+"""Extends the trace of a job whose models were built with few layers to the models' full depth.
+
+A model's middle layers are all alike: each allocates and frees what the one before it does, in every pass over the layers. So a
+trace of four layers holds all that there is to know: its second and third layer are laid side by side, event by event, and
+what they show is repeated. Nothing is assumed that they do not show: where they differ, or hold or free memory in a way
+that repeating cannot explain, `NotAlike` is raised, and the job must be traced at full depth.
+
+Forward passes run through the layers upwards, backward passes downwards, optimizers through the parameters of all; each is
+a sequence of events that ends in one of both layers and goes on in the other. An event that frees what the layer before
+or after allocated does so in every copy, too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from vrambench.bench.predict.trace import ALLOC, FREE, Event, Trace
+
+BUILT = 4
+"""Layers that a model must have been built with: a first, a last, and two between them to compare."""
+FIRST, SECOND = 1, 2
+
+
+class NotAlike(Exception):
+    """A model's layers do not repeat."""
+
+
+class Where(NamedTuple):
+    """An alloc in a layer that is repeated: the pair of runs, the place in them, and which of both layers."""
+
+    pair: int
+    offset: int
+    layer: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two adjoining runs of events, one of each repeated layer; `upwards`: the lower layer comes first."""
+
+    start: int
+    middle: int
+    end: int
+    upwards: bool
+
+    @property
+    def length(self) -> int:
+        return self.middle - self.start
+
+    def first(self, offset: int) -> int:
+        """The index of an event of the layer FIRST."""
+        return (self.start if self.upwards else self.middle) + offset
+
+    def second(self, offset: int) -> int:
+        return (self.middle if self.upwards else self.start) + offset
+
+
+def extend(trace: Trace, depths: list[int]) -> Trace:
+    """`trace` with stack number i at its real depth `depths[i]`; stacks of up to BUILT layers were built whole.
+
+    Raises NotAlike.
+    """
+    for stack, depth in enumerate(depths):
+        if depth > BUILT:
+            trace = _Extension(trace, stack, depth).extended()
+    return trace
+
+
+class _Extension:
+    """One stack's."""
+
+    def __init__(self, trace: Trace, stack: int, depth: int) -> None:
+        self.trace = trace
+        self.events = trace.events
+        self.stack = stack
+        self.depth = depth
+        self.pairs = self._pairs()
+        self.where: dict[int, Where] = {}
+        """Allocs of repeated layers."""
+        self.outer: dict[int, int] = {}
+        """Allocs of the first and the last layer: which."""
+        self.copies: dict[tuple[int, int, int], int] = {}
+        self.freed: Counter[tuple[int, int]] = Counter()
+        self.made = Trace()
+        self.next = max((event.ident for event in self.events), default=0) + 1
+
+    def _runs(self) -> list[tuple[int | None, int, int]]:
+        """Runs of events of one layer of this stack: (layer, start, end). What belongs to no layer goes with the run before it."""
+        runs: list[tuple[int | None, int, int]] = []
+        current: int | None = None
+        start = 0
+        for index, event in enumerate(self.events):
+            layer = event.place.layer
+            if layer is None:
+                continue
+            here = layer[1] if layer[0] == self.stack else None
+            if here != current:
+                runs.append((current, start, index))
+                current, start = here, index
+        runs.append((current, start, len(self.events)))
+        return runs
+
+    def _pairs(self) -> list[Pair]:
+        pairs = []
+        runs = self._runs()
+        index = 0
+        while index < len(runs):
+            layer, start, end = runs[index]
+            if layer not in (FIRST, SECOND):
+                index += 1
+                continue
+            if index + 1 == len(runs) or runs[index + 1][0] != FIRST + SECOND - layer:
+                raise NotAlike(f"{self._words(start)}: layer {layer} is visited alone")
+            pair = Pair(start, end, runs[index + 1][2], layer == FIRST)
+            if pair.end - pair.middle != pair.length:
+                raise NotAlike(
+                    f"{self._words(start)}: {pair.length} events in one layer, {pair.end - pair.middle} in the next"
+                )
+            pairs.append(pair)
+            index += 2
+        return pairs
+
+    def _words(self, index: int) -> str:
+        event = self.events[index]
+        return f"event {index} ({event.place.phase}, step {event.place.step}, {event.operator})"
+
+    def extended(self) -> Trace:
+        """The trace at the stack's real depth."""
+        self._find_allocs()
+        plans = [self._plan(number, pair) for number, pair in enumerate(self.pairs)]
+        made = self.made
+        done = 0
+        for number, pair in enumerate(self.pairs):
+            self._copy_outside(done, pair.start)
+            layers = range(1, self.depth - 1)
+            for layer in layers if pair.upwards else reversed(layers):
+                self._copy_layer(pair, plans[number], layer)
+            done = pair.end
+        self._copy_outside(done, len(self.events))
+        for (pair_number, offset), count in self.freed.items():
+            if count != self.depth - 2:
+                raise NotAlike(f"{self._words(self.pairs[pair_number].first(offset))}: not freed in every layer")
+        return made
+
+    def _find_allocs(self) -> None:
+        for number, pair in enumerate(self.pairs):
+            for offset in range(pair.length):
+                one, two = self.events[pair.first(offset)], self.events[pair.second(offset)]
+                if one.kind != two.kind or one.nbytes != two.nbytes or one.place.phase != two.place.phase:
+                    raise NotAlike(f"{self._words(pair.first(offset))}: the next layer does something else")
+                if one.kind == ALLOC:
+                    self.where[one.ident] = Where(number, offset, FIRST)
+                    self.where[two.ident] = Where(number, offset, SECOND)
+        for layer, start, end in self._runs():
+            if layer is not None and layer not in (FIRST, SECOND):
+                self.outer |= {event.ident: layer for event in self.events[start:end] if event.kind == ALLOC}
+
+    def _plan(self, number: int, pair: Pair) -> list[tuple[int, int, tuple[int, int], int, int]]:
+        """For each event of a layer: kind, which layer's memory it is about (relative), that memory's pair and offset; and the
+        idents to use instead at the stack's lower and upper end."""
+        plan = []
+        for offset in range(pair.length):
+            one, two = self.events[pair.first(offset)], self.events[pair.second(offset)]
+            if one.kind == ALLOC:
+                plan.append((ALLOC, 0, (number, offset), -1, -1))
+            elif one.kind != FREE:
+                plan.append((one.kind, 0, (number, offset), -1, -1))
+            else:
+                a, b = self.where.get(one.ident), self.where.get(two.ident)
+                if a and b and a.layer == FIRST and b.layer == SECOND and a[:2] == b[:2]:
+                    plan.append((FREE, 0, (a.pair, a.offset), -1, -1))
+                elif b and b.layer == FIRST and self.outer.get(one.ident) == 0:
+                    plan.append((FREE, -1, (b.pair, b.offset), one.ident, -1))
+                elif a and a.layer == SECOND and self.outer.get(two.ident) == BUILT - 1:
+                    plan.append((FREE, 1, (a.pair, a.offset), -1, two.ident))
+                else:
+                    raise NotAlike(
+                        f"{self._words(pair.first(offset))}: frees what is not its layer's, nor a neighbour's"
+                    )
+        return plan
+
+    def _copy_layer(self, pair: Pair, plan: list[tuple[int, int, tuple[int, int], int, int]], layer: int) -> None:
+        last, made, trace = self.depth - 2, self.made, self.trace
+        for offset, (kind, relative, (owner, its), lower, upper) in enumerate(plan):
+            event = self.events[pair.first(offset)]
+            if kind == ALLOC:
+                ident = self._copy_of(owner, its, layer)
+                if event.ident in trace.hidden:
+                    made.hidden.add(ident)
+                if event.ident in trace.owners:
+                    made.owners[ident] = trace.owners[event.ident]
+            elif kind == FREE:
+                if relative < 0 and layer == 1:
+                    ident = lower
+                elif relative > 0 and layer == last:
+                    ident = upper
+                else:
+                    ident = self._copy_of(owner, its, layer + relative)
+                    self.freed[owner, its] += 1
+            else:
+                ident = event.ident
+            made.events.append(Event(kind, ident, event.nbytes, event.operator, event.place))
+
+    def _copy_outside(self, start: int, end: int) -> None:
+        made, trace = self.made, self.trace
+        for event in self.events[start:end]:
+            where = self.where.get(event.ident) if event.kind == FREE else None
+            if where is not None:
+                layer = 1 if where.layer == FIRST else self.depth - 2
+                ident = self._copy_of(where.pair, where.offset, layer)
+                self.freed[where.pair, where.offset] += 1
+                made.events.append(event._replace(ident=ident))
+                continue
+            if event.kind == ALLOC and event.ident in trace.growth:
+                stack, per_layer = trace.growth[event.ident]
+                if stack == self.stack:
+                    event = event._replace(nbytes=event.nbytes + per_layer * (self.depth - BUILT))
+                else:
+                    made.growth[event.ident] = (stack, per_layer)
+            if event.ident in trace.hidden:
+                made.hidden.add(event.ident)
+            if event.ident in trace.owners:
+                made.owners[event.ident] = trace.owners[event.ident]
+            made.events.append(event)
+
+    def _copy_of(self, pair: int, offset: int, layer: int) -> int:
+        key = (pair, offset, layer)
+        ident = self.copies.get(key)
+        if ident is None:
+            ident = self.copies[key] = self.next
+            self.next += 1
+        return ident

@@ -1,0 +1,141 @@
+"""Predictions for many cells, in processes of their own.
+
+    outcomes = predict_all(cells, tell=lambda done, total: ...)
+    outcomes[cell.id].forecast, outcomes[cell.id].reason
+
+Never in the caller's own process: importing PEFT, bitsandbytes or DeepSpeed initialises CUDA, and a run's parent must
+hold nothing on the device that it measures. Each process keeps one predictor, and takes neighbouring cells, which are most
+alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import TYPE_CHECKING, Any
+
+from vrambench.bench.predict.forecast import Forecast, Predictor
+from vrambench.bench.result import Record
+from vrambench.methods.cards import CARDS
+from vrambench.methods.cell import Cell, from_flat
+from vrambench.methods.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+PROCESSES = 2
+CHUNK = 4
+"""Cells that a process is handed at once: enough for what it learned to be of use, few enough for progress to be seen."""
+WORTH_A_PROCESS = 8
+"""A second process imports for seconds what so many predictions would be made in."""
+
+
+class Outcome(Record):
+    """A cell's forecast, or why there is none."""
+
+    forecast: Forecast | None = None
+    reason: str | None = None
+
+
+def predict_all(
+    cells: Sequence[Cell],
+    card: str | None = None,
+    *,
+    processes: int = PROCESSES,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Outcome]:
+    """Each cell's outcome under its own budget, by the cell's id. `card`: the name of the one that the budget was given as, if
+    it was. `tell` hears how many are done, of how many. What goes wrong with a cell is its outcome's reason."""
+    distinct = list({cell.id: cell for cell in cells}.values())
+    chunks = [distinct[start : start + CHUNK] for start in range(0, len(distinct), CHUNK)]
+    outcomes: dict[str, Outcome] = {}
+    if not chunks:
+        return outcomes
+    used = min(processes, len(chunks)) if len(distinct) > WORTH_A_PROCESS else 1
+    tell(0, len(distinct))
+    with _pool(used) as pool, _without_main():
+        futures = {pool.submit(_predict, [cell.flat() for cell in chunk], card): chunk for chunk in chunks}
+        left: set[Future[list[Outcome]]] = set(futures)
+        while left:
+            done, left = wait(left, return_when=FIRST_COMPLETED)
+            for future in done:
+                chunk = futures[future]
+                outcomes |= dict(zip([cell.id for cell in chunk], _outcomes(future, len(chunk)), strict=True))
+            tell(len(outcomes), len(distinct))
+    return outcomes
+
+
+def _outcomes(future: Future[list[Outcome]], count: int) -> list[Outcome]:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        return [Outcome(reason="the process that predicted it ended")] * count
+
+
+@contextlib.contextmanager
+def _pool(processes: int) -> Iterator[Executor]:
+    """Processes that end with the block, whether they are done or not."""
+    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
+    try:
+        yield pool
+    except BaseException:
+        running = list((getattr(pool, "_processes", None) or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in running:
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Hides this process' own script while processes are started: multiprocessing would run it once more in each."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+_predictor: Predictor | None = None  # one for each process of the pool, which has no other place to keep it
+
+
+def _begin() -> None:
+    """What a process does before its first prediction: Ctrl-C is its parent's affair, and no GPU is touched."""
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.dup2(2, 1)  # libraries that print do so where a parent's --json document is not
+    warnings.simplefilter("ignore", FutureWarning)  # transformers' about its own names, one for each model
+    torch.set_num_threads(1)
+    global _predictor
+    _predictor = Predictor()
+
+
+def _predict(flats: Sequence[dict[str, Any]], card: str | None) -> list[Outcome]:
+    """Runs in a process of the pool."""
+    assert _predictor is not None
+    return [outcome(_predictor, flat, card) for flat in flats]
+
+
+def outcome(predictor: Predictor, flat: dict[str, Any], card: str | None) -> Outcome:
+    """One cell's, given as in result files. Whatever a prediction raises is its reason: the others go on."""
+    try:
+        return Outcome(forecast=predictor.forecast(from_flat(flat), card=CARDS[card] if card else None))
+    except ConfigurationError as error:
+        return Outcome(reason=error.message)
+    except Exception as error:
+        return Outcome(
+            reason=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+        )

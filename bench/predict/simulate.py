@@ -1,0 +1,175 @@
+"""Runs a cell's job on the simulated device, and gives what it does to a GPU's memory.
+
+    simulator = Simulator()
+    simulation = simulator.run(cell, card=CARDS["rtx-4090"])
+    simulation.trace, simulation.roles, simulation.managed_bytes
+
+Loading and two steps are traced: the first in which optimizer state comes into being, and the second in which it is there from the
+start. Models of many equal layers are built with four, and the trace is extended to all of them (layers.py).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from vrambench.bench.ledger import count_parameters, largest_gradients, paged_state
+from vrambench.bench.predict.layers import BUILT, NotAlike, extend
+from vrambench.bench.predict.shapes import KnownShapes
+from vrambench.bench.predict.trace import ALLOC, Trace
+from vrambench.bench.predict.tracer import Kept, TracedJob, Tracer
+from vrambench.bench.predict.workspaces import (
+    LT_MATMULS,
+    MATMULS,
+    cublas_workspace_bytes,
+    cublaslt_workspace,
+    workspaces,
+)
+from vrambench.bench.result import Parameters, RoleBytes
+from vrambench.methods.cards import Card
+from vrambench.methods.cell import Cell
+from vrambench.methods.device import get_device
+from vrambench.methods.job import Job
+from vrambench.methods.models import layer_stacks
+from vrambench.methods.offload.host import HostMemory, host_memory
+from vrambench.methods.offload.simulated import SimulatedZero
+from vrambench.methods.registry import Workspace
+
+STEPS = 2
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What a job does to memory. `managed_bytes`: what may lie on the device or on the host (paged optimizer state). `layers`: how
+    many layers of each model were traced, None for all; `note`: why all."""
+
+    trace: Trace
+    roles: dict[str, RoleBytes]
+    parameters: Parameters
+    managed_bytes: int
+    host_pinned_bytes: int
+    host_bytes: int
+    layers: int | None
+    note: str | None = None
+
+
+class Simulator:
+    """Simulates jobs, one after the other; what it learns of operators it keeps."""
+
+    def __init__(self) -> None:
+        self._shapes = KnownShapes()
+
+    def run(self, cell: Cell, card: Card | None = None) -> Simulation:
+        """`cell` on `card`'s hardware (an RTX 3090's where none is named). Raises ConfigurationError as the job itself would."""
+        try:
+            return self._simulated(cell, card, BUILT)
+        except NotAlike as difference:
+            simulation = self._simulated(cell, card, None)
+            return replace(simulation, note=f"every layer was traced, since they are not all alike: {difference}")
+
+    def _simulated(self, cell: Cell, card: Card | None, layers: int | None) -> Simulation:
+        device = replace(get_device("meta"), layers=layers)
+        hidden, kept = hidden_memory(cell, card)
+        tracer = Tracer("meta", workspaces=hidden, kept=kept, shapes=self._shapes)
+        job = TracedJob(cell, device, tracer)
+        with tracer:
+            job.load()
+            for index in range(STEPS):
+                job.step(index)
+            job.own_optimizer_states()
+            parameters = _parameters(job)
+            managed = _managed_bytes(job)
+            gradients = largest_gradients(job) if cell.optimizer_value.layerwise else {}
+            host = list(_host_memory(job))
+            shares = {name: role.shares for name, role in job.roles.items()}
+        del job
+        trace = extend(tracer.trace, tracer.stacks) if layers is not None else tracer.trace
+        return Simulation(
+            trace=trace,
+            roles=roles_of(trace, shares, gradients),
+            parameters=parameters,
+            managed_bytes=managed,
+            host_pinned_bytes=sum(memory.host_pinned_bytes for memory in host),
+            host_bytes=sum(memory.host_bytes for memory in host),
+            layers=layers if any(depth > BUILT for depth in tracer.stacks) else None,
+        )
+
+
+def hidden_memory(cell: Cell, card: Card | None) -> tuple[dict[str, Workspace], dict[str, tuple[Kept, ...]]]:
+    """What CUDA's operators, and those of the cell's axis values, take inside themselves; and what cuBLAS keeps."""
+    hidden = dict(workspaces(card))
+    for value in cell.values.values():
+        hidden |= value.workspaces
+    cublas = Kept("cublas", cublas_workspace_bytes(card.capability if card else None))
+    kept: dict[str, tuple[Kept, ...]] = dict.fromkeys(MATMULS, (cublas,))
+    lt = cublaslt_workspace(torch.__version__)
+    if lt.nbytes and lt.kept:
+        for name in LT_MATMULS:
+            kept[name] = (*kept.get(name, ()), Kept("cublaslt", lt.nbytes))
+    elif lt.nbytes:
+        hidden |= dict.fromkeys(LT_MATMULS, lambda args, kwargs, result: (lt.nbytes,))
+    return hidden, kept
+
+
+def roles_of(trace: Trace, shares: Mapping[str, str | None], gradients: Mapping[str, int]) -> dict[str, RoleBytes]:
+    """The roles' lines of the ledger. `gradients`: where an optimizer frees each at once, the largest one's bytes."""
+    sums: defaultdict[tuple[str, str, int], int] = defaultdict(int)
+    for event in trace.events:
+        if event.kind == ALLOC and event.ident in trace.owners:
+            sums[trace.owners[event.ident]] += event.nbytes
+    lines = {}
+    for name, shared in shares.items():
+        held = [total for (role, kind, _), total in sums.items() if (role, kind) == (name, "gradients")]
+        lines[name] = RoleBytes(
+            weights_bytes=sums[name, "weights", 0],
+            gradients_bytes=gradients.get(name, max(held, default=0)),
+            optimizer_bytes=sums[name, "optimizer", 0],
+            shares=shared,
+        )
+    return lines
+
+
+def _left_out(module: nn.Module) -> Iterator[tuple[nn.Module, int]]:
+    """A layer of each shortened stack of `module`, and how many like it were not built."""
+    for stack in layer_stacks(module):
+        if stack.depth > len(stack.layers):
+            yield stack.layers[1], stack.depth - len(stack.layers)
+
+
+def _parameters(job: Job) -> Parameters:
+    built = count_parameters(job.parameters())
+    total, trainable = built.total, built.trainable
+    modules = {id(layer): (layer, count) for role in job.roles.values() for layer, count in _left_out(role.module)}
+    for layer, count in modules.values():
+        one = count_parameters(layer.parameters())
+        total += count * one.total
+        trainable += count * one.trainable
+    return Parameters(total=total, trainable=trainable)
+
+
+def _host_memory(job: Job) -> Iterator[HostMemory]:
+    """What each trained model's offloaded optimizer holds on the host, all layers counted."""
+    for role in job.roles.values():
+        if isinstance(role.learner, SimulatedZero):
+            more = [(parameter, count) for layer, count in _left_out(role.module) for parameter in layer.parameters()]
+            times = dict(more)
+            sizes = [
+                [size for parameter in group for size in [parameter.numel()] * (1 + times.get(parameter, 0))]
+                for group in role.learner.parameter_groups
+            ]
+            yield host_memory(sizes, role.learner.dtype, job.cell)
+
+
+def _managed_bytes(job: Job) -> int:
+    paged: list[Any] = paged_state(job)
+    total: int = sum(tensor.nbytes for tensor in paged)
+    for role in job.roles.values():
+        for layer, count in _left_out(role.module) if role.learner else ():
+            its = set(layer.parameters())
+            total += count * sum(tensor.nbytes for tensor in paged if tensor.parameter in its)
+    return total

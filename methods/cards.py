@@ -1,0 +1,136 @@
+"""GPUs by name: what they offer to a process, and what of their hardware decides how operators work.
+
+A card's usable capacity is the number that PyTorch's out-of-memory message gives as "total capacity" on it: what the
+driver offers, which is less than what the name says. Whatever nobody has published, or we have not measured, is None.
+
+Sources, by the words in each record: "oom" is such a message in a public issue, named; "docs" is NVIDIA's data sheet of
+the card (number of multiprocessors) and the CUDA programming guide's table of compute capabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+GIB, MIB = 2**30, 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One model of GPU.
+
+    `marked_bytes`: what its name promises. `usable_bytes`: what the driver offers to a process on an idle card.
+    `capability`: CUDA compute capability. `multiprocessors`: how many it has. `context_bytes`: a process of its own with
+    nothing but a CUDA context. `outside_bytes`: lowest and highest seen at the end of real jobs outside PyTorch's
+    allocator (context, loaded kernels, libraries). `source`: where the numbers come from.
+    """
+
+    name: str
+    marked_bytes: int
+    capability: tuple[int, int]
+    multiprocessors: int
+    usable_bytes: int | None = None
+    context_bytes: int | None = None
+    outside_bytes: tuple[int, int] | None = None
+    source: str
+
+
+_CARDS = (
+    Card(
+        name="rtx-3090",
+        marked_bytes=24 * GIB,
+        capability=(8, 6),
+        multiprocessors=82,
+        usable_bytes=int(23.68 * GIB),
+        context_bytes=256 * MIB,
+        outside_bytes=(255 * MIB, 439 * MIB),
+        source="oom; bare context and ends of jobs as published for 24 GB cards; docs",
+    ),
+    Card(
+        name="rtx-4090",
+        marked_bytes=24 * GIB,
+        capability=(8, 9),
+        multiprocessors=128,
+        usable_bytes=int(23.64 * GIB),
+        source="oom (ali-vilab/VGen 104; others give 23.52 to 23.65); docs",
+    ),
+    Card(
+        name="a100-40gb",
+        marked_bytes=40 * GIB,
+        capability=(8, 0),
+        multiprocessors=108,
+        usable_bytes=int(39.4 * GIB),
+        context_bytes=501 * MIB,
+        source="oom (39.4 to 39.6, TianheWu/CoSeR 10 gives 39.50); bare context as published; docs",
+    ),
+    Card(
+        name="a100-80gb",
+        marked_bytes=80 * GIB,
+        capability=(8, 0),
+        multiprocessors=108,
+        usable_bytes=int(79.15 * GIB),
+        outside_bytes=(513 * MIB, 749 * MIB),
+        source="oom (lianqi1008/Control-GIC 6 gives 79.14, levihsu/OOTDiffusion 235 79.25); ends of jobs as published for "
+        "80 GB cards; docs",
+    ),
+    Card(
+        name="h100-80gb",
+        marked_bytes=80 * GIB,
+        capability=(9, 0),
+        multiprocessors=132,
+        usable_bytes=int(79.1 * GIB),
+        source="oom (vllm-project/vllm 27508 gives 79.11); docs, SXM",
+    ),
+    Card(
+        name="h200",
+        marked_bytes=141 * 10**9,
+        capability=(9, 0),
+        multiprocessors=132,
+        source="docs; no capacity found",
+    ),
+    Card(
+        name="rtx-5090",
+        marked_bytes=32 * GIB,
+        capability=(12, 0),
+        multiprocessors=170,
+        usable_bytes=int(31.36 * GIB),
+        source="oom (TrajectoryCrafter 20 gives 31.36, Wan-Video/Wan2.1 465 31.37); docs",
+    ),
+    Card(
+        name="l40s",
+        marked_bytes=48 * GIB,
+        capability=(8, 9),
+        multiprocessors=142,
+        usable_bytes=int(44.42 * GIB),
+        source="oom (stepfun-ai/Step-Video-T2V 8; Wan-Video/Wan2.1 205 gives 44.53); docs",
+    ),
+    Card(
+        name="l4",
+        marked_bytes=24 * GIB,
+        capability=(8, 9),
+        multiprocessors=58,
+        context_bytes=226 * MIB,
+        outside_bytes=(255 * MIB, 439 * MIB),
+        source="bare context and ends of jobs as published for 24 GB cards; docs; no capacity found",
+    ),
+    Card(
+        name="t4",
+        marked_bytes=16 * GIB,
+        capability=(7, 5),
+        multiprocessors=40,
+        usable_bytes=int(14.56 * GIB),
+        source="oom (Zheng-Chong/CatVTON 133, AlphaGPU/leetgpu-challenges 52); docs",
+    ),
+    Card(
+        name="v100-16gb",
+        marked_bytes=16 * GIB,
+        capability=(7, 0),
+        multiprocessors=80,
+        usable_bytes=int(15.78 * GIB),
+        source="oom (kchengiva/Shift-GCN 34); docs",
+    ),
+)
+
+CARDS: Mapping[str, Card] = {card.name: card for card in _CARDS}
+CAPACITIES: Mapping[str, int] = {card.name: card.usable_bytes for card in _CARDS if card.usable_bytes is not None}
+"""Usable bytes of the cards whose capacity is known: those that a budget can name."""

@@ -1,0 +1,150 @@
+"""The proof that needs no GPU: the same job, traced on the CPU, where it computes, and on the simulated device, where it does not.
+
+Cells cover every pair of axis values that a CPU can run. Peaks are equal within 0.2 %, and the streams of allocations in the steps
+are the same, operator by operator and byte by byte, but for the differences named here:
+
+* attention is another operator on the simulated device (the one that a GPU takes), with side outputs of its own;
+* a text's tokens are read from the host, and made of zeros where there are no values;
+* Adafactor makes its factors on the host and moves them, and 8-bit optimizers their two tables of 1 KiB: on the CPU host and device
+  are one, so these count twice there;
+* int8's products are bitsandbytes' own: its CPU code makes fp32 copies of weights that no GPU makes;
+* a real loss scaler skips steps whose gradients overflow, and the simulated one never does;
+* a tensor that lies as it is wanted is not copied: for single prompts and short caches, strides differ where nothing is in between.
+
+DeepSpeed's engine has a proof of its own (tests/methods/test_simulated_zero.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from vrambench.bench.matrix import load_matrix
+from vrambench.bench.plan import PlannedCell, select
+from vrambench.bench.predict.trace import ALLOC, FREE, Trace
+from vrambench.bench.predict.tracer import TracedJob, Tracer
+from vrambench.bench.selection import Selection
+from vrambench.methods.cell import Cell
+from vrambench.methods.device import Device, get_device
+
+pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+
+SMALLEST = 64
+"""Bytes: single numbers, and a few in a row, are made differently here and there."""
+TABLES = 4096
+"""Bytes by which 8-bit optimizers' tables and what makes them count on the CPU alone."""
+
+# Few enough minibatches and decoded tokens that the simulated device leaves none out.
+SETTINGS = ("response_tokens=2", "batch_size=2", "rollout_batch=4", "ppo.epochs=1", "steps=1", "warmup_steps=1")
+
+
+def cells() -> dict[str, PlannedCell]:
+    root = Path(__file__).parents[3]
+    plan = select(load_matrix(root / "matrix.yaml"), Selection(profile="smoke", set=SETTINGS), "cpu")
+    chosen: dict[str, PlannedCell] = {}
+    for planned in plan.cells:
+        work = planned.cell.workload
+        if planned.verdict == "valid" and planned.cell.offload == "none" and work.seed == 0:
+            words = [planned.cell.name, work.model, work.value or "", work.reward or ""]
+            chosen.setdefault(" ".join([*words, "checkpointed" if work.gradient_checkpointing else ""]), planned)
+    return chosen
+
+
+CELLS = cells()
+
+
+def traced(cell: Cell, device: Device) -> Trace:
+    tracer = Tracer(device.torch.type)
+    torch.manual_seed(0)
+    job = TracedJob(cell, device, tracer)
+    with tracer:
+        job.load()
+        for index in range(2):
+            job.step(index)
+    return tracer.trace
+
+
+def allocations(trace: Trace) -> list[tuple[int, str]]:
+    return [
+        (event.nbytes, event.operator)
+        for event in trace.events
+        if event.kind == ALLOC
+        and event.nbytes >= SMALLEST
+        and event.place.step is not None
+        and "scaled_dot" not in event.operator
+    ]
+
+
+def differences(cell: Cell, real: Trace, simulated: Trace) -> Counter[tuple[str, int, str]]:
+    """What one of both allocates and the other does not, without what has been named."""
+    ours, theirs = Counter(allocations(real)), Counter(allocations(simulated))
+    found: Counter[tuple[str, int, str]] = Counter()
+    for where, counts in (("cpu", ours - theirs), ("meta", theirs - ours)):
+        for (nbytes, operator), count in counts.items():
+            found[where, nbytes, operator] += count
+    tokens = {where: nbytes for where, nbytes, operator in found if operator in ("aten.lift_fresh.default",)}
+    for where, nbytes, operator in list(found):
+        named = operator == "aten.lift_fresh.default" or (
+            operator == "aten.zeros.default" and where == "meta" and nbytes == tokens.get("cpu")
+        )
+        if cell.optimizer == "adafactor":
+            named = named or (where == "cpu" and operator == "aten.zeros.default")
+            named = named or (where == "meta" and operator == "aten._to_copy.default")
+        if cell.optimizer_value.eight_bit:
+            named = named or (nbytes == 1024 and operator == "aten._to_copy.default")
+        if "neox" in cell.workload.model:
+            named = named or operator == "aten.clone.default"
+        if named:
+            del found[where, nbytes, operator]
+    return found
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_the_simulated_job_allocates_what_the_real_one_does(name: str) -> None:
+    cell = CELLS[name].cell
+    real = traced(cell, get_device("cpu"))
+    simulated = traced(cell, dataclasses.replace(get_device("meta"), stands_for="cpu"))
+    peak = real.peak_bytes()
+    allowed = 0.002 * peak + (TABLES if cell.optimizer_value.eight_bit else 0)
+    if cell.precision == "int8":
+        allowed = 0.05 * peak
+    assert abs(simulated.peak_bytes() - peak) <= allowed
+    if cell.precision != "int8" and not cell.precision_value.loss_scaling:
+        assert not differences(cell, real, simulated)
+    assert simulated.peak_bytes() > 0
+
+
+def test_every_value_that_a_cpu_can_run_is_compared() -> None:
+    seen = {value for planned in CELLS.values() for value in planned.cell.axes.values()}
+    assert {
+        "fp32",
+        "bf16",
+        "fp16",
+        "bf16_amp",
+        "fp16_amp",
+        "int8",
+        "nf4",
+        "none",
+        "lora",
+        "sft",
+        "ppo",
+        "remax",
+    } <= seen
+    optimizers = {planned.cell.optimizer for planned in CELLS.values()}
+    assert len(optimizers) == 7
+
+
+def test_a_trace_frees_what_it_allocated_and_nothing_else() -> None:
+    trace = traced(next(iter(CELLS.values())).cell, get_device("meta"))
+    live: set[int] = set()
+    for event in trace.events:
+        if event.kind == ALLOC:
+            assert event.ident not in live
+            live.add(event.ident)
+        elif event.kind == FREE:
+            live.remove(event.ident)
+    assert {event.place.phase for event in trace.events} >= {"load", "learn", "optimizer_step"}

@@ -1,0 +1,143 @@
+"""`vrambench fit`: one cell, its exit code, its document, and what it says where it is asked too much."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vrambench.bench import cli
+from vrambench.bench.result import Memory
+
+MATRIX = """
+axes:
+  precision: [fp32, nf4]
+  adapter: [none, lora]
+  optimizer: [adamw_torch]
+  offload: [none]
+  algorithm: [sft, ppo]
+workload: {model: tiny, steps: 3, batch_size: 8, rollout_batch: 8, prompt_tokens: 60, response_tokens: 4}
+"""
+CELL = "--precision fp32 --adapter none --optimizer adamw_torch --offload none --algorithm sft"
+
+
+@pytest.fixture(autouse=True)
+def matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small matrix in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "matrix.yaml").write_text(MATRIX)
+
+
+def fit(more: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    code = cli.main(f"fit {CELL} {more}".split())
+    return code, capsys.readouterr().out
+
+
+def document(more: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
+    code, out = fit(f"{more} --json", capsys)
+    return code, json.loads(out)
+
+
+def test_what_fits_is_exit_code_0(capsys: pytest.CaptureFixture[str]) -> None:
+    code, told = document("--budget 24GiB", capsys)
+    assert code == 0
+    assert (told["verdict"], told["fits"], told["budget_bytes"]) == ("fits", True, 24 * 2**30)
+    assert set(told) == {
+        *("cell", "budget_bytes", "card", "verdict", "fits", "margin_bytes", "band_bytes", "predicted", "phases"),
+        *("roles", "parameters", "at_peak", "fragmentation_bytes", "limiting_phase", "limiting_step", "limiting_role"),
+        *("oom", "oom_phase", "notes", "seconds", "max", "advice"),
+    }
+    assert set(told["predicted"]) == set(Memory.model_fields)
+    assert told["margin_bytes"] == told["budget_bytes"] - told["predicted"]["device_bytes"]
+    assert (told["max"], told["advice"], told["card"], told["oom"]) == (None, [], None, None)
+    assert told["cell"]["algorithm"] == "sft"
+    assert {phase["name"] for phase in told["phases"]} >= {"load", "learn", "optimizer_step"}
+    assert told["roles"]["policy"]["weights_bytes"] > 0
+
+
+def test_what_does_not_fit_is_exit_code_1_and_says_where_memory_runs_out(capsys: pytest.CaptureFixture[str]) -> None:
+    code, told = document("--budget 1MiB", capsys)
+    assert code == 1
+    assert (told["verdict"], told["fits"]) == ("does not fit", False)
+    assert told["margin_bytes"] < 0
+    assert told["oom"]["where"] == "device"
+    assert told["oom_phase"] == "load"
+
+
+def test_tight_is_exit_code_0_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    _, told = document("--budget 24GiB", capsys)
+    code, out = fit(f"--budget {told['predicted']['device_bytes'] + 1}", capsys)
+    assert code == 0
+    assert out.startswith("tight: ")
+
+
+def test_a_card_s_name_is_its_capacity_and_its_hardware(capsys: pytest.CaptureFixture[str]) -> None:
+    code, told = document("--budget rtx-4090", capsys)
+    assert (code, told["card"]) == (0, "rtx-4090")
+    assert told["budget_bytes"] == int(23.64 * 2**30)
+    assert any("rtx-4090" in note for note in told["notes"])
+    code, out = fit("--set budget=t4", capsys)
+    assert code == 0
+    assert "usable on t4" in out
+
+
+def test_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = fit("--budget 24GiB", capsys)
+    assert code == 0
+    assert out.startswith("fits: ")
+    for word in ("requested", "fragmentation", "outside", "= device", "optimizer_step", "policy's optimizer"):
+        assert word in out
+    assert "limiting: " in out
+    assert "nothing was measured" in out
+
+
+def test_the_largest_value_and_advice_are_in_the_document(capsys: pytest.CaptureFixture[str]) -> None:
+    _, roomy = document("--set batch_size=48", capsys)
+    budget = roomy["predicted"]["device_bytes"]
+    code, told = document(f"--budget {budget} --set batch_size=96 --max batch_size --advise 1", capsys)
+    assert code == 1
+    assert told["max"]["field"] == "batch_size"
+    assert 48 <= told["max"]["value"] < 96
+    assert told["max"]["device_bytes"] <= budget
+    assert {"value", "device_bytes", "verdict"} == set(told["max"]["probes"][0])
+    (one,) = told["advice"]
+    assert one["changes"]
+    assert one["margin_bytes"] >= 0
+    assert one["verdict"] in ("fits", "tight")
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (
+            "fit --algorithm sft",
+            "4 cells are left, and fit answers for one; choose one value each: precision is fp32, nf4 (as in "
+            "--precision fp32); adapter is none, lora (as in --adapter none)",
+        ),
+        (
+            f"fit {CELL} --sweep steps=3,4",
+            "2 cells are left, and fit answers for one; choose one value each: steps is 3, 4 (as in --set steps=3)",
+        ),
+        (
+            f"fit {CELL} --set attention=flash",
+            "fp32 none adamw_torch none sft: invalid on CUDA by the rule fp32-flash: the flash attention kernel",
+        ),
+        (f"fit {CELL} --max batchsize", "--max: 'batchsize' is not one of batch_size, "),
+        (f"fit {CELL} --max seed", "--max seed: memory does not depend on it; take one of batch_size"),
+        (f"fit {CELL} --advise 0", "invalid value for '--advise': "),
+        (f"fit {CELL} --budget rtx-409", "--budget rtx-409: budget: 'rtx-409' is not a size"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(typed: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(typed.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {message}")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_a_card_without_bf16_forbids_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(f"fit {CELL.replace('fp32', 'bf16')} --budget t4".split()) == 2
+    assert "by the rule bf16-hardware" in capsys.readouterr().err

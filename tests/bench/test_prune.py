@@ -1,0 +1,85 @@
+"""Pruning: what is predicted far over its budget is not started, and predictions stand beside what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vrambench.bench.predict.forecast import Predictor
+from vrambench.bench.predict.many import Outcome
+from vrambench.bench.runner import Predict, run
+from vrambench.bench.store import RunFolder
+from vrambench.methods.cell import Cell
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor()
+
+
+def predicting(predictor: Predictor, budget: int, asked: list[str], failing: str | None = None) -> Predict:
+    def predict(cells: Sequence[Cell]) -> Mapping[str, Outcome]:
+        asked.extend(cell.id for cell in cells)
+        return {
+            cell.id: Outcome(reason="no such operator")
+            if cell.id == failing
+            else Outcome(forecast=predictor.forecast(cell, budget))
+            for cell in cells
+        }
+
+    return predict
+
+
+def test_what_is_far_over_is_pruned_kept_on_resume_and_run_when_asked(
+    predictor: Predictor, plan: Any, listening: Any, tmp_path: Path
+) -> None:
+    cell = plan()
+    asked: list[str] = []
+    predict = predicting(predictor, 8 * MIB, asked)
+    summary = run([cell], tmp_path / "run", listener=listening, predict=predict, prune=True)
+    assert (summary.counts, summary.exit_code, listening.names) == ({"pruned": 1}, 0, [])
+    (result,) = RunFolder.open(tmp_path / "run").results()
+    forecast = predictor.forecast(cell.cell, 8 * MIB)
+    assert result.predicted == forecast.memory
+    assert result.reason is not None
+    assert result.reason.startswith(
+        f"predicted to need {(forecast.memory.device_bytes or 0) / 2**30:.2f} GiB on the device"
+    )
+    assert (result.memory.device_bytes, result.samples) == (None, ())
+
+    again = run([cell], tmp_path / "run", listener=listening, predict=predict, prune=True)
+    assert (again.kept, listening.names, len(asked)) == (1, [], 1)
+    retried = run([cell], tmp_path / "run", listener=listening, retry=frozenset(["pruned"]))
+    assert (retried.counts, listening.names) == ({"ok": 1}, [cell.name])
+    (result,) = RunFolder.open(tmp_path / "run").results()
+    assert (result.status, result.predicted) == ("ok", None)
+
+
+def test_a_prediction_stands_beside_what_was_measured(
+    predictor: Predictor, plan: Any, listening: Any, tmp_path: Path
+) -> None:
+    over, failing, invalid = plan(), plan(seed=1), plan({"precision": "nf4"})
+    asked: list[str] = []
+    predict = predicting(predictor, 8 * MIB, asked, failing.id)
+    summary = run([over, failing, invalid], tmp_path / "run", listener=listening, predict=predict)
+    assert summary.counts == {"ok": 2, "invalid": 1}
+    assert asked == [over.id, failing.id], "a cell that is forbidden is not predicted"
+    results = {result.id: result for result in RunFolder.open(tmp_path / "run").results()}
+    assert results[over.id].predicted == predictor.forecast(over.cell).memory
+    assert results[over.id].memory.allocated_bytes is not None
+    assert results[failing.id].predicted is None
+    assert f"{failing.name}: not predicted: no such operator" in listening.messages
+
+
+def test_just_over_the_budget_is_run(predictor: Predictor, plan: Any, listening: Any, tmp_path: Path) -> None:
+    cell = plan()
+    need = predictor.forecast(cell.cell).memory.device_bytes
+    assert need is not None
+    predict = predicting(predictor, int(need / 1.2), [])
+    summary = run([cell], tmp_path / "run", listener=listening, predict=predict, prune=True)
+    assert summary.counts == {"ok": 1}
