@@ -2,8 +2,9 @@
 # make run     the main job: the matrix on what is there (a GPU, or the smoke profile on the CPU), and a report
 # make test    every test that this machine can run
 # make lint    ruff and mypy
+# make accuracy  docs/accuracy.md written again: predictions against published figures
 # make gpu     on a machine with CUDA: tests, measurements and their results as one archive under $$OUT
-.PHONY: setup run test lint benchmark gpu clean
+.PHONY: setup run test lint benchmark accuracy gpu clean
 
 PYTHON ?= python3
 VENV   := .venv
@@ -34,6 +35,9 @@ lint: setup
 
 benchmark: setup
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only $(ARGS)
+
+accuracy: setup
+	$(BIN)/python -P docs/accuracy.py
 
 gpu:
 	tests/gpu/run $(ARGS)

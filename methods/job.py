@@ -87,6 +87,7 @@ class Job:
         self.phase("load")
         self.data = open_data(self.cell.workload, self.config, self.device)
         self.trainer: Trainer = self.cell.algorithm_value.trainer(self)
+        self.device.empty_cache()  # what loading needed in between would be in the way of what training needs
         torch.manual_seed(self._seed("steps"))
 
     def step(self, index: int) -> Metrics:

@@ -145,7 +145,7 @@ def _ledger(forecast: Forecast) -> Iterator[tuple[str, str, str]]:
     yield "+ rounding", size(allocated - requested), "to the allocator's block sizes"
     if active != allocated:
         yield "+ stream-held", size(active - allocated), "freed, but another stream may still use it"
-    yield "+ fragmentation", size(forecast.fragmentation_bytes), "reserved and not in use when it was most"
+    yield "+ fragmentation", size(forecast.fragmentation_bytes), "reserved beyond the most that was in use"
     yield "= reserved", size(memory.reserved_bytes), "held by PyTorch's allocator"
     yield "+ outside", size(memory.context_bytes), "CUDA context, kernels, libraries"
     yield "[bold]= device[/]", f"[bold]{size(memory.device_bytes)}[/]", "what nvidia-smi would show"

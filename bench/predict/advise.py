@@ -263,10 +263,11 @@ def advise(
     predictions = 1
     ending = "every combination of these changes was tried, cannot fit, or leaves little more room"
     later: list[tuple[frozenset[Change], Cell]] = []
-    first = [*_variants(cell, bf16)]
-    for place, (changes, variant) in enumerate(itertools.chain(first, later)):
+    first = ((changes, variant, False) for changes, variant in _variants(cell, bf16))
+    again = ((changes, variant, True) for changes, variant in later)  # read when the first are through
+    for changes, variant, second in itertools.chain(first, again):
         within = [given for smaller, given in found if smaller < changes and given.verdict == "fits"]
-        if within and place < len(first):
+        if within and not second:
             later.append((changes, variant))
             continue
         if held.get(_bulk(variant), 0) > own.budget_bytes:

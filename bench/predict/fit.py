@@ -72,6 +72,7 @@ def fit(
     if maximum:
         check_searched(cell, maximum)
     warnings.simplefilter("ignore", FutureWarning)  # transformers' about its own names, one for each model
+    warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU")  # where none is meant to run
     predictor = Predictor()
     bf16 = has_bf16(card)
 

@@ -17,7 +17,7 @@ from vrambench.bench.allocator import Allocator, AllocatorSettings, DeviceOutOfM
 from vrambench.bench.allocator.blocks import Segment
 from vrambench.bench.predict.cards import Outside, outside_allocator
 from vrambench.bench.predict.simulate import Simulation, Simulator
-from vrambench.bench.predict.trace import ALLOC, FREE, Event, Trace
+from vrambench.bench.predict.trace import ALLOC, EMPTY, FREE, Event, Trace
 from vrambench.bench.result import Memory, OutOfMemory, Parameters, Record, RoleBytes
 from vrambench.methods.cards import CARDS, Card
 from vrambench.methods.cell import Cell
@@ -165,6 +165,8 @@ class Replay:
                     self.peak_event = index
             elif kind == FREE:
                 free(handles.pop(ident))
+            elif kind == EMPTY:
+                allocator.empty_cache()
             else:
                 self._close(phase)
                 phase = (event.place.phase or "", event.place.step)
@@ -203,6 +205,8 @@ class Replay:
                 handles[event.ident] = allocator.malloc(event.nbytes)
             elif event.kind == FREE:
                 allocator.free(handles.pop(event.ident))
+            elif event.kind == EMPTY:
+                allocator.empty_cache()
         return allocator.block_map()
 
 

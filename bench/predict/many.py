@@ -118,6 +118,7 @@ def _begin() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.dup2(2, 1)  # libraries that print do so where a parent's --json document is not
     warnings.simplefilter("ignore", FutureWarning)  # transformers' about its own names, one for each model
+    warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU")  # where none is meant to run
     torch.set_num_threads(1)
     global _predictor
     _predictor = Predictor()

@@ -81,7 +81,6 @@ class Simulator:
             job.load()
             for index in range(STEPS):
                 job.step(index)
-            job.own_optimizer_states()
             parameters = _parameters(job)
             managed = _managed_bytes(job)
             gradients = largest_gradients(job) if cell.optimizer_value.layerwise else {}
@@ -124,11 +123,14 @@ def roles_of(trace: Trace, shares: Mapping[str, str | None], gradients: Mapping[
             sums[trace.owners[event.ident]] += event.nbytes
     lines = {}
     for name, shared in shares.items():
-        held = [total for (role, kind, _), total in sums.items() if (role, kind) == (name, "gradients")]
+
+        def held(kind: str, name: str = name) -> int:
+            return max((total for (role, its, _), total in sums.items() if (role, its) == (name, kind)), default=0)
+
         lines[name] = RoleBytes(
-            weights_bytes=sums[name, "weights", 0],
-            gradients_bytes=gradients.get(name, max(held, default=0)),
-            optimizer_bytes=sums[name, "optimizer", 0],
+            weights_bytes=held("weights"),
+            gradients_bytes=gradients.get(name, held("gradients")),
+            optimizer_bytes=held("optimizer"),
             shares=shared,
         )
     return lines

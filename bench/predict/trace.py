@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-ALLOC, FREE, MARK = 0, 1, 2
+ALLOC, FREE, MARK, EMPTY = 0, 1, 2, 3
 
 
 Layer = tuple[int, int]
@@ -29,7 +29,7 @@ class Place(NamedTuple):
 
 class Event(NamedTuple):
     """`kind` ALLOC: `ident` (each only once) takes `nbytes`, made by `operator`. FREE: `ident` is gone. MARK: the phase is
-    now that of `place`."""
+    now that of `place`. EMPTY: cached memory goes back to the driver."""
 
     kind: int
     ident: int

@@ -26,10 +26,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vrambench.bench.ledger import own_weights, unpaged, weights
 from vrambench.bench.predict.shapes import KnownShapes, tensors_of
-from vrambench.bench.predict.trace import ALLOC, FREE, MARK, Event, Layer, Owner, Place, Trace
+from vrambench.bench.predict.trace import ALLOC, EMPTY, FREE, MARK, Event, Layer, Owner, Place, Trace
 from vrambench.methods.algorithms import Metrics
 from vrambench.methods.cell import Cell
-from vrambench.methods.device import Device
+from vrambench.methods.device import EMPTIES_CACHE, Device
 from vrambench.methods.job import Job
 from vrambench.methods.learner import Learner
 from vrambench.methods.models import layer_stacks
@@ -112,6 +112,7 @@ class Tracer(TorchDispatchMode):
         self._parameter_layers: dict[torch.Tensor, Layer | None] = {}
         self._parts: list[str] = []
         self._walking = False
+        self._walk_began = 0
         self._signposted = False
         """Every operator is about the parameter that was named last."""
         self._known: dict[nn.Module, Known] = {}
@@ -298,11 +299,27 @@ class Tracer(TorchDispatchMode):
         """Optimizers, and others, name what they do for profilers."""
         if operator == "profiler._record_function_enter_new.default":
             self._parts.append(args[0])
-        elif self._parts:
-            self._parts.pop()
+            if args[0] == EMPTIES_CACHE:
+                self._record(EMPTY, 0, 0)
+            elif args[0] == WALKS_PARAMETERS:
+                self._walk_began = len(self.trace.events)
+        elif self._parts and self._parts.pop() == WALKS_PARAMETERS:
+            self._end_walk()
         self._walking = any(part.startswith(WALKS) for part in self._parts)
         self._signposted = WALKS_PARAMETERS in self._parts
         self._working_on = None
+
+    def _end_walk(self) -> None:
+        """A walk that reached no further than the layer above the one that the backward pass is in is that one's work."""
+        events, here = self.trace.events, self._layer
+        layers = {event.place.layer for event in events[self._walk_began :]} - {None}
+        if here is None or not layers or not layers <= {here, (here[0], here[1] + 1)}:
+            return
+        for index in range(self._walk_began, len(events)):
+            event = events[index]
+            events[index] = event._replace(place=event.place._replace(layer=here))
+            if event.kind == ALLOC:
+                self._layers[event.ident] = here
 
     @property
     def _listed(self) -> bool:
@@ -332,7 +349,7 @@ class Tracer(TorchDispatchMode):
     def _layer_of(self, args: Any) -> Layer | None:
         """The one layer that all of an operator's tensors belong to, as far as they belong to any."""
         found = self._layers_of(args)
-        if not found and self._walking:
+        if not found and self._signposted:
             return self._working_on
         return found.pop() if len(found) == 1 else None
 
@@ -416,9 +433,10 @@ class TracedJob(Job):
             self._tracer.watch(name, role.module)
             self._tracer.own(weights(role.module), Owner(name, "weights"))
 
-    def own_optimizer_states(self) -> None:
-        """To be called when the optimizers have stepped."""
+    def _own_states(self, time: int) -> None:
+        """What the optimizers keep, and weights that they have put in the place of others."""
         for name, role in self.roles.items():
+            self._tracer.own(weights(role.module), Owner(name, "weights", time))
             if role.learner:
                 self._tracer.own(unpaged(role.learner.optimizer_state()), Owner(name, "optimizer"))
 
@@ -433,7 +451,9 @@ class TracedJob(Job):
 
     def step(self, index: int) -> Metrics:
         self._tracer.step(index)
-        return super().step(index)
+        metrics = super().step(index)
+        self._own_states(index + 1)
+        return metrics
 
     def _trained(self, name: str, module: nn.Module) -> Learner:
         self._tracer.watch(name, module)

@@ -278,6 +278,26 @@ def test_run_hands_on_what_was_typed(runner: Fake, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == "the table\nwrote first/report.html\n"
 
 
+@pytest.mark.parametrize(("typed", "prune"), [("--prune", True), ("--predict", False)])
+def test_a_run_on_cuda_predicts_first_where_asked(
+    typed: str, prune: bool, runner: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vrambench.bench.predict.many
+
+    cards: list[str | None] = []
+    monkeypatch.setattr(cli, "_device_name", lambda device: "cuda:0")
+    monkeypatch.setattr(cli, "_has_bf16", lambda device: True)
+    monkeypatch.setattr(
+        vrambench.bench.predict.many, "predict_all", lambda cells, card, *, tell: cards.append(card) or {"seen": cells}
+    )
+    calls = runner({"ok": 2})
+    assert cli.main(["run", "--device", "cuda", "--out", "first", "--budget", "rtx-4090", typed]) == 0
+    (call,) = calls
+    assert call["prune"] is prune
+    assert call["predict"](["a cell"]) == {"seen": ["a cell"]}
+    assert cards == ["rtx-4090"]
+
+
 def test_an_interrupted_run_says_how_to_go_on(runner: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     runner({"ok": 1}, interrupted=True)
     assert cli.main(["run", "--device", "cpu", "--out", "the first"]) == 130

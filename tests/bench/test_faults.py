@@ -101,9 +101,7 @@ def test_every_fault_has_its_status_and_the_next_cell_runs(here: Path, plan: Any
     }
     assert summary.counts == {"error": 4, "crashed": 2, "oom": 2, "ok": 1}
     assert summary.exit_code == 4
-    assert found["raises"].reason == (
-        "reward 'faults:raises' raised ValueError: the reward service is gone"
-    )
+    assert found["raises"].reason == ("reward 'faults:raises' raised ValueError: the reward service is gone")
     assert found["wants_to_exit"].reason == "reward 'faults:wants_to_exit' raised SystemExit: 3"
     assert "ValueError" in log(here / "run", cells["raises"])
     assert found["segfaults"].signal == "SIGSEGV"

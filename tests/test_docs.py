@@ -1,0 +1,129 @@
+"""docs/accuracy.py: its rows are cells that run on CUDA, it renders without predicting, and the committed page is its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from vrambench.bench.predict.forecast import Forecast, PredictedPhase, Share
+from vrambench.bench.result import Memory, Parameters
+from vrambench.bench.validity import check
+from vrambench.methods.cards import CARDS, Card
+from vrambench.methods.cell import Cell
+
+DOCS = Path(__file__).parents[1] / "docs"
+GIB = 2**30
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("accuracy", DOCS / "accuracy.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["accuracy"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+accuracy: Any = load()
+RECORDS = (*accuracy.ROWS, *accuracy.VERDICTS, *accuracy.SEEDS)
+
+
+def jobs_of(record: Any) -> dict[str, Any]:
+    return dict(record.jobs) if isinstance(record, accuracy.Seed) else {"": record.job}
+
+
+JOBS = {f"{record.id} {name}".strip(): job for record in RECORDS for name, job in jobs_of(record).items()}
+
+
+def forecast(cell: Cell, card: Card) -> Forecast:
+    """12 GiB allocated, 14 on the device, whatever the cell."""
+    memory = Memory(
+        requested_bytes=12 * GIB,
+        allocated_bytes=12 * GIB,
+        active_bytes=12 * GIB,
+        reserved_bytes=13 * GIB,
+        device_bytes=14 * GIB,
+    )
+    budget = card.usable_bytes or 0
+    return Forecast(
+        budget_bytes=budget,
+        verdict="fits" if budget >= 14 * GIB else "does not fit",
+        margin_bytes=budget - 14 * GIB,
+        band_bytes=0,
+        memory=memory,
+        phases=(
+            PredictedPhase(name="learn", step=0, allocated_bytes=1, reserved_bytes=1, device_bytes=1),
+            PredictedPhase(name="learn", step=1, allocated_bytes=12 * GIB, reserved_bytes=1, device_bytes=1),
+        ),
+        roles={},
+        parameters=Parameters(total=1, trainable=1),
+        limiting_phase="learn",
+        limiting_step=1,
+        limiting_role="policy",
+        at_peak=(Share(role="policy", kind="weights", nbytes=12 * GIB),),
+        fragmentation_bytes=GIB,
+        outside="",
+        seconds=0.0,
+    )
+
+
+def test_ids_are_unique() -> None:
+    ids = [record.id for record in RECORDS]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_every_job_is_a_cell_that_runs_on_its_card(name: str) -> None:
+    job = JOBS[name]
+    card = CARDS[job.card]
+    found = check(job.cell(), "cuda", bf16=card.capability >= (8, 0))
+    assert [finding.rule for finding in found if finding.kind == "reject"] == []
+    assert card.usable_bytes
+
+
+def test_errors_are_signed_and_in_the_rows_unit() -> None:
+    row = next(row for row in accuracy.ROWS if row.id == "torchao-adamw")
+    compared = accuracy.Compared(row, forecast(row.job.cell(), CARDS[row.job.card]))
+    assert compared.error() == pytest.approx(12 / 51.6 - 1)
+    assert compared.error("GB") == pytest.approx(12 * GIB / 51.6e9 - 1)
+
+
+def test_the_page_says_where_a_published_verdict_is_missed() -> None:
+    page = accuracy.render(forecast)
+    missed = re.findall(r"^\| (t4-\S+) .*\*\*no\*\* \|$", page, re.M)
+    assert missed == [row.id for row in accuracy.VERDICTS if not row.fits]
+    assert f"{len(accuracy.VERDICTS) - len(missed)} of {len(accuracy.VERDICTS)} published verdicts" in page
+    assert "learn 12.00 GiB" in page
+    assert page == accuracy.render(forecast)
+
+
+def test_the_committed_page_has_the_scripts_rows_and_figures() -> None:
+    """It is written by `make accuracy`: whoever changes rows writes it again."""
+    page = (DOCS / "accuracy.md").read_text()
+    rendered = accuracy.render(forecast)
+
+    def given(text: str) -> list[str]:
+        """What does not depend on predictions: each row's name, title, published figure and counter; reasons; headings."""
+        cells = [
+            " | ".join(line.split(" | ")[:4])
+            for line in text.splitlines()
+            if re.match(r"\| [a-z]+-?\S* \|.*\?? \|", line)
+        ]
+        tables = [
+            line for line in cells if line.split(" | ")[0].removeprefix("| ") in {row.id for row in accuracy.ROWS}
+        ]
+        sources = [line for line in text.splitlines() if line.startswith(("#", "- Source"))]
+        return [*tables, *sources]
+
+    assert given(page) == given(rendered)
+    for record in (*accuracy.VERDICTS, *accuracy.SEEDS):
+        assert f"| {record.id} |" in page
+    for row in accuracy.ROWS:
+        assert row.why.strip() in page
