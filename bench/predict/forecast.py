@@ -9,6 +9,7 @@ outside the allocator is added. The ledger is that of a measurement: requested <
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import Counter
 from typing import Literal
@@ -100,7 +101,13 @@ class Predictor:
         began = time.perf_counter()
         budget = budget_bytes or cell.workload.budget
         card = card or card_of(budget)
-        simulation = self.simulation(cell, card)
+        gc.disable()  # hundreds of thousands of small records, none of them in a cycle
+        try:
+            return self._forecast(self.simulation(cell, card), budget, card, began)
+        finally:
+            gc.enable()
+
+    def _forecast(self, simulation: Simulation, budget: int, card: Card | None, began: float) -> Forecast:
         outside = outside_allocator(card)
         free_run = Replay(simulation.trace, self._settings)
         device = free_run.reserved_bytes + outside.expected_bytes

@@ -28,11 +28,23 @@ class NotAlike(Exception):
 
 
 class Where(NamedTuple):
-    """An alloc in a layer that is repeated: the pair of runs, the place in them, and which of both layers."""
+    """An alloc in a layer that is repeated: which of both layers, and `base`: plus a layer's number, the ident of its copy
+    there."""
 
-    pair: int
-    offset: int
+    base: int
     layer: int
+
+
+class Step(NamedTuple):
+    """An event of a layer that is repeated. `base`: of the memory that it is about (None: it is about none), which is its own layer's
+    or a neighbour's (`relative`); in the lowest or highest of the copies that neighbour is no copy, and its memory is `lowest` or
+    `highest`."""
+
+    event: Event
+    base: int | None
+    relative: int = 0
+    lowest: int = -1
+    highest: int = -1
 
 
 @dataclass(frozen=True)
@@ -80,10 +92,10 @@ class _Extension:
         """Allocs of repeated layers."""
         self.outer: dict[int, int] = {}
         """Allocs of the first and the last layer: which."""
-        self.copies: dict[tuple[int, int, int], int] = {}
-        self.freed: Counter[tuple[int, int]] = Counter()
+        self.freed: Counter[int] = Counter()
+        """By base, how many copies are freed."""
         self.made = Trace()
-        self.next = max((event.ident for event in self.events), default=0) + 1
+        self.base = max((event.ident for event in self.events), default=0) + 1
 
     def _runs(self) -> list[tuple[int | None, int, int]]:
         """Runs of events of one layer of this stack: (layer, start, end). What belongs to no layer goes with the run before it."""
@@ -128,89 +140,90 @@ class _Extension:
     def extended(self) -> Trace:
         """The trace at the stack's real depth."""
         self._find_allocs()
-        plans = [self._plan(number, pair) for number, pair in enumerate(self.pairs)]
+        plans = [self._plan(pair) for pair in self.pairs]
         made = self.made
         done = 0
-        for number, pair in enumerate(self.pairs):
+        for pair, plan in zip(self.pairs, plans, strict=True):
             self._copy_outside(done, pair.start)
             layers = range(1, self.depth - 1)
             for layer in layers if pair.upwards else reversed(layers):
-                self._copy_layer(pair, plans[number], layer)
+                self._copy_layer(plan, layer)
             done = pair.end
         self._copy_outside(done, len(self.events))
-        for (pair_number, offset), count in self.freed.items():
+        for base, count in self.freed.items():
             if count != self.depth - 2:
-                raise NotAlike(f"{self._words(self.pairs[pair_number].first(offset))}: not freed in every layer")
+                first = (base - self.base) // self.depth
+                raise NotAlike(f"{self._words(first)}: not freed in every layer")
         return made
 
     def _find_allocs(self) -> None:
-        for number, pair in enumerate(self.pairs):
+        for pair in self.pairs:
             for offset in range(pair.length):
                 one, two = self.events[pair.first(offset)], self.events[pair.second(offset)]
                 if one.kind != two.kind or one.nbytes != two.nbytes or one.place.phase != two.place.phase:
                     raise NotAlike(f"{self._words(pair.first(offset))}: the next layer does something else")
                 if one.kind == ALLOC:
-                    self.where[one.ident] = Where(number, offset, FIRST)
-                    self.where[two.ident] = Where(number, offset, SECOND)
+                    base = self.base + pair.first(offset) * self.depth
+                    self.where[one.ident] = Where(base, FIRST)
+                    self.where[two.ident] = Where(base, SECOND)
         for layer, start, end in self._runs():
             if layer is not None and layer not in (FIRST, SECOND):
                 self.outer |= {event.ident: layer for event in self.events[start:end] if event.kind == ALLOC}
 
-    def _plan(self, number: int, pair: Pair) -> list[tuple[int, int, tuple[int, int], int, int]]:
-        """For each event of a layer: kind, which layer's memory it is about (relative), that memory's pair and offset; and the
-        idents to use instead at the stack's lower and upper end."""
+    def _plan(self, pair: Pair) -> list[Step]:
+        """What one layer does, in the first and in the second layer's words."""
         plan = []
         for offset in range(pair.length):
             one, two = self.events[pair.first(offset)], self.events[pair.second(offset)]
             if one.kind == ALLOC:
-                plan.append((ALLOC, 0, (number, offset), -1, -1))
-            elif one.kind != FREE:
-                plan.append((one.kind, 0, (number, offset), -1, -1))
+                plan.append(Step(one, self.where[one.ident].base))
+                continue
+            if one.kind != FREE:
+                plan.append(Step(one, None))
+                continue
+            a, b = self.where.get(one.ident), self.where.get(two.ident)
+            if a and b and a.layer == FIRST and b.layer == SECOND and a.base == b.base:
+                plan.append(Step(one, a.base))
+                self.freed[a.base] += self.depth - 2
+            elif b and b.layer == FIRST and self.outer.get(one.ident) == 0:
+                plan.append(Step(one, b.base, -1, lowest=one.ident))
+                self.freed[b.base] += self.depth - 3
+            elif a and a.layer == SECOND and self.outer.get(two.ident) == BUILT - 1:
+                plan.append(Step(one, a.base, 1, highest=two.ident))
+                self.freed[a.base] += self.depth - 3
             else:
-                a, b = self.where.get(one.ident), self.where.get(two.ident)
-                if a and b and a.layer == FIRST and b.layer == SECOND and a[:2] == b[:2]:
-                    plan.append((FREE, 0, (a.pair, a.offset), -1, -1))
-                elif b and b.layer == FIRST and self.outer.get(one.ident) == 0:
-                    plan.append((FREE, -1, (b.pair, b.offset), one.ident, -1))
-                elif a and a.layer == SECOND and self.outer.get(two.ident) == BUILT - 1:
-                    plan.append((FREE, 1, (a.pair, a.offset), -1, two.ident))
-                else:
-                    raise NotAlike(
-                        f"{self._words(pair.first(offset))}: frees what is not its layer's, nor a neighbour's"
-                    )
+                raise NotAlike(f"{self._words(pair.first(offset))}: frees what is not its layer's, nor a neighbour's")
         return plan
 
-    def _copy_layer(self, pair: Pair, plan: list[tuple[int, int, tuple[int, int], int, int]], layer: int) -> None:
-        last, made, trace = self.depth - 2, self.made, self.trace
-        for offset, (kind, relative, (owner, its), lower, upper) in enumerate(plan):
-            event = self.events[pair.first(offset)]
-            if kind == ALLOC:
-                ident = self._copy_of(owner, its, layer)
-                if event.ident in trace.hidden:
-                    made.hidden.add(ident)
-                if event.ident in trace.owners:
-                    made.owners[ident] = trace.owners[event.ident]
-            elif kind == FREE:
-                if relative < 0 and layer == 1:
-                    ident = lower
+    def _copy_layer(self, plan: list[Step], layer: int) -> None:
+        last, trace, made = self.depth - 2, self.trace, self.made
+        append = made.events.append
+        for event, base, relative, lowest, highest in plan:
+            kind, ident, nbytes, operator, place = event
+            if base is not None:
+                if kind == ALLOC:
+                    copy = base + layer
+                    if ident in trace.hidden:
+                        made.hidden.add(copy)
+                    if ident in trace.owners:
+                        made.owners[copy] = trace.owners[ident]
+                    ident = copy
+                elif relative < 0 and layer == 1:
+                    ident = lowest
                 elif relative > 0 and layer == last:
-                    ident = upper
+                    ident = highest
                 else:
-                    ident = self._copy_of(owner, its, layer + relative)
-                    self.freed[owner, its] += 1
-            else:
-                ident = event.ident
-            made.events.append(Event(kind, ident, event.nbytes, event.operator, event.place))
+                    ident = base + layer + relative
+            append(Event(kind, ident, nbytes, operator, place))
 
     def _copy_outside(self, start: int, end: int) -> None:
         made, trace = self.made, self.trace
         for event in self.events[start:end]:
             where = self.where.get(event.ident) if event.kind == FREE else None
             if where is not None:
+                self.freed[where.base] += 1
                 layer = 1 if where.layer == FIRST else self.depth - 2
-                ident = self._copy_of(where.pair, where.offset, layer)
-                self.freed[where.pair, where.offset] += 1
-                made.events.append(event._replace(ident=ident))
+                made.events.append(event._replace(ident=where.base + layer))
                 continue
             if event.kind == ALLOC and event.ident in trace.growth:
                 stack, per_layer = trace.growth[event.ident]
@@ -223,11 +236,3 @@ class _Extension:
             if event.ident in trace.owners:
                 made.owners[event.ident] = trace.owners[event.ident]
             made.events.append(event)
-
-    def _copy_of(self, pair: int, offset: int, layer: int) -> int:
-        key = (pair, offset, layer)
-        ident = self.copies.get(key)
-        if ident is None:
-            ident = self.copies[key] = self.next
-            self.next += 1
-        return ident

@@ -10,6 +10,7 @@ start. Models of many equal layers are built with four, and the trace is extende
 
 from __future__ import annotations
 
+import gc
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -63,6 +64,9 @@ class Simulator:
 
     def __init__(self) -> None:
         self._shapes = KnownShapes()
+        # Every trace begins with a collection, which need not look at what the libraries made at import.
+        gc.collect()
+        gc.freeze()
 
     def run(self, cell: Cell, card: Card | None = None) -> Simulation:
         """`cell` on `card`'s hardware (an RTX 3090's where none is named). Raises ConfigurationError as the job itself would."""

@@ -123,6 +123,7 @@ class Tracer(TorchDispatchMode):
         self._stale = False
         self._operator = ""
         self._handles: list[Any] = []
+        self._collects = True
 
     # --- what the job is doing ---
 
@@ -229,6 +230,7 @@ class Tracer(TorchDispatchMode):
     # --- what memory does ---
 
     def __enter__(self) -> Tracer:
+        self._collects = gc.isenabled()
         gc.collect()
         gc.disable()  # a cycle's late death would move events from run to run
         self._handles += [
@@ -246,7 +248,8 @@ class Tracer(TorchDispatchMode):
             handle.remove()
         self._handles.clear()
         self._live.clear()  # nobody listens any more to what is gone
-        gc.enable()
+        if self._collects:
+            gc.enable()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
