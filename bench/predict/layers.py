@@ -36,9 +36,9 @@ class Where(NamedTuple):
 
 
 class Step(NamedTuple):
-    """An event of a layer that is repeated. `base`: of the memory that it is about (None: it is about none), which is its own layer's
-    or a neighbour's (`relative`); in the lowest or highest of the copies that neighbour is no copy, and its memory is `lowest` or
-    `highest`."""
+    """An event of a layer that is repeated. `base`: of the memory that it is about (None: it is about none), which is its own
+    layer's or a neighbour's (`relative`); in the lowest or highest of the copies that neighbour is no copy, and its memory is
+    `lowest` or `highest`."""
 
     event: Event
     base: int | None
