@@ -125,12 +125,16 @@ class Predictor:
                 free_run.oom, free_run.oom_phase, verdict = capped.oom, capped.oom_phase, "does not fit"
         return _forecast(simulation, chosen, budget, verdict, band, outside, time.perf_counter() - began)
 
+    def forget(self) -> None:
+        """The simulations; what was learnt of operators stays."""
+        self._simulations.clear()
+
     def simulation(self, cell: Cell, card: Card | None = None) -> Simulation:
         """The simulated job, kept for the next question about the same cell."""
         work = cell.workload.model_copy(update={"budget": 1})
         key = (cell.model_copy(update={"workload": work}).id, card.name if card else None)
         if key not in self._simulations:
-            self._simulations.clear()
+            self.forget()
             self._simulations[key] = self._simulator.run(cell, card)
         return self._simulations[key]
 
