@@ -3,6 +3,7 @@ run."""
 
 from __future__ import annotations
 
+import gzip
 import importlib.machinery
 import importlib.util
 import json
@@ -60,7 +61,10 @@ def test_every_axis_value_has_a_cell_on_the_gpu_and_no_rule_forbids_one() -> Non
 def test_the_measured_matrix_is_valid_as_a_whole() -> None:
     planned = select(load_matrix(GPU_TESTS / "measured.yaml"), Selection(), "cuda", bf16=True)
     assert {cell.verdict for cell in planned.cells} == {"valid"}
-    assert {cell.cell.workload.model for cell in planned.cells} == {"gpt2", "llama-3.2-3b", "llama-2-7b"}
+    assert {cell.cell.workload.model for cell in planned.cells} == {"gpt2", "llama-1b", "llama-3.2-3b", "llama-2-7b"}
+    assert len(planned.cells) >= 60
+    for axis, registry in AXES.items():
+        assert {cell.cell.axes[axis] for cell in planned.cells} == set(registry), axis
 
 
 def test_a_rehearsal_has_the_same_parts_on_the_cpu(gpu_run: ModuleType, tmp_path: Path) -> None:
@@ -74,6 +78,8 @@ def test_a_rehearsal_has_the_same_parts_on_the_cpu(gpu_run: ModuleType, tmp_path
     for part in rehearsed:
         assert "cuda" not in part.command
     assert all(part.results == part.name for part in real if "run" in part.command)
+    assert {part.name for part in real if "--predict" in part.command} == {"smoke", "measured", "20b"}
+    assert not any("--predict" in part.command for part in rehearsed), "predictions are for CUDA"
 
 
 @pytest.mark.parametrize("rehearse", [False, True])
@@ -89,14 +95,14 @@ def test_the_selectors_of_every_run_are_understood(
         if part.results is None:
             continue
         words = part.command[part.command.index("run") + 1 : part.command.index("--out")]
-        assert main(["plan", *words, "--json"]) == 0, part.name
+        assert main(["plan", *words, "--no-predict", "--json"]) == 0, part.name
         verdicts = {cell["verdict"] for cell in json.loads(capsys.readouterr().out)["cells"]}
         assert "valid" in verdicts, part.name
 
 
 def test_arguments_are_checked(gpu_run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_run.main(["--only", "doctor,smokes"]) == 2
-    assert "no part 'smokes'; there are doctor, tests, workspaces, smoke" in capsys.readouterr().err
+    assert "no part 'smokes'; there are doctor, tests, workspaces, replay, smoke" in capsys.readouterr().err
     assert gpu_run.main(["--plan", "--only", "20b"]) == 0
     told = capsys.readouterr().out
     assert told.startswith("20b: ")
@@ -172,6 +178,14 @@ def test_parts_are_bounded_kept_and_resumed(gpu_run: ModuleType, tmp_path: Path)
     assert (tmp_path / "work" / "doctor.json").read_text() == "kept"
     assert call(gpu_run, plan[:1], tmp_path, again=["good"]) == 0
     assert json.loads((tmp_path / "work" / "doctor.json").read_text()) == {"a": 1}
+
+
+def test_what_reads_results_runs_again_after_new_ones(gpu_run: ModuleType, tmp_path: Path) -> None:
+    count = f"open({str(tmp_path / 'count')!r}, 'a').write('x')"
+    plan = [python_part(gpu_run, "measures", ""), python_part(gpu_run, "reads", count, reads=("measures",))]
+    for again, expected in (([], 1), ([], 1), (["measures"], 2)):
+        assert call(gpu_run, plan, tmp_path, again=again) == 0
+        assert len((tmp_path / "count").read_text()) == expected
 
 
 def test_what_no_time_is_left_for_is_not_begun(gpu_run: ModuleType, tmp_path: Path) -> None:
@@ -273,3 +287,103 @@ def test_the_summary_names_operators_that_hid_something_else(gpu_run: ModuleType
         "  aten.mm.default: RuntimeError: no",
     ]
     assert gpu_run.workspaces_told(tmp_path / "none.jsonl") == []
+
+
+# --- recorded jobs ---
+
+
+@pytest.fixture(scope="module")
+def gpu_replay() -> ModuleType:
+    """The script tests/gpu/replay.py as a module."""
+    spec = importlib.util.spec_from_file_location("vrambench_gpu_replay", GPU_TESTS / "replay.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("tiny", [False, True])
+def test_every_recorded_cell_is_valid(gpu_replay: ModuleType, tiny: bool) -> None:
+    from vrambench.bench.validity import check
+
+    for case in gpu_replay.CASES:
+        assert [finding.id for finding in check(case.cell(tiny), "cuda") if finding.kind == "reject"] == [], case.name
+
+
+def test_a_recording_that_the_model_made_is_repeated_and_a_changed_one_is_not(
+    gpu_replay: ModuleType, tmp_path: Path
+) -> None:
+    from vrambench.bench.allocator import Allocator
+    from vrambench.bench.snapshot import read_snapshot, snapshot_of
+
+    allocator = Allocator(record=True)
+    handles = [allocator.malloc(size) for size in (1000, 3 * 2**20, 2000)]
+    allocator.free(handles[1])
+    snapshot = snapshot_of(allocator)
+    row = gpu_replay.replayed(snapshot)
+    assert row["exact"] is True
+    assert row["recorded"] == row["predicted"]
+    assert row["predicted"] == {
+        "requested_bytes": 3000 + 3 * 2**20, "allocated_bytes": 1024 + 3 * 2**20 + 2048, "reserved_bytes": 22 * 2**20,
+    }  # fmt: skip
+
+    keep = tmp_path / "kept.pickle.gz"
+    gpu_replay.keep_snapshot(snapshot, keep)
+    assert gpu_replay.replayed(read_snapshot(gzip.decompress(keep.read_bytes()))) == row
+
+    last = [entry for entry in snapshot["device_traces"][0] if entry["action"] == "alloc"][-1]
+    last["addr"] += 512
+    block = next(one for one in snapshot["segments"][0]["blocks"] if one["requested_size"] == 2000)
+    before = next(one for one in snapshot["segments"][0]["blocks"] if one["state"] == "inactive")
+    assert before["address"] > block["address"]
+    blocks = snapshot["segments"][0]["blocks"]
+    gap = block | {"size": 512, "requested_size": 0, "state": "inactive"}
+    blocks.insert(blocks.index(block), gap)
+    block["address"] += 512
+    before["address"] += 512
+    before["size"] -= 512
+    moved = gpu_replay.replayed(snapshot)
+    assert moved["exact"] is False
+    assert snapshot["device_traces"][0][moved["moved_entry"]] is last
+
+
+def test_a_cell_is_recorded_in_a_process_of_its_own(gpu_replay: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
+    assert gpu_replay.main(["--device", "cpu", "--tiny", "--only", "sft", "--seconds", "0.1"]) == 1
+    row = json.loads(capfd.readouterr().out)
+    assert (row["exact"], row["error"]) == (None, "not done after 0 s")
+    assert gpu_replay.main(["--device", "cpu", "--tiny", "--only", "expandable"]) == 0
+    row = json.loads(capfd.readouterr().out)
+    assert row["exact"] is True
+    assert row["recorded"] == row["predicted"] == row["simulated"]
+    assert row["settings"] == "expandable_segments:True"
+
+
+def test_the_summary_tells_of_replays_and_accuracy(gpu_run: ModuleType, tmp_path: Path) -> None:
+    sizes = {"requested_bytes": 100, "allocated_bytes": 200, "reserved_bytes": 400}
+    row = {
+        "cell": "sft", "exact": True, "error": None, "recorded": sizes, "simulation_error": None,
+        "simulated": sizes | {"reserved_bytes": 404}, "moved_entry": None, "events": 9,
+    }  # fmt: skip
+    bad = row | {
+        "cell": "zero2",
+        "exact": False,
+        "moved_entry": 4,
+        "simulated": None,
+        "simulation_error": "KeyError: 1",
+    }
+    failed = row | {"cell": "ppo", "exact": None, "error": "RuntimeError: no"}
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (row, bad, failed)))
+    assert gpu_run.replay_told(tmp_path / "r.jsonl") == [
+        "replay: 1 of 3 recorded jobs exact",
+        "  sft: exact; simulated requested +0.00%, allocated +0.00%, reserved +1.00%",
+        "  zero2: not exact, moved at entry 4 of 9; not simulated: KeyError: 1",
+        "  ppo: RuntimeError: no",
+    ]
+    assert gpu_run.replay_told(tmp_path / "none.jsonl") == []
+    (tmp_path / "a.json").write_text(json.dumps({"rows": [], "results": 3}))
+    assert gpu_run.accuracy_told(tmp_path / "a.json") == [
+        "accuracy: none of 3 results has both a prediction and measured memory"
+    ]
+    assert gpu_run.accuracy_told(tmp_path / "none.json") == []

@@ -1,0 +1,263 @@
+#!/usr/bin/env python3
+"""Is the model of CUDA's caching allocator exact? Real jobs are recorded, and what they asked for is replayed.
+
+    tests/gpu/replay.py --device cuda --keep inexact.pickle.gz    > replay.jsonl
+    tests/gpu/replay.py --device cpu --tiny      the simulated jobs' requests instead, recorded by the model itself
+    tests/gpu/replay.py --only sft,expandable    these cells alone
+
+Each cell has a process of its own and a time limit. Its job loads and takes three steps while the allocator's history is
+recorded; `vrambench.bench.snapshot` then replays the requests. One JSON object a line: `cell`, the `recorded` and the
+`predicted` peaks (requested, allocated, reserved bytes), `exact`, `moved_entry` (the first entry of the trace that the
+model served from another address), `same_end`, `events`, the `gpu` and the versions; `simulated` has the same peaks from
+the simulated job, which knows nothing of the recording. Null where nothing came out, with an `error`. `--keep`: the
+snapshot of the first inexact cell, if it has at most 20 MB. Exit code: 0, or 1 if a cell failed or is not exact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import gzip
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vrambench.bench.allocator import Allocator, AllocatorSettings
+from vrambench.bench.allocator.settings import ENVIRONMENT
+from vrambench.bench.predict.forecast import Replay
+from vrambench.bench.predict.simulate import Simulator
+from vrambench.bench.predict.trace import ALLOC, EMPTY, FREE, Trace
+from vrambench.bench.snapshot import replay_snapshot, snapshot_of
+from vrambench.methods.cards import CARDS, Card
+from vrambench.methods.cell import Cell, resolve
+from vrambench.methods.device import get_device
+from vrambench.methods.job import Job
+
+STEPS = 3
+SECONDS = 150
+"""A cell's limit, imports included."""
+MAX_ENTRIES = 20_000_000
+"""Of the history: it is a ring, and a recording that has lost its beginning proves nothing."""
+KEPT_BYTES = 20_000_000
+
+FULL = {"precision": "bf16", "adapter": "none", "optimizer": "adamw_torch", "offload": "none", "algorithm": "sft"}
+SIZES: dict[str, Any] = {
+    "model": "gpt2",
+    "batch_size": 2,
+    "rollout_batch": 2,
+    "prompt_tokens": 128,
+    "response_tokens": 32,
+    "reward": "tokens",
+    "budget": "4TiB",
+    "ppo": {"epochs": 2},
+    "galore": {"rank": 64, "update_proj_gap": 2},
+    "zero": {"reduce_bucket_size": 16_777_216},
+}
+TINY: dict[str, Any] = {
+    "model": "tiny",
+    "prompt_tokens": 8,
+    "response_tokens": 8,
+    "galore": {"rank": 4, "update_proj_gap": 2},
+    "zero": {"reduce_bucket_size": 100_000},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of cell: what it has other than FULL and SIZES, and the allocator's options."""
+
+    name: str
+    axes: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    conf: str = ""
+
+    def cell(self, tiny: bool) -> Cell:
+        return resolve(FULL | self.axes, SIZES | self.settings | (TINY if tiny else {}))
+
+
+CASES = (
+    Case("sft"),
+    Case("ppo-lora-nf4", {"algorithm": "ppo", "adapter": "lora", "precision": "nf4"}),
+    Case("remax-lora-int8", {"algorithm": "remax", "adapter": "lora", "precision": "int8"}),
+    Case("galore-layerwise", {"optimizer": "galore_adamw_layerwise"}, {"max_grad_norm": 0}),
+    Case("ppo-amp-value", {"algorithm": "ppo", "precision": "bf16_amp"}, {"value": "separate"}),
+    Case("zero2", {"offload": "zero2_optimizer"}),
+    Case("expandable", conf="expandable_segments:True"),
+    Case("ppo-split", {"algorithm": "ppo"}, conf="max_split_size_mb:64"),
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Recorded jobs against the model of the caching allocator.")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="tiny models")
+    parser.add_argument("--only", default="", metavar="CELL,CELL", help=", ".join(case.name for case in CASES))
+    parser.add_argument("--keep", type=Path, help="where the first inexact cell's snapshot goes")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="each cell's time limit")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # the cell's own process, which writes its row into --row
+    parser.add_argument("--row", type=Path, help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    named = {case.name: case for case in CASES}
+    if chosen.one:
+        row = observed_row(named[chosen.one], chosen.device == "cuda", chosen.tiny, chosen.keep)
+        chosen.row.write_text(json.dumps(row))
+        return 0
+    wanted = [name for name in chosen.only.split(",") if name] or list(named)
+    for name in wanted:
+        if name not in named:
+            parser.error(f"no cell {name!r}; there are {', '.join(named)}")
+    good = True
+    for name in wanted:
+        row = row_of(named[name], chosen)
+        good &= row["exact"] is True
+        print(json.dumps(row), flush=True)
+    return 0 if good else 1
+
+
+def row_of(case: Case, chosen: argparse.Namespace) -> dict[str, Any]:
+    """A cell's row, from a process of its own; what that process prints goes to stderr."""
+    with tempfile.TemporaryDirectory() as folder:
+        row = Path(folder) / "row.json"
+        command = [sys.executable, "-P", __file__, "--one", case.name, "--row", str(row), "--device", chosen.device]
+        command += ["--tiny"] if chosen.tiny else []
+        command += ["--keep", str(chosen.keep)] if chosen.keep else []
+        environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
+        # The name that every torch from 2.8 on reads.
+        environment |= {"PYTORCH_CUDA_ALLOC_CONF": case.conf} if case.conf else {}
+        try:
+            done = subprocess.run(command, env=environment, stdout=sys.stderr.fileno(), timeout=chosen.seconds)
+        except subprocess.TimeoutExpired:
+            return empty_row(case) | {"error": f"not done after {chosen.seconds:.0f} s"}
+        if done.returncode or not row.exists():
+            return empty_row(case) | {"error": f"its process ended with code {done.returncode}"}
+        return json.loads(row.read_text())
+
+
+def empty_row(case: Case) -> dict[str, Any]:
+    row: dict[str, Any] = {"cell": case.name, "settings": case.conf}
+    row |= dict.fromkeys(("name", "recorded", "predicted", "exact", "moved_entry", "same_end", "began_empty", "events"))
+    return row | {"simulated": None, "simulation_error": None, "gpu": None, "torch": torch.__version__, "error": None}
+
+
+def observed_row(case: Case, on_gpu: bool, tiny: bool, keep: Path | None) -> dict[str, Any]:
+    """Runs the cell here: records, replays, and simulates."""
+    row = empty_row(case)
+    try:
+        cell = case.cell(tiny)
+        row["name"] = cell.name
+        if on_gpu:
+            row["gpu"] = torch.cuda.get_device_name(0)
+            snapshot, total_bytes = recorded(cell), torch.cuda.get_device_properties(0).total_memory
+        else:
+            trace = Simulator().run(cell).trace
+            snapshot, total_bytes = snapshot_of(fed(trace, AllocatorSettings.parse(case.conf))), None
+        row |= replayed(snapshot, total_bytes)
+        if not row["exact"] and keep is not None:
+            keep_snapshot(snapshot, keep)
+    except Exception as error:  # one cell's fault is a row, not the end
+        return row | {"error": told(error)}
+    try:
+        row["simulated"] = simulated(cell, AllocatorSettings.parse(case.conf), card_here() if on_gpu else None)
+    except Exception as error:
+        row["simulation_error"] = told(error)
+    return row
+
+
+def recorded(cell: Cell) -> dict[str, Any]:
+    """The snapshot after the job's loading and steps on the GPU, with every request since before it."""
+    device = get_device("cuda")
+    torch.cuda.init()
+    # No stacks: millions of entries are to fit into the host's memory.
+    torch.cuda.memory._record_memory_history(enabled="all", context=None, max_entries=MAX_ENTRIES)
+    job = Job(cell, device)
+    job.load()
+    for index in range(STEPS):
+        job.step(index)
+    device.synchronize()
+    snapshot = torch.cuda.memory._snapshot()
+    torch.cuda.memory._record_memory_history(enabled=None)
+    entries = max((len(trace) for trace in snapshot["device_traces"]), default=0)
+    if not 0 < entries < MAX_ENTRIES:
+        raise RuntimeError(f"the history has {entries} entries of at most {MAX_ENTRIES}: not the whole job")
+    return snapshot
+
+
+def fed(trace: Trace, settings: AllocatorSettings) -> Allocator:
+    """A recording allocator after a simulated job's requests."""
+    allocator, handles = Allocator(settings, record=True), dict[int, int]()
+    for event in trace.events:
+        if event.kind == ALLOC:
+            handles[event.ident] = allocator.malloc(event.nbytes)
+        elif event.kind == FREE:
+            allocator.free(handles.pop(event.ident))
+        elif event.kind == EMPTY:
+            allocator.empty_cache()
+    return allocator
+
+
+def replayed(snapshot: dict[str, Any], total_bytes: int | None = None) -> dict[str, Any]:
+    """The part of a row that a snapshot of one device gives."""
+    (device,) = replay_snapshot(snapshot, total_bytes=total_bytes)
+    stats, found = device.predicted, device.recorded
+    return {
+        "recorded": peaks(found.requested_bytes, found.allocated_bytes, found.reserved_bytes),
+        "predicted": peaks(stats.requested.peak, stats.allocated.peak, stats.reserved.peak),
+        "exact": device.exact,
+        "moved_entry": device.moved_entry,
+        "same_end": device.same_end,
+        "began_empty": device.began_empty,
+        "events": len(snapshot["device_traces"][device.device]),
+    }
+
+
+def simulated(cell: Cell, settings: AllocatorSettings, card: Card | None) -> dict[str, int]:
+    """The peaks of the simulated job, on the hardware of `card`."""
+    replay = Replay(Simulator().run(cell, card).trace, settings)
+    return peaks(replay.requested_bytes, replay.allocated_bytes, replay.reserved_bytes)
+
+
+def peaks(requested: int, allocated: int, reserved: int) -> dict[str, int]:
+    return {"requested_bytes": requested, "allocated_bytes": allocated, "reserved_bytes": reserved}
+
+
+def card_here() -> Card | None:
+    """The known card whose hardware this GPU has, if there is one."""
+    found = torch.cuda.get_device_properties(0)
+    shape = (found.major, found.minor), found.multi_processor_count
+    alike = [card for card in CARDS.values() if (card.capability, card.multiprocessors) == shape]
+    return min(alike, key=lambda card: abs(card.marked_bytes - found.total_memory), default=None)
+
+
+def keep_snapshot(snapshot: dict[str, Any], file: Path) -> None:
+    """Writes the snapshot without its stacks and annotations, unless an earlier one is there or it is too large."""
+    if file.exists():
+        return
+    plain = snapshot | {"device_traces": [list(without_stacks(trace)) for trace in snapshot["device_traces"]]}
+    data = gzip.compress(pickle.dumps(plain), compresslevel=6)
+    if len(data) <= KEPT_BYTES:
+        file.write_bytes(data)
+    else:
+        print(f"a snapshot of {len(data)} bytes was not kept", file=sys.stderr)
+
+
+def without_stacks(trace: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for entry in trace:
+        yield {key: value for key, value in entry.items() if key not in ("frames", "time_us", "compile_context")}
+
+
+def told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}"
+
+
+if __name__ == "__main__":
+    gc.disable()  # collections would end lives at other times than a simulated job does
+    sys.exit(main())
