@@ -270,7 +270,7 @@ def test_a_run_that_is_ended_in_the_middle_goes_on_where_it_was(here: Path, endi
     log = wait_for(lambda: next((path for path in hanging_logs(here)), None), process)
     worker = int(log.read_text().split("hanging in ")[1].split()[0])
     process.send_signal(ending)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=180)
     finished = {path.name for path in (here / "run" / "cells").glob("*.json")}
     assert len(finished) == 2
     if ending is signal.SIGKILL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -89,4 +90,8 @@ def test_killing_takes_the_processes_with_it_that_a_job_started(tmp_path: Path) 
 
     kill(Process())
     assert job.returncode == -signal.SIGKILL
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    with contextlib.suppress(psutil.NoSuchProcess):
+        ending = time.monotonic() + 20
+        while psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < ending
+            time.sleep(0.05)
