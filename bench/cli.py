@@ -17,7 +17,7 @@ import os
 import shlex
 import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,9 +30,11 @@ from vrambench.methods.errors import ConfigurationError, UnknownValue
 if TYPE_CHECKING:
     from vrambench.bench.matrix import Matrix
     from vrambench.bench.plan import Plan, PlannedCell
+    from vrambench.bench.predict.many import Outcome
     from vrambench.bench.runner import Predict
     from vrambench.bench.selection import Selection
     from vrambench.methods.cards import Card
+    from vrambench.methods.cell import Cell
 
 EXIT_DOES_NOT_FIT, EXIT_USAGE, EXIT_FAILED, EXIT_INTERRUPTED = 1, 2, 4, 130
 
@@ -114,7 +116,7 @@ def plan(
         loaded = _load(matrix)
         planned = _plan(loaded, selection, _planned_for(device))
         if predict or (predict is None and planned.device == "cuda"):
-            planned = planned.predicted(_predict_all(selection)(planned.valid))
+            planned = planned.predicted(_predict_all(selection)(planned.valid, None))
         if as_json:
             print(json.dumps(planned.document(), indent=1), file=out)
         else:
@@ -370,10 +372,11 @@ def _card(selection: Selection) -> Card | None:
 
 
 def _predict_all(selection: Selection) -> Predict:
-    """How cells are predicted: in processes of their own, with a line on stderr that says how many are done."""
+    """How cells are predicted: in processes of their own, with a line on stderr that says how many are done; for the GPU that they
+    run on, else for the card that the budget names."""
     from vrambench.bench.predict.many import predict_all
 
-    card = _card(selection)
+    named = _card(selection)
 
     def tell(done: int, total: int) -> None:
         live = sys.stderr.isatty()
@@ -381,7 +384,11 @@ def _predict_all(selection: Selection) -> Predict:
             end = "\n" if done == total or not live else ""
             print(f"{chr(13) if live else ''}predicted {done} of {total} cells", end=end, file=sys.stderr, flush=True)
 
-    return lambda cells: predict_all(cells, card.name if card else None, tell=tell)
+    def predict(cells: Sequence[Cell], here: Card | None) -> Mapping[str, Outcome]:
+        card = here or named
+        return predict_all(cells, card.name if card else None, tell=tell)
+
+    return predict
 
 
 def _say(text: str) -> None:

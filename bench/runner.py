@@ -26,6 +26,7 @@ from vrambench.bench.environment import describe_environment, same_hardware, usa
 from vrambench.bench.measure import Progress
 from vrambench.bench.oom import NATIVE_EXIT
 from vrambench.bench.plan import PlannedCell
+from vrambench.bench.predict.cards import card_described
 from vrambench.bench.result import FAILED, OutOfMemory, Result, Sample, Status, Throughput
 from vrambench.bench.store import RunFolder, dump_result
 from vrambench.bench.worker import BOARD_BYTES, JobOrder, prepare, read_board, work
@@ -35,8 +36,9 @@ from vrambench.methods.errors import ConfigurationError
 if TYPE_CHECKING:
     from vrambench.bench.predict.forecast import Forecast
     from vrambench.bench.predict.many import Outcome
+    from vrambench.methods.cards import Card
 
-Predict = Callable[[Sequence[Cell]], Mapping[str, "Outcome"]]
+Predict = Callable[[Sequence[Cell], "Card | None"], Mapping[str, "Outcome"]]
 
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 4, 130
 POLL_SECONDS = 0.25
@@ -115,8 +117,8 @@ def run(
 ) -> Summary:
     """Runs what `folder` does not hold yet; `timeout` in seconds for each job, `retry` the statuses to run again,
     `repeat` samples for each cell, `about` more to store in run.json (the command line, the profile). `predict`: asked
-    for the outcomes of what is to run, whose memory then stands beside what is measured; with `prune`, a cell that is
-    predicted to need far more than its budget is not started.
+    for the outcomes of what is to run, on the known card that the GPU is (None: on none), whose memory then stands
+    beside what is measured; with `prune`, a cell that is predicted to need far more than its budget is not started.
 
     Raises ConfigurationError where another run holds the folder, or it was begun on other hardware.
     """
@@ -256,7 +258,7 @@ class _Run:
     def _predicted(self, tasks: list[_Task], predict: Predict) -> list[_Task]:
         """Has each cell predicted, stores the results of those that are pruned, and gives the others."""
         self.listener.message(f"predicting {len(tasks)} cells" if len(tasks) > 1 else "predicting 1 cell")
-        outcomes = predict([task.planned.cell for task in tasks])
+        outcomes = predict([task.planned.cell for task in tasks], card_described(self.environment["gpu"]))
         left = []
         for task in tasks:
             outcome = outcomes.get(task.planned.cell.id)

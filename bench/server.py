@@ -66,7 +66,7 @@ class Server:
         """A started process that runs `target(*arguments)`."""
         self.start()  # whoever ended the server meanwhile: the next one gets the same environment
         process = CONTEXT.Process(target=target, args=arguments, daemon=True)
-        with _without_main():
+        with without_main():
             process.start()
         return process
 
@@ -84,8 +84,8 @@ def kill(process: Any) -> None:
 
 
 @contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """Hides this process' own script while a job is started: multiprocessing would run it once more in every job."""
+def without_main() -> Iterator[None]:
+    """Hides this process' own script while processes are started: multiprocessing would run it once more in each."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:

@@ -62,7 +62,7 @@ class PlainLearner:
         self._steps_in_backward = cell.optimizer_value.layerwise
         self._mark = cell.optimizer_value.mark_phases
         self._scaler = device.grad_scaler(cell.precision_value.loss_scaling)
-        self._initial_scale = 2.0**16  # GradScaler's own
+        self._initial_scale = self._scaler.get_scale()
 
     def forward(self) -> AbstractContextManager[Any]:
         return self._device.autocast(self._autocast)

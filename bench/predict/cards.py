@@ -5,9 +5,11 @@ In: a card of `vrambench.methods.cards`, or None where the target is only a numb
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
 
 from vrambench.methods.cards import CARDS, Card
 
@@ -45,6 +47,29 @@ class Outside(NamedTuple):
     expected_bytes: int
     high_bytes: int
     reason: str
+
+
+def card_like(capability: tuple[int, int], total_bytes: int) -> Card | None:
+    """The known card that a GPU of this compute capability and memory is: the nearest within a tenth of its bytes."""
+    alike = [
+        card
+        for card in CARDS.values()
+        if card.capability == capability and abs(card.marked_bytes - total_bytes) < total_bytes / 10
+    ]
+    return min(alike, key=lambda card: abs(card.marked_bytes - total_bytes), default=None)
+
+
+def card_described(gpu: Mapping[str, Any] | None) -> Card | None:
+    """The known card that the `gpu` of a result's environment is."""
+    if not gpu or not gpu.get("total_bytes") or not gpu.get("compute_capability"):
+        return None
+    major, minor = gpu["compute_capability"].split(".")
+    return card_like((int(major), int(minor)), gpu["total_bytes"])
+
+
+def card_here() -> Card | None:
+    """The known card that torch's first GPU is; initialises CUDA."""
+    return card_like(torch.cuda.get_device_capability(0), torch.cuda.get_device_properties(0).total_memory)
 
 
 def hardware(card: Card | None) -> Hardware:

@@ -14,8 +14,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
-import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from vrambench.bench.predict.forecast import Forecast, Predictor
 from vrambench.bench.result import Record
+from vrambench.bench.server import without_main
 from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import Cell, from_flat
 from vrambench.methods.errors import ConfigurationError
@@ -61,7 +60,7 @@ def predict_all(
         return outcomes
     used = min(processes, len(chunks)) if len(distinct) > WORTH_A_PROCESS else 1
     tell(0, len(distinct))
-    with _pool(used) as pool, _without_main():
+    with _pool(used) as pool, without_main():
         futures = {pool.submit(_predict, [cell.flat() for cell in chunk], card): chunk for chunk in chunks}
         left: set[Future[list[Outcome]]] = set(futures)
         while left:
@@ -94,17 +93,6 @@ def _pool(processes: int) -> Iterator[Executor]:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """Hides this process' own script while processes are started: multiprocessing would run it once more in each."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 _predictor: Predictor | None = None  # one for each process of the pool, which has no other place to keep it

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from vrambench.bench.predict.cards import card_described
+from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import resolve
 
 GIB = 2**30
@@ -19,15 +20,8 @@ H100 = {"name": "NVIDIA H100 80GB HBM3", "compute_capability": "9.0", "total_byt
 
 
 @pytest.fixture(scope="module")
-def compare() -> ModuleType:
-    """The script tests/gpu/compare.py as a module."""
-    spec = importlib.util.spec_from_file_location("vrambench_gpu_compare", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def compare(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("tests/gpu/compare.py")
 
 
 def sizes(allocated: float | None, reserved: float | None, device: float | None) -> dict[str, int | None]:
@@ -112,11 +106,12 @@ def test_runs_without_predictions_are_no_error(
     assert compare.main([str(tmp_path / "nowhere")]) == 2
 
 
-def test_the_known_card_is_found_by_its_memory(compare: ModuleType) -> None:
-    assert compare.card_of(H100).name == "h100-80gb"
-    assert compare.card_of(H100 | {"total_bytes": int(139.8 * GIB)}).name == "h200"
-    assert compare.card_of(H100 | {"total_bytes": 94 * GIB}) is None
-    assert compare.card_of(None) is None
+def test_the_known_card_is_found_by_its_memory() -> None:
+    assert card_described(H100) == CARDS["h100-80gb"]
+    assert card_described(H100 | {"total_bytes": int(139.8 * GIB)}) == CARDS["h200"]
+    assert card_described(H100 | {"total_bytes": 94 * GIB}) is None
+    assert card_described(H100 | {"compute_capability": None}) is None
+    assert card_described(None) is None
 
 
 def test_anew_predicts_for_the_gpu_that_was_measured(compare: ModuleType) -> None:

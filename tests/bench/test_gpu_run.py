@@ -4,14 +4,13 @@ run."""
 from __future__ import annotations
 
 import gzip
-import importlib.machinery
-import importlib.util
 import json
 import subprocess
 import sys
 import tarfile
 import zipfile
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,15 +27,8 @@ GPU_TESTS = Path(__file__).resolve().parents[1] / "gpu"
 
 
 @pytest.fixture(scope="module")
-def gpu_run() -> ModuleType:
-    """The script tests/gpu/run as a module."""
-    loader = importlib.machinery.SourceFileLoader("vrambench_gpu_run", str(GPU_TESTS / "run"))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[loader.name] = module
-    loader.exec_module(module)
-    return module
+def gpu_run(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("tests/gpu/run")
 
 
 def python_part(gpu_run: ModuleType, name: str, code: str, **more: Any) -> Any:
@@ -226,15 +218,8 @@ def test_the_summary_tells_of_tests_cells_and_cost(gpu_run: ModuleType, tmp_path
 
 
 @pytest.fixture(scope="module")
-def gpu_workspaces() -> ModuleType:
-    """The script tests/gpu/workspaces.py as a module."""
-    spec = importlib.util.spec_from_file_location("vrambench_gpu_workspaces", GPU_TESTS / "workspaces.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def gpu_workspaces(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("tests/gpu/workspaces.py")
 
 
 def test_every_operator_of_the_table_that_jobs_use_is_measured(
@@ -293,15 +278,8 @@ def test_the_summary_names_operators_that_hid_something_else(gpu_run: ModuleType
 
 
 @pytest.fixture(scope="module")
-def gpu_replay() -> ModuleType:
-    """The script tests/gpu/replay.py as a module."""
-    spec = importlib.util.spec_from_file_location("vrambench_gpu_replay", GPU_TESTS / "replay.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def gpu_replay(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("tests/gpu/replay.py")
 
 
 @pytest.mark.parametrize("tiny", [False, True])

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from vrambench.bench.environment import describe_environment
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.many import Outcome
 from vrambench.bench.runner import Predict, run
 from vrambench.bench.store import RunFolder
+from vrambench.methods.cards import CARDS, Card
 from vrambench.methods.cell import Cell
 
 MIB = 2**20
@@ -23,7 +25,7 @@ def predictor() -> Predictor:
 
 
 def predicting(predictor: Predictor, budget: int, asked: list[str], failing: str | None = None) -> Predict:
-    def predict(cells: Sequence[Cell]) -> Mapping[str, Outcome]:
+    def predict(cells: Sequence[Cell], card: Card | None) -> Mapping[str, Outcome]:
         asked.extend(cell.id for cell in cells)
         return {
             cell.id: Outcome(reason="no such operator")
@@ -83,3 +85,19 @@ def test_just_over_the_budget_is_run(predictor: Predictor, plan: Any, listening:
     predict = predicting(predictor, int(need / 1.2), [])
     summary = run([cell], tmp_path / "run", listener=listening, predict=predict, prune=True)
     assert summary.counts == {"ok": 1}
+
+
+def test_predictions_are_for_the_gpu_that_is_there(
+    predictor: Predictor, plan: Any, listening: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = {"name": "NVIDIA H100 80GB HBM3", "compute_capability": "9.0", "total_bytes": 80 * 2**30}
+    environment = describe_environment("cpu") | {"gpu": gpu}
+    monkeypatch.setattr("vrambench.bench.runner.describe_environment", lambda device: environment)
+    cards = []
+
+    def predict(cells: Sequence[Cell], card: Card | None) -> Mapping[str, Outcome]:
+        cards.append(card)
+        return {}
+
+    run([plan()], tmp_path / "run", listener=listening, predict=predict)
+    assert cards == [CARDS["h100-80gb"]]

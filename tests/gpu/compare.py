@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vrambench.methods.cards import CARDS, Card
+from vrambench.bench.predict.cards import card_described
 
 GIB = 2**30
 SMALL_CARD_BYTES = 24 * GIB
@@ -155,7 +155,7 @@ def predicted_anew(results: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[
 
     groups: dict[str, list[dict[str, Any]]] = {}
     for _, result in results:
-        card = card_of((result.get("environment") or {}).get("gpu"))
+        card = card_described((result.get("environment") or {}).get("gpu"))
         if card is not None and result["status"] in ("ok", "oom"):
             groups.setdefault(card.name, []).append(result)
     fresh: dict[int, dict[str, Any]] = {}
@@ -168,20 +168,6 @@ def predicted_anew(results: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[
                 print(f"{result['name']}: not predicted: {outcome.reason}", file=sys.stderr)
             fresh[id(result)] = result | {"predicted": memory}
     return [(run, fresh.get(id(result), result)) for run, result in results]
-
-
-def card_of(gpu: dict[str, Any] | None) -> Card | None:
-    """The known card that a result's environment describes: of its capability, and within a tenth of its memory."""
-    if not gpu or not gpu.get("total_bytes"):
-        return None
-    total = gpu["total_bytes"]
-    alike = [
-        card
-        for card in CARDS.values()
-        if ".".join(map(str, card.capability)) == gpu.get("compute_capability")
-        and abs(card.marked_bytes - total) < total / 10
-    ]
-    return min(alike, key=lambda card: abs(card.marked_bytes - total), default=None)
 
 
 def summed_up(rows: Sequence[Row]) -> dict[str, Any]:

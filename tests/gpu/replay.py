@@ -33,11 +33,12 @@ import torch
 
 from vrambench.bench.allocator import Allocator, AllocatorSettings
 from vrambench.bench.allocator.settings import ENVIRONMENT
+from vrambench.bench.predict.cards import card_here
 from vrambench.bench.predict.forecast import Replay
 from vrambench.bench.predict.simulate import Simulator
 from vrambench.bench.predict.trace import ALLOC, EMPTY, FREE, Trace
 from vrambench.bench.snapshot import replay_snapshot, snapshot_of
-from vrambench.methods.cards import CARDS, Card
+from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
@@ -227,14 +228,6 @@ def simulated(cell: Cell, settings: AllocatorSettings, card: Card | None) -> dic
 
 def peaks(requested: int, allocated: int, reserved: int) -> dict[str, int]:
     return {"requested_bytes": requested, "allocated_bytes": allocated, "reserved_bytes": reserved}
-
-
-def card_here() -> Card | None:
-    """The known card whose hardware this GPU has, if there is one."""
-    found = torch.cuda.get_device_properties(0)
-    shape = (found.major, found.minor), found.multi_processor_count
-    alike = [card for card in CARDS.values() if (card.capability, card.multiprocessors) == shape]
-    return min(alike, key=lambda card: abs(card.marked_bytes - found.total_memory), default=None)
 
 
 def keep_snapshot(snapshot: dict[str, Any], file: Path) -> None:

@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from vrambench.bench.predict.cards import card_here
 from vrambench.bench.predict.workspaces import cublas_workspace_bytes, workspaces
 from vrambench.methods.axes import AXES
-from vrambench.methods.cards import CARDS, Card
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -94,14 +94,6 @@ def rows(on_gpu: bool, tiny: bool) -> Iterator[dict[str, Any]]:
         yield row
         if on_gpu:
             torch.cuda.empty_cache()
-
-
-def card_here() -> Card | None:
-    """The known card whose hardware this GPU has, if there is one."""
-    found = torch.cuda.get_device_properties(0)
-    shape = (found.major, found.minor), found.multi_processor_count
-    alike = [card for card in CARDS.values() if (card.capability, card.multiprocessors) == shape]
-    return min(alike, key=lambda card: abs(card.marked_bytes - found.total_memory), default=None)
 
 
 def cublas_row(device: torch.device) -> dict[str, Any]:

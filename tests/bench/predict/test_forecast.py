@@ -173,10 +173,9 @@ def test_a_budget_that_only_cached_memory_is_over_is_tight() -> None:
     replay = Replay(PREDICTOR.simulation(made).trace, PREDICTOR._settings)
     assert free.memory.device_bytes == replay.reserved_bytes + outside
     capped = PREDICTOR.forecast(made, free.memory.device_bytes - 2 * MIB)
-    if capped.verdict == "tight":
-        assert capped.memory.num_alloc_retries
-        assert capped.memory.device_bytes is not None
-        assert capped.memory.device_bytes <= capped.budget_bytes
+    assert (capped.verdict, capped.memory.num_alloc_retries) == ("tight", 1)
+    assert capped.memory.device_bytes is not None
+    assert capped.memory.device_bytes <= capped.budget_bytes
 
 
 def test_a_named_card_brings_its_context_and_its_cublas() -> None:
