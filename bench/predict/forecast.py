@@ -15,7 +15,6 @@ from collections import Counter
 from typing import Literal
 
 from vrambench.bench.allocator import Allocator, AllocatorSettings, DeviceOutOfMemory
-from vrambench.bench.allocator.blocks import Segment
 from vrambench.bench.predict.cards import Outside, outside_allocator
 from vrambench.bench.predict.simulate import Simulation, Simulator
 from vrambench.bench.predict.trace import ALLOC, EMPTY, FREE, Event, Trace
@@ -160,8 +159,7 @@ class Replay:
         malloc, free = allocator.malloc, allocator.free
         highest = 0
         phase: tuple[str, int | None] | None = None
-        for index, event in enumerate(self.trace.events):
-            kind, ident, nbytes = event.kind, event.ident, event.nbytes
+        for index, (kind, ident, nbytes, _, place) in enumerate(self.trace.events):
             if kind == ALLOC:
                 try:
                     handles[ident] = malloc(nbytes)
@@ -169,7 +167,7 @@ class Replay:
                     self.oom = OutOfMemory(
                         where="device", asked_bytes=error.asked_bytes, missing_bytes=error.missing_bytes or None
                     )
-                    self.oom_phase = event.place.phase
+                    self.oom_phase = place.phase
                     break
                 if allocator._allocated > highest:
                     highest = allocator._allocated
@@ -180,7 +178,7 @@ class Replay:
                 allocator.empty_cache()
             else:
                 self._close(phase)
-                phase = (event.place.phase or "", event.place.step)
+                phase = (place.phase or "", place.step)
         self._close(phase)
 
     def _close(self, phase: tuple[str, int | None] | None) -> None:
@@ -207,18 +205,6 @@ class Replay:
             elif event.kind == FREE:
                 del live[event.ident]
         return list(live.values())
-
-    def map_at_peak(self, settings: AllocatorSettings) -> list[Segment]:
-        """The allocator's segments and blocks at that moment."""
-        allocator, handles = Allocator(settings), dict[int, int]()
-        for event in self.trace.events[: self.peak_event + 1]:
-            if event.kind == ALLOC:
-                handles[event.ident] = allocator.malloc(event.nbytes)
-            elif event.kind == FREE:
-                allocator.free(handles.pop(event.ident))
-            elif event.kind == EMPTY:
-                allocator.empty_cache()
-        return allocator.block_map()
 
 
 def card_of(budget_bytes: int) -> Card | None:

@@ -16,7 +16,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vrambench.bench.predict.trace import ALLOC, FREE, Event, Trace
+from vrambench.bench.predict.trace import ALLOC, FREE, Event, Trace, new
 
 BUILT = 4
 """Layers that a model must have been built with: a first, a last, and two between them to compare."""
@@ -37,14 +37,13 @@ class Where(NamedTuple):
 
 class Step(NamedTuple):
     """An event of a layer that is repeated. `base`: of the memory that it is about (None: it is about none), which is its own
-    layer's or a neighbour's (`relative`); in the lowest or highest of the copies that neighbour is no copy, and its memory is
-    `lowest` or `highest`."""
+    layer's or that of the layer below (`relative` -1) or above (1). In the lowest or highest of the copies that neighbour is no
+    copy, and its memory is `outer`."""
 
     event: Event
     base: int | None
     relative: int = 0
-    lowest: int = -1
-    highest: int = -1
+    outer: int = -1
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,13 @@ class _Extension:
         for offset in range(pair.length):
             one, two = self.events[pair.first(offset)], self.events[pair.second(offset)]
             if one.kind == ALLOC:
-                plan.append(Step(one, self.where[one.ident].base))
+                base = self.where[one.ident].base
+                plan.append(Step(one, base))
+                copies = range(base + 1, base + self.depth - 1)
+                if one.ident in self.trace.hidden:
+                    self.made.hidden.update(copies)
+                if one.ident in self.trace.owners:
+                    self.made.owners |= dict.fromkeys(copies, self.trace.owners[one.ident])
                 continue
             if one.kind != FREE:
                 plan.append(Step(one, None))
@@ -186,35 +191,27 @@ class _Extension:
                 plan.append(Step(one, a.base))
                 self.freed[a.base] += self.depth - 2
             elif b and b.layer == FIRST and self.outer.get(one.ident) == 0:
-                plan.append(Step(one, b.base, -1, lowest=one.ident))
+                plan.append(Step(one, b.base, -1, one.ident))
                 self.freed[b.base] += self.depth - 3
             elif a and a.layer == SECOND and self.outer.get(two.ident) == BUILT - 1:
-                plan.append(Step(one, a.base, 1, highest=two.ident))
+                plan.append(Step(one, a.base, 1, two.ident))
                 self.freed[a.base] += self.depth - 3
             else:
                 raise NotAlike(f"{self._words(pair.first(offset))}: frees what is not its layer's, nor a neighbour's")
         return plan
 
     def _copy_layer(self, plan: list[Step], layer: int) -> None:
-        last, trace, made = self.depth - 2, self.trace, self.made
-        append = made.events.append
-        for event, base, relative, lowest, highest in plan:
-            kind, ident, nbytes, operator, place = event
-            if base is not None:
-                if kind == ALLOC:
-                    copy = base + layer
-                    if ident in trace.hidden:
-                        made.hidden.add(copy)
-                    if ident in trace.owners:
-                        made.owners[copy] = trace.owners[ident]
-                    ident = copy
-                elif relative < 0 and layer == 1:
-                    ident = lowest
-                elif relative > 0 and layer == last:
-                    ident = highest
-                else:
-                    ident = base + layer + relative
-            append(Event(kind, ident, nbytes, operator, place))
+        outermost = {1: -1, self.depth - 2: 1}.get(layer)
+        events = self.made.events
+        start = len(events)
+        events += [
+            new(Event, (kind, base + relative + layer if base else ident, nbytes, operator, place))
+            for (kind, ident, nbytes, operator, place), base, relative, _ in plan
+        ]
+        if outermost is not None:
+            for index, (event, _, relative, outer) in enumerate(plan, start):
+                if relative == outermost:
+                    events[index] = event._replace(ident=outer)
 
     def _copy_outside(self, start: int, end: int) -> None:
         made, trace = self.made, self.trace

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-aten = torch.ops.aten
+META = torch.device("meta")
 
 # In place, on tensors that keep their shapes and their storage: on meta there is nothing to change.
 CHANGES_VALUES_ONLY = frozenset(
@@ -32,8 +32,6 @@ CHANGES_VALUES_ONLY = frozenset(
     for overload in overloads.split()
 )
 
-Shape = tuple[Any, ...]
-
 
 class KnownShapes:
     """Answers operators' calls on meta tensors."""
@@ -42,18 +40,15 @@ class KnownShapes:
         self._results: dict[tuple[Any, ...], Any] = {}
         self._pure: dict[Any, bool] = {}
         self._in_place: dict[Any, bool] = {}
-        self.calls = self.answered = 0
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What `func(*args, **kwargs)` gives; without calling it where that is known."""
-        self.calls += 1
         pure = self._pure.get(func)
         if pure is None:
             pure = self._pure[func] = _makes_new_tensors(func)
             self._in_place[func] = str(func) in CHANGES_VALUES_ONLY
         if not pure:
             if self._in_place[func] and _all_meta(args[0]):
-                self.answered += 1
                 return args[0] if func._schema.returns else None
             return func(*args, **kwargs)
         try:
@@ -62,7 +57,6 @@ class KnownShapes:
         except (TypeError, _NotKnown):  # unhashable, or tensors of another device
             return func(*args, **kwargs)
         if known is not None:
-            self.answered += 1
             return _made(known)
         result = func(*args, **kwargs)
         described = _description(result, args, kwargs)
@@ -128,7 +122,7 @@ def _extent(tensor: torch.Tensor) -> int:
 def _made(description: Any) -> Any:
     kind, items = description
     made = [
-        item[1] if item[0] is None else torch.empty_strided(item[1], item[2], dtype=item[0], device="meta")
+        item[1] if item[0] is None else torch.empty_strided(item[1], item[2], dtype=item[0], device=META)
         for item in items
     ]
     return made[0] if kind is None else kind(made)

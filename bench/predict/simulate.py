@@ -64,9 +64,6 @@ class Simulator:
 
     def __init__(self) -> None:
         self._shapes = KnownShapes()
-        # Every trace begins with a collection, which need not look at what the libraries made at import.
-        gc.collect()
-        gc.freeze()
 
     def run(self, cell: Cell, card: Card | None = None) -> Simulation:
         """`cell` on `card`'s hardware (an RTX 3090's where none is named). Raises ConfigurationError as the job itself would."""
@@ -91,6 +88,9 @@ class Simulator:
             host = list(_host_memory(job))
             shares = {name: role.shares for name, role in job.roles.items()}
         del job
+        # The next trace begins with a collection, too, which need not look at what the libraries have made by now.
+        gc.collect()
+        gc.freeze()
         trace = extend(tracer.trace, tracer.stacks) if layers is not None else tracer.trace
         return Simulation(
             trace=trace,

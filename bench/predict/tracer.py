@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vrambench.bench.ledger import own_weights, unpaged, weights
 from vrambench.bench.predict.shapes import KnownShapes, tensors_of
-from vrambench.bench.predict.trace import ALLOC, EMPTY, FREE, MARK, Event, Layer, Owner, Place, Trace
+from vrambench.bench.predict.trace import ALLOC, EMPTY, FREE, MARK, Event, Layer, Owner, Place, Trace, new
 from vrambench.methods.algorithms import Metrics
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import EMPTIES_CACHE, Device
@@ -120,6 +120,8 @@ class Tracer(TorchDispatchMode):
         self._roots: dict[nn.Module, str] = {}
         self._acting: list[str] = []
         self._place = Place(None, None, None, None, "")
+        self._in_layers: dict[Layer, Place] = {}
+        """The same place in the layers that it has been named with."""
         self._stale = False
         self._operator = ""
         self._handles: list[Any] = []
@@ -417,8 +419,12 @@ class Tracer(TorchDispatchMode):
             module = self._entered[-1].path if self._entered else ""
             self._place = Place(self._phase, self._step, self._role, None, module)
             self._stale = False
-        place = self._place if layer is None else self._place._replace(layer=layer)
-        self.trace.events.append(Event(kind, ident, nbytes, self._operator, place))
+            self._in_layers.clear()
+        place = self._place
+        if layer is not None:
+            known = self._in_layers.get(layer)
+            place = self._in_layers[layer] = known or place._replace(layer=layer)
+        self.trace.events.append(new(Event, (kind, ident, nbytes, self._operator, place)))
 
 
 class TracedJob(Job):
