@@ -37,7 +37,7 @@ benchmark: setup
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only $(ARGS)
 
 accuracy: setup
-	$(BIN)/python -P docs/accuracy.py
+	$(BIN)/python docs/accuracy.py
 
 gpu:
 	tests/gpu/run $(ARGS)

@@ -279,7 +279,7 @@ def _check_used(fields: Mapping[str, Sequence[Any]], cells: Iterable[PlannedCell
 
 
 def _users(name: str) -> str:
-    """` (adapter lora does)`: which built-in values have the field or option."""
+    """` (adapter lora, adapter dora do)`: which built-in values have the field or option."""
     namespace = name.partition(".")[0]
     users = [
         f"{axis} {value_name}"

@@ -218,6 +218,17 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: eps_too_small(cell),
     ),
     Rule(
+        "int8-read-cpu",
+        "reject",
+        "on a CPU, PEFT loses the scales of an int8 weight when an adapter reads it",
+        lambda cell, target: (
+            target.kind == "cpu"
+            and quantized(cell)
+            and cell.precision_value.bits == 8
+            and cell.adapter_value.reads_weights
+        ),
+    ),
+    Rule(
         "zero-fp16-cpu",
         "reject",
         "DeepSpeed refuses fp16 on a CPU",

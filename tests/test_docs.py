@@ -1,14 +1,14 @@
-"""docs/accuracy.py: its rows are cells that run on CUDA, it renders without predicting, and the committed page is its own."""
+"""docs/accuracy.py: its rows (docs/published.py) are cells that run on CUDA, it renders without predicting, and the committed page
+is its own."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import accuracy
+import published
 import pytest
 
 from vrambench.bench.predict.forecast import Forecast, PredictedPhase, Share
@@ -19,24 +19,11 @@ from vrambench.methods.cell import Cell
 
 DOCS = Path(__file__).parents[1] / "docs"
 GIB = 2**30
-
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("accuracy", DOCS / "accuracy.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["accuracy"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-accuracy: Any = load()
-RECORDS = (*accuracy.ROWS, *accuracy.VERDICTS, *accuracy.SEEDS)
+RECORDS = (*published.ROWS, *published.VERDICTS, *published.SEEDS)
 
 
 def jobs_of(record: Any) -> dict[str, Any]:
-    return dict(record.jobs) if isinstance(record, accuracy.Seed) else {"": record.job}
+    return dict(record.jobs) if isinstance(record, published.Seed) else {"": record.job}
 
 
 JOBS = {f"{record.id} {name}".strip(): job for record in RECORDS for name, job in jobs_of(record).items()}
@@ -89,7 +76,7 @@ def test_every_job_is_a_cell_that_runs_on_its_card(name: str) -> None:
 
 
 def test_errors_are_signed_and_in_the_rows_unit() -> None:
-    row = next(row for row in accuracy.ROWS if row.id == "torchao-adamw")
+    row = next(row for row in published.ROWS if row.id == "torchao-adamw")
     compared = accuracy.Compared(row, forecast(row.job.cell(), CARDS[row.job.card]))
     assert compared.error() == pytest.approx(12 / 51.6 - 1)
     assert compared.error("GB") == pytest.approx(12 * GIB / 51.6e9 - 1)
@@ -98,8 +85,8 @@ def test_errors_are_signed_and_in_the_rows_unit() -> None:
 def test_the_page_says_where_a_published_verdict_is_missed() -> None:
     page = accuracy.render(forecast)
     missed = re.findall(r"^\| (t4-\S+) .*\*\*no\*\* \|$", page, re.M)
-    assert missed == [row.id for row in accuracy.VERDICTS if not row.fits]
-    assert f"{len(accuracy.VERDICTS) - len(missed)} of {len(accuracy.VERDICTS)} published verdicts" in page
+    assert missed == [row.id for row in published.VERDICTS if not row.fits]
+    assert f"{len(published.VERDICTS) - len(missed)} of {len(published.VERDICTS)} published verdicts" in page
     assert "learn 12.00 GiB" in page
     assert page == accuracy.render(forecast)
 
@@ -117,13 +104,13 @@ def test_the_committed_page_has_the_scripts_rows_and_figures() -> None:
             if re.match(r"\| [a-z]+-?\S* \|.*\?? \|", line)
         ]
         tables = [
-            line for line in cells if line.split(" | ")[0].removeprefix("| ") in {row.id for row in accuracy.ROWS}
+            line for line in cells if line.split(" | ")[0].removeprefix("| ") in {row.id for row in published.ROWS}
         ]
         sources = [line for line in text.splitlines() if line.startswith(("#", "- Source"))]
         return [*tables, *sources]
 
     assert given(page) == given(rendered)
-    for record in (*accuracy.VERDICTS, *accuracy.SEEDS):
+    for record in (*published.VERDICTS, *published.SEEDS):
         assert f"| {record.id} |" in page
-    for row in accuracy.ROWS:
+    for row in published.ROWS:
         assert row.why.strip() in page

@@ -28,8 +28,9 @@ AUTO_TARGETS: dict[str, tuple[str, ...]] = {
 }
 
 
-def attach(model: Any, cell: Cell) -> nn.Module:
-    """PEFT's model around `model`: everything frozen but the factors, which are of the workload's `adapter_dtype`.
+def attach(model: Any, cell: Cell, **variant: Any) -> nn.Module:
+    """PEFT's model around `model`: everything frozen but the factors, which are of the workload's `adapter_dtype`. `variant`: what
+    else PEFT's LoraConfig is told, for adapters that vary LoRA.
 
     Raises ConfigurationError, about `lora_target_modules`, where a target names no layer of the model.
     """
@@ -43,9 +44,11 @@ def attach(model: Any, cell: Cell) -> nn.Module:
         lora_dropout=workload.lora_dropout,
         target_modules=targets(model, workload.lora_target_modules or "auto"),
         fan_in_fan_out=model.config.model_type == "gpt2",
+        **variant,
     )
     dtype = DTYPES[workload.adapter_dtype or "fp32"]
-    adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+    with model.device:  # where the factors are made; PEFT would make them on the host and move them
+        adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
     for parameter in adapted.parameters():
         if parameter.requires_grad and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)

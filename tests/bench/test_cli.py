@@ -15,6 +15,7 @@ from vrambench.bench import cli
 from vrambench.bench.predict.many import Outcome
 from vrambench.bench.runner import Summary
 from vrambench.bench.store import RunFolder
+from vrambench.methods.cards import CARDS
 from vrambench.methods.errors import ConfigurationError
 
 MATRIX = """
@@ -294,8 +295,9 @@ def test_a_run_on_cuda_predicts_first_where_asked(
     assert cli.main(["run", "--device", "cuda", "--out", "first", "--budget", "rtx-4090", typed]) == 0
     (call,) = calls
     assert call["prune"] is prune
-    assert call["predict"](["a cell"]) == {"seen": ["a cell"]}
-    assert cards == ["rtx-4090"]
+    assert call["predict"](["a cell"], None) == {"seen": ["a cell"]}
+    call["predict"](["a cell"], CARDS["h100-80gb"])
+    assert cards == ["rtx-4090", "h100-80gb"], "the GPU that is there, else the one that the budget names"
 
 
 def test_an_interrupted_run_says_how_to_go_on(runner: Fake, capsys: pytest.CaptureFixture[str]) -> None:

@@ -215,7 +215,7 @@ include:
         ),
         (
             {"sweep": ("lora_r=4,8",), "axes": {"adapter": "none"}},
-            "--sweep lora_r=4,8: lora_r: no cell here uses it (adapter lora does)",
+            "--sweep lora_r=4,8: lora_r: no cell here uses it (adapter lora, adapter dora do)",
         ),
         (
             {"set": ("reward_model=gpt2",)},

@@ -83,6 +83,9 @@ CASES = [
         {"precision": "fp16", "optimizer": "galore_adamw", "galore": {"eps": 1e-8}},
         {"galore": {"eps": 1e-6}},
     ),
+    Case("int8-read-cpu", {"precision": "int8", "adapter": "dora"}, {}, near_device="cuda"),
+    Case("int8-read-cpu", {"precision": "int8", "adapter": "dora"}, {"adapter": "lora"}),
+    Case("int8-read-cpu", {"precision": "int8", "adapter": "dora"}, {"precision": "nf4"}),
     Case("zero-fp16-cpu", {"precision": "fp16", "offload": "zero2_optimizer"}, {}, near_device="cuda"),
     Case(
         "zero-fp16-cpu",

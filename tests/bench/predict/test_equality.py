@@ -130,6 +130,7 @@ def test_every_value_that_a_cpu_can_run_is_compared() -> None:
         "nf4",
         "none",
         "lora",
+        "dora",
         "sft",
         "ppo",
         "remax",

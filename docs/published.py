@@ -1,0 +1,379 @@
+"""What others published about memory, and the cells that re-create it: the rows of docs/accuracy.md.
+
+Each row is a published figure, its source, the cell, and which line of our ledger it is compared with. No number is fitted:
+where a prediction is off, `why` says what is known of the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vrambench.methods.cell import Cell, resolve
+
+Key = Literal["allocated", "active", "reserved", "device"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A cell in short: `axes` in their order, in one string, and the workload's `settings`; `card` by name."""
+
+    axes: str
+    settings: Mapping[str, Any]
+    card: str = "a100-80gb"
+
+    def cell(self) -> Cell:
+        names = ("precision", "adapter", "optimizer", "offload", "algorithm")
+        return resolve(dict(zip(names, self.axes.split(), strict=True)), self.settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A published figure: `published` in `unit`, compared with our `key`; `stated` is false where the source does not say which
+    counter it read. `settings`: what the source says and what is assumed here. `why`: why it is off. `alike` is false where
+    the source used a technique that is no value of our axes, so that the error is not the predictor's."""
+
+    id: str
+    what: str
+    published: float
+    unit: str
+    key: Key
+    job: Job
+    source: str
+    settings: str
+    why: str
+    stated: bool = True
+    alike: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerdictRow:
+    """A published verdict: whether `job` ran on its card."""
+
+    id: str
+    what: str
+    fits: bool
+    job: Job
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seed:
+    """A claim of which there is no measurement to compare with: what it says and what is predicted for its `jobs`, by name.
+    Where `ratio` is set, the first job's bytes over the second's are given too."""
+
+    id: str
+    claim: str
+    jobs: Mapping[str, Job]
+    comment: str
+    ratio: bool = False
+
+
+@dataclass(frozen=True)
+class Left:
+    """A published figure that is not re-created, and why."""
+
+    what: str
+    reason: str
+
+
+def sequences(model: str, batch: int, tokens: int, **more: Any) -> dict[str, Any]:
+    """A workload of `batch` sequences of `tokens` tokens, all trained on but the first."""
+    return {"model": model, "batch_size": batch, "prompt_tokens": 1, "response_tokens": tokens - 1, **more}
+
+
+GALORE = "GaLore, arXiv 2403.03507, Table 11"
+GALORE_SETTINGS = (
+    "LLaMA-1B, 256 tokens. Assumed: one sequence of 256 tokens, bf16 and no clipping (their script's defaults), "
+    "rank 512, no checkpointing, an 80 GB "
+    "card. The paper names no counter; device bytes are compared, as its 24 GB claims are about a card's memory, "
+    "and GB are read as "
+    "10^9"
+)
+GALORE_COUNTER = "Which counter and which unit are meant is not known: see all four lines of the ledger above. "
+
+
+def galore(ident: str, what: str, gigabytes: float, optimizer: str, why: str, **options: Any) -> Row:
+    settings = sequences("llama-1b", 1, 256, max_grad_norm=0.0, **options)
+    job = Job(axes=f"bf16 none {optimizer} none sft", settings=settings)
+    return Row(
+        id=ident, what=f"LLaMA-1B, {what}", published=gigabytes, unit="GB", key="device", stated=False,
+        job=job, source=GALORE, settings=GALORE_SETTINGS, why=GALORE_COUNTER + why,
+    )  # fmt: skip
+
+
+TORCHTUNE = "torchtune's README at the release for torch 2.6, section Optimization flags"
+TUNED: dict[str, Any] = {"gradient_checkpointing": True, "lora_r": 64, "lora_alpha": 128, "adapter_dtype": "bf16"}
+TUNED["lora_target_modules"] = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TUNE_SETTINGS = "Llama-3.2-3B, bf16, batch 2, 4096 tokens packed, A100; peak active memory. "
+CHUNKED = (
+    "Their loss runs over the head's output in chunks, and the model is compiled; ours makes all logits at once, "
+    "which at 8,190 tokens "
+    "and a vocabulary of 128,256 is the peak. "
+)
+
+
+def torchtune(ident: str, what: str, gibibytes: float, axes: str, added: str, why: str, **settings: Any) -> Row:
+    return Row(
+        id=ident, what=f"Llama-3.2-3B, {what}", published=gibibytes, unit="GiB", key="active",
+        job=Job(axes=axes, settings=sequences("llama-3.2-3b", 2, 4096, **settings)),
+        source=TORCHTUNE, settings=TUNE_SETTINGS + added, why=why, alike=ident == "torchtune-packed",
+    )  # fmt: skip
+
+
+PEFT = "huggingface/peft, method_comparison/MetaMathQA/results"
+PEFT_SETTINGS = (
+    "Llama-3.2-3B, bf16, batch 4, L40S, AdamW, no checkpointing; the maximum reserved over the whole run, "
+    "generation for evaluation "
+    "(batch 50) included. Assumed: four sequences of 768 tokens, its max_seq_length; q_proj and v_proj, as in its "
+    "results; "
+    "efficient attention, since a padding mask keeps its batches from the flash kernel"
+)
+PEFT_WHY = (
+    "Its batches are padded to their own longest sequence (210 tokens are a sequence's mean), and few if any hold "
+    "four at the limit, "
+    "which lowers theirs; lengths that change from batch to batch leave free blocks that do not fit the next, which "
+    "raises theirs."
+)
+
+FMS = "foundation-model-stack/fms-acceleration, scripts/benchmarks/refs/a100_80gb.csv"
+FMS_SETTINGS = (
+    "Mistral-7B, bf16, gradient checkpointing, flash attention, max_seq_length 4096, A100-80GB, HF Trainer with "
+    "AdamW; LoRA r 16 on "
+    "q, k, v, o. Assumed: every sequence full, adapter weights in fp32 as PEFT makes them"
+)
+FMS_RESIDENT = (
+    "About 0.5 GB is always there in theirs, whatever the batch and the method: after training they report 44.00 GB "
+    "(full) and "
+    "15.12 GB (LoRA), where weights and optimizer state alone are 43.45 and 14.65 GB. What it is the source does "
+    "not say. "
+)
+FMS_NVML = "NVML counts what the allocator keeps free, which depends on the order of requests, and the context."
+FULL, ATTENTION_LORA = "bf16 none adamw_torch none sft", "bf16 lora adamw_torch none sft"
+MISTRAL: dict[str, Any] = {"gradient_checkpointing": True, "lora_r": 16, "lora_alpha": 16}
+MISTRAL["lora_target_modules"] = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def fms(ident: str, what: str, figure: float, unit: str, key: Key, axes: str, batch: int, why: str) -> Row:
+    return Row(
+        id=ident, what=f"Mistral-7B, {what}, batch {batch}", published=figure, unit=unit, key=key,
+        job=Job(axes=axes, settings=sequences("mistral-7b", batch, 4096, **MISTRAL)),
+        source=FMS, settings=FMS_SETTINGS, why=why,
+    )  # fmt: skip
+
+
+TORCHAO = "pytorch/ao, torchao/optim/README.md (torchtune 52d1b838, PyTorch 2.4)"
+AO_SETTINGS = (
+    "Llama-2-7B on Alpaca, full bf16, A100, peak allocated. Assumed: torchtune's low-memory recipe with batch 2 and "
+    "checkpointing, 512 "
+    "tokens, gradients kept. Its GB are read as GiB: weights, gradients and two states of 6.74e9 bf16 parameters "
+    "are 53.9e9 bytes, more "
+    "than 51.6e9, and the two rows' difference is that of the states in GiB (12.4), not in GB (13.3)"
+)
+AO_WHY = (
+    "Alpaca's sequences have different lengths, and theirs is the peak over an epoch. At the end of the backward "
+    "pass, our peak, only the "
+    "first layer's activations are left; longer sequences, or logits that stay alive, come on top. Which of them is "
+    "not known."
+)
+
+ROWS: tuple[Row, ...] = (
+    galore("galore-adamw", "AdamW", 13.60, "adamw_torch",
+           "The peak is the step, where PyTorch's list kernels (foreach) hold a copy of all parameters, 2.7 GB. "
+           "Allocated bytes are within "
+           "1 % of 13.60 GB; if the device was meant, they may have stepped tensor by tensor."),
+    galore("galore-adafactor", "Adafactor", 13.15, "adafactor",
+           "Assumed: with a first moment, which their script takes as an option (transformers keeps it in fp32 for "
+           "bf16 weights: "
+           "5.4 GB); without it the prediction is 7.9 GB, far from theirs.", adafactor={"beta1": 0.9}),
+    galore("galore-adam8bit", "8-bit Adam", 9.54, "adamw_bnb_8bit",
+           "Ours keeps the embeddings' state in 32 bits, as transformers' Trainer does; their script does not, "
+           "which is 0.4 GB, the "
+           "whole difference."),
+    galore("galore-8bit", "8-bit GaLore", 7.95, "galore_adamw_8bit",
+           "The SVD's own workspace is not known and not counted.", galore={"rank": 512}),
+    galore("galore-8bit-layerwise", "8-bit GaLore, layer by layer", 5.63, "galore_adamw_8bit_layerwise",
+           "The SVD's own workspace is not known and not counted.", galore={"rank": 512}),
+    torchtune("torchtune-packed", "full, packed", 60.0, "bf16 none adamw_torch_fused none sft",
+              "Not compiled, loss over whole logits.",
+              "Not explained: 2.1 GiB. It is the size of one more bf16 copy of the logits (1.96 GiB), which is not "
+              "proven to be it."),
+    torchtune("torchtune-checkpointing", "full, + checkpointing", 24.9, "bf16 none adamw_torch_fused none sft",
+              "Each row of their table adds to the one before: here also torch.compile and chunked cross entropy.",
+              CHUNKED + "Without those logits the peak would be the optimizer's step: 23.96 GiB in our ledger by "
+                  "phase above, 4 % under "
+              "theirs.", gradient_checkpointing=True),
+    torchtune("torchtune-8bit", "full, + 8-bit AdamW", 17.6, "bf16 none adamw_bnb_8bit none sft",
+              "Here also compile, chunked cross entropy, optimizer in backward and activation offloading.",
+              CHUNKED + "The optimizer in backward also frees 6 GiB of gradients, and ours holds embeddings' state "
+                  "in 32 bits.",
+              gradient_checkpointing=True),
+    torchtune("torchtune-lora", "LoRA", 8.5, "bf16 lora adamw_torch_fused none sft",
+              "Here also compile, chunked cross entropy and activation offloading; r 64 on q, v, o and the MLP, as "
+              "in the QLoRA config.",
+              CHUNKED + "By phase above, everything but the logits' phase needs 6.8 GiB. Offloading moves the "
+                  "checkpoints to the host.", **TUNED),
+    torchtune("torchtune-qlora", "QLoRA", 4.6, "nf4 lora adamw_torch_fused none sft",
+              "As the LoRA row, with torchao's NF4 tensors, whose scales are quantised.",
+              CHUNKED + "By phase above, everything but the logits' phase needs 2.9 GiB. Offloading moves the "
+                  "checkpoints to the host.", **TUNED, nf4={"double_quant": True}),
+    Row(id="peft-lora", what="Llama-3.2-3B, LoRA r 32", published=20.76, unit="GiB", key="reserved", source=PEFT,
+        job=Job(axes=ATTENTION_LORA, card="l40s", settings=sequences("llama-3.2-3b", 4, 768, attention="efficient", lora_r=32,
+                lora_alpha=64, lora_target_modules=["q_proj", "v_proj"])),
+        settings=PEFT_SETTINGS, why=PEFT_WHY),
+    Row(id="peft-dora", what="Llama-3.2-3B, DoRA r 32", published=22.85, unit="GiB", key="reserved", source=PEFT,
+        job=Job(axes="bf16 dora adamw_torch none sft", card="l40s", settings=sequences("llama-3.2-3b", 4, 768,
+                attention="efficient", lora_r=32, lora_alpha=64, lora_target_modules=["q_proj", "v_proj"])),
+        settings=PEFT_SETTINGS, why=PEFT_WHY),
+    Row(id="peft-full", what="Llama-3.2-3B, full", published=36.20, unit="GiB", key="reserved", source=PEFT,
+        job=Job(axes=FULL, card="l40s", settings=sequences("llama-3.2-3b", 4, 768, attention="efficient")),
+        settings=PEFT_SETTINGS, why=PEFT_WHY + " An earlier run of theirs has 34.68 GiB."),
+    fms("fms-lora-4-other", "LoRA (another run of the table)", 24.9, "GiB", "allocated", ATTENTION_LORA, 4, FMS_RESIDENT),
+    fms("fms-lora-4-other-nvml", "LoRA (another run of the table)", 28.9, "GiB", "device", ATTENTION_LORA, 4, FMS_NVML),
+    fms("fms-lora-4", "LoRA", 26_108_963_328, "B", "allocated", ATTENTION_LORA, 4, FMS_RESIDENT),
+    fms("fms-lora-4-nvml", "LoRA", 29_731, "MiB", "device", ATTENTION_LORA, 4, FMS_RESIDENT + FMS_NVML),
+    fms("fms-lora-8", "LoRA", 37_098_695_168, "B", "allocated", ATTENTION_LORA, 8, FMS_RESIDENT),
+    fms("fms-lora-8-nvml", "LoRA", 43_195, "MiB", "device", ATTENTION_LORA, 8, FMS_RESIDENT + FMS_NVML),
+    fms("fms-full-4", "full", 72_971_724_288, "B", "allocated", FULL, 4, FMS_RESIDENT),
+    fms("fms-full-4-nvml", "full", 77_705, "MiB", "device", FULL, 4, FMS_RESIDENT + FMS_NVML),
+    fms("fms-full-8", "full", 72_972_117_504, "B", "allocated", FULL, 8, FMS_RESIDENT),
+    fms("fms-full-8-nvml", "full", 74_383, "MiB", "device", FULL, 8,
+        FMS_NVML + " Theirs is lower at batch 8 than at batch 4: near the card's end the allocator gives free "
+                   "segments back and "
+        "asks again, which this comparison, made without a cap, does not do."),
+    Row(id="torchao-adamw", what="Llama-2-7B, full, AdamW (fused)", published=51.6, unit="GiB", key="allocated", source=TORCHAO,
+        job=Job(axes="bf16 none adamw_torch_fused none sft",
+                settings=sequences("llama-2-7b", 2, 512, gradient_checkpointing=True)), settings=AO_SETTINGS, why=AO_WHY),
+    Row(id="torchao-8bit", what="Llama-2-7B, full, bitsandbytes' 8-bit AdamW", published=39.3, unit="GiB", key="allocated",
+        job=Job(axes="bf16 none adamw_bnb_8bit none sft",
+                settings=sequences("llama-2-7b", 2, 512, gradient_checkpointing=True)), source=TORCHAO, settings=AO_SETTINGS,
+        why=AO_WHY + " Ours keeps the embeddings' state in 32 bits (0.7 GiB), theirs does not: without it ours "
+                     "would be 3 % low, as above."),
+    Row(id="qlora-7b", what="LLaMA-7B, QLoRA", published=5.0, unit="GB", key="allocated", stated=False,
+        job=Job(axes="nf4 lora paged_adamw_8bit none sft", card="rtx-3090", settings=sequences("llama-2-7b", 1, 512,
+                gradient_checkpointing=True, lora_r=64, lora_alpha=16, adapter_dtype="bf16", nf4={"double_quant": True})),
+        source="QLoRA, arXiv 2305.14314, Figure 6",
+        settings="7B, batch 1, 512 tokens. Assumed: the paper's recipe (double quantisation, r 64 on every linear "
+                 "layer, bf16 adapter, "
+        "paged 8-bit AdamW, checkpointing)",
+        why="Theirs is an estimate by parts (weights, adapter, states, inputs' gradients without attention). Ours "
+            "leaves out the paged "
+        "states, which lie in managed memory: with them it is 5.1 GB."),
+)  # fmt: skip
+
+
+def t4(
+    ident: str, what: str, fits: bool, model: str, precision: str, tokens: int, why: str = "", **settings: Any
+) -> VerdictRow:
+    adapter = {"lora_r": 64, "lora_alpha": 16, "lora_target_modules": ["q_proj", "v_proj"]}
+    more = {"gradient_accumulation_steps": 4, "compute_dtype": "fp16", "attention": "math"} | adapter | settings
+    job = Job(axes=f"{precision} lora adamw_torch none sft", card="t4", settings=sequences(model, 1, tokens, **more))
+    return VerdictRow(id=ident, what=what, fits=fits, job=job, why=why)
+
+
+PREPARED = (
+    "Not explained. Their script prepares the model for training in low bits, which casts norms, embeddings and "
+    "head to fp32, and with "
+    "them the residual stream; our cells have no such casts. By arithmetic that is "
+)
+GC: dict[str, Any] = {"gradient_checkpointing": True}
+VERDICTS: tuple[VerdictRow, ...] = (
+    t4("t4-7b-int8-512", "7B int8, checkpointing, 512", True, "llama-2-7b", "int8", 512, **GC),
+    t4("t4-7b-int8-1024", "7B int8, checkpointing, 1024", False, "llama-2-7b", "int8", 1024,
+       PREPARED + "0.5 GiB of weights and 0.25 GiB of checkpoints, of the 2.3 GiB or more that are missing.", **GC),
+    t4("t4-7b-nf4-512", "7B nf4, 512", True, "llama-2-7b", "nf4", 512),
+    t4("t4-7b-nf4-1024", "7B nf4, 1024", False, "llama-2-7b", "nf4", 1024),
+    t4("t4-7b-nf4-gc-1024", "7B nf4, checkpointing, 1024", True, "llama-2-7b", "nf4", 1024, **GC),
+    t4("t4-13b-int8-512", "13B int8, checkpointing, 512", False, "llama-2-13b", "int8", 512, **GC),
+    t4("t4-13b-nf4-512", "13B nf4, checkpointing, 512", True, "llama-2-13b", "nf4", 512, **GC),
+    t4("t4-13b-nf4-1024", "13B nf4, checkpointing, 1024", False, "llama-2-13b", "nf4", 1024,
+       PREPARED + "0.6 GiB of weights and 0.4 GiB of checkpoints, of the 4.7 GiB or more that are missing. Their "
+                  "next row fits with double "
+       "quantisation, which saves 0.55 GiB, so their peak was just above the limit.", **GC),
+    t4("t4-13b-nf4-dq-1024", "13B nf4 double, checkpointing, 1024", True, "llama-2-13b", "nf4", 1024, **GC,
+       nf4={"double_quant": True}),
+)  # fmt: skip
+VERDICT_SETTINGS = (
+    "Hugging Face's blog on 4-bit transformers, one T4 of 16 GB, LLaMA 7B and 13B, AdamW, batch 1, accumulation 4. "
+    "Assumed: LoRA r 64 "
+    "on q_proj and v_proj, adapter in fp32; fp16 compute (a T4 has no bf16; the table says bf16 for 7B, of the same "
+    "size); attention "
+    "by explicit products, as transformers had it then; Llama-2's shapes, which are LLaMA's. Budget: what the "
+    "driver offers on a T4."
+)
+
+
+def pretraining(tokens: int, batch: int, **more: Any) -> Job:
+    settings = sequences("llama-2-7b", batch, tokens, max_grad_norm=0.0, galore={"rank": 1024}, **more)
+    return Job(axes="bf16 none galore_adamw_8bit_layerwise none sft", card="rtx-4090", settings=settings)
+
+
+def tuning(precision: str) -> Job:
+    return Job(axes=f"{precision} none adamw_torch none sft", settings=sequences("llama-2-7b", 1, 512, **GC))
+
+
+def rlhf(algorithm: str, model: str, **more: Any) -> Job:
+    settings = (
+        {"model": model, "prompt_tokens": 256, "response_tokens": 256, "batch_size": 1, "rollout_batch": 4} | GC | more
+    )
+    settings |= {"value": "separate"} if algorithm == "ppo" else {}
+    return Job(axes=f"bf16 none adamw_torch none {algorithm}", settings=settings)
+
+
+def neox(prompt: int, response: int, **more: Any) -> Job:
+    settings = {"model": "gpt-neox-20b", "prompt_tokens": prompt, "response_tokens": response, "batch_size": 16,
+                "rollout_batch": 256, "lora_r": 16, "lora_target_modules": ["query_key_value"], "value": "head"}  # fmt: skip
+    return Job(axes="int8 lora adamw_torch none ppo", card="rtx-4090", settings=settings | more)
+
+
+RM: dict[str, Any] = {"reward": "model", "reward_model": "llama-2-7b"}
+SEEDS: tuple[Seed, ...] = (
+    Seed(id="galore-7b-24gb", claim="7B pre-training fits a 24 GB RTX 4090: 22.72 GB at batch 1, 256 tokens; 22.0 "
+        "GB up to 500 "
+         "tokens (paper); 22.8 G at batch 16 with checkpointing (repository)",
+         jobs={"256 tokens, batch 1": pretraining(256, 1), "500 tokens, batch 1": pretraining(500, 1),
+               "256 tokens, batch 16, checkpointing": pretraining(256, 16, gradient_checkpointing=True)},
+         comment="8-bit GaLore layer by layer, rank 1024. The SVD's own workspace is not known and not counted."),
+    Seed(id="sft-7b-80gb", claim="full SFT of Llama-2-7B takes more than 80 GB",
+         jobs={"fp32 weights, bf16 autocast": tuning("bf16_amp"), "bf16 throughout": tuning("bf16")},
+         comment="True of fp32 weights and states; pure bf16 halves them. Batch 1, 512 tokens, checkpointing."),
+    Seed(id="remax-memory", claim="ReMax needs about 50 % less GPU memory than PPO (46 % in the later version)", ratio=True,
+         jobs={"ReMax": rlhf("remax", "llama-2-7b"), "PPO, separate value model": rlhf("ppo", "llama-2-7b")},
+         comment="Llama-2-7B, bf16, reference as a copy, a rule as reward. The value model, its gradients and "
+                 "states go; the policy's "
+         "own states and the reference stay. Policy and value alone would be 10 against 18 bytes a parameter "
+         "(weights, gradients, states, and one copy in a step): -44 %."),
+    Seed(id="remax-memory-reward", claim="the same with a 7B reward model", ratio=True,
+         jobs={"ReMax": rlhf("remax", "llama-2-7b", **RM), "PPO, separate value model": rlhf("ppo", "llama-2-7b", **RM)},
+         comment="The reward model is in both, which makes the share saved smaller."),
+    Seed(id="remax-memory-gpt2", claim="60 % less for GPT-2", ratio=True,
+         jobs={"ReMax": rlhf("remax", "gpt2"), "PPO, separate value model": rlhf("ppo", "gpt2")},
+         comment="At this size what lies outside the allocator, the same in both, weighs more than a model."),
+    Seed(id="20b-on-24gb", claim="GPT-NeoX-20B with PPO on an int8 base and LoRA on a 24 GB card",
+         jobs={"query 2, response 4, checkpointing": neox(2, 4, **GC), "query 8, response 16, checkpointing": neox(8, 16, **GC),
+               "query 2, response 4": neox(2, 4), "query 8, response 16": neox(8, 16),
+               "query 8, response 16, checkpointing, rollouts of 16": neox(8, 16, rollout_batch=16, **GC)},
+         comment="LoRA r 16 on query_key_value, rollouts of 256, forward batch 16, reference by switching the "
+                 "adapter off. Weights are "
+         "19.8 GiB. Ours generates all 256 responses at once, whose cache and logits are the peak where there is "
+         "checkpointing; the last "
+         "row shows what is left with 16 at a time."),
+)  # fmt: skip
+
+LEFT: tuple[Left, ...] = (
+    Left("GaLore Table 11, layer-wise AdamW 9.63, Adafactor 10.32 and 8-bit Adam 6.93 GB",
+         "stepping layer by layer is a value of our optimizer axis for GaLore only"),
+    Left("torchtune, 25.5 GiB unpacked; compile 51.0; chunked cross entropy 42.9; optimizer in backward 23.1; "
+         "activation offloading "
+         "21.8", "lengths are not published; the other techniques are no values of our axes"),
+    Left("fms-acceleration, nf4 rows", "fp16 autocast over weights of which some were cast to fp32 by PEFT's "
+        "preparation"),
+    Left("torchao, 4-bit AdamW 33.2 GB and its own 8-bit 39.1 GB", "no values of our optimizer axis"),
+    Left("torchao offload, 1.1B, 16 GB card", "a vision model; torchao's offload is no value of our axis"),
+    Left("QLoRA Figure 6, 13B to 65B (8.5, 19.3, 37.1 GB)", "arithmetic by the same formula as 7B; presets for 33B "
+        "and 65B are missing"),
+    Left("T4 table, FP4 rows and two T4", "fp4 is no precision here; one GPU only"),
+    Left("ReMax repository, maximum batch 32 against 42", "ZeRO-3 with offload of reward and reference is no value "
+        "of our axis yet"),
+)  # fmt: skip
