@@ -187,7 +187,7 @@ def _rests_on(answer: Answer) -> Iterator[str]:
     yield f"parameters: {total:,}, {trainable:,} of them trained"
     yield (
         f"predicted in {units.seconds(forecast.seconds)}, nothing was measured; the error band of "
-        f"{units.size(forecast.band_bytes)} is assumed, not yet confirmed by measurements"
+        f"{units.size(forecast.band_bytes)} is {forecast.band_basis}"
     )
     yield from forecast.notes
 

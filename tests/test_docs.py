@@ -44,6 +44,7 @@ def forecast(cell: Cell, card: Card) -> Forecast:
         verdict="fits" if budget >= 14 * GIB else "does not fit",
         margin_bytes=budget - 14 * GIB,
         band_bytes=0,
+        band_basis="",
         memory=memory,
         phases=(
             PredictedPhase(name="learn", step=0, allocated_bytes=1, reserved_bytes=1, device_bytes=1),

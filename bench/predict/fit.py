@@ -49,6 +49,7 @@ class Answer:
             "fits": forecast.fits,
             "margin_bytes": forecast.margin_bytes,
             "band_bytes": forecast.band_bytes,
+            "band_basis": forecast.band_basis,
             "predicted": told["memory"],
             **{name: told[name] for name in ("phases", "roles", "parameters", "at_peak", "fragmentation_bytes")},
             **{name: told[name] for name in ("limiting_phase", "limiting_step", "limiting_role", "oom", "oom_phase")},

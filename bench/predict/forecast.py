@@ -15,6 +15,7 @@ from collections import Counter
 from typing import Literal
 
 from vrambench.bench.allocator import Allocator, AllocatorSettings, DeviceOutOfMemory
+from vrambench.bench.predict.band import error_band
 from vrambench.bench.predict.cards import Outside, outside_allocator
 from vrambench.bench.predict.simulate import Simulation, Simulator
 from vrambench.bench.predict.trace import ALLOC, EMPTY, FREE, Event, Trace
@@ -23,10 +24,6 @@ from vrambench.methods.cards import CARDS, Card
 from vrambench.methods.cell import Cell
 
 Verdict = Literal["fits", "tight", "does not fit"]
-
-ERROR_BAND = 0.04
-"""Share of the predicted device bytes by which a measurement may lie higher. Assumed, from the accuracy that is aimed at, for
-as long as no measured results are published here."""
 
 PRUNED_OVER = 1.25
 """A cell predicted to need more than this many budgets is not worth its run."""
@@ -52,14 +49,16 @@ class Share(Record):
 
 
 class Forecast(Record):
-    """The prediction for one cell and budget. `limiting_phase`, `limiting_role`: where the allocator's peak is, and `at_peak` what
-    is live then. `margin_bytes`: budget less device bytes, negative where it does not fit. `band_bytes`: by how much more a
-    measurement may show. `oom`: where memory runs out under the budget. `seconds`: what predicting took."""
+    """The prediction for one cell and budget. `limiting_phase`, `limiting_role`: where the allocator's peak is, and `at_peak`
+    what is live then. `margin_bytes`: budget less device bytes, negative where it does not fit. `band_bytes`: by how much
+    more a measurement may show, and `band_basis` how that is known. `oom`: where memory runs out under the budget.
+    `seconds`: what predicting took."""
 
     budget_bytes: int
     verdict: Verdict
     margin_bytes: int
     band_bytes: int
+    band_basis: str
     memory: Memory
     phases: tuple[PredictedPhase, ...]
     roles: dict[str, RoleBytes]
@@ -110,7 +109,7 @@ class Predictor:
         outside = outside_allocator(card)
         free_run = Replay(simulation.trace, self._settings)
         device = free_run.reserved_bytes + outside.expected_bytes
-        band = round(ERROR_BAND * device) + outside.high_bytes - outside.expected_bytes
+        band = round(error_band().share * device) + outside.high_bytes - outside.expected_bytes
         chosen = free_run
         if device + band <= budget:
             verdict: Verdict = "fits"
@@ -245,6 +244,7 @@ def _forecast(
         verdict=verdict,
         margin_bytes=budget - device,
         band_bytes=band,
+        band_basis=error_band().basis,
         memory=Memory(
             requested_bytes=replay.requested_bytes,
             allocated_bytes=replay.allocated_bytes,

@@ -45,7 +45,18 @@ def test_what_fits_is_exit_code_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     assert (told["verdict"], told["fits"], told["budget_bytes"]) == ("fits", True, 24 * 2**30)
     assert set(told) == {
-        *("cell", "budget_bytes", "card", "verdict", "fits", "margin_bytes", "band_bytes", "predicted", "phases"),
+        *(
+            "cell",
+            "budget_bytes",
+            "card",
+            "verdict",
+            "fits",
+            "margin_bytes",
+            "band_bytes",
+            "band_basis",
+            "predicted",
+            "phases",
+        ),
         *("roles", "parameters", "at_peak", "fragmentation_bytes", "limiting_phase", "limiting_step", "limiting_role"),
         *("oom", "oom_phase", "notes", "seconds", "max", "advice"),
     }

@@ -7,7 +7,7 @@
 A cell counts where it ended `ok` or `oom`, was predicted, and its memory was measured. Of each: the signed relative errors
 of allocated, reserved and device bytes (predicted / measured - 1: positive where too much was predicted). What a job that
 ran out of memory had taken is less than it needs, so its errors are shown but not summed up. `--anew` asks today's predictor
-in place of the stored predictions, which are for an unknown card where the budget was not given as a card's name.
+in place of the stored predictions.
 
 The document: `rows`; `median_absolute` and `worst` (the signed error farthest from 0) by kind of bytes; at 24 GiB
 `false_fits` and `false_does_not_fit` (cells' names, `_at_24gib`) among `decided_at_24gib` cells; the `goals` and which are

@@ -1,0 +1,50 @@
+"""The error band: what published measurements have shown, the assumption where there are too few."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vrambench.bench.predict.band import ASSUMED_SHARE, FEWEST_CELLS, error_band
+
+
+def publish(folder: Path, gpu: str, rows: list[Any]) -> None:
+    (folder / gpu).mkdir(parents=True)
+    (folder / gpu / "accuracy.json").write_text(json.dumps({"rows": rows}))
+
+
+def row(predicted: int | None, measured: int | None, status: str = "ok") -> dict[str, Any]:
+    return {"status": status, "predicted": {"device": predicted}, "measured": {"device": measured}}
+
+
+def test_without_measurements_it_is_assumed(tmp_path: Path) -> None:
+    assert error_band(tmp_path / "nowhere") == (ASSUMED_SHARE, "assumed, not yet confirmed by measurements")
+    publish(tmp_path / "few", "h100", [row(100, 150)] * (FEWEST_CELLS - 1))
+    assert error_band(tmp_path / "few").share == ASSUMED_SHARE
+
+
+def test_it_is_the_most_that_any_job_took_above_its_prediction(tmp_path: Path) -> None:
+    publish(tmp_path, "h100", [row(100, 90)] * FEWEST_CELLS + [row(100, 400, "oom"), row(None, 9), row(9, None)])
+    publish(tmp_path, "rtx-4090", [row(1000, 1015)])
+    band = error_band(tmp_path)
+    assert band.share == pytest.approx(0.015)
+    assert (
+        band.basis
+        == f"the most that any of {FEWEST_CELLS + 1} measured jobs took above its prediction (h100, rtx-4090)"
+    )
+
+
+def test_it_is_never_negative(tmp_path: Path) -> None:
+    publish(tmp_path, "h100", [row(100, 90)] * FEWEST_CELLS)
+    assert error_band(tmp_path).share == 0
+
+
+@pytest.mark.parametrize("text", ["not JSON", "[]", "{}"])
+def test_another_file_of_that_name_is_an_error(text: str, tmp_path: Path) -> None:
+    publish(tmp_path, "h100", [])
+    (tmp_path / "h100" / "accuracy.json").write_text(text)
+    with pytest.raises(ValueError, match="no comparison of predictions with measurements"):
+        error_band(tmp_path)
