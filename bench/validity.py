@@ -44,12 +44,19 @@ class Target:
 
 @dataclass(frozen=True)
 class Rule:
-    """`reason`: one sentence for people. `when`: whether the rule holds for a cell on a target."""
+    """`reason`: one sentence for people. `when`: whether the rule holds for a cell on a target. `numbers`: the cell's own, which
+    the reason is about, and the nearest that would do."""
 
     id: str
     kind: Severity
     reason: str
     when: Callable[[Cell, Target], bool]
+    numbers: Callable[[Cell], str] | None = None
+
+    def finding(self, cell: Cell) -> Finding:
+        """What is told of `cell`, for which the rule holds."""
+        numbers = f": {self.numbers(cell)}" if self.numbers else ""
+        return Finding(self.id, self.kind, self.reason + numbers)
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ def check(cell: Cell, device_kind: Kind, *, bf16: bool = True) -> tuple[Finding,
     `bf16=False` says that the device has no bf16 arithmetic.
     """
     target = Target(device_kind, bf16)
-    found = [Finding(rule.id, rule.kind, rule.reason) for rule in RULES if rule.when(cell, target)]
+    found = [rule.finding(cell) for rule in RULES if rule.when(cell, target)]
     if target.kind == "cpu":
         found += cuda_only(cell, explained={finding.reason for finding in found})
     return tuple(sorted(found, key=lambda finding: finding.kind != "reject"))
@@ -123,6 +130,11 @@ def eps_too_small(cell: Cell) -> bool:
     if eps is None or optimizer.eight_bit or trained_dtype(cell) != torch.float16 or zero(cell):
         return False
     return bool(eps < (FP16_EPS_PROJECTED if optimizer.projects_gradients else FP16_EPS))
+
+
+def step_sequences(cell: Cell) -> int:
+    """Sequences in one optimizer step."""
+    return cell.workload.batch_size * cell.workload.gradient_accumulation_steps
 
 
 def remax_temperature(cell: Cell) -> float | None:
@@ -264,6 +276,7 @@ RULES: tuple[Rule, ...] = (
         "reject",
         "prompt and response together are longer than the model's positions (max_position_embeddings)",
         lambda cell, _: cell.workload.sequence_tokens > positions(cell.workload.model),
+        lambda cell: f"{cell.workload.sequence_tokens:,} tokens, {positions(cell.workload.model):,} positions",
     ),
     Rule(
         "rollout-batch",
@@ -271,9 +284,11 @@ RULES: tuple[Rule, ...] = (
         "a rollout must be a whole number of optimizer steps: rollout_batch a multiple of batch_size times "
         "gradient_accumulation_steps",
         lambda cell, _: (
-            cell.workload.rollout_batch is not None
-            and cell.workload.rollout_batch % (cell.workload.batch_size * cell.workload.gradient_accumulation_steps)
-            != 0
+            cell.workload.rollout_batch is not None and cell.workload.rollout_batch % step_sequences(cell) != 0
+        ),
+        lambda cell: (
+            f"rollout_batch {cell.workload.rollout_batch} is none of {step_sequences(cell)}, "
+            f"{-(-(cell.workload.rollout_batch or 0) // step_sequences(cell)) * step_sequences(cell)} is the nearest above"
         ),
     ),
     Rule(
@@ -307,6 +322,18 @@ RULES: tuple[Rule, ...] = (
         "ZeRO flattens parameters to one dimension, so a factored second moment is kept whole, and steps differ from those "
         "without ZeRO",
         lambda cell, _: zero(cell) and cell.optimizer_value.factored,
+    ),
+    Rule(
+        "int8-checkpointing",
+        "warn",
+        "bitsandbytes' int8 products keep their inputs for the backward pass, whatever gradient checkpointing would drop: "
+        "activations grow with the layers",
+        lambda cell, target: (
+            target.kind == "cuda"
+            and quantized(cell)
+            and cell.precision_value.bits == 8
+            and bool(cell.workload.gradient_checkpointing)
+        ),
     ),
     Rule(
         "rollout-dropout",

@@ -26,6 +26,14 @@ Kind = Literal["cpu", "cuda", "meta"]
 
 EMPTIES_CACHE = "Device.empty_cache"
 
+MEMORY = "memory: "
+
+
+def memory_named(kind: str) -> torch.profiler.record_function:
+    """A block in which everything that is allocated is `kind` to whoever traces memory, and to profilers."""
+    return torch.profiler.record_function(MEMORY + kind)
+
+
 # The CPU has one fused kernel, which it calls flash attention; it stands there for both of CUDA's.
 KERNELS: dict[Kind, dict[str, SDPBackend]] = {
     "cuda": {

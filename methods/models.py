@@ -96,6 +96,13 @@ def head(model: nn.Module) -> nn.Module:
     return _unwrapped(model).get_output_embeddings()
 
 
+def heads(module: nn.Module) -> set[nn.Module]:
+    """The output heads of every transformers model in `module`."""
+    models = [part for part in module.modules() if isinstance(part, PreTrainedModel)]
+    found = [model.get_output_embeddings() for model in models]
+    return {part for part in found if part is not None}
+
+
 class LayerStack(NamedTuple):
     """A model's equal layers, in order; `depth` is how many the model really has where fewer are built."""
 

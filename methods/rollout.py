@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from vrambench.methods.device import Device
+from vrambench.methods.device import Device, memory_named
 from vrambench.methods.models import head, trunk, without_checkpointing
 
 
@@ -40,8 +40,9 @@ class FilledLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         batch, heads, _, size = key_states.shape
-        self.keys = key_states.new_empty((batch, heads, self._length, size))
-        self.values = value_states.new_empty((batch, heads, self._length, value_states.shape[-1]))
+        with memory_named("kv_cache"):
+            self.keys = key_states.new_empty((batch, heads, self._length, size))
+            self.values = value_states.new_empty((batch, heads, self._length, value_states.shape[-1]))
         self.is_initialized = True
 
     def update(

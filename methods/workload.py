@@ -29,6 +29,10 @@ UNITS = {
 }
 
 
+SMALLEST_BARE = 2**20
+"""Fewer bytes than this are a number whose unit was forgotten."""
+
+
 def parse_size(value: object) -> int:
     """Bytes of `24GiB`, `16 GB`, `512MiB`, a plain number of bytes, or a card's name (its usable capacity)."""
     unlike = f"{shown(value)} is not a size; write 24GiB, 16GB or a card: {', '.join(CAPACITIES)}"
@@ -38,13 +42,18 @@ def parse_size(value: object) -> int:
         if value.lower() in CAPACITIES:
             return CAPACITIES[value.lower()]
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", value.lower())
-        if not match or match[2] not in UNITS:
+        if not match:
             raise ValueError(unlike + did_you_mean(value, CAPACITIES))
-        size = float(match[1]) * UNITS[match[2]]
+        if match[2] not in UNITS:
+            raise ValueError(f"{unlike}; did you mean '{match[1]}GiB'?")
+        unit = match[2]
+        size = float(match[1]) * UNITS[unit]
     else:
-        size = float(value)
+        unit, size = "", float(value)
     if not 1 <= size < 2**60:
         raise ValueError(f"{shown(value)} is not a size of at least one byte and less than 1 EiB")
+    if unit == "" and size < SMALLEST_BARE:
+        raise ValueError(f"{shown(value)} would be bytes; write its unit, as in 24GiB")
     return int(size)
 
 

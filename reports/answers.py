@@ -22,6 +22,8 @@ from vrambench.bench.predict.forecast import Forecast
 from vrambench.reports import units
 from vrambench.reports.terminal import PIPED_WIDTH
 
+SMALLEST_SHARE = 0.0005
+"""Of what is live: smaller ones are told together."""
 COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red"}
 
 
@@ -54,8 +56,9 @@ def print_plan(planned: Plan, out: TextIO) -> None:
     counts = planned.counts
     profile = f", profile {planned.profile}" if planned.profile else ""
     console.print(
-        f"{counts['cells']} cells: {counts['valid']} valid ({counts['warned']} with warnings), "
-        f"{counts['invalid']} invalid; {planned.matrix}{profile}, {planned.coverage} coverage, on {planned.device}",
+        f"{units.plural(counts['cells'], 'cell')}: {counts['valid']} valid ({counts['warned']} with warnings), "
+        f"{counts['invalid']} invalid; {planned.matrix}{profile}, {planned.coverage} coverage, on {planned.device}"
+        + (", predictions for CUDA" if predicted else ""),
         markup=False,
         soft_wrap=True,
     )
@@ -68,11 +71,13 @@ def print_fit(answer: Answer, out: TextIO) -> None:
     colour = COLOURS[forecast.verdict]
     console.print(f"[{colour}]{forecast.verdict}[/]: {escape(_verdict(answer))}", soft_wrap=True)
     console.print(escape(f"{answer.cell.name}, {_work(answer)}"), soft_wrap=True)
+    for finding in answer.warnings:
+        console.print(f"warning {finding.rule}: {finding.reason}", markup=False, soft_wrap=True)
     console.print(_table(("ledger", "bytes", ""), list(_ledger(forecast))))
     console.print(_table(("phase", "step", "allocated", "reserved", "device"), list(_phases(forecast))))
     if forecast.roles:
         console.print(_table(("role", "weights", "gradients", "optimizer", ""), list(_roles(forecast))))
-    console.print(_table(("live at the peak", "bytes", "share"), list(_at_peak(forecast))))
+    console.print(_table(("live at the peak", "bytes", "share", ""), list(_at_peak(forecast))))
     for line in _rests_on(answer):
         console.print(line, markup=False, soft_wrap=True)
     if answer.max:
@@ -112,15 +117,22 @@ def _verdict(answer: Answer) -> str:
     band = units.size(forecast.band_bytes)
     if not forecast.fits:
         words = f"{need} of {budget} predicted, {units.size(-forecast.margin_bytes)} too much"
-        if forecast.oom and forecast.oom_phase:
-            words += f"; memory runs out in {forecast.oom_phase}"
-        return words
+        if -forecast.margin_bytes < forecast.band_bytes:
+            words += f", less than the error band of {band}"
+        return words + _runs_out(forecast.oom_phase, forecast.oom.missing_bytes if forecast.oom else None)
     if forecast.verdict == "fits":
         return f"{need} of {budget} predicted, {units.size(forecast.margin_bytes)} to spare, more than the error band of {band}"
     if forecast.memory.num_alloc_retries:
         times = units.plural(forecast.memory.num_alloc_retries, "time")
         return f"{need} of {budget} predicted, after the allocator gave back cached memory {times}"
     return f"{need} of {budget} predicted, {units.size(forecast.margin_bytes)} to spare, less than the error band of {band}"
+
+
+def _runs_out(phase: str | None, missing_bytes: int | None) -> str:
+    if phase is None:
+        return ""
+    short = f", {units.size(missing_bytes)} short" if missing_bytes else ""
+    return f"; memory runs out in {phase}{short}"
 
 
 def _work(answer: Answer) -> str:
@@ -145,14 +157,20 @@ def _ledger(forecast: Forecast) -> Iterator[tuple[str, str, str]]:
     yield "+ rounding", size(allocated - requested), "to the allocator's block sizes"
     if active != allocated:
         yield "+ stream-held", size(active - allocated), "freed, but another stream may still use it"
-    yield "+ fragmentation", size(forecast.fragmentation_bytes), "reserved beyond the most that was in use"
+    yield (
+        "+ fragmentation",
+        size(forecast.fragmentation_bytes),
+        "the most that is reserved, beyond the most that is in use",
+    )
     yield "= reserved", size(memory.reserved_bytes), "held by PyTorch's allocator"
     yield "+ outside", size(memory.context_bytes), "CUDA context, kernels, libraries"
     yield "[bold]= device[/]", f"[bold]{size(memory.device_bytes)}[/]", "what nvidia-smi would show"
     if memory.managed_bytes:
         yield "managed", size(memory.managed_bytes), "paged: on the device as far as there is room, else on the host"
     if memory.host_pinned_bytes:
-        yield "host, pinned", size(memory.host_pinned_bytes), "what is offloaded, on the host"
+        yield "host, pinned", size(memory.host_pinned_bytes), "page-locked, of what is offloaded"
+    if forecast.host_bytes:
+        yield "host", size(forecast.host_bytes), "host memory for all that is offloaded, beside the process' own"
     if memory.num_alloc_retries:
         yield "retries", str(memory.num_alloc_retries), "the allocator gave back its cache to go on"
 
@@ -171,22 +189,35 @@ def _roles(forecast: Forecast) -> Iterator[tuple[str, ...]]:
         yield escape(name), *sizes, f"shares {escape(role.shares)}'s" if role.shares else ""
 
 
-def _at_peak(forecast: Forecast) -> Iterator[tuple[str, str, str]]:
+def _at_peak(forecast: Forecast) -> Iterator[tuple[str, str, str, str]]:
+    from vrambench.bench.predict.forecast import KINDS
+
     total = sum(share.nbytes for share in forecast.at_peak) or 1
+    small = 0
     for share in forecast.at_peak:
-        whose = f"{share.role}'s {share.kind}" if share.role else share.kind
-        yield escape(whose), units.size(share.nbytes), f"{share.nbytes / total:.1%}"
+        if share.nbytes < SMALLEST_SHARE * total:
+            small += share.nbytes
+            continue
+        kind = share.kind.replace("_", " ")
+        whose = f"{share.role}'s {kind}" if share.role else kind
+        yield escape(whose), units.size(share.nbytes), f"{share.nbytes / total:.1%}", KINDS.get(share.kind, "")
+    if small:
+        yield "others", units.size(small), f"{small / total:.1%}", ""
 
 
 def _rests_on(answer: Answer) -> Iterator[str]:
     forecast = answer.forecast
     role = f", of {forecast.limiting_role}" if forecast.limiting_role else ""
     step = f" of step {forecast.limiting_step}" if forecast.limiting_step is not None else ""
-    yield f"limiting: {forecast.limiting_phase}{step}{role}"
+    yield f"most in use: in {forecast.limiting_phase}{step}{role}"
+    peak = forecast.device_peak
+    yield f"most on the device: from {peak.name}{'' if peak.step is None else f' of step {peak.step}'} on"
+    if not forecast.fits:
+        yield "these are the bytes without a limit; under the budget, cached memory is given back first, and that is not enough"
     total, trainable = forecast.parameters.total, forecast.parameters.trainable
     yield f"parameters: {total:,}, {trainable:,} of them trained"
     yield (
-        f"predicted in {units.seconds(forecast.seconds)}, nothing was measured; the error band of "
+        f"predicted in {units.seconds(forecast.seconds)} (imports apart), nothing was measured; the error band of "
         f"{units.size(forecast.band_bytes)} is {forecast.band_basis}"
     )
     yield from forecast.notes
@@ -194,7 +225,11 @@ def _rests_on(answer: Answer) -> Iterator[str]:
 
 def _print_max(found: Maximum, console: Console) -> None:
     rows = [
-        (str(probe.value), units.size(probe.device_bytes), f"[{COLOURS[probe.verdict]}]{probe.verdict}[/]")
+        (
+            str(probe.value),
+            units.size(probe.device_bytes),
+            f"[{COLOURS[probe.verdict]}]{probe.verdict}[/]{_runs_out(probe.oom_phase, probe.missing_bytes)}",
+        )
         for probe in sorted(found.probes, key=lambda probe: probe.value)
     ]
     console.print(_table((found.field, "device", "verdict"), rows))

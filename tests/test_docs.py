@@ -57,6 +57,7 @@ def forecast(cell: Cell, card: Card) -> Forecast:
         limiting_role="policy",
         at_peak=(Share(role="policy", kind="weights", nbytes=12 * GIB),),
         fragmentation_bytes=GIB,
+        host_bytes=0,
         outside="",
         seconds=0.0,
     )

@@ -37,16 +37,21 @@ the budget or at the field's own bound."""
 
 MOST_PREDICTIONS = 40
 
+TIGHT_ROOM = 0.5
+"""Share of the error band that must be left for what is only tight to be suggested: with less it is a matter of luck."""
+
 MORE_ROOM = 0.05
 """Share of the budget that a further change must free to be worth a line of its own."""
 
 
 class Probe(Record):
-    """One value that was tried."""
+    """One value that was tried; where it does not fit, in which phase memory runs out and what is missing there."""
 
     value: int
     device_bytes: int
     verdict: Verdict
+    oom_phase: str | None = None
+    missing_bytes: int | None = None
 
 
 class Maximum(Record):
@@ -99,6 +104,12 @@ CHANGES: tuple[Change, ...] = (
     # approximation; then fewer trained weights; then rounded ones; last what waits for the host in every step.
     Change("gradient_checkpointing", {"gradient_checkpointing": True}, "each forward pass is computed twice"),
     Change("batch_size", {}, "half the sequences in a forward pass, twice as many passes"),
+    Change(
+        "optimizer",
+        {"optimizer": "adamw_torch_fused"},
+        "nothing: the same step in one kernel, without copies of all parameters",
+        ("adamw_torch",),
+    ),
     Change("optimizer", {"optimizer": "adamw_bnb_8bit"}, "optimizer state rounded to 8 bits", _FULL_STATE),
     Change("optimizer", {"optimizer": "adafactor"}, "another optimizer, with a factored second moment", _FULL_STATE),
     Change(
@@ -204,7 +215,13 @@ def largest(
             stops[value] = f"{rule.rule}: {rule.reason}"
             return False
         forecast = ask(variant)
-        probes[value] = Probe(value=value, device_bytes=forecast.memory.device_bytes or 0, verdict=forecast.verdict)
+        probes[value] = Probe(
+            value=value,
+            device_bytes=forecast.memory.device_bytes or 0,
+            verdict=forecast.verdict,
+            oom_phase=forecast.oom_phase,
+            missing_bytes=forecast.oom.missing_bytes if forecast.oom else None,
+        )
         tell(f"{field} {value}: {forecast.verdict}")
         return forecast.fits
 
@@ -251,17 +268,19 @@ def advise(
 ) -> Advice:
     """The `wanted` nearest configurations of the same algorithm and work that fit: fewest changes first, then by CHANGES.
 
-    A cell that is only tight is given what fits with room. What adds to changes that fit already comes last, and only where
-    it leaves clearly more room. Not tried is what cannot fit, since weights (and the gradients that an optimizer steps on
-    together) of its precision and adapter exceed the budget alone. Stops at `most` predictions.
+    What is only tight is given where the cell itself does not fit, with some room and where fewer changes do not do. What
+    adds to changes that fit already is tried last, and given only where it leaves clearly more room. Not tried is what cannot
+    fit, since weights (and the gradients that an optimizer steps on together) of its precision and adapter exceed the budget
+    alone, with what lies outside the allocator. Stops at `most` predictions.
     """
     own = ask(cell)
     if own.verdict == "fits":
         return Advice(suggestions=(), predictions=1, ending="nothing needs to change: it fits as it is")
     held = {_bulk(cell): _held_bytes(cell, own)}
+    outside = own.memory.context_bytes or 0
     found: list[tuple[frozenset[Change], Suggestion]] = []
     predictions = 1
-    ending = "every combination of these changes was tried, cannot fit, or leaves little more room"
+    ending = "all other changes that are known do not fit, or add to these for little more room"
     later: list[tuple[frozenset[Change], Cell]] = []
     first = ((changes, variant, False) for changes, variant in _variants(cell, bf16))
     again = ((changes, variant, True) for changes, variant in later)  # read when the first are through
@@ -270,7 +289,7 @@ def advise(
         if within and not second:
             later.append((changes, variant))
             continue
-        if held.get(_bulk(variant), 0) > own.budget_bytes:
+        if held.get(_bulk(variant), 0) + outside > own.budget_bytes:
             continue
         if predictions >= most:
             ending = f"stopped after {most} predictions"
@@ -282,12 +301,22 @@ def advise(
         enough = max((given.margin_bytes for given in within), default=-own.budget_bytes) + MORE_ROOM * own.budget_bytes
         if within and forecast.margin_bytes < enough:
             continue
-        if forecast.verdict == "fits" or (forecast.fits and own.verdict == "does not fit"):
+        if forecast.verdict == "fits" or (own.verdict == "does not fit" and _worth(forecast, changes, found)):
             found.append((changes, _suggestion(cell, variant, changes, forecast)))
             if len(found) == wanted:
                 ending = f"{wanted} found"
                 break
+    if not found and predictions < most:
+        ending = "no change that is known makes it fit"
     return Advice(suggestions=tuple(given for _, given in found), predictions=predictions, ending=ending)
+
+
+def _worth(
+    forecast: Forecast, changes: frozenset[Change], found: Sequence[tuple[frozenset[Change], Suggestion]]
+) -> bool:
+    """Whether what is only tight is worth a line: with some room, and not adding to what is given already."""
+    room = forecast.margin_bytes >= TIGHT_ROOM * forecast.band_bytes
+    return forecast.fits and room and not any(fewer < changes for fewer, _ in found)
 
 
 def _variants(cell: Cell, bf16: bool) -> Iterator[tuple[frozenset[Change], Cell]]:

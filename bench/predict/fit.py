@@ -15,6 +15,7 @@ from typing import Any
 from vrambench.bench.plan import Plan
 from vrambench.bench.predict.advise import Advice, Maximum, advise, check_searched, largest
 from vrambench.bench.predict.forecast import Forecast, Predictor
+from vrambench.bench.validity import Finding, check
 from vrambench.methods.axes import AXES
 from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell
@@ -28,11 +29,13 @@ MOST_SHOWN = 6
 
 @dataclass(frozen=True)
 class Answer:
-    """`card`: the one that the budget was given as. `max` and `advice` where they were asked for."""
+    """`card`: the one that the budget was given as. `warnings`: rules of CUDA that warn of the cell. `max` and `advice` where they
+    were asked for."""
 
     cell: Cell
     card: Card | None
     forecast: Forecast
+    warnings: tuple[Finding, ...] = ()
     max: Maximum | None = None
     advice: Advice | None = None
 
@@ -51,8 +54,13 @@ class Answer:
             "band_bytes": forecast.band_bytes,
             "band_basis": forecast.band_basis,
             "predicted": told["memory"],
-            **{name: told[name] for name in ("phases", "roles", "parameters", "at_peak", "fragmentation_bytes")},
+            **{
+                name: told[name]
+                for name in ("phases", "roles", "parameters", "at_peak", "fragmentation_bytes", "host_bytes")
+            },
+            "device_peak": {"phase": forecast.device_peak.name, "step": forecast.device_peak.step},
             **{name: told[name] for name in ("limiting_phase", "limiting_step", "limiting_role", "oom", "oom_phase")},
+            "warnings": [{"rule": one.rule, "reason": one.reason} for one in self.warnings],
             "notes": notes,
             "seconds": forecast.seconds,
             "max": self.max.model_dump(mode="json") if self.max else None,
@@ -83,7 +91,8 @@ def fit(
     forecast = ask(cell)
     reach = largest(cell, maximum, ask, bf16=bf16, tell=tell) if maximum else None
     advice = advise(cell, advices, ask, bf16=bf16, tell=tell) if advices else None
-    return Answer(cell, card, forecast, reach, advice)
+    warned = tuple(finding for finding in check(cell, "cuda", bf16=bf16) if finding.kind == "warn")
+    return Answer(cell, card, forecast, warned, reach, advice)
 
 
 def has_bf16(card: Card | None) -> bool:

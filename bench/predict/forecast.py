@@ -18,7 +18,7 @@ from vrambench.bench.allocator import Allocator, AllocatorSettings, DeviceOutOfM
 from vrambench.bench.predict.band import error_band
 from vrambench.bench.predict.cards import Outside, outside_allocator
 from vrambench.bench.predict.simulate import Simulation, Simulator
-from vrambench.bench.predict.trace import ALLOC, EMPTY, FREE, Event, Trace
+from vrambench.bench.predict.trace import ALLOC, EMPTY, FREE, Event, Place, Trace
 from vrambench.bench.result import Memory, OutOfMemory, Parameters, Record, RoleBytes
 from vrambench.methods.cards import CARDS, Card
 from vrambench.methods.cell import Cell
@@ -27,6 +27,23 @@ Verdict = Literal["fits", "tight", "does not fit"]
 
 PRUNED_OVER = 1.25
 """A cell predicted to need more than this many budgets is not worth its run."""
+
+
+KINDS = {
+    "weights": "the model's, and an adapter's",
+    "gradients": "of what is trained, complete",
+    "optimizer": "the optimizer's state",
+    "kv_cache": "keys and values of every token of a rollout",
+    "engine_buffers": "what DeepSpeed gathers gradients in",
+    "activations": "what layers compute, and keep for the backward pass",
+    "logits_and_loss": "scores of the whole vocabulary, and what is computed from them",
+    "backward_temporaries": "gradients on their way through the layers, and weights unpacked for them",
+    "step_temporaries": "what the optimizer's step computes with: copies of the parameters, for list kernels",
+    "load_temporaries": "what loading leaves behind",
+    "workspace": "what operators take inside themselves, and cuBLAS keeps",
+    "data": "tokens, rewards and other numbers",
+}
+"""What can be live, in words."""
 
 
 class PredictedPhase(Record):
@@ -40,8 +57,7 @@ class PredictedPhase(Record):
 
 
 class Share(Record):
-    """What is live at the peak. `role` None: no model's. `kind`: weights, gradients, optimizer, workspace (memory that operators
-    take inside themselves), or activations (everything else)."""
+    """What is live at the peak. `role` None: no model's. `kind`: one of KINDS, or what the job's own code names it."""
 
     role: str | None
     kind: str
@@ -49,9 +65,10 @@ class Share(Record):
 
 
 class Forecast(Record):
-    """The prediction for one cell and budget. `limiting_phase`, `limiting_role`: where the allocator's peak is, and `at_peak`
-    what is live then. `margin_bytes`: budget less device bytes, negative where it does not fit. `band_bytes`: by how much
+    """The prediction for one cell and budget. `limiting_phase`, `limiting_role`: where the most memory is in use, and
+    `at_peak` what that is. `margin_bytes`: budget less device bytes, negative where it does not fit. `band_bytes`: by how much
     more a measurement may show, and `band_basis` how that is known. `oom`: where memory runs out under the budget.
+    Bytes of a cell that does not fit are those that it takes without a limit. `host_bytes`: of host memory for what is offloaded.
     `seconds`: what predicting took."""
 
     budget_bytes: int
@@ -70,6 +87,7 @@ class Forecast(Record):
     oom: OutOfMemory | None = None
     oom_phase: str | None = None
     fragmentation_bytes: int
+    host_bytes: int
     outside: str
     notes: tuple[str, ...] = ()
     seconds: float
@@ -78,6 +96,11 @@ class Forecast(Record):
     def fits(self) -> bool:
         """Whether it is predicted to run, be it only just."""
         return self.verdict != "does not fit"
+
+    @property
+    def device_peak(self) -> PredictedPhase:
+        """The first phase in which the device bytes were at their highest: the allocator keeps what it once reserved."""
+        return max(self.phases, key=lambda phase: phase.device_bytes)
 
     @property
     def far_over(self) -> bool:
@@ -221,8 +244,21 @@ def shares(replay: Replay) -> tuple[Share, ...]:
         elif event.ident in replay.trace.hidden:
             sums[None, "workspace"] += event.nbytes
         else:
-            sums[event.place.role, "activations"] += event.nbytes
+            sums[event.place.role, _passing(event.place, replay.trace.heads)] += event.nbytes
     return tuple(Share(role=role, kind=kind, nbytes=count) for (role, kind), count in sums.most_common())
+
+
+def _passing(place: Place, heads: set[str]) -> str:
+    """What is called that nobody keeps, by where it was made."""
+    if place.phase in ("optimizer_step", "svd"):
+        return "step_temporaries"
+    if place.phase == "load":
+        return "load_temporaries"
+    if place.role is None:
+        return "data"
+    if place.module in heads or not place.module:
+        return "backward_temporaries" if place.backward else "logits_and_loss"
+    return "activations"
 
 
 def _forecast(
@@ -234,8 +270,8 @@ def _forecast(
     notes = [f"outside the allocator: {outside.reason}"]
     if simulation.managed_bytes:
         notes.append(
-            f"{simulation.managed_bytes} bytes of managed memory (paged optimizer state) come on top, as far as they lie on the"
-            " device: the driver moves them to the host where it needs the room"
+            "managed memory (paged optimizer state) comes on top, as far as it lies on the device: the driver moves it to the host"
+            " where it needs the room"
         )
     if simulation.note:
         notes.append(simulation.note)
@@ -275,6 +311,7 @@ def _forecast(
         oom=replay.oom,
         oom_phase=replay.oom_phase,
         fragmentation_bytes=replay.reserved_bytes - replay.active_bytes,
+        host_bytes=simulation.host_bytes,
         outside=outside.reason,
         notes=tuple(notes),
         seconds=seconds,

@@ -93,7 +93,7 @@ class _Extension:
         """Allocs of the first and the last layer: which."""
         self.freed: Counter[int] = Counter()
         """By base, how many copies are freed."""
-        self.made = Trace()
+        self.made = Trace(heads=trace.heads)
         self.base = max((event.ident for event in self.events), default=0) + 1
 
     def _runs(self) -> list[tuple[int | None, int, int]]:

@@ -22,7 +22,7 @@ from torch import nn
 from vrambench.bench.ledger import count_parameters, largest_gradients, paged_state
 from vrambench.bench.predict.layers import BUILT, NotAlike, extend
 from vrambench.bench.predict.shapes import KnownShapes
-from vrambench.bench.predict.trace import ALLOC, Trace
+from vrambench.bench.predict.trace import ALLOC, Owner, Trace
 from vrambench.bench.predict.tracer import Kept, TracedJob, Tracer
 from vrambench.bench.predict.workspaces import (
     LT_MATMULS,
@@ -71,7 +71,7 @@ class Simulator:
             return self._simulated(cell, card, BUILT)
         except NotAlike as difference:
             simulation = self._simulated(cell, card, None)
-            return replace(simulation, note=f"every layer was traced, since they are not all alike: {difference}")
+            return replace(simulation, note=f"every layer was traced, since not all do the same ({difference})")
 
     def _simulated(self, cell: Cell, card: Card | None, layers: int | None) -> Simulation:
         device = replace(get_device("meta"), layers=layers)
@@ -121,7 +121,7 @@ def hidden_memory(cell: Cell, card: Card | None) -> tuple[dict[str, Workspace], 
 
 def roles_of(trace: Trace, shares: Mapping[str, str | None], gradients: Mapping[str, int]) -> dict[str, RoleBytes]:
     """The roles' lines of the ledger. `gradients`: where an optimizer frees each at once, the largest one's bytes."""
-    sums: defaultdict[tuple[str, str, int], int] = defaultdict(int)
+    sums: defaultdict[Owner, int] = defaultdict(int)
     for event in trace.events:
         if event.kind == ALLOC and event.ident in trace.owners:
             sums[trace.owners[event.ident]] += event.nbytes

@@ -19,14 +19,15 @@ Layer = tuple[int, int]
 
 
 class Place(NamedTuple):
-    """What the job was doing. `layer`: None outside the layers; `module`: the path of the module whose
-    forward pass it was, below its role's."""
+    """What the job was doing. `layer`: None outside the layers; `module`: the path of the module whose forward pass it was,
+    below its role's, "" outside all; `backward`: inside a backward pass (where checkpointed modules are passed forward again)."""
 
     phase: str | None
     step: int | None
     role: str | None
     layer: Layer | None
     module: str
+    backward: bool = False
 
 
 class Event(NamedTuple):
@@ -41,10 +42,10 @@ class Event(NamedTuple):
 
 
 class Owner(NamedTuple):
-    """Whose memory it is, for good or until the next step: a role's weights, gradients or optimizer state. Gradients are counted
-    anew whenever an optimizer steps: at which time."""
+    """Whose memory it is, for good or until the next step: a role's weights, gradients or optimizer state, or what the job's code
+    has named (`memory_named`). Gradients are counted anew whenever an optimizer steps: at which time."""
 
-    role: str
+    role: str | None
     kind: str
     time: int = 0
 
@@ -53,12 +54,13 @@ class Owner(NamedTuple):
 class Trace:
     """`events` in order. `hidden`: idents of buffers that live inside one operator (or for good) and that no tensor shows.
     `growth`: idents of what is put together from all layers of a stack: the stack, and bytes for each more layer of it. `owners`:
-    idents of what the roles keep."""
+    idents of what the roles keep. `heads`: paths of the modules that make logits."""
 
     events: list[Event] = field(default_factory=list)
     hidden: set[int] = field(default_factory=set)
     growth: dict[int, tuple[int, int]] = field(default_factory=dict)
     owners: dict[int, Owner] = field(default_factory=dict)
+    heads: set[str] = field(default_factory=set)
 
     def live(self) -> Iterator[tuple[Event, int]]:
         """Every event with the bytes that are live after it."""

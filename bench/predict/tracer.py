@@ -29,10 +29,10 @@ from vrambench.bench.predict.shapes import KnownShapes, tensors_of
 from vrambench.bench.predict.trace import ALLOC, EMPTY, FREE, MARK, Event, Layer, Owner, Place, Trace, new
 from vrambench.methods.algorithms import Metrics
 from vrambench.methods.cell import Cell
-from vrambench.methods.device import EMPTIES_CACHE, Device
+from vrambench.methods.device import EMPTIES_CACHE, MEMORY, Device
 from vrambench.methods.job import Job
 from vrambench.methods.learner import Learner
-from vrambench.methods.models import layer_stacks
+from vrambench.methods.models import heads, layer_stacks
 from vrambench.methods.offload.simulated import WALKS_PARAMETERS
 from vrambench.methods.registry import Workspace
 
@@ -111,6 +111,8 @@ class Tracer(TorchDispatchMode):
         """While somebody walks through parameters: the layer of the last operator's arguments."""
         self._parameter_layers: dict[torch.Tensor, Layer | None] = {}
         self._parts: list[str] = []
+        self._memory: str | None = None
+        """What the job's code says is being allocated."""
         self._walking = False
         self._walk_began = 0
         self._signposted = False
@@ -160,6 +162,8 @@ class Tracer(TorchDispatchMode):
             self._known.setdefault(part, Known(role, path, layer_of.get(part)))
             for parameter in part.parameters(recurse=False):
                 self._parameter_layers.setdefault(parameter, layer_of.get(part))
+        makes_logits = heads(module)
+        self.trace.heads |= {path for path, part in module.named_modules() if part in makes_logits}
         self._handles.append(module.register_forward_hook(self._left_role, always_call=True))
         self._own()
 
@@ -312,6 +316,7 @@ class Tracer(TorchDispatchMode):
             self._end_walk()
         self._walking = any(part.startswith(WALKS) for part in self._parts)
         self._signposted = WALKS_PARAMETERS in self._parts
+        self._memory = next((part.removeprefix(MEMORY) for part in self._parts if part.startswith(MEMORY)), None)
         self._working_on = None
 
     def _end_walk(self) -> None:
@@ -379,6 +384,8 @@ class Tracer(TorchDispatchMode):
         self._next += 1
         self._layers[ident] = layer
         self._size[ident] = nbytes
+        if self._memory:
+            self.trace.owners[ident] = Owner(self._role, self._memory)
         self._record(ALLOC, ident, nbytes, layer)
         return ident
 
@@ -415,9 +422,10 @@ class Tracer(TorchDispatchMode):
                 self.trace.hidden.add(self._begin(kept.nbytes, None))
 
     def _record(self, kind: int, ident: int, nbytes: int, layer: Layer | None = None) -> None:
-        if self._stale:
+        backward = _in_backward()
+        if self._stale or backward is not self._place.backward:
             module = self._entered[-1].path if self._entered else ""
-            self._place = Place(self._phase, self._step, self._role, None, module)
+            self._place = Place(self._phase, self._step, self._role, None, module, backward)
             self._stale = False
             self._in_layers.clear()
         place = self._place

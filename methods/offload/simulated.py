@@ -31,7 +31,7 @@ from torch import nn
 from torch._utils import _flatten_dense_tensors
 
 from vrambench.methods.cell import Cell
-from vrambench.methods.device import Device
+from vrambench.methods.device import Device, memory_named
 from vrambench.methods.learner import PhaseMarker, tensors_in
 from vrambench.methods.offload.host import HostBuffer, aligned, host_memory, sums_on_device
 from vrambench.methods.offload.zero import ZeroOptions
@@ -116,7 +116,8 @@ class SimulatedZero:
         ]
         self._group_of = {parameter: group for group in self._groups for parameter in group.parameters}
         self._keep(self.host_memory.staging)
-        self._staging = torch.zeros(self.host_memory.staging.elements, dtype=self._dtype, device=device.torch)
+        with memory_named("engine_buffers"):
+            self._staging = torch.zeros(self.host_memory.staging.elements, dtype=self._dtype, device=device.torch)
         self._listen()
         for buffer in self.host_memory.gradients:
             self._keep(buffer)
@@ -201,7 +202,8 @@ class SimulatedZero:
         bucket, elements, gradient = self._bucket, parameter.numel(), parameter.grad
         assert gradient is not None
         while len(bucket.buffers) < self._bucket_count:
-            bucket.buffers.append(torch.empty(self._bucket_size, dtype=self._dtype, device=self._device.torch))
+            with memory_named("engine_buffers"):
+                bucket.buffers.append(torch.empty(self._bucket_size, dtype=self._dtype, device=self._device.torch))
         if bucket.elements + elements > self._bucket_size:
             self._send()
             bucket.index = (bucket.index + 1) % self._bucket_count
@@ -249,7 +251,8 @@ class SimulatedZero:
     def _make_sums(self, group: Group) -> None:
         """_build_compact_grad_partition_buffer."""
         if not group.sums:
-            flat = torch.zeros(group.flat.numel(), dtype=torch.float32, device=self._device.torch)
+            with memory_named("engine_buffers"):
+                flat = torch.zeros(group.flat.numel(), dtype=torch.float32, device=self._device.torch)
             offset = 0
             for parameter in group.parameters:
                 group.sums[parameter] = flat.narrow(0, offset, parameter.numel())

@@ -116,13 +116,13 @@ def test_fields_that_cannot_be_searched_are_named() -> None:
 
 
 def test_advice_is_valid_fits_and_comes_by_cost(predictor: Predictor) -> None:
-    cell = cell_of(batch_size=64)
-    ask = asking(predictor, device_bytes(predictor.forecast(cell)) - 30 * 2**20)
+    cell = cell_of(batch_size=4096)
+    ask = asking(predictor, round(0.7 * device_bytes(predictor.forecast(cell))))
     assert not ask(cell).fits
     advice = advise(cell, 2, ask)
     assert [set(one.changes) for one in advice.suggestions] == [
-        {"gradient_checkpointing"},
         {"batch_size", "gradient_accumulation_steps"},
+        {"precision", "gradient_checkpointing"},
     ]
     for one in advice.suggestions:
         variant = changed(cell, one.changes)
@@ -132,6 +132,26 @@ def test_advice_is_valid_fits_and_comes_by_cost(predictor: Predictor) -> None:
         assert (one.verdict, one.device_bytes) == (forecast.verdict, device_bytes(forecast))
         assert one.margin_bytes >= 0
     assert advice.ending == "2 found"
+
+
+def test_what_is_tight_by_luck_is_not_advised(predictor: Predictor) -> None:
+    cell = cell_of(batch_size=1024)
+    halved = changed(cell, {"batch_size": 512, "gradient_accumulation_steps": 2})
+    budget = device_bytes(predictor.forecast(halved)) + 2**20
+    assert predictor.forecast(halved, budget).verdict == "tight"
+    advice = advise(cell, 1, asking(predictor, budget), most=4)
+    assert {"batch_size": 512, "gradient_accumulation_steps": 2} not in [one.changes for one in advice.suggestions]
+
+
+def test_nothing_fits_where_the_context_takes_the_budget(predictor: Predictor) -> None:
+    advice = advise(cell_of(), 3, asking(predictor, 64 * 2**20))
+    assert (advice.suggestions, advice.predictions) == ((), 1)
+    assert advice.ending == "no change that is known makes it fit"
+
+
+def test_a_step_without_copies_is_advised_before_rounded_state() -> None:
+    optimizers = [change.settings["optimizer"] for change in CHANGES if change.what == "optimizer"]
+    assert optimizers[:2] == ["adamw_torch_fused", "adamw_bnb_8bit"]
 
 
 def test_what_fits_needs_no_advice(predictor: Predictor) -> None:
@@ -146,7 +166,7 @@ def test_the_search_stops_at_its_cap_and_says_so(predictor: Predictor) -> None:
 
     def never(cell: Cell) -> Forecast:
         asked.append(cell)
-        return sample.model_copy(update={"roles": {}})
+        return sample.model_copy(update={"roles": {}, "memory": sample.memory.model_copy(update={"context_bytes": 0})})
 
     advice = advise(cell_of({"algorithm": "ppo"}), 3, never, most=12)
     assert (advice.predictions, len(asked)) == (12, 12)

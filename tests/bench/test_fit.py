@@ -57,7 +57,18 @@ def test_what_fits_is_exit_code_0(capsys: pytest.CaptureFixture[str]) -> None:
             "predicted",
             "phases",
         ),
-        *("roles", "parameters", "at_peak", "fragmentation_bytes", "limiting_phase", "limiting_step", "limiting_role"),
+        *(
+            "roles",
+            "parameters",
+            "at_peak",
+            "fragmentation_bytes",
+            "host_bytes",
+            "device_peak",
+            "warnings",
+            "limiting_phase",
+            "limiting_step",
+            "limiting_role",
+        ),
         *("oom", "oom_phase", "notes", "seconds", "max", "advice"),
     }
     assert set(told["predicted"]) == set(Memory.model_fields)
@@ -100,19 +111,20 @@ def test_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.startswith("fits: ")
     for word in ("requested", "fragmentation", "outside", "= device", "optimizer_step", "policy's optimizer"):
         assert word in out
-    assert "limiting: " in out
+    assert "most in use: in " in out
+    assert "most on the device: from " in out
     assert "nothing was measured" in out
 
 
 def test_the_largest_value_and_advice_are_in_the_document(capsys: pytest.CaptureFixture[str]) -> None:
-    _, roomy = document("--set batch_size=48", capsys)
-    budget = roomy["predicted"]["device_bytes"]
-    code, told = document(f"--budget {budget} --set batch_size=96 --max batch_size --advise 1", capsys)
+    _, roomy = document("--set batch_size=1024", capsys)
+    budget = roomy["predicted"]["device_bytes"] + 400 * 2**20
+    code, told = document(f"--budget {budget} --set batch_size=2048 --max batch_size --advise 1", capsys)
     assert code == 1
     assert told["max"]["field"] == "batch_size"
-    assert 48 <= told["max"]["value"] < 96
+    assert 1024 <= told["max"]["value"] < 2048
     assert told["max"]["device_bytes"] <= budget
-    assert {"value", "device_bytes", "verdict"} == set(told["max"]["probes"][0])
+    assert {"value", "device_bytes", "verdict", "oom_phase", "missing_bytes"} == set(told["max"]["probes"][0])
     (one,) = told["advice"]
     assert one["changes"]
     assert one["margin_bytes"] >= 0

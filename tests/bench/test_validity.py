@@ -144,6 +144,22 @@ CASES = [
         {"algorithm": "sft"},
         kind="warn",
     ),
+    Case(
+        "int8-checkpointing",
+        {"precision": "int8", "adapter": "lora", "gradient_checkpointing": True},
+        {"precision": "nf4"},
+        device="cuda",
+        near_device="cuda",
+        kind="warn",
+    ),
+    Case(
+        "int8-checkpointing",
+        {"precision": "int8", "adapter": "lora", "gradient_checkpointing": True},
+        {"gradient_checkpointing": False},
+        device="cuda",
+        near_device="cuda",
+        kind="warn",
+    ),
     Case("lora-paged", {"adapter": "lora", "optimizer": "paged_adamw_8bit"}, {"optimizer": "adamw_torch"}, kind="warn"),
     Case("lora-paged", {"adapter": "lora", "optimizer": "adamw_bnb_8bit"}, {"adapter": "none"}, kind="warn"),
 ]

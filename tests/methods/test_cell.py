@@ -269,7 +269,7 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"budget": "24XB"},
         "budget",
-        f"budget: '24XB' is not a size; write 24GiB, 16GB or a card: {', '.join(CAPACITIES)}",
+        f"budget: '24XB' is not a size; write 24GiB, 16GB or a card: {', '.join(CAPACITIES)}; did you mean '24GiB'?",
     ),
     ({"budget": "0"}, "budget", "budget: '0' is not a size of at least one byte and less than 1 EiB"),
     ({"batch_size": 0}, "batch_size", "batch_size: 0: must be at least 1"),
@@ -389,10 +389,10 @@ def test_an_unknown_axis_value_is_named() -> None:
         (" 1.5 MiB ", 3 * 2**19),
         ("16GB", 16 * 10**9),
         ("512kb", 512_000),
-        ("7", 7),
+        ("7000000", 7_000_000),
         ("7b", 7),
-        (7, 7),
-        (7.9, 7),
+        (7_000_000, 7_000_000),
+        (7_000_000.9, 7_000_000),
         ("rtx-4090", CAPACITIES["rtx-4090"]),
         ("RTX-3090", CAPACITIES["rtx-3090"]),
         ("1TiB", 2**40),
@@ -415,7 +415,13 @@ def test_what_is_no_size(text: object) -> None:
     assert str(caught.value).startswith(shown(text))
 
 
-@given(st.integers(1, 2**59), st.sampled_from(["", "B"]))
+@pytest.mark.parametrize("number", [1, 24, "24", 24.5, 2**20 - 1])
+def test_a_number_whose_unit_was_forgotten_is_none(number: int | float | str) -> None:
+    with pytest.raises(ValueError, match="would be bytes; write its unit, as in 24GiB"):
+        parse_size(number)
+
+
+@given(st.integers(2**20, 2**59), st.sampled_from(["", "B"]))
 def test_bytes_are_kept_to_a_double_s_precision(size: int, unit: str) -> None:
     assert parse_size(f"{size}{unit}") == pytest.approx(size, rel=1e-15)
 
