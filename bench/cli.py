@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import sys
 import typing
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from vrambench.methods.cards import Card
     from vrambench.methods.cell import Cell
 
-EXIT_DOES_NOT_FIT, EXIT_USAGE, EXIT_FAILED, EXIT_INTERRUPTED = 1, 2, 4, 130
+EXIT_DOES_NOT_FIT, EXIT_USAGE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 4, 130, 141
 
 # Click's base class of usage errors. Typer brings click along under a private name or imports it, depending on its
 # version.
@@ -62,6 +63,8 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout,
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and gives its exit code; every error that a user can cause becomes one line on stderr."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
+    if sys.stdout is None:  # closed by whoever started us
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     try:
         code = app(typed or ["--help"], prog_name="vrambench", standalone_mode=False, obj=typed)
         sys.stdout.flush()
@@ -71,13 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         return _fail(error.message, EXIT_USAGE)
     except ClickException as error:
-        message = error.format_message()
+        message = _with_value(error.format_message(), typed)
         return _fail(message[:1].lower() + message[1:].rstrip("."), EXIT_USAGE) if message else EXIT_USAGE
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", EXIT_INTERRUPTED)
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # whoever read our output has seen enough; the exit code is no verdict
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return EXIT_PIPE
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", EXIT_FAILED)
@@ -86,6 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         traceback.print_exc()
         return _fail("vrambench failed; the lines above say where", EXIT_FAILED)
+
+
+def _with_value(message: str, typed: Sequence[str]) -> str:
+    """`message`, and what was typed where it is about an option's value, which Click does not repeat."""
+    option = re.match(r"Invalid value for '(--[a-z-]+)': ", message)
+    if option is None or option[1] not in typed[:-1]:
+        return message
+    return f"{message[: option.end()]}{typed[typed.index(option[1]) + 1]!r}: {message[option.end() :]}"
 
 
 def _fail(message: str, code: int) -> int:
@@ -148,14 +159,15 @@ def fit(
         from vrambench.bench.predict.fit import has_bf16, only_cell
 
         card = _card(selection)
-        cell = only_cell(select(loaded, selection, "cuda", bf16=has_bf16(card)))
+        planned = select(loaded, selection, "cuda", bf16=has_bf16(card))
+        cell = only_cell(planned)
         answer = fit_cell(cell, card, maximum=maximum, advices=advices, tell=_say)
         if as_json:
             print(json.dumps(answer.document(), indent=1), file=out)
         else:
             from vrambench.reports.answers import print_fit
 
-            print_fit(answer, out)
+            print_fit(answer, out, planned.profile)
     return 0 if answer.forecast.fits else EXIT_DOES_NOT_FIT
 
 

@@ -142,7 +142,8 @@ def _details(compared: list[Compared]) -> list[str]:
         peaks: dict[str, int] = {}
         for phase in forecast.phases:
             peaks[phase.name] = max(peaks.get(phase.name, 0), phase.allocated_bytes)
-        held = ", ".join(f"{share.kind} {_size(share.nbytes)}" for share in forecast.at_peak if share.nbytes >= 2**25)
+        large = [share for share in forecast.at_peak if share.nbytes >= 2**25]
+        held = ", ".join(f"{share.kind.replace('_', ' ')} {_size(share.nbytes)}" for share in large)
         lines += [
             f"### {row.id}", "",
             f"- Source: {row.source}. {row.settings.rstrip('.')}.",

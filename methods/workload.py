@@ -43,7 +43,7 @@ def parse_size(value: object) -> int:
             return CAPACITIES[value.lower()]
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", value.lower())
         if not match:
-            raise ValueError(unlike + did_you_mean(value, CAPACITIES))
+            raise ValueError(unlike + (did_you_mean(value, CAPACITIES) if value[:1].isalpha() else ""))
         if match[2] not in UNITS:
             raise ValueError(f"{unlike}; did you mean '{match[1]}GiB'?")
         unit = match[2]

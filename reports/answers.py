@@ -20,7 +20,7 @@ from vrambench.bench.predict.advise import Advice, Maximum
 from vrambench.bench.predict.fit import Answer
 from vrambench.bench.predict.forecast import Forecast
 from vrambench.reports import units
-from vrambench.reports.terminal import PIPED_WIDTH
+from vrambench.reports.terminal import Output
 
 SMALLEST_SHARE = 0.0005
 """Of what is live: smaller ones are told together."""
@@ -29,7 +29,7 @@ COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red"}
 
 def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]], out: TextIO) -> Console:
     """A table of texts (Rich's markup in them), and the console that it was printed on."""
-    console = _console(out)
+    console = Output(out)
     console.print(_table(headings, rows))
     return console
 
@@ -64,13 +64,14 @@ def print_plan(planned: Plan, out: TextIO) -> None:
     )
 
 
-def print_fit(answer: Answer, out: TextIO) -> None:
-    """The verdict, the ledger, where and of what the peak is, and what all that rests on."""
+def print_fit(answer: Answer, out: TextIO, profile: str | None = None) -> None:
+    """The verdict, the ledger, where and of what the peak is, and what all that rests on. `profile`: whose the workload is."""
     forecast = answer.forecast
-    console = _console(out)
+    console = Output(out)
     colour = COLOURS[forecast.verdict]
     console.print(f"[{colour}]{forecast.verdict}[/]: {escape(_verdict(answer))}", soft_wrap=True)
-    console.print(escape(f"{answer.cell.name}, {_work(answer)}"), soft_wrap=True)
+    whose = f" (profile {profile})" if profile else ""
+    console.print(escape(f"{answer.cell.name}, {_work(answer)}{whose}"), soft_wrap=True)
     for finding in answer.warnings:
         console.print(f"warning {finding.rule}: {finding.reason}", markup=False, soft_wrap=True)
     console.print(_table(("ledger", "bytes", ""), list(_ledger(forecast))))
@@ -84,13 +85,6 @@ def print_fit(answer: Answer, out: TextIO) -> None:
         _print_max(answer.max, console)
     if answer.advice:
         _print_advice(answer.advice, console)
-
-
-def _console(out: TextIO) -> Console:
-    console = Console(file=out, highlight=False)
-    if not console.is_terminal:
-        console.width = PIPED_WIDTH
-    return console
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -217,7 +211,7 @@ def _rests_on(answer: Answer) -> Iterator[str]:
     total, trainable = forecast.parameters.total, forecast.parameters.trainable
     yield f"parameters: {total:,}, {trainable:,} of them trained"
     yield (
-        f"predicted in {units.seconds(forecast.seconds)} (imports apart), nothing was measured; the error band of "
+        f"predicted in {units.seconds(forecast.seconds)} after start-up, nothing was measured; the error band of "
         f"{units.size(forecast.band_bytes)} is {forecast.band_basis}"
     )
     yield from forecast.notes

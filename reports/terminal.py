@@ -39,11 +39,22 @@ PIPED_WIDTH = 200
 """Columns where the output is no terminal that has a width of its own."""
 
 
+class Output(Console):
+    """A console on a text stream, as wide as its terminal, else PIPED_WIDTH. Where the reader has gone, printing raises
+    BrokenPipeError as `print` does."""
+
+    def __init__(self, out: TextIO) -> None:
+        super().__init__(file=out, highlight=False)
+        if not self.is_terminal:
+            self.width = PIPED_WIDTH
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def print_table(folders: Sequence[Path], out: TextIO) -> None:
     """Prints the table and the summary of each run folder to `out`."""
-    console = Console(file=out, highlight=False)
-    if not console.is_terminal:
-        console.width = PIPED_WIDTH
+    console = Output(out)
     for folder in folders:
         store = RunFolder.open(folder)
         results = store.results()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +167,43 @@ def test_a_mistake_is_one_line_and_exit_code_2(typed: str, message: str, capsys:
 def test_a_card_without_bf16_forbids_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(f"fit {CELL.replace('fp32', 'bf16')} --budget t4".split()) == 2
     assert "by the rule bf16-hardware" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_is_no_verdict(tmp_path: Path) -> None:
+    """Exit code 1 would say that it does not fit."""
+    code = "import os, sys; from vrambench.bench.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-P", "-c", code, "fit", *CELL.split()]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as nobody:
+        done = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, text=True, timeout=120, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_closed_stdout_is_no_failure(tmp_path: Path) -> None:
+    code = "import sys; sys.stdout = None; from vrambench.bench.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-P", "-c", code, "fit", *CELL.split()]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=120, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_warnings_of_cuda_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    typed = "fit --precision nf4 --adapter lora --optimizer adamw_torch --offload none --algorithm ppo --set lora_dropout=0.1"
+    assert cli.main([*typed.split(), "--budget", "24GiB"]) == 0
+    assert "\nwarning rollout-dropout: the adapter's dropout stays on in rollouts" in capsys.readouterr().out
+    assert cli.main([*typed.split(), "--budget", "24GiB", "--json"]) == 0
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert warning["rule"] == "rollout-dropout"
+
+
+def test_what_does_not_fit_says_by_how_much_and_that_bytes_are_without_a_limit(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, told = document("--set batch_size=4096 --budget 4TiB", capsys)
+    budget = told["predicted"]["device_bytes"] - told["band_bytes"] // 2
+    code, out = fit(f"--set batch_size=4096 --budget {budget}", capsys)
+    assert code == (0 if out.startswith("tight") else 1)
+    code, out = fit(f"--set batch_size=4096 --budget {told['predicted']['device_bytes'] // 2}", capsys)
+    assert code == 1
+    assert " short\n" in out
+    assert "these are the bytes without a limit" in out

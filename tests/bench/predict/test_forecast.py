@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vrambench.bench.predict.cards import outside_allocator
-from vrambench.bench.predict.forecast import Forecast, Predictor, Replay
+from vrambench.bench.predict.forecast import KINDS, Forecast, Predictor, Replay
 from vrambench.bench.predict.workspaces import cublas_workspace_bytes
 from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import Cell, resolve
@@ -205,3 +205,27 @@ def test_what_offload_holds_on_the_host_is_said() -> None:
     assert one.memory.host_pinned_bytes is not None
     assert one.memory.host_pinned_bytes > 8 * PARAMETERS
     assert one.roles["policy"].optimizer_bytes == 0
+
+
+def kinds(**more: Any) -> dict[tuple[str | None, str], int]:
+    return {(share.role, share.kind): share.nbytes for share in forecast(**more).at_peak}
+
+
+def test_what_is_live_is_named_by_what_it_is_for() -> None:
+    step = kinds()
+    assert step["policy", "weights"] == step["policy", "gradients"] == 2 * PARAMETERS
+    assert step["policy", "step_temporaries"] == 2 * PARAMETERS, "the list kernels' copy of all parameters"
+    assert ("policy", "activations") not in step
+    assert ("policy", "step_temporaries") not in kinds(optimizer="adamw_torch_fused")
+
+    tokens = {"prompt_tokens": 512, "response_tokens": 512, "rollout_batch": 64, "gradient_checkpointing": True}
+    rollout = kinds(algorithm="remax", adapter="lora", batch_size=1, **tokens)
+    assert rollout["policy", "kv_cache"] == 2 * 12 * 768 * 2 * 64 * 1024, "2 x layers x width x 2 bytes x tokens"
+
+    learn = kinds(adapter="lora", batch_size=16, prompt_tokens=256, response_tokens=256)
+    assert learn["policy", "logits_and_loss"] >= 16 * 511 * 50257 * 4, "logits in fp32"
+    assert learn["policy", "activations"] > 0
+
+    zero = kinds(offload="zero2_optimizer", algorithm="ppo", zero={"reduce_bucket_size": 1_000_000})
+    assert zero[None, "engine_buffers"] == 50257 * 768 * 2, "as large as the largest parameter"
+    assert {kind for _, kind in (*step, *rollout, *learn, *zero)} <= set(KINDS)
