@@ -11,9 +11,11 @@ Sizes are in bytes and None where the message does not say. CUDA's allocator wri
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 import traceback
+from pathlib import Path
 
 import torch
 
@@ -100,3 +102,14 @@ def _device(text: str) -> OutOfMemory:
 def _size(pattern: re.Pattern[str], text: str) -> int | None:
     match = pattern.search(text)
     return round(float(match[1]) * UNITS[match[2]]) if match else None
+
+
+def oom_kills() -> int:
+    """How many processes the kernel's out-of-memory killer has ended in this container or on this machine."""
+    for file in ("/sys/fs/cgroup/memory.events", "/proc/vmstat"):
+        with contextlib.suppress(OSError, ValueError):
+            for line in Path(file).read_text().splitlines():
+                name, _, count = line.partition(" ")
+                if name == "oom_kill":
+                    return int(count)
+    return 0

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vrambench.bench import server
 from vrambench.bench.environment import describe_environment, same_hardware, usable_threads
 from vrambench.bench.measure import Progress
-from vrambench.bench.oom import NATIVE_EXIT
+from vrambench.bench.oom import NATIVE_EXIT, oom_kills
 from vrambench.bench.plan import PlannedCell
 from vrambench.bench.predict.cards import card_described
 from vrambench.bench.result import FAILED, OutOfMemory, Result, Sample, Status, Throughput
@@ -331,7 +331,7 @@ class _Run:
         process = self.server.fork(work, order, board, theirs)
         theirs.close()
         deadline = time.monotonic() + self.timeout
-        self.running.append(_Running(task, process, ours, board, deadline, _oom_kills()))
+        self.running.append(_Running(task, process, ours, board, deadline, oom_kills()))
 
     def _look_at(self, job: _Running) -> None:
         self._read(job)
@@ -370,7 +370,7 @@ class _Run:
         elif code is not None and code < 0:
             name = signal.Signals(-code).name
             more |= {"status": "crashed", "signal": name, "reason": f"ended by {name}"}
-            if name == "SIGKILL" and _oom_kills() > job.oom_kills:
+            if name == "SIGKILL" and oom_kills() > job.oom_kills:
                 more |= {
                     "status": "oom",
                     "reason": "the system's out-of-memory killer ended the process",
@@ -467,17 +467,6 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _oom_kills() -> int:
-    """How many processes the kernel's out-of-memory killer has ended in this container or on this machine."""
-    for file in ("/sys/fs/cgroup/memory.events", "/proc/vmstat"):
-        with contextlib.suppress(OSError, ValueError):
-            for line in Path(file).read_text().splitlines():
-                name, _, count = line.partition(" ")
-                if name == "oom_kill":
-                    return int(count)
-    return 0
 
 
 def _ending(code: int | None) -> str:

@@ -25,6 +25,7 @@ Item = TypeVar("Item")
 Kind = Literal["cpu", "cuda", "meta"]
 
 EMPTIES_CACHE = "Device.empty_cache"
+REPEATS = "Device.repeated"
 
 MEMORY = "memory: "
 
@@ -70,10 +71,16 @@ class Device:
         simulated device the first two groups. A group is what one optimizer step takes."""
         return items[: 2 * group] if self.simulated else items
 
-    def ends(self, items: Sequence[Item]) -> Sequence[Item]:
-        """All of `items`, whose work from the second on differs in sizes only, which never fall; on the simulated device the
-        first and the last."""
-        return [items[0], items[-1]] if self.simulated and len(items) > 2 else items
+    def growing(self, items: Sequence[Item]) -> Iterator[Item]:
+        """All of `items`, whose work from the second on differs in sizes only, which grow by as much from each to the next; on the
+        simulated device the first, the second and the last. Whoever traces is told of each but the first where it begins and
+        ends, and that it is done when the next is asked for."""
+        for number, item in enumerate(items):
+            if number == 0 or not self.simulated:
+                yield item
+            elif number in (1, len(items) - 1):
+                with torch.profiler.record_function(REPEATS, str(number)):
+                    yield item
 
     def map_alike(self, function: Callable[[Item], Any], items: Sequence[Item]) -> list[Any]:
         """[function(item) for item in items], for work that allocates and frees alike and gives results of one shape. On the

@@ -84,7 +84,7 @@ def generate(
     positions = torch.arange(length, device=prompts.device)[None]
     decoder, output = trunk(model), head(model)
     with without_checkpointing(model):
-        for end in device.ends(range(prompt_tokens, length)):
+        for end in device.growing(range(prompt_tokens, length)):
             start = 0 if end == prompt_tokens else end - 1
             for layer in layers:
                 layer.filled = start  # as if no step before had been left out

@@ -18,7 +18,7 @@ from vrambench.bench.allocator import Allocator, AllocatorSettings, DeviceOutOfM
 from vrambench.bench.predict.band import error_band
 from vrambench.bench.predict.cards import Outside, outside_allocator
 from vrambench.bench.predict.simulate import Simulation, Simulator
-from vrambench.bench.predict.trace import ALLOC, EMPTY, FREE, Event, Place, Trace
+from vrambench.bench.predict.trace import ALLOC, EMPTY, FREE, MARK, Event, Place, Trace
 from vrambench.bench.result import Memory, OutOfMemory, Parameters, Record, RoleBytes
 from vrambench.methods.cards import CARDS, Card
 from vrambench.methods.cell import Cell
@@ -198,7 +198,7 @@ class Replay:
                 free(handles.pop(ident))
             elif kind == EMPTY:
                 allocator.empty_cache()
-            else:
+            elif kind == MARK:
                 self._close(phase)
                 phase = (place.phase or "", place.step)
         self._close(phase)
@@ -273,8 +273,7 @@ def _forecast(
             "managed memory (paged optimizer state) comes on top, as far as it lies on the device: the driver moves it to the host"
             " where it needs the room"
         )
-    if simulation.note:
-        notes.append(simulation.note)
+    notes += simulation.notes
     return Forecast(
         budget_bytes=budget,
         verdict=verdict,

@@ -21,6 +21,7 @@ from torch import nn
 
 from vrambench.bench.ledger import count_parameters, largest_gradients, paged_state
 from vrambench.bench.predict.layers import BUILT, NotAlike, extend
+from vrambench.bench.predict.repeats import NotRegular, with_all_steps, without_marks
 from vrambench.bench.predict.shapes import KnownShapes
 from vrambench.bench.predict.trace import ALLOC, Owner, Trace
 from vrambench.bench.predict.tracer import Kept, TracedJob, Tracer
@@ -47,7 +48,8 @@ STEPS = 2
 @dataclass(frozen=True)
 class Simulation:
     """What a job does to memory. `managed_bytes`: what may lie on the device or on the host (paged optimizer state). `layers`: how
-    many layers of each model were traced, None for all; `note`: why all."""
+    many layers of each model were traced, None for all; `notes`: what of it is
+    out of the ordinary."""
 
     trace: Trace
     roles: dict[str, RoleBytes]
@@ -56,7 +58,7 @@ class Simulation:
     host_pinned_bytes: int
     host_bytes: int
     layers: int | None
-    note: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Simulator:
@@ -71,7 +73,8 @@ class Simulator:
             return self._simulated(cell, card, BUILT)
         except NotAlike as difference:
             simulation = self._simulated(cell, card, None)
-            return replace(simulation, note=f"every layer was traced, since not all do the same ({difference})")
+            note = f"every layer was traced, since not all do the same ({difference})"
+            return replace(simulation, notes=(note, *simulation.notes))
 
     def _simulated(self, cell: Cell, card: Card | None, layers: int | None) -> Simulation:
         device = replace(get_device("meta"), layers=layers)
@@ -92,6 +95,12 @@ class Simulator:
         gc.collect()
         gc.freeze()
         trace = extend(tracer.trace, tracer.stacks) if layers is not None else tracer.trace
+        notes = []
+        try:
+            trace = with_all_steps(trace, tracer.trace)
+        except NotRegular as difference:
+            trace = without_marks(trace)
+            notes.append(f"of decoding, only the first and the last step are followed ({difference})")
         return Simulation(
             trace=trace,
             roles=roles_of(trace, shares, gradients),
@@ -100,6 +109,7 @@ class Simulator:
             host_pinned_bytes=sum(memory.host_pinned_bytes for memory in host),
             host_bytes=sum(memory.host_bytes for memory in host),
             layers=layers if any(depth > BUILT for depth in tracer.stacks) else None,
+            notes=tuple(notes),
         )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-ALLOC, FREE, MARK, EMPTY = 0, 1, 2, 3
+ALLOC, FREE, MARK, EMPTY, BEGIN, END = 0, 1, 2, 3, 4, 5
 
 new = tuple.__new__
 """`new(Event, (...))`: events are made by the hundred thousand, and their own constructor takes twice as long."""
@@ -31,8 +31,9 @@ class Place(NamedTuple):
 
 
 class Event(NamedTuple):
-    """`kind` ALLOC: `ident` (each only once) takes `nbytes`, made by `operator`. FREE: `ident` is gone. MARK: the phase is
-    now that of `place`. EMPTY: cached memory goes back to the driver."""
+    """`kind` ALLOC: `ident` (each only once) takes `nbytes`, made by `operator`. FREE: `ident` is gone. MARK: the phase is now
+    that of `place`. EMPTY: cached memory goes back to the driver. BEGIN, END: of one of many steps that differ in sizes only,
+    number `nbytes` (repeats.py takes them out)."""
 
     kind: int
     ident: int

@@ -26,10 +26,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vrambench.bench.ledger import own_weights, unpaged, weights
 from vrambench.bench.predict.shapes import KnownShapes, tensors_of
-from vrambench.bench.predict.trace import ALLOC, EMPTY, FREE, MARK, Event, Layer, Owner, Place, Trace, new
+from vrambench.bench.predict.trace import ALLOC, BEGIN, EMPTY, END, FREE, MARK, Event, Layer, Owner, Place, Trace, new
 from vrambench.methods.algorithms import Metrics
 from vrambench.methods.cell import Cell
-from vrambench.methods.device import EMPTIES_CACHE, MEMORY, Device
+from vrambench.methods.device import EMPTIES_CACHE, MEMORY, REPEATS, Device
 from vrambench.methods.job import Job
 from vrambench.methods.learner import Learner
 from vrambench.methods.models import heads, layer_stacks
@@ -310,10 +310,16 @@ class Tracer(TorchDispatchMode):
             self._parts.append(args[0])
             if args[0] == EMPTIES_CACHE:
                 self._record(EMPTY, 0, 0)
+            elif args[0] == REPEATS:
+                self._record(BEGIN, -1, int(args[1]))
             elif args[0] == WALKS_PARAMETERS:
                 self._walk_began = len(self.trace.events)
-        elif self._parts and self._parts.pop() == WALKS_PARAMETERS:
-            self._end_walk()
+        elif self._parts:
+            ended = self._parts.pop()
+            if ended == REPEATS:
+                self._record(END, -1, 0)
+            elif ended == WALKS_PARAMETERS:
+                self._end_walk()
         self._walking = any(part.startswith(WALKS) for part in self._parts)
         self._signposted = WALKS_PARAMETERS in self._parts
         self._memory = next((part.removeprefix(MEMORY) for part in self._parts if part.startswith(MEMORY)), None)

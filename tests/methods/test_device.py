@@ -97,10 +97,10 @@ def test_the_simulated_device_keeps_the_first_two_groups(count: int, group: int)
 
 
 @pytest.mark.parametrize("count", range(1, 6))
-def test_the_simulated_device_keeps_both_ends(count: int) -> None:
+def test_the_simulated_device_keeps_both_ends_of_what_grows(count: int) -> None:
     items = list(range(count))
-    assert list(CPU.ends(items)) == items
-    assert list(META.ends(items)) == (items if count < 3 else [0, count - 1])
+    assert list(CPU.growing(items)) == items
+    assert list(META.growing(items)) == (items if count < 4 else [0, 1, count - 1])
 
 
 @pytest.mark.parametrize("count", range(1, 7))
