@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 META = torch.device("meta")
+# The same on meta, where the first goes a long way round through Python.
+UNSAFE_VIEW, VIEW = torch.ops.aten._unsafe_view.default, torch.ops.aten.view.default
 
 # In place, on tensors that keep their shapes and their storage: on meta there is nothing to change.
 CHANGES_VALUES_ONLY = frozenset(
@@ -38,21 +40,24 @@ class KnownShapes:
 
     def __init__(self) -> None:
         self._results: dict[tuple[Any, ...], Any] = {}
-        self._pure: dict[Any, bool] = {}
-        self._in_place: dict[Any, bool] = {}
+        self._pure: dict[int, bool] = {}
+        self._in_place: dict[int, bool] = {}
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What `func(*args, **kwargs)` gives; without calling it where that is known."""
-        pure = self._pure.get(func)
+        operator = id(func)  # operators live as long as torch does, and their own hashes cost more than all else here
+        pure = self._pure.get(operator)
         if pure is None:
-            pure = self._pure[func] = _makes_new_tensors(func)
-            self._in_place[func] = str(func) in CHANGES_VALUES_ONLY
+            pure = self._pure[operator] = _makes_new_tensors(func)
+            self._in_place[operator] = str(func) in CHANGES_VALUES_ONLY
         if not pure:
-            if self._in_place[func] and _all_meta(args[0]):
+            if func is UNSAFE_VIEW:
+                func = VIEW
+            if self._in_place[operator] and _all_meta(args[0]):
                 return args[0] if func._schema.returns else None
             return func(*args, **kwargs)
         try:
-            key = (func, _key(args), _key(tuple(kwargs.items())) if kwargs else None)
+            key = (operator, _key(args), _key(tuple(kwargs.items())) if kwargs else None)
             known = self._results.get(key)
         except (TypeError, _NotKnown):  # unhashable, or tensors of another device
             return func(*args, **kwargs)
@@ -61,7 +66,7 @@ class KnownShapes:
         result = func(*args, **kwargs)
         described = _description(result, args, kwargs)
         if described is None:
-            self._pure[func] = False
+            self._pure[operator] = False
         else:
             self._results[key] = described
         return result
@@ -82,7 +87,7 @@ def _key(values: Any) -> Any:
     parts: list[Any] = []
     for value in values:
         if isinstance(value, torch.Tensor):
-            if value.device.type != "meta":
+            if not value.is_meta:
                 raise _NotKnown
             parts.append((value.shape, value.stride(), value.dtype))
         elif isinstance(value, list | tuple):
@@ -102,7 +107,7 @@ def _description(result: Any, args: Any, kwargs: Any) -> Any:
             described.append((None, item))
             continue
         storage = item.untyped_storage()
-        if item.device.type != "meta" or storage._cdata in taken or type(item) is not torch.Tensor:
+        if not item.is_meta or storage._cdata in taken or type(item) is not torch.Tensor:
             return None
         taken.add(storage._cdata)  # results that share a storage are not remembered either
         if storage.nbytes() != _extent(item) or item.storage_offset():

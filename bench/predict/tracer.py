@@ -16,6 +16,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import attrgetter
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -91,12 +92,12 @@ class Tracer(TorchDispatchMode):
         self.trace = Trace()
         self.stacks: list[int] = []
         """For every stack of layers that the job holds, how many layers its model really has."""
-        self._device_type = device_type
+        self._counts: Callable[[torch.Tensor], bool] = attrgetter(f"is_{device_type}")
         self._workspaces = dict(workspaces or {})
         self._kept = dict(kept or {})
         self._kept_in: set[tuple[str, bool]] = set()
         self._shapes = shapes or KnownShapes() if device_type == "meta" else None
-        self._names: dict[Any, str] = {}
+        self._names: dict[int, str] = {}
         self._live: dict[int, Ref] = {}
         self._layers: dict[int, Layer | None] = {}
         self._size: dict[int, int] = {}
@@ -230,7 +231,7 @@ class Tracer(TorchDispatchMode):
         """Says whose the storages of `tensors` are; the first word counts."""
         for tensor in tensors:
             ref = self._live.get(tensor.untyped_storage()._cdata)
-            if ref is not None and tensor.device.type == self._device_type:
+            if ref is not None and self._counts(tensor):
                 self.trace.owners.setdefault(ref.ident, owner)
 
     # --- what memory does ---
@@ -260,9 +261,9 @@ class Tracer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = self._shapes.call(func, args, kwargs) if self._shapes else func(*args, **kwargs)
-        name = self._names.get(func)
+        name = self._names.get(id(func))
         if name is None:
-            name = self._names[func] = str(func)
+            name = self._names[id(func)] = str(func)
         self._operator = name
         if name.startswith("profiler._record_function"):
             self._named_part(name, args)
@@ -342,7 +343,7 @@ class Tracer(TorchDispatchMode):
         return self._walking or (self._layer is None and (self._step is None or self._phase in LISTED))
 
     def _see(self, tensor: torch.Tensor, args: Any) -> None:
-        if tensor.device.type != self._device_type:
+        if not self._counts(tensor):
             return
         try:
             storage = tensor.untyped_storage()
@@ -373,7 +374,7 @@ class Tracer(TorchDispatchMode):
         found = set()
         for tensor in tensors_of(args):
             layer = self._parameter_layers.get(tensor)
-            if layer is None and not self._signposted and tensor.device.type == self._device_type:
+            if layer is None and not self._signposted and self._counts(tensor):
                 ref = self._live.get(tensor.untyped_storage()._cdata)
                 layer = self._layers[ref.ident] if ref is not None else None
             if layer is not None:
@@ -382,7 +383,7 @@ class Tracer(TorchDispatchMode):
 
     def _storages(self, args: Any) -> Iterator[int]:
         for tensor in tensors_of(args):
-            if tensor.device.type == self._device_type:
+            if self._counts(tensor):
                 yield tensor.untyped_storage()._cdata
 
     def _begin(self, nbytes: int, layer: Layer | None) -> int:
