@@ -55,7 +55,7 @@ def with_all_steps(trace: Trace, traced: Trace) -> Trace:
     """`trace` without markers, and with the decode steps that grow out of their blocks. `traced` is the same with the layers
     that were traced, from which `trace` was extended. Raises NotRegular."""
     made = Trace(growth=trace.growth, owners=trace.owners, hidden=trace.hidden, heads=trace.heads)
-    ident = max((event.ident for event in trace.events), default=0) + 1
+    idents = itertools.count(max((event.ident for event in trace.events), default=0) + 1)
     done = 0
     pairs = zip(itertools.pairwise(_blocks(traced.events)), itertools.pairwise(_blocks(trace.events)), strict=True)
     for (first, last), (whole_first, whole_last) in pairs:
@@ -65,47 +65,53 @@ def with_all_steps(trace: Trace, traced: Trace) -> Trace:
         if whole_last.start - whole_first.end != 2:  # the markers
             raise NotRegular(f"{whole_last.start - whole_first.end - 2} events between two decode steps")
         plan = _plan(ones, others, last.number - first.number)
+        begin = trace.events[whole_first.start : whole_first.end]
+        there = {event.ident for event in begin if event.kind == ALLOC}
+        if any(step.before and step.offset is not None and ones[step.offset].ident not in there for step in plan):
+            raise NotRegular("a decode step frees what a repeated layer made in the step before")
         made.events += _unmarked(trace.events[done : whole_first.end])
-        allocs = [step.event.ident for step in plan if step.event.kind == ALLOC]
-        places = [step.offset for step in plan if step.event.kind == ALLOC]
-        before: dict[int | None, int] = {place: ones[place].ident for place in places if place is not None}
-        growing = {(step.nbytes, step.growth) for step in plan if step.growth}
-        blocks = [block_class(nbytes) for nbytes, _ in growing]
-        for number in range(first.number + 1, last.number):
-            since = number - first.number
-            needed = [block_class(nbytes + growth * since) for nbytes, growth in growing]
-            if needed == blocks:
-                continue
-            blocks = needed
-            own: dict[int | None, int] = dict(zip(places, itertools.count(ident)))
-            ident += len(places)
-            for sample, copy in zip(allocs, own.values(), strict=True):
-                if sample in traced.hidden:
-                    made.hidden.add(copy)
-                if sample in traced.owners:
-                    made.owners[copy] = traced.owners[sample]
-            made.events += [
-                new(
-                    Event,
-                    (
-                        event.kind,
-                        event.ident if offset is None else (before if earlier else own)[offset],
-                        nbytes + growth * since,
-                        event.operator,
-                        event.place,
-                    ),
-                )
-                for event, nbytes, growth, offset, earlier in plan
-            ]
-            before = own
-        held = {ones[place].ident: copy for place, copy in before.items() if place is not None}
+        held = {offset: event.ident for offset, event in enumerate(ones) if event.kind == ALLOC}
+        for since in _grown(plan, last.number - first.number):
+            held = _put_in(plan, since, held, idents, traced, made)
+        names = {ones[offset].ident: ident for offset, ident in held.items()}
         made.events += [
-            event._replace(ident=held.get(event.ident, event.ident)) if event.kind == FREE else event
+            event._replace(ident=names.get(event.ident, event.ident)) if event.kind == FREE else event
             for event in trace.events[whole_last.start : whole_last.end]
         ]
         done = whole_last.end
     made.events += _unmarked(trace.events[done:])
     return made
+
+
+def _grown(plan: list[Step], steps: int) -> Iterator[int]:
+    """Which steps, counted from the first, ask for other blocks than the one before them that was put in."""
+    growing = {(step.nbytes, step.growth) for step in plan if step.growth}
+    blocks = [block_class(nbytes) for nbytes, _ in growing]
+    for since in range(1, steps):
+        needed = [block_class(nbytes + growth * since) for nbytes, growth in growing]
+        if needed != blocks:
+            blocks = needed
+            yield since
+
+
+def _put_in(
+    plan: list[Step], since: int, before: dict[int, int], idents: Iterator[int], traced: Trace, made: Trace
+) -> dict[int, int]:
+    """Appends one step; `before`, and what is returned: the idents of the step before, and of this one, by offset."""
+    own: dict[int, int] = {}
+    for event, nbytes, growth, offset, earlier in plan:
+        kind, ident, _, operator, place = event
+        if kind == ALLOC and offset is not None:
+            sample, ident = ident, next(idents)
+            own[offset] = ident
+            if sample in traced.hidden:
+                made.hidden.add(ident)
+            if sample in traced.owners:
+                made.owners[ident] = traced.owners[sample]
+        elif offset is not None:
+            ident = (before if earlier else own)[offset]
+        made.events.append(new(Event, (kind, ident, nbytes + growth * since, operator, place)))
+    return own
 
 
 def without_marks(trace: Trace) -> Trace:

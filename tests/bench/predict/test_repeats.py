@@ -158,3 +158,14 @@ def test_a_rollout_that_does_not_repeat_is_predicted_with_a_note(monkeypatch: py
     assert simulated.notes == ("of decoding, only the first and the last step are followed (no step is like another)",)
     assert {event.kind for event in simulated.trace.events} & {BEGIN, END} == set()
     assert Replay(simulated.trace, AllocatorSettings()).reserved_bytes
+
+
+def test_what_a_repeated_layer_hands_on_is_refused() -> None:
+    def of(ident: int) -> Trace:
+        before = Event(ALLOC, 0, 8, "", NOWHERE)
+        first = step(1, (ALLOC, ident, 10 * MIB), (FREE, 0, 0))
+        return Trace([before, *first, *step(4, (ALLOC, 2, 40 * MIB), (FREE, ident, 0))])
+
+    assert with_all_steps(of(1), of(1)).events
+    with pytest.raises(NotRegular, match="frees what a repeated layer made in the step before"):
+        with_all_steps(of(101), of(1))
