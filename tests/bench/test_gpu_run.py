@@ -59,6 +59,16 @@ def test_the_measured_matrix_is_valid_as_a_whole() -> None:
         assert {cell.cell.axes[axis] for cell in planned.cells} == set(registry), axis
 
 
+def test_the_claims_are_held_to_24_gib_and_five_jobs_run_three_times() -> None:
+    claims = select(load_matrix(GPU_TESTS / "claims.yaml"), Selection(), "cuda", bf16=True)
+    assert {cell.verdict for cell in claims.cells} == {"valid"}
+    assert {cell.cell.workload.budget for cell in claims.cells} == {24 * 2**30}
+    assert {"ppo", "remax", "sft"} == {cell.cell.algorithm for cell in claims.cells}
+    repeated = select(load_matrix(GPU_TESTS / "repeat.yaml"), Selection(), "cuda", bf16=True)
+    assert [cell.verdict for cell in repeated.cells] == ["valid"] * 5
+    assert repeated.repeat == 3
+
+
 def test_a_rehearsal_has_the_same_parts_on_the_cpu(gpu_run: ModuleType, tmp_path: Path) -> None:
     real = gpu_run.parts("python3", tmp_path, rehearse=False)
     rehearsed = gpu_run.parts("python3", tmp_path, rehearse=True)
@@ -70,7 +80,13 @@ def test_a_rehearsal_has_the_same_parts_on_the_cpu(gpu_run: ModuleType, tmp_path
     for part in rehearsed:
         assert "cuda" not in part.command
     assert all(part.results == part.name for part in real if "run" in part.command)
-    assert {part.name for part in real if "--predict" in part.command} == {"smoke", "measured", "20b"}
+    assert {part.name for part in real if "--predict" in part.command} == {
+        "smoke",
+        "measured",
+        "20b",
+        "claims",
+        "repeat",
+    }
     assert not any("--predict" in part.command for part in rehearsed), "predictions are for CUDA"
 
 
@@ -365,3 +381,15 @@ def test_the_summary_tells_of_replays_and_accuracy(gpu_run: ModuleType, tmp_path
         "accuracy: none of 3 results has both a prediction and measured memory"
     ]
     assert gpu_run.accuracy_told(tmp_path / "none.json") == []
+
+
+def test_samples_of_a_cell_are_told_by_how_far_they_lie_apart(gpu_run: ModuleType) -> None:
+    def sample(allocated: int, device: int | None, *steps: float) -> dict[str, Any]:
+        memory = {"allocated_bytes": allocated, "reserved_bytes": 2**21, "device_bytes": device}
+        return {"memory": memory, "throughput": {"step_seconds": steps}}
+
+    samples = [sample(2**20, None, 1.0, 9.0, 1.0), sample(2**21, 7, 1.1), sample(2**20, 7, 1.2, 1.2)]
+    assert (
+        gpu_run.spread(samples)
+        == "         3 samples apart: allocated 1.000 MiB, reserved 0.000 MiB, device -, step 18.2%"
+    )
