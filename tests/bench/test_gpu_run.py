@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -381,6 +382,26 @@ def test_the_summary_tells_of_replays_and_accuracy(gpu_run: ModuleType, tmp_path
         "accuracy: none of 3 results has both a prediction and measured memory"
     ]
     assert gpu_run.accuracy_told(tmp_path / "none.json") == []
+
+
+def test_against_trl_a_side_that_cannot_run_says_so(
+    gpu_run: ModuleType, load_script: Callable[[str], ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = load_script("tests/gpu/versus_trl.py")
+    case = script.Case("tiny", 2, 8, checkpointing=False, steps=2)
+    ours = script.ours_of(case, "cpu")
+    assert len(ours["step_seconds"]) == 2
+    assert ours["tokens_per_second"] == pytest.approx(16 / statistics.median(ours["step_seconds"]))
+    missing = {"error": "ended with code 1"}
+    if script.installed("trl") is None:
+        assert script.theirs_of(case, "cpu") == missing
+    row = script.about(case, "cpu") | {"ours": ours, "trl": missing, "ratio": script.ratios(ours, missing)}
+    twice = script.ratios(ours, ours | {"tokens_per_second": ours["tokens_per_second"] / 2})
+    good = row | {"trl": ours, "ratio": twice, "trl_version": "1.16.0"}
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(good)}\n")
+    first, second = gpu_run.trl_told(tmp_path / "rows.jsonl")
+    assert first.endswith("tiny 2x8: trl: ended with code 1")
+    assert second == "against TRL 1.16.0, tiny 2x8: tokens_per_second 2.000"
 
 
 def test_samples_of_a_cell_are_told_by_how_far_they_lie_apart(gpu_run: ModuleType) -> None:
