@@ -76,7 +76,7 @@ def nothing_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both devices do all of the work, so that they can be laid side by side operator by operator: the simulated one leaves no
     repetition out, and the real one steps though a gradient overflowed."""
     monkeypatch.setattr(Device, "alike", lambda self, items, group=1: items)
-    monkeypatch.setattr(Device, "ends", lambda self, items: items)
+    monkeypatch.setattr(Device, "growing", lambda self, items: iter(items))
     monkeypatch.setattr(Device, "map_alike", lambda self, function, items: [function(item) for item in items])
     monkeypatch.setattr(torch.amp.GradScaler, "_maybe_opt_step", lambda self, optimizer, state: optimizer.step())
 
