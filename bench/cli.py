@@ -371,7 +371,7 @@ def _plan(matrix: Matrix, selection: Selection, device: str) -> Plan:
     kind, _, _ = device.partition(":")
     planned = select(matrix, selection, typing.cast(Any, kind), bf16=_has_bf16(device))
     for warning in planned.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        _say(f"warning: {warning}")
     return planned
 
 
@@ -394,7 +394,7 @@ def _predict_all(selection: Selection) -> Predict:
         live = sys.stderr.isatty()
         if live or done in (0, total):
             end = "\n" if done == total or not live else ""
-            print(f"{chr(13) if live else ''}predicted {done} of {total} cells", end=end, file=sys.stderr, flush=True)
+            _say(f"{chr(13) if live else ''}predicted {done} of {total} cells", end)
 
     def predict(cells: Sequence[Cell], here: Card | None) -> Mapping[str, Outcome]:
         card = here or named
@@ -403,8 +403,12 @@ def _predict_all(selection: Selection) -> Predict:
     return predict
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _say(text: str, end: str = "\n") -> None:
+    """On stderr, as long as anybody reads it: what is only progress must not end a command."""
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _planned_for(device: str) -> str:

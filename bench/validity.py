@@ -287,8 +287,8 @@ RULES: tuple[Rule, ...] = (
             cell.workload.rollout_batch is not None and cell.workload.rollout_batch % step_sequences(cell) != 0
         ),
         lambda cell: (
-            f"rollout_batch {cell.workload.rollout_batch} is none of {step_sequences(cell)}, "
-            f"{-(-(cell.workload.rollout_batch or 0) // step_sequences(cell)) * step_sequences(cell)} is the nearest above"
+            f"rollout_batch {cell.workload.rollout_batch} is no multiple of {step_sequences(cell)}; the nearest above is "
+            f"{-(-(cell.workload.rollout_batch or 0) // step_sequences(cell)) * step_sequences(cell)}"
         ),
     ),
     Rule(

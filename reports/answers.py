@@ -19,6 +19,7 @@ from vrambench.bench.plan import Plan, PlannedCell
 from vrambench.bench.predict.advise import Advice, Maximum
 from vrambench.bench.predict.fit import Answer
 from vrambench.bench.predict.forecast import Forecast
+from vrambench.bench.result import OutOfMemory
 from vrambench.reports import units
 from vrambench.reports.terminal import Output
 
@@ -113,20 +114,20 @@ def _verdict(answer: Answer) -> str:
         words = f"{need} of {budget} predicted, {units.size(-forecast.margin_bytes)} too much"
         if -forecast.margin_bytes < forecast.band_bytes:
             words += f", less than the error band of {band}"
-        return words + _runs_out(forecast.oom_phase, forecast.oom.missing_bytes if forecast.oom else None)
+        return words + _runs_out(forecast.oom_phase, forecast.oom)
     if forecast.verdict == "fits":
         return f"{need} of {budget} predicted, {units.size(forecast.margin_bytes)} to spare, more than the error band of {band}"
     if forecast.memory.num_alloc_retries:
         times = units.plural(forecast.memory.num_alloc_retries, "time")
-        return f"{need} of {budget} predicted, after the allocator gave back cached memory {times}"
+        return f"{need} of {budget} predicted, after the allocator gave back cached memory {times}; the error band is {band}"
     return f"{need} of {budget} predicted, {units.size(forecast.margin_bytes)} to spare, less than the error band of {band}"
 
 
-def _runs_out(phase: str | None, missing_bytes: int | None) -> str:
-    if phase is None:
+def _runs_out(phase: str | None, oom: OutOfMemory | None) -> str:
+    if phase is None or oom is None:
         return ""
-    short = f", {units.size(missing_bytes)} short" if missing_bytes else ""
-    return f"; memory runs out in {phase}{short}"
+    request = f" at a request of {units.size(oom.asked_bytes)}" if oom.asked_bytes else ""
+    return f"; memory runs out in {phase}{request}"
 
 
 def _work(answer: Answer) -> str:
@@ -205,7 +206,7 @@ def _rests_on(answer: Answer) -> Iterator[str]:
     step = f" of step {forecast.limiting_step}" if forecast.limiting_step is not None else ""
     yield f"most in use: in {forecast.limiting_phase}{step}{role}"
     peak = forecast.device_peak
-    yield f"most on the device: from {peak.name}{'' if peak.step is None else f' of step {peak.step}'} on"
+    yield f"most on the device: first in {peak.name}{'' if peak.step is None else f' of step {peak.step}'}"
     if not forecast.fits:
         yield "these are the bytes without a limit; under the budget, cached memory is given back first, and that is not enough"
     total, trainable = forecast.parameters.total, forecast.parameters.trainable
@@ -222,7 +223,7 @@ def _print_max(found: Maximum, console: Console) -> None:
         (
             str(probe.value),
             units.size(probe.device_bytes),
-            f"[{COLOURS[probe.verdict]}]{probe.verdict}[/]{_runs_out(probe.oom_phase, probe.missing_bytes)}",
+            f"[{COLOURS[probe.verdict]}]{probe.verdict}[/]{_runs_out(probe.oom_phase, probe.oom)}",
         )
         for probe in sorted(found.probes, key=lambda probe: probe.value)
     ]

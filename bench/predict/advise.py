@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vrambench.bench.predict.forecast import Forecast, Verdict
-from vrambench.bench.result import Record
+from vrambench.bench.result import OutOfMemory, Record
 from vrambench.bench.validity import Finding, check
 from vrambench.methods.axes import AXES
 from vrambench.methods.cell import Cell, resolve
@@ -45,13 +45,13 @@ MORE_ROOM = 0.05
 
 
 class Probe(Record):
-    """One value that was tried; where it does not fit, in which phase memory runs out and what is missing there."""
+    """One value that was tried; where it does not fit, in which phase memory runs out, and of what request."""
 
     value: int
     device_bytes: int
     verdict: Verdict
     oom_phase: str | None = None
-    missing_bytes: int | None = None
+    oom: OutOfMemory | None = None
 
 
 class Maximum(Record):
@@ -220,7 +220,7 @@ def largest(
             device_bytes=forecast.memory.device_bytes or 0,
             verdict=forecast.verdict,
             oom_phase=forecast.oom_phase,
-            missing_bytes=forecast.oom.missing_bytes if forecast.oom else None,
+            oom=forecast.oom,
         )
         tell(f"{field} {value}: {forecast.verdict}")
         return forecast.fits
@@ -292,7 +292,7 @@ def advise(
         if held.get(_bulk(variant), 0) + outside > own.budget_bytes:
             continue
         if predictions >= most:
-            ending = f"stopped after {most} predictions"
+            ending = f"stopped at the limit of {most} predictions, with {len(found)} of {wanted} found"
             break
         forecast = ask(variant)
         predictions += 1

@@ -16,6 +16,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from operator import attrgetter
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -167,6 +168,15 @@ class Tracer(TorchDispatchMode):
         self.trace.heads |= {path for path, part in module.named_modules() if part in makes_logits}
         self._handles.append(module.register_forward_hook(self._left_role, always_call=True))
         self._own()
+
+    @contextmanager
+    def building(self, role: str) -> Iterator[None]:
+        """What is allocated meanwhile is made for `role`."""
+        before, self._role, self._stale = self._role, role, True
+        try:
+            yield
+        finally:
+            self._role, self._stale = before, True
 
     def _own(self) -> None:
         """Gives the storages of every layer's weights to the layer, in the events that there are."""
@@ -481,7 +491,8 @@ class TracedJob(Job):
 
     def _trained(self, name: str, module: nn.Module) -> Learner:
         self._tracer.watch(name, module)
-        return super()._trained(name, module)
+        with self._tracer.building(name):
+            return super()._trained(name, module)
 
 
 def _in_backward() -> bool:

@@ -170,7 +170,7 @@ def test_the_search_stops_at_its_cap_and_says_so(predictor: Predictor) -> None:
 
     advice = advise(cell_of({"algorithm": "ppo"}), 3, never, most=12)
     assert (advice.predictions, len(asked)) == (12, 12)
-    assert advice.ending == "stopped after 12 predictions"
+    assert advice.ending == "stopped at the limit of 12 predictions, with 0 of 3 found"
     assert all(rejection(cell) is None for cell in asked)
     assert len({cell.id for cell in asked}) == 12
 

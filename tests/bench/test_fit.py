@@ -115,7 +115,7 @@ def test_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     for word in ("requested", "fragmentation", "outside", "= device", "optimizer_step", "policy's optimizer"):
         assert word in out
     assert "most in use: in " in out
-    assert "most on the device: from " in out
+    assert "most on the device: first in " in out
     assert "nothing was measured" in out
 
 
@@ -127,7 +127,7 @@ def test_the_largest_value_and_advice_are_in_the_document(capsys: pytest.Capture
     assert told["max"]["field"] == "batch_size"
     assert 1024 <= told["max"]["value"] < 2048
     assert told["max"]["device_bytes"] <= budget
-    assert {"value", "device_bytes", "verdict", "oom_phase", "missing_bytes"} == set(told["max"]["probes"][0])
+    assert {"value", "device_bytes", "verdict", "oom_phase", "oom"} == set(told["max"]["probes"][0])
     (one,) = told["advice"]
     assert one["changes"]
     assert one["margin_bytes"] >= 0
@@ -180,6 +180,17 @@ def test_a_reader_that_goes_is_no_verdict(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+def test_progress_that_nobody_reads_changes_nothing(tmp_path: Path) -> None:
+    code = "import sys; from vrambench.bench.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-P", "-c", code, "fit", *CELL.split(), "--max", "batch_size"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as nobody:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=nobody, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0
+    assert "largest batch_size: " in done.stdout
+
+
 def test_a_closed_stdout_is_no_failure(tmp_path: Path) -> None:
     code = "import sys; sys.stdout = None; from vrambench.bench.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-P", "-c", code, "fit", *CELL.split()]
@@ -205,5 +216,5 @@ def test_what_does_not_fit_says_by_how_much_and_that_bytes_are_without_a_limit(
     assert code == (0 if out.startswith("tight") else 1)
     code, out = fit(f"--set batch_size=4096 --budget {told['predicted']['device_bytes'] // 2}", capsys)
     assert code == 1
-    assert " short\n" in out
+    assert "; memory runs out in learn at a request of " in out
     assert "these are the bytes without a limit" in out

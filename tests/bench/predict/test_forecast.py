@@ -227,5 +227,5 @@ def test_what_is_live_is_named_by_what_it_is_for() -> None:
     assert learn["policy", "activations"] > 0
 
     zero = kinds(offload="zero2_optimizer", algorithm="ppo", zero={"reduce_bucket_size": 1_000_000})
-    assert zero[None, "engine_buffers"] == 50257 * 768 * 2, "as large as the largest parameter"
+    assert zero["policy", "engine_buffers"] >= 50257 * 768 * 2, "as large as the largest parameter"
     assert {kind for _, kind in (*step, *rollout, *learn, *zero)} <= set(KINDS)
