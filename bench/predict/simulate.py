@@ -24,7 +24,8 @@ from vrambench.bench.predict.layers import BUILT, NotAlike, extend
 from vrambench.bench.predict.repeats import NotRegular, with_all_steps, without_marks
 from vrambench.bench.predict.shapes import KnownShapes
 from vrambench.bench.predict.trace import ALLOC, Owner, Trace
-from vrambench.bench.predict.tracer import Kept, TracedJob, Tracer
+from vrambench.bench.predict.traced import TracedJob
+from vrambench.bench.predict.tracer import Kept, Tracer
 from vrambench.bench.predict.workspaces import (
     LT_MATMULS,
     MATMULS,

@@ -26,7 +26,8 @@ import torch
 from vrambench.bench.matrix import load_matrix
 from vrambench.bench.plan import PlannedCell, select
 from vrambench.bench.predict.trace import ALLOC, FREE, Trace
-from vrambench.bench.predict.tracer import TracedJob, Tracer
+from vrambench.bench.predict.traced import TracedJob
+from vrambench.bench.predict.tracer import Tracer
 from vrambench.bench.selection import Selection
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Device, get_device
