@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from vrambench.bench.allocator.settings import (
@@ -54,7 +55,7 @@ class Step(NamedTuple):
 def with_all_steps(trace: Trace, traced: Trace) -> Trace:
     """`trace` without markers, and with the decode steps that grow out of their blocks. `traced` is the same with the layers
     that were traced, from which `trace` was extended. Raises NotRegular."""
-    made = Trace(growth=trace.growth, owners=trace.owners, hidden=trace.hidden, heads=trace.heads)
+    made = replace(trace, events=[])
     idents = itertools.count(max((event.ident for event in trace.events), default=0) + 1)
     done = 0
     pairs = zip(itertools.pairwise(_blocks(traced.events)), itertools.pairwise(_blocks(trace.events)), strict=True)
@@ -116,8 +117,7 @@ def _put_in(
 
 def without_marks(trace: Trace) -> Trace:
     """`trace` with the decode steps that were traced, and no others."""
-    events = _unmarked(trace.events)
-    return Trace(events, growth=trace.growth, owners=trace.owners, hidden=trace.hidden, heads=trace.heads)
+    return replace(trace, events=_unmarked(trace.events))
 
 
 def block_class(nbytes: int) -> tuple[int, int]:
