@@ -10,6 +10,7 @@ missing, `examine` ends and says so.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import re
@@ -31,7 +32,7 @@ from vrambench.bench.probes import DTYPES, KERNELS, PROBES, Probe, run
 
 State = Literal["ok", "missing", "limited"]
 
-PROBE_SECONDS = 60.0
+PROBE_SECONDS = 120.0
 PYTHON = (3, 11)
 GIB = 2**30
 
@@ -81,6 +82,14 @@ def examine(
         environment = _environment(driver)
         machine = Machine({name: answer.result() for name, answer in asked.items()}, environment, out)
     return [_guarded(name, check, machine) for name, check in CHECKS.items()]
+
+
+def unprepared(failures: Mapping[str, str]) -> list[Finding]:
+    """Findings about offload values, by name, that could not be prepared, and what was said."""
+    return [
+        Finding(f"offload {name}", "missing", f"cannot be prepared: {said}", f"{name} cells cannot run")
+        for name, said in failures.items()
+    ]
 
 
 def as_document(findings: list[Finding], environment: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,7 +263,8 @@ def check_deepspeed(machine: Machine) -> Finding:
 
 
 def check_cpu_adam(machine: Machine) -> Finding:
-    """Compiled already, or whether it can be: g++, ninja, and for a CUDA build of torch an nvcc of the same CUDA."""
+    """Compiled already, or whether it can be: g++, ninja, and, for a CUDA build of torch and a DeepSpeed that builds it with
+    CUDA, an nvcc of the same CUDA."""
     from vrambench.methods.offload.deepspeed import compiled
 
     name = "CPUAdam"
@@ -266,7 +276,7 @@ def check_cpu_adam(machine: Machine) -> Finding:
     if not find_ninja():
         lacking.append("ninja")
     build = machine.probes["torch"].told.get("cuda_build")
-    if machine.gpu and build:
+    if machine.gpu and build and builds_with_cuda():
         toolkit = nvcc_version()
         if toolkit is None:
             lacking.append(f"nvcc of CUDA {build}")
@@ -281,6 +291,13 @@ def check_cpu_adam(machine: Machine) -> Finding:
         name, "ok", "not compiled yet; the compiler is there",
         "zero2_optimizer cells run, once it is compiled (25 to 100 s)", "vrambench doctor --prepare does it now",
     )  # fmt: skip
+
+
+def builds_with_cuda() -> bool:
+    """Whether DeepSpeed has a builder of CPU Adam of its own for CUDA; since 0.19 it takes the CPU's there too."""
+    found = importlib.util.find_spec("deepspeed")
+    folders = (found.submodule_search_locations if found else None) or ()
+    return any((Path(folder) / "ops" / "op_builder" / "cpu_adam.py").exists() for folder in folders)
 
 
 def check_disk(machine: Machine) -> Finding:

@@ -9,6 +9,7 @@ every step the sample so far, so that a process that dies loses nothing it had m
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import statistics
 import time
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from vrambench.bench.collector import collector_held
 from vrambench.bench.ledger import count_parameters, gradients, largest_gradients, role_bytes
 from vrambench.bench.meters import Meter
 from vrambench.bench.meters.cpu import CpuMeter
@@ -84,7 +86,8 @@ class Measurement:
         """Load, warm-up, timed steps and one step more in which bytes are counted."""
         began = time.perf_counter()
         try:
-            self._run()
+            with collector_held():
+                self._run()
         except Exception as error:
             self._part("total", began)
             return self._failed(error)
@@ -95,6 +98,7 @@ class Measurement:
         work = self.cell.workload
         began = time.perf_counter()
         self.meter.start()
+        began = self._part("meter", began)
         self.job.load()
         self.recorder.close()
         began = self._part("load", began)
@@ -123,6 +127,7 @@ class Measurement:
         seconds = time.perf_counter() - began
         # Read now, outside the step's time: on a device that is full later, no tensor of theirs is to be made.
         self.learning.append({name: float(value) for name, value in metrics.items()})
+        gc.collect()
         if timed:
             self.step_seconds.append(seconds)
         phases = self.recorder.phases_of(index)

@@ -36,6 +36,8 @@ UNALLOCATED = re.compile(rf"{SIZE} is reserved by PyTorch but unallocated")
 DEVICE = re.compile(
     r"CUDA error: out of memory|CUDA driver error: out of memory|cudaErrorMemoryAllocation"
     r"|CU(?:BLAS|SOLVER|SPARSE)_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
+    # A thread's first product on a full card, and NCCL's buffers.
+    r"|CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate|Cuda failure 2 'out of memory'"
 )
 
 # torch's c10/core/impl/alloc_cpu.cpp, numpy's _ArrayMemoryError, and the C++ library.

@@ -40,6 +40,9 @@ class Server:
             "TRANSFORMERS_VERBOSITY": "error",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }
+        if self._kind == "cuda":
+            # A library that asks at import whether CUDA is there must not begin it where jobs are forked from.
+            self._settings |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
         if self._kind == "cpu":
             self._settings |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 

@@ -47,3 +47,9 @@ class Meter(Protocol):
 
     def stop(self) -> None:
         """After the job; what was read stays readable."""
+
+    def pause(self) -> None:
+        """No readings of its own until `resume`: for steps that are to be taken without a meter."""
+
+    def resume(self) -> None:
+        """Goes on after `pause`."""

@@ -51,3 +51,9 @@ class CpuMeter:
 
     def stop(self) -> None:
         pass
+
+    def pause(self) -> None:
+        pass
+
+    def resume(self) -> None:
+        pass

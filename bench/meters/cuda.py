@@ -111,7 +111,7 @@ class CudaMeter:
 
     def end_phase(self) -> PhasePeaks:
         stats = self._fold()
-        self._count_context()
+        self._count_context(inside_a_step=True)
         peak = self._device_peak_here(stats["reserved"])
         return PhasePeaks(allocated_bytes=stats["allocated"], reserved_bytes=stats["reserved"], device_bytes=peak)
 
@@ -120,6 +120,7 @@ class CudaMeter:
 
     def memory(self) -> Memory:
         stats = self._fold()
+        self._count_context()
         self._device_peak_here(stats["reserved"])
         return Memory(
             requested_bytes=self._peaks["requested"],
@@ -156,8 +157,16 @@ class CudaMeter:
 
     def stop(self) -> None:
         self._fold()
+        self.pause()
+
+    def pause(self) -> None:
+        """No sampling until `resume`."""
         if self._sampler is not None:
             self._sampler.stop()
+
+    def resume(self) -> None:
+        if self._sampler is not None:
+            self._sampler.start()
 
     def _attach(self, driver: Nvml, before: dict[str, Any], fresh: bool) -> None:
         """Finds torch's device among NVML's by UUID, and this process among the device's."""
@@ -224,7 +233,9 @@ class CudaMeter:
                 f"budget: {size(budget)} is less than the {size(self._context)} that CUDA takes before any tensor",
                 field="budget",
             )
-        self._cuda.set_per_process_memory_fraction(allowed / total, self._device)
+        # torch multiplies by this total, whatever the driver offers.
+        whole = self._cuda.get_device_properties(self._device).total_memory
+        self._cuda.set_per_process_memory_fraction(allowed / whole, self._device)
         self._allowed = allowed
 
     def _usable(self, total: int) -> int:
@@ -246,11 +257,15 @@ class CudaMeter:
             " smaller card's driver would place segments"
         )
 
-    def _count_context(self) -> None:
-        """To be called while the device is idle."""
+    def _count_context(self, *, inside_a_step: bool = False) -> None:
+        """To be called while the device is idle. Inside a step, whose time is taken, only where a reading is due."""
         if self._sampler is None:
             return
-        held = self._sampler.read()
+        try:
+            held = self._sampler.read_if_due() if inside_a_step else self._sampler.read()
+        except Exception as error:  # NVML's, of a GPU that is lost: what was measured so far stays
+            self._sampler.failure = f"{type(error).__name__}: {error}"
+            return
         if held is not None:
             self._context = max(0, held - of(self._stats(), "reserved", "current"))
 

@@ -12,6 +12,7 @@ CUDA_VISIBLE_DEVICES renames torch's. `pynvml` is handed in, so that every line 
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -183,6 +184,8 @@ class Sampler:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._peak: int | None = None
+        self._cost = 0.0
+        self._read_at = -math.inf
         self.failure: str | None = None
         self.samples = 0
         self.query_seconds = 0.0
@@ -215,11 +218,21 @@ class Sampler:
 
     def read(self) -> int | None:
         """This job's bytes on the device now; the peak counts it."""
+        began = time.perf_counter()
         value = self._query()
-        if value is not None:
-            with self._lock:
+        with self._lock:
+            self._read_at = time.perf_counter()
+            self._cost = self._read_at - began
+            if value is not None:
                 self._peak = value if self._peak is None else max(self._peak, value)
         return value
+
+    def read_if_due(self) -> int | None:
+        """`read` inside a job's steps: None where the last reading, by whomever, is so fresh that one more would take more
+        of the time than `SHARE`."""
+        with self._lock:
+            due = time.perf_counter() - self._read_at >= self._cost / SHARE
+        return self.read() if due else None
 
     def _query(self) -> int | None:
         if self._counted is not None:
@@ -255,16 +268,14 @@ class Sampler:
     def _run(self) -> None:
         wait = self._period
         while not self._ended.wait(wait):
-            began = time.perf_counter()
             try:
                 self.read()
             except Exception as error:  # a thread's exception would vanish
                 self.failure = f"{type(error).__name__}: {error}"
                 return
-            cost = time.perf_counter() - began
             self.samples += 1
-            self.query_seconds += cost
-            wait = max(self._period, cost / SHARE)
+            self.query_seconds += self._cost
+            wait = max(self._period, self._cost / SHARE)
 
 
 def _text(value: str | bytes) -> str:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from vrambench.bench.collector import collector_held
 
 
 class StorageTrace(TorchDispatchMode):
@@ -31,14 +34,14 @@ class StorageTrace(TorchDispatchMode):
         super().__init__()
         self._device_type = device_type
         self._sizes: dict[int, int] = {}
+        self._held = ExitStack()
         self.phase: str | None = None
         self.live_bytes = 0
         self.peak_bytes = 0
         self.phase_peaks: dict[str, int] = {}
 
     def __enter__(self) -> StorageTrace:
-        gc.collect()
-        gc.disable()  # a cycle's late death would move the peak from run to run
+        self._held.enter_context(collector_held())
         for tensor in existing_tensors():
             self._see(tensor)
         super().__enter__()
@@ -48,7 +51,7 @@ class StorageTrace(TorchDispatchMode):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, traceback)
-        gc.enable()
+        self._held.close()
 
     def begin_phase(self, name: str) -> None:
         """From here on, peaks count for `name` (the maximum over all its stretches)."""

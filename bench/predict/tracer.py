@@ -13,10 +13,9 @@ the same shapes are not called again: what they would give is known.
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from operator import attrgetter
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vrambench.bench.collector import collector_held
 from vrambench.bench.ledger import own_weights
 from vrambench.bench.predict.shapes import KnownShapes, tensors_of
 from vrambench.bench.predict.trace import ALLOC, BEGIN, EMPTY, END, FREE, MARK, Event, Layer, Owner, Place, Trace, new
@@ -125,7 +125,7 @@ class Tracer(TorchDispatchMode):
         self._stale = False
         self._operator = ""
         self._handles: list[Any] = []
-        self._collects = True
+        self._held = ExitStack()
 
     # --- what the job is doing ---
 
@@ -243,9 +243,7 @@ class Tracer(TorchDispatchMode):
     # --- what memory does ---
 
     def __enter__(self) -> Tracer:
-        self._collects = gc.isenabled()
-        gc.collect()
-        gc.disable()  # a cycle's late death would move events from run to run
+        self._held.enter_context(collector_held())
         self._handles += [
             register_module_forward_pre_hook(self._entering),
             register_module_forward_hook(self._leaving, always_call=True),
@@ -261,8 +259,7 @@ class Tracer(TorchDispatchMode):
             handle.remove()
         self._handles.clear()
         self._live.clear()  # nobody listens any more to what is gone
-        if self._collects:
-            gc.enable()
+        self._held.close()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

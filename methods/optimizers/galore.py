@@ -1,6 +1,7 @@
 """GaLore (arXiv 2403.03507) by the authors' package: Adam's moments in a low-rank projection of each matrix' gradient.
 
-The projector of every target is computed anew by an SVD every `update_proj_gap` steps, all of them at the same step.
+The projector of every target is computed anew by an SVD every `update_proj_gap` steps, all of them at the same step: about ten
+minutes for a 7B model on a GPU, and the reason for `svd: randomized`, as GaLore 2 has it.
 The package ignores the betas, eps and weight decay of transformers' arguments; here they are options, set for real.
 """
 
@@ -24,18 +25,24 @@ from vrambench.methods.optimizers import Optimizer, trainable
 from vrambench.methods.optimizers.layerwise import Layerwise
 from vrambench.methods.registry import Options
 
+OVERSAMPLING = 8
+POWER_ITERATIONS = 2
+"""Of the randomized decomposition: columns beyond the rank, and times that the spectrum is sharpened; both as usual."""
+
 SYNCHRONISES = "galore_torch's 8-bit optimizer synchronises CUDA after every parameter"
 
 
 class GaLoreOptions(Options):
     """Names and defaults of galore_torch. `target_modules`: `all-linear` is every linear layer but the output head; a list holds
-    parts of module names, as transformers' `optim_target_modules`."""
+    parts of module names, as transformers' `optim_target_modules`. `svd`: the whole decomposition, as the package has it, or a
+    randomized one of the rank alone (arXiv 2504.20437)."""
 
     namespace: ClassVar[str] = "galore"
     rank: Annotated[int, Field(ge=1)] = 128
     update_proj_gap: Annotated[int, Field(ge=1)] = 200
     scale: Annotated[float, Field(gt=0)] = 0.25
     proj_type: Literal["std", "reverse_std", "right", "left"] = "std"
+    svd: Literal["full", "randomized"] = "full"
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-6
@@ -129,8 +136,41 @@ def _step_without_waiting(step: Callable[[], Any]) -> Any:
         return step()
 
 
+def randomized_svd(
+    matrix: torch.Tensor, rank: int, svd: Callable[..., Any] = torch.linalg.svd
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """U [m, k], S [k] and Vh [k, n] of the largest k singular values of `matrix` [m, n], approximately: k is the rank and a
+    few more, as far as there are so many. Halko, Martinsson, Tropp (arXiv 0909.4061), algorithms 4.4 and 5.1, on the longer
+    side, with `svd` for the small matrix that is left. Draws from torch's global generator.
+    """
+    if matrix.shape[0] < matrix.shape[1]:
+        u, s, vh = randomized_svd(matrix.mT, rank, svd)
+        return vh.mT, s, u.mT
+    width = min(rank + OVERSAMPLING, matrix.shape[1])
+    probe = torch.randn(matrix.shape[1], width, dtype=matrix.dtype, device=matrix.device)
+    basis = torch.linalg.qr(matrix @ probe).Q
+    for _ in range(POWER_ITERATIONS):
+        basis = torch.linalg.qr(matrix.mT @ basis).Q
+        basis = torch.linalg.qr(matrix @ basis).Q
+    u, s, vh = svd(basis.mT @ matrix, full_matrices=False)
+    return basis @ u, s, vh
+
+
+def _with_randomized_svd(rank: int, step: Callable[[], Any]) -> Any:
+    """A step in which the package's decompositions are randomized ones: it calls torch's by its full name."""
+    svd = torch.linalg.svd
+
+    def decompose(matrix: torch.Tensor, full_matrices: bool = False) -> Any:
+        return randomized_svd(matrix, rank, svd)
+
+    with mock.patch.object(torch.linalg, "svd", decompose):
+        return step()
+
+
 def _build(module: nn.Module, cell: Cell, make: Any, layerwise: bool) -> Any:
     options: GaLoreOptions = cell.options(GaLoreOptions)
+    if options.svd == "randomized":
+        make = functools.partial(_made_randomized, make)
     targets = set(target_weights(module, options))
     if layerwise:
         return Layerwise(trainable(module), lambda p: make([_group([p], options, p in targets)], cell, options))
@@ -139,6 +179,12 @@ def _build(module: nn.Module, cell: Cell, make: Any, layerwise: bool) -> Any:
     projected = [parameter for parameter in everything if parameter in targets]
     groups = [_group(plain, options, False), _group(projected, options, True)]
     return make([group for group in groups if group["params"]], cell, options)
+
+
+def _made_randomized(make: Any, groups: list[dict[str, Any]], cell: Cell, options: GaLoreOptions) -> Any:
+    optimizer: Any = make(groups, cell, options)
+    optimizer.step = functools.partial(_with_randomized_svd, options.rank, optimizer.step)
+    return optimizer
 
 
 def build_adamw(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:

@@ -75,16 +75,20 @@ def _quantised_input(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any)
 
 def _scaled_product(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> tuple[int, ...]:
     """int8_scaled_mm of inputs [M,K] and weights [N,K]: sums in int32, scaled in fp16, before they are cast to the result;
-    beside them the outlier columns of both in the result's type.
+    beside them the outlier columns of both in the result's type. Where K is no multiple of 4, the product is one in fp32.
 
     bitsandbytes 0.50, backends/default/ops.py: int8_scaled_mm and int8_mixed_scaled_mm, which real devices call with a
     threshold; backends/cuda/ops.py: int8_mm_dequant. Not counted: that the inputs' outlier columns are kept until the
     backward pass (M x OUTLIER_COLUMNS for each layer), and the result that is added to them, which replaces this one.
     """
-    rows, columns = args[0].numel() // args[0].shape[-1], args[1].shape[0]
+    width = args[0].shape[-1]
+    rows, columns = args[0].numel() // width, args[1].shape[0]
     item = result.element_size()
     halved = () if result.dtype == torch.float16 else (rows * columns * 2,)
-    return rows * OUTLIER_COLUMNS * item, columns * OUTLIER_COLUMNS * item, rows * columns * 4, *halved
+    # cuBLASLt has no int8 product of such a width: both sides in fp32, and what comes of it, before it is cast.
+    floats = (rows * width * 4, columns * width * 4, rows * columns * 4) if width % 4 else ()
+    outliers = (rows * OUTLIER_COLUMNS * item, columns * OUTLIER_COLUMNS * item)
+    return *outliers, rows * columns * 4, *(floats or halved)
 
 
 def _dequantised_product(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> tuple[int, ...]:

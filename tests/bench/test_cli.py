@@ -364,5 +364,9 @@ def test_doctor_says_what_cannot_be_prepared(
         raise RuntimeError("no compiler")
 
     monkeypatch.setitem(OFFLOADS._found, "zero2_optimizer", replace(OFFLOADS.get("zero2_optimizer"), prepare=fail))
-    assert cli.main(["doctor", "--prepare"]) == 4
-    assert capsys.readouterr().err.endswith("error: offload zero2_optimizer cannot be prepared: no compiler\n")
+    assert cli.main(["doctor", "--prepare", "--json"]) == 4
+    told = capsys.readouterr()
+    said = "offload zero2_optimizer cannot be prepared: RuntimeError: no compiler"
+    assert told.err.endswith(f"error: {said}\n")
+    last = json.loads(told.out)["findings"][-1]
+    assert (last["name"], last["state"]) == ("offload zero2_optimizer", "missing"), "all else is told too"

@@ -141,9 +141,12 @@ def test_what_cpu_adam_needs(
     monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/bin/{name}" if name in tools else None)
     monkeypatch.setattr(doctor, "find_ninja", lambda: "ninja" in tools)
     monkeypatch.setattr(doctor, "nvcc_version", lambda: toolkit)
+    monkeypatch.setattr(doctor, "builds_with_cuda", lambda: True)
     finding = doctor.check_cpu_adam(machine())
     assert finding.state == state
     assert lacks in (finding.remedy or "")
+    monkeypatch.setattr(doctor, "builds_with_cuda", lambda: False)
+    assert "nvcc" not in (doctor.check_cpu_adam(machine()).remedy or "")
 
 
 def test_nvccs_version_is_its_releases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

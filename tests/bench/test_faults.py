@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import shutil
 import signal
@@ -266,7 +267,10 @@ def test_a_run_that_is_ended_in_the_middle_goes_on_where_it_was(here: Path, endi
         *("run", "matrix.yaml", "--out", "run", "--device", "cpu", "--timeout", "300", "--jobs", "1"),
     ]
     (here / "matrix.yaml").write_text(MATRIX)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=here)
+    listens = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=here, preexec_fn=listens
+    )
     log = wait_for(lambda: next((path for path in hanging_logs(here)), None), process)
     worker = int(log.read_text().split("hanging in ")[1].split()[0])
     process.send_signal(ending)

@@ -3,12 +3,14 @@ run."""
 
 from __future__ import annotations
 
+import ast
 import gzip
 import json
 import statistics
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import gpu_summary
 import pytest
 
 from vrambench.bench.cli import main
@@ -41,7 +44,7 @@ def call(gpu_run: ModuleType, plan: list[Any], folder: Path, **options: Any) -> 
     chosen = Namespace(**({"out": folder / "out", "seconds": 300.0, "again": []} | options))
     (folder / "work").mkdir(exist_ok=True)
     chosen.out.mkdir(exist_ok=True)
-    return gpu_run.run_parts(plan, chosen, folder / "work", {"PATH": "/usr/bin:/bin"})
+    return gpu_run.run_parts(plan, chosen, folder / "work", {"PATH": "/usr/bin:/bin"}, time.monotonic())
 
 
 def test_every_axis_value_has_a_cell_on_the_gpu_and_no_rule_forbids_one() -> None:
@@ -54,7 +57,8 @@ def test_every_axis_value_has_a_cell_on_the_gpu_and_no_rule_forbids_one() -> Non
 def test_the_measured_matrix_is_valid_as_a_whole() -> None:
     planned = select(load_matrix(GPU_TESTS / "measured.yaml"), Selection(), "cuda", bf16=True)
     assert {cell.verdict for cell in planned.cells} == {"valid"}
-    assert {cell.cell.workload.model for cell in planned.cells} == {"gpt2", "llama-1b", "llama-3.2-3b", "llama-2-7b"}
+    models = {cell.cell.workload.model for cell in planned.cells}
+    assert models == {"gpt2", "llama-1b", "llama-3.2-3b", "llama-2-7b", "gpt-neox-20b"}
     assert len(planned.cells) >= 60
     for axis, registry in AXES.items():
         assert {cell.cell.axes[axis] for cell in planned.cells} == set(registry), axis
@@ -75,7 +79,7 @@ def test_a_rehearsal_has_the_same_parts_on_the_cpu(gpu_run: ModuleType, tmp_path
     rehearsed = gpu_run.parts("python3", tmp_path, rehearse=True)
     assert [part.name for part in real] == [part.name for part in rehearsed]
     assert real[0].name == "doctor"
-    assert real[1].name == "tests"
+    assert [part.name for part in real][:5] == ["doctor", "tests", "replay", "workspaces", "measured"]
     for part in real:
         assert "cpu" not in part.command
     for part in rehearsed:
@@ -87,6 +91,7 @@ def test_a_rehearsal_has_the_same_parts_on_the_cpu(gpu_run: ModuleType, tmp_path
         "20b",
         "claims",
         "repeat",
+        "galore",
     }
     assert not any("--predict" in part.command for part in rehearsed), "predictions are for CUDA"
 
@@ -111,11 +116,11 @@ def test_the_selectors_of_every_run_are_understood(
 
 def test_arguments_are_checked(gpu_run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_run.main(["--only", "doctor,smokes"]) == 2
-    assert "no part 'smokes'; there are doctor, tests, workspaces, replay, smoke" in capsys.readouterr().err
+    assert "no part 'smokes'; there are doctor, tests, replay, workspaces, measured" in capsys.readouterr().err
     assert gpu_run.main(["--plan", "--only", "20b"]) == 0
     told = capsys.readouterr().out
     assert told.startswith("20b: ")
-    assert "--profile 20b --device cuda" in told
+    assert "--profile 20b --set" in told
     with pytest.raises(SystemExit) as ended:
         gpu_run.main(["--faster"])
     assert ended.value.code == 2
@@ -189,6 +194,41 @@ def test_parts_are_bounded_kept_and_resumed(gpu_run: ModuleType, tmp_path: Path)
     assert json.loads((tmp_path / "work" / "doctor.json").read_text()) == {"a": 1}
 
 
+def test_a_part_that_was_cut_off_goes_on_and_adds_to_its_rows(gpu_run: ModuleType, tmp_path: Path) -> None:
+    """As replay.py and versus_trl.py do: what has a row is left out."""
+    rows = tmp_path / "work" / "rows.jsonl"
+    code = f"""
+import json, time, gpu_summary
+done = {{row["name"] for row in gpu_summary.read_rows(__import__("pathlib").Path({str(rows)!r}))}}
+for name in ("one", "two", "three"):
+    if name not in done:
+        print(json.dumps({{"name": name}}), flush=True)
+        if name == "two":
+            print('{{"name": "cut', flush=True)
+            time.sleep(600)
+"""
+    code = f"import sys; sys.path.append({str(GPU_TESTS)!r})\n{code}"
+    part = python_part(gpu_run, "slow", code, stdout="rows.jsonl", adds=True, seconds=3)
+    assert call(gpu_run, [part], tmp_path) == 1
+    assert [row["name"] for row in gpu_summary.read_rows(rows)] == ["one", "two"]
+    assert call(gpu_run, [part], tmp_path) == 0
+    assert [row["name"] for row in gpu_summary.read_rows(rows)] == ["one", "two", "three"]
+    assert call(gpu_run, [part], tmp_path, again=["slow"]) == 1, "one that ended well begins anew"
+    assert [row["name"] for row in gpu_summary.read_rows(rows)] == ["one", "two"]
+
+
+def test_another_machine_goes_on_from_the_archive(gpu_run: ModuleType, tmp_path: Path) -> None:
+    plan = [python_part(gpu_run, "good", "print('{}')", stdout="doctor.json"), python_part(gpu_run, "bad", "1 / 0")]
+    assert call(gpu_run, plan, tmp_path) == 1
+    (tmp_path / "elsewhere" / "work").mkdir(parents=True)
+    gpu_run.unpack(tmp_path / "out" / "gpu-results.tar.gz", tmp_path / "elsewhere" / "work")
+    state = json.loads((tmp_path / "elsewhere" / "work" / "state.json").read_text())
+    assert [state[name]["state"] for name in ("good", "bad")] == ["ok", "failed with code 1"]
+    (tmp_path / "elsewhere" / "work" / "doctor.json").write_text("kept")
+    assert call(gpu_run, plan[:1], tmp_path / "elsewhere") == 0
+    assert (tmp_path / "elsewhere" / "work" / "doctor.json").read_text() == "kept"
+
+
 def test_what_reads_results_runs_again_after_new_ones(gpu_run: ModuleType, tmp_path: Path) -> None:
     count = f"open({str(tmp_path / 'count')!r}, 'a').write('x')"
     plan = [python_part(gpu_run, "measures", ""), python_part(gpu_run, "reads", count, reads=("measures",))]
@@ -222,7 +262,7 @@ def test_the_summary_tells_of_tests_cells_and_cost(gpu_run: ModuleType, tmp_path
         json.dumps({"slow_down": 0.004, "interval_95": [0.002, 0.006], "verdict": "under 1%"})
     )
     part = python_part(gpu_run, "smoke", "", results="smoke")
-    told = gpu_run.summary([part], {"smoke": {"state": "ok", "seconds": 3.5}}, tmp_path)
+    told = gpu_summary.summary([part], {"smoke": {"state": "ok", "seconds": 3.5}}, tmp_path)
     assert "tests: 2 tests, 1 failures, 0 errors, 0 skipped" in told
     assert "test_b: assert 1 == 2\n" in told
     assert "meters slow a step by 0.40% (95 %: 0.20% to 0.60%): under 1%" in told
@@ -274,7 +314,7 @@ def test_what_is_hidden_is_what_is_no_result(gpu_workspaces: ModuleType) -> None
     assert gpu_workspaces.hidden(events, (result, None)) == ([512, 100, 300], 612)
 
 
-def test_the_summary_names_operators_that_hid_something_else(gpu_run: ModuleType, tmp_path: Path) -> None:
+def test_the_summary_names_operators_that_hid_something_else(tmp_path: Path) -> None:
     row = {"operator": "aten.sum.default", "shapes": ["float32[4]"], "declared_peak_bytes": 4, "error": None}
     rows = [
         row | {"measured_peak_bytes": 4},
@@ -283,12 +323,12 @@ def test_the_summary_names_operators_that_hid_something_else(gpu_run: ModuleType
         row | {"operator": "aten.mm.default", "measured_peak_bytes": None, "error": "RuntimeError: no"},
     ]
     (tmp_path / "w.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
-    assert gpu_run.workspaces_told(tmp_path / "w.jsonl") == [
+    assert gpu_summary.workspaces_told(tmp_path / "w.jsonl") == [
         "workspaces: 3 of 4 operators measured, 2 not as in the table",
         "  aten.sum.default float32[4]: 8 bytes, 4 in the table",
         "  aten.mm.default: RuntimeError: no",
     ]
-    assert gpu_run.workspaces_told(tmp_path / "none.jsonl") == []
+    assert gpu_summary.workspaces_told(tmp_path / "none.jsonl") == []
 
 
 # --- recorded jobs ---
@@ -355,7 +395,7 @@ def test_a_cell_is_recorded_in_a_process_of_its_own(gpu_replay: ModuleType, capf
     assert row["settings"] == "expandable_segments:True"
 
 
-def test_the_summary_tells_of_replays_and_accuracy(gpu_run: ModuleType, tmp_path: Path) -> None:
+def test_the_summary_tells_of_replays_and_accuracy(tmp_path: Path) -> None:
     sizes = {"requested_bytes": 100, "allocated_bytes": 200, "reserved_bytes": 400}
     row = {
         "cell": "sft", "exact": True, "error": None, "recorded": sizes, "simulation_error": None,
@@ -370,47 +410,83 @@ def test_the_summary_tells_of_replays_and_accuracy(gpu_run: ModuleType, tmp_path
     }
     failed = row | {"cell": "ppo", "exact": None, "error": "RuntimeError: no"}
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (row, bad, failed)))
-    assert gpu_run.replay_told(tmp_path / "r.jsonl") == [
+    assert gpu_summary.replay_told(tmp_path / "r.jsonl") == [
         "replay: 1 of 3 recorded jobs exact",
         "  sft: exact; simulated requested +0.00%, allocated +0.00%, reserved +1.00%",
         "  zero2: not exact, moved at entry 4 of 9; not simulated: KeyError: 1",
         "  ppo: RuntimeError: no",
     ]
-    assert gpu_run.replay_told(tmp_path / "none.jsonl") == []
+    assert gpu_summary.replay_told(tmp_path / "none.jsonl") == []
     (tmp_path / "a.json").write_text(json.dumps({"rows": [], "results": 3}))
-    assert gpu_run.accuracy_told(tmp_path / "a.json") == [
+    assert gpu_summary.accuracy_told(tmp_path / "a.json") == [
         "accuracy: none of 3 results has both a prediction and measured memory"
     ]
-    assert gpu_run.accuracy_told(tmp_path / "none.json") == []
+    assert gpu_summary.accuracy_told(tmp_path / "none.json") == []
+
+
+@pytest.fixture(scope="module")
+def versus_trl(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("tests/gpu/versus_trl.py")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["sft", "ppo"])
+def test_against_trl_both_sides_train_on_as_many_tokens(versus_trl: ModuleType, algorithm: str) -> None:
+    case = versus_trl.Case(algorithm, "tiny", 2, 4, 4, steps=2)
+    for side in (versus_trl.ours_of(case, "cpu"), versus_trl.theirs_of(case, "cpu")):
+        assert len(side["step_seconds"]) == 2, side
+        assert side["tokens_per_second"] == pytest.approx(16 / statistics.median(side["step_seconds"]))
 
 
 def test_against_trl_a_side_that_cannot_run_says_so(
-    gpu_run: ModuleType, load_script: Callable[[str], ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    versus_trl: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = load_script("tests/gpu/versus_trl.py")
-    case = script.Case("tiny", 2, 8, checkpointing=False, steps=2)
-    ours = script.ours_of(case, "cpu")
-    assert len(ours["step_seconds"]) == 2
-    assert ours["tokens_per_second"] == pytest.approx(16 / statistics.median(ours["step_seconds"]))
+    case = versus_trl.Case("sft", "no-such-model", 2, 1, 7, steps=2)
+    assert versus_trl.ours_of(case, "cpu")["error"].startswith("ended with code")
+    assert versus_trl.theirs_of(case, "cpu")["error"].startswith("ended with code")
+    ours = {"step_seconds": [1.0], "tokens_per_second": 16.0, "allocated_bytes": 3, "reserved_bytes": None}
     missing = {"error": "ended with code 1"}
-    if script.installed("trl") is None:
-        assert script.theirs_of(case, "cpu") == missing
-    row = script.about(case, "cpu") | {"ours": ours, "trl": missing, "ratio": script.ratios(ours, missing)}
-    twice = script.ratios(ours, ours | {"tokens_per_second": ours["tokens_per_second"] / 2})
-    good = row | {"trl": ours, "ratio": twice, "trl_version": "1.16.0"}
-    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(good)}\n")
-    first, second = gpu_run.trl_told(tmp_path / "rows.jsonl")
-    assert first.endswith("tiny 2x8: trl: ended with code 1")
-    assert second == "against TRL 1.16.0, tiny 2x8: tokens_per_second 2.000"
+    row = versus_trl.about(case, "cpu") | {"ours": ours, "trl": missing, "ratio": versus_trl.ratios(ours, missing)}
+    twice = versus_trl.ratios(ours, ours | {"tokens_per_second": 8.0})
+    good = row | {"trl": ours, "ratio": twice, "trl_version": "1.12.0"}
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(f"{json.dumps(row)}\n{json.dumps(good)}\n")
+    first, second = gpu_summary.trl_told(rows)
+    assert first.endswith("sft no-such-model 2 x 1+7: trl: ended with code 1")
+    assert second == "against TRL 1.12.0, sft no-such-model 2 x 1+7: tokens_per_second 2.000, allocated_bytes 1.000"
+    rows.write_text(
+        "".join(json.dumps(row | {"case": one.name}) + "\n" for one in versus_trl.TINY if one.algorithm == "ppo")
+    )
+    assert versus_trl.main(["--device", "cpu", "--tiny", "--only", "ppo", "--done", str(rows)]) == 1
+    assert capsys.readouterr().out == "", "what has a row is not run again"
 
 
-def test_samples_of_a_cell_are_told_by_how_far_they_lie_apart(gpu_run: ModuleType) -> None:
+def test_samples_of_a_cell_are_told_by_how_far_they_lie_apart() -> None:
     def sample(allocated: int, device: int | None, *steps: float) -> dict[str, Any]:
         memory = {"allocated_bytes": allocated, "reserved_bytes": 2**21, "device_bytes": device}
         return {"memory": memory, "throughput": {"step_seconds": steps}}
 
     samples = [sample(2**20, None, 1.0, 9.0, 1.0), sample(2**21, 7, 1.1), sample(2**20, 7, 1.2, 1.2)]
     assert (
-        gpu_run.spread(samples)
+        gpu_summary.spread(samples)
         == "         3 samples apart: allocated 1.000 MiB, reserved 0.000 MiB, device -, step 18.2%"
     )
+
+
+# --- the tests that run on the GPU alone ---
+
+
+def test_the_code_that_is_run_there_in_processes_of_its_own_is_code() -> None:
+    """Its strings are read by Python on a GPU only: here each is compiled at least."""
+    checked = 0
+    for node in ast.walk(ast.parse((GPU_TESTS / "test_meter.py").read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("\nimport torch"):
+            compile(node.value.replace("BUDGET", "None"), "started", "exec")
+            checked += 1
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "measured":
+            (code,) = node.args
+            text = code.right if isinstance(code, ast.BinOp) else code
+            assert isinstance(text, ast.Constant)
+            compile(text.value, "measured", "exec")
+            checked += 1
+    assert checked == 11, "START and the ten tests"

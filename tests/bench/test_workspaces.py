@@ -300,6 +300,9 @@ def test_an_int8_product_holds_sums_in_int32_and_a_half() -> None:
     bf16, fp16 = meta(2048, 11008), meta(2048, 11008, dtype=torch.float16)
     assert declared("int8", "int8_scaled_mm", inputs, weight, result=bf16) == (*outliers, sums, sums // 2)
     assert declared("int8", "int8_scaled_mm", inputs, weight, result=fp16) == (*outliers, sums)
+    odd, odd_weight = meta(2048, 5461, dtype=torch.int8), meta(11008, 5461, dtype=torch.int8)
+    floats = (2048 * 5461 * 4, 11008 * 5461 * 4, sums)
+    assert declared("int8", "int8_scaled_mm", odd, odd_weight, result=bf16) == (*outliers, sums, *floats)
     assert declared("int8", "int8_vectorwise_quant", meta(2048, 4096, dtype=torch.float16)) == (
         2048 * 4096 * 2,
         2048 * 4096,

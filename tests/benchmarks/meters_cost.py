@@ -41,8 +41,11 @@ class Pairs:
         budget = 2**40 if device.kind == "cpu" else 2**36
         self.job = Job(resolve(AXES, WORKLOADS[device.kind] | {"budget": budget}), device, self._enter)
         self._board = (ctypes.c_char * BOARD_BYTES)()
+        self._meter = make_meter(self.job.cell.workload.budget, device)
         self._recorder: Recorder | None = None
         self._index = 0
+        self._meter.start()
+        self._meter.pause()
         self.job.load()
         for _ in range(5):
             self.step()
@@ -63,9 +66,9 @@ class Pairs:
         return time.perf_counter() - began
 
     def metered_step(self) -> float:
-        """The same under a meter of its own, which is started before and stopped after."""
-        meter = make_meter(self.job.cell.workload.budget, self.device)
-        meter.start()
+        """The same with recorder, meter and progress at work."""
+        meter = self._meter
+        meter.resume()
         self._recorder = Recorder(
             self.device, meter, lambda phase, step: write_board(self._board, phase, step, meter.live_bytes())
         )
@@ -74,7 +77,7 @@ class Pairs:
             return self.step()
         finally:
             self._recorder = None
-            meter.stop()
+            meter.pause()
 
 
 def measure(device: Device, pairs: int, seed: int = 0) -> dict[str, object]:

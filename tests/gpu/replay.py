@@ -4,13 +4,14 @@
     tests/gpu/replay.py --device cuda --keep inexact.pickle.gz    > replay.jsonl
     tests/gpu/replay.py --device cpu --tiny      the simulated jobs' requests instead, recorded by the model itself
     tests/gpu/replay.py --only sft,expandable    these cells alone
+    tests/gpu/replay.py --done replay.jsonl      without those that this file has
 
 Each cell has a process of its own and a time limit. Its job loads and takes three steps while the allocator's history is
 recorded; `vrambench.bench.snapshot` then replays the requests. One JSON object a line: `cell`, the `recorded` and the
 `predicted` peaks (requested, allocated, reserved bytes), `exact`, `moved_entry` (the first entry of the trace that the
 model served from another address), `same_end`, `events`, the `gpu` and the versions; `simulated` has the same peaks from
 the simulated job, which knows nothing of the recording. Null where nothing came out, with an `error`. `--keep`: the
-snapshot of the first inexact cell, if it has at most 20 MB. Exit code: 0, or 1 if a cell failed or is not exact.
+snapshot of the first inexact cell, if it has at most 12 MB. Exit code: 0, or 1 if a cell failed or is not exact.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_summary import read_rows
 
 from vrambench.bench.allocator import Allocator, AllocatorSettings
 from vrambench.bench.allocator.settings import ENVIRONMENT
@@ -48,7 +50,7 @@ SECONDS = 150
 """A cell's limit, imports included."""
 MAX_ENTRIES = 20_000_000
 """Of the history: it is a ring, and a recording that has lost its beginning proves nothing."""
-KEPT_BYTES = 20_000_000
+KEPT_BYTES = 12_000_000
 
 FULL = {"precision": "bf16", "adapter": "none", "optimizer": "adamw_torch", "offload": "none", "algorithm": "sft"}
 SIZES: dict[str, Any] = {
@@ -102,6 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny models")
     parser.add_argument("--only", default="", metavar="CELL,CELL", help=", ".join(case.name for case in CASES))
+    parser.add_argument("--done", type=Path, metavar="FILE", help="cells that have a row there are left out")
     parser.add_argument("--keep", type=Path, help="where the first inexact cell's snapshot goes")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="each cell's time limit")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # the cell's own process, which writes its row into --row
@@ -116,8 +119,11 @@ def main(arguments: list[str] | None = None) -> int:
     for name in wanted:
         if name not in named:
             parser.error(f"no cell {name!r}; there are {', '.join(named)}")
-    good = True
+    done = {row["cell"]: row["exact"] for row in read_rows(chosen.done)} if chosen.done else {}
+    good = all(done.values())
     for name in wanted:
+        if name in done:
+            continue
         row = row_of(named[name], chosen)
         good &= row["exact"] is True
         print(json.dumps(row), flush=True)
@@ -128,7 +134,7 @@ def row_of(case: Case, chosen: argparse.Namespace) -> dict[str, Any]:
     """A cell's row, from a process of its own; what that process prints goes to stderr."""
     with tempfile.TemporaryDirectory() as folder:
         row = Path(folder) / "row.json"
-        command = [sys.executable, "-P", __file__, "--one", case.name, "--row", str(row), "--device", chosen.device]
+        command = [sys.executable, __file__, "--one", case.name, "--row", str(row), "--device", chosen.device]
         command += ["--tiny"] if chosen.tiny else []
         command += ["--keep", str(chosen.keep)] if chosen.keep else []
         environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}

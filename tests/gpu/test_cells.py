@@ -52,4 +52,4 @@ def test_a_budget_that_is_too_small_is_an_out_of_memory_result(run_matrix: RunMa
     assert result["oom"]["asked_bytes"] > 0
     assert 0 < result["oom"]["missing_bytes"] <= 4 * 2**30
     assert result["memory"]["allocated_bytes"] > 2 * 2**30
-    assert result["memory"]["device_bytes"] <= 4 * 2**30 + 64 * 2**20
+    assert result["memory"]["device_bytes"] <= 4 * 2**30 + 256 * 2**20  # kernels that were loaded after the cap was set

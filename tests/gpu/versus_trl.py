@@ -1,18 +1,21 @@
 #!/usr/bin/env python3
-"""Is our supervised fine-tuning as fast and as small as TRL's? The same model, lengths, batch, optimizer and attention.
+"""Are our trainers as fast and as small as TRL's? The same models, lengths, batch, optimizer and attention.
 
     tests/gpu/versus_trl.py --device cuda > versus_trl.jsonl
     tests/gpu/versus_trl.py --device cpu --tiny      the same on the CPU, on a tiny model
+    tests/gpu/versus_trl.py --only ppo               the cases of one algorithm
 
-Each side of each case has a process of its own: TRL's SFTTrainer over sequences of token ids, and `vrambench run` of the cell.
-One JSON object a line: `case`, both sides' `step_seconds` (warm-up left out), `tokens_per_second` (of the median step),
-`allocated_bytes` and `reserved_bytes` (peaks; null on the CPU), and `ratio`, ours over TRL's. Needs trl, which vrambench does
-not: a side that cannot run has an `error`. Exit code: 0, or 1 if a side failed.
+Each side of each case has a process of its own: TRL's trainer (SFTTrainer, or its experimental PPOTrainer) over sequences of
+token ids, and `vrambench run` of the cell. One JSON object a line: `case`, both sides' `step_seconds` (warm-up left out),
+`tokens_per_second` (of the median step; prompts and responses, each counted once), `allocated_bytes` and `reserved_bytes`
+(peaks; null on the CPU), and `ratio`, ours over TRL's. Needs trl, of which 1.12 is the last version with PPO: a side that
+cannot run has an `error`. Exit code: 0, or 1 if a side failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import subprocess
@@ -22,9 +25,10 @@ import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from gpu_summary import read_rows
 
 SECONDS = 300
 """A side's limit, imports included."""
@@ -34,34 +38,56 @@ COMMAND = "import sys; from vrambench.bench.cli import main; sys.exit(main())"
 
 @dataclass(frozen=True)
 class Case:
-    """Full fine-tuning in bf16 with AdamW on `batch` sequences of `tokens` tokens."""
+    """Full training in bf16 with AdamW on `batch` sequences. PPO: four models of one shape (policy, reference, value, reward),
+    and four updates a step, each on the whole batch, with no clipping of gradients, which TRL's PPO does not have."""
 
+    algorithm: Literal["sft", "ppo"]
     model: str
     batch: int
-    tokens: int
-    checkpointing: bool
+    prompt_tokens: int
+    response_tokens: int
+    checkpointing: bool = False
     steps: int = 8
 
     @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.response_tokens
+
+    @property
     def name(self) -> str:
-        return f"{self.model} {self.batch}x{self.tokens}{' checkpointing' if self.checkpointing else ''}"
+        lengths = f"{self.batch} x {self.prompt_tokens}+{self.response_tokens}"
+        return f"{self.algorithm} {self.model} {lengths}{' checkpointing' if self.checkpointing else ''}"
 
 
-CASES = (Case("gpt2", 8, 512, checkpointing=False), Case("llama-1b", 4, 512, checkpointing=True))
-TINY = (Case("tiny", 4, 32, checkpointing=False, steps=3), Case("tiny", 4, 32, checkpointing=True, steps=3))
+CASES = (
+    Case("sft", "gpt2", 8, 1, 511),
+    Case("ppo", "gpt2", 8, 64, 64),
+    Case("sft", "llama-1b", 4, 1, 511, checkpointing=True),
+    Case("ppo", "llama-1b", 4, 64, 64, steps=4),
+)
+TINY = (
+    Case("sft", "tiny", 4, 1, 31, steps=3),
+    Case("sft", "tiny", 4, 1, 31, checkpointing=True, steps=3),
+    Case("ppo", "tiny", 4, 8, 8, steps=3),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Supervised fine-tuning: ours against TRL's.")
+    parser = argparse.ArgumentParser(description="Our trainers against TRL's.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny models")
+    parser.add_argument("--only", choices=("sft", "ppo"), help="the cases of one algorithm")
+    parser.add_argument("--done", type=Path, metavar="FILE", help="cases that have a row there are left out")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # the process of TRL's side
     chosen = parser.parse_args(arguments)
     if chosen.one:
         print(json.dumps(trained_by_trl(Case(**chosen.one), chosen.device)))
         return 0
-    good = True
+    done = {row["case"]: row for row in read_rows(chosen.done)} if chosen.done else {}
+    good = not any("error" in row[side] for row in done.values() for side in ("ours", "trl"))
     for case in TINY if chosen.tiny else CASES:
+        if chosen.only not in (None, case.algorithm) or case.name in done:
+            continue
         ours, theirs = ours_of(case, chosen.device), theirs_of(case, chosen.device)
         row = about(case, chosen.device) | {"ours": ours, "trl": theirs, "ratio": ratios(ours, theirs)}
         good &= "error" not in ours and "error" not in theirs
@@ -88,18 +114,32 @@ def installed(package: str) -> str | None:
 def ours_of(case: Case, device: str) -> dict[str, Any]:
     """The cell's result from a run of vrambench."""
     axes = ("--precision", "bf16", "--adapter", "none", "--optimizer", "adamw_torch", "--offload", "none")
-    settings = {
+    settings: dict[str, Any] = {
         "batch_size": case.batch,
-        "prompt_tokens": 1,
-        "response_tokens": case.tokens - 1,
+        "prompt_tokens": case.prompt_tokens,
+        "response_tokens": case.response_tokens,
         "gradient_checkpointing": str(case.checkpointing).lower(),
         "steps": case.steps,
         "warmup_steps": WARMUP,
     }
+    if case.algorithm == "ppo":
+        settings |= {"rollout_batch": case.batch, "value": "separate", "reference": "copy", "max_grad_norm": 0}
+        settings |= {"reward": "model", "reward_model": case.model}
     chosen = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        command = [sys.executable, "-P", "-c", COMMAND, "run", *axes, "--algorithm", "sft", "--model", case.model]
+        command = [
+            sys.executable,
+            "-P",
+            "-c",
+            COMMAND,
+            "run",
+            *axes,
+            "--algorithm",
+            case.algorithm,
+            "--model",
+            case.model,
+        ]
         command += ["--budget", "4TiB", "--device", device, "--jobs", "1", "--out", str(out), *chosen]
         failed = run(command)
         results = [json.loads(file.read_text()) for file in (out / "cells").glob("*.json")]
@@ -112,7 +152,7 @@ def ours_of(case: Case, device: str) -> dict[str, Any]:
 
 def theirs_of(case: Case, device: str) -> dict[str, Any]:
     with tempfile.TemporaryFile("w+") as output:
-        failed = run([sys.executable, "-P", __file__, "--one", json.dumps(asdict(case)), "--device", device], output)
+        failed = run([sys.executable, __file__, "--one", json.dumps(asdict(case)), "--device", device], output)
         output.seek(0)
         lines = output.read().splitlines()
     return {"error": failed} if failed else json.loads(lines[-1])
@@ -138,21 +178,18 @@ def ratios(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float | No
 
 
 def trained_by_trl(case: Case, device: str) -> dict[str, Any]:
-    """Steps of SFTTrainer: the clock is read, and the device waited for, after each."""
-    from datasets import Dataset
+    """Steps of TRL's trainer: the clock is read, and the device waited for, after each."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from transformers import PreTrainedTokenizerFast, TrainerCallback
 
     from vrambench.methods.models import model_config
 
     on_gpu = device == "cuda"
     config = model_config(case.model)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").to(device)
-    rows = torch.randint(2, config.get_text_config().vocab_size, (case.batch * (WARMUP + case.steps), case.tokens))
-    words = Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
+    size = config.get_text_config().vocab_size
+    # Neither word is ever a prompt's or sampled: every sequence has its full length, and no mask is made for padding.
+    words = Tokenizer(WordLevel({"<pad>": size, "<eos>": size + 1}, unk_token="<pad>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
     times: list[float] = []
 
@@ -162,28 +199,23 @@ def trained_by_trl(case: Case, device: str) -> dict[str, Any]:
                 torch.cuda.synchronize()
             times.append(time.perf_counter())
 
+    trainer_of = {"sft": sft_trainer, "ppo": ppo_trainer}[case.algorithm]
+    torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        settings = SFTConfig(
-            output_dir=folder,
-            per_device_train_batch_size=case.batch,
-            max_steps=WARMUP + case.steps,
-            max_length=case.tokens,
-            gradient_checkpointing=case.checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
-            optim="adamw_torch",
-            learning_rate=1e-5,
-            lr_scheduler_type="constant",
-            max_grad_norm=1.0,
-            bf16=False,  # the weights are; autocast would be another precision
-            use_cpu=not on_gpu,
-            logging_strategy="no",
-            save_strategy="no",
-            report_to=[],
-        )
-        dataset = Dataset.from_dict({"input_ids": rows.tolist()})
-        trainer = SFTTrainer(
-            model=model, args=settings, train_dataset=dataset, processing_class=tokenizer, callbacks=[Clock()]
-        )
+        settings = {
+            "output_dir": folder,
+            "per_device_train_batch_size": case.batch,
+            "gradient_checkpointing": case.checkpointing,
+            "optim": "adamw_torch",
+            "lr_scheduler_type": "constant",
+            "bf16": False,  # the weights are; autocast would be another precision
+            "use_cpu": not on_gpu,
+            "logging_strategy": "no",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "report_to": [],
+        }
+        trainer = trainer_of(case, config, device, settings, tokenizer, Clock())
         trainer.train()
     # From one step's end to the next: what is done between steps is part of a trainer's work.
     seconds = [end - begin for begin, end in zip(times[WARMUP - 1 :], times[WARMUP:], strict=False)]
@@ -194,6 +226,62 @@ def trained_by_trl(case: Case, device: str) -> dict[str, Any]:
             "reserved_bytes": torch.cuda.max_memory_reserved(),
         }
     return told(case, seconds, sizes)
+
+
+def sequences(case: Case, config: Any, tokens: int) -> Any:
+    """Enough of them for every step, of `tokens` token ids each."""
+    from datasets import Dataset
+
+    rows = torch.randint(config.get_text_config().vocab_size, (case.batch * (WARMUP + case.steps), tokens))
+    return Dataset.from_dict({"input_ids": rows.tolist()})
+
+
+def sft_trainer(case: Case, config: Any, device: str, settings: dict[str, Any], tokenizer: Any, clock: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").to(device)
+    arguments = SFTConfig(
+        max_steps=WARMUP + case.steps,
+        max_length=case.tokens,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        learning_rate=1e-5,
+        max_grad_norm=1.0,
+        **settings,
+    )
+    rows = sequences(case, config, case.tokens)
+    return SFTTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[clock])
+
+
+def ppo_trainer(case: Case, config: Any, device: str, settings: dict[str, Any], tokenizer: Any, clock: Any) -> Any:
+    """Its defaults are ours: four epochs, clipping at 0.2, a temperature of 0.7, a learning rate of 3e-6."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    def built(kind: Any, config: Any) -> Any:
+        return kind.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").to(device)
+
+    scalar = copy.deepcopy(config)
+    scalar.num_labels = 1
+    policy, reference = built(AutoModelForCausalLM, config), built(AutoModelForCausalLM, config)
+    value, reward = (built(AutoModelForSequenceClassification, scalar) for _ in range(2))
+    arguments = PPOConfig(
+        total_episodes=case.batch * (WARMUP + case.steps),
+        local_rollout_forward_batch_size=case.batch,
+        response_length=case.response_tokens,
+        num_sample_generations=0,
+        **settings,
+    )
+    return PPOTrainer(
+        args=arguments,
+        processing_class=tokenizer,
+        model=policy,
+        ref_model=reference,
+        reward_model=reward,
+        value_model=value,
+        train_dataset=sequences(case, config, case.prompt_tokens),
+        callbacks=[clock],
+    )
 
 
 if __name__ == "__main__":

@@ -90,9 +90,12 @@ def loaded(
 
 
 def comparable(made: list[Made]) -> list[Made]:
-    """Without what differs by name: attention by its output or gradients only, and no zeros in place of tokens."""
+    """Without what differs by name: attention by its output or gradients only, no zeros in place of tokens, and no empty
+    tensors, which checkpoints make on the CPU before torch 2.13."""
     found = []
     for name, *tensors in made:
+        if not any(nbytes for _, nbytes in tensors):
+            continue
         if "_scaled_dot_product" in name:
             found.append(("attention", *tensors[: 3 if "backward" in name else 1]))
         elif name != "aten.zeros.default" or tensors[0][0] != torch.int64:

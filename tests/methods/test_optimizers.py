@@ -12,7 +12,7 @@ from torch import nn
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.job import Job
 from vrambench.methods.optimizers import OPTIMIZERS, trainable
-from vrambench.methods.optimizers.galore import GaLoreOptions, target_weights
+from vrambench.methods.optimizers.galore import GaLoreOptions, randomized_svd, target_weights
 
 MakeJob = Callable[..., Job]
 CPU = [name for name, value in OPTIMIZERS.values().items() if not value.cuda_only]
@@ -154,6 +154,39 @@ def test_galore_keeps_its_moments_in_rank_rows_or_columns(job: MakeJob) -> None:
         out, inputs = parameter.shape
         assert shape == ((out, 8) if out >= inputs else (8, inputs))
         assert tuple(state["projector"].ortho_matrix.shape) == ((8, inputs) if out >= inputs else (out, 8))
+
+
+@pytest.mark.parametrize("shape", [(96, 40), (40, 96), (40, 40)])
+def test_a_randomized_svd_is_nearly_the_best_of_its_rank(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape, dtype=torch.float64)
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    matrix = u @ torch.diag(s * torch.linspace(0, -6, 40).exp()) @ vh  # a spectrum that falls, as gradients' do
+    rank = 10
+    u, s, vh = randomized_svd(matrix, rank)
+    assert (u.shape, s.shape, vh.shape) == ((shape[0], rank + 8), (rank + 8,), (rank + 8, shape[1]))
+    eye = torch.eye(rank, dtype=matrix.dtype)
+    torch.testing.assert_close(u[:, :rank].mT @ u[:, :rank], eye)
+    torch.testing.assert_close(vh[:rank] @ vh[:rank].mT, eye)
+    exact = torch.linalg.svdvals(matrix)
+    torch.testing.assert_close(s[:rank], exact[:rank], rtol=1e-3, atol=0)
+    best = exact[rank:].square().sum().sqrt()
+    for miss in (matrix - u[:, :rank] @ (u[:, :rank].mT @ matrix), matrix - (matrix @ vh[:rank].mT) @ vh[:rank]):
+        assert best <= miss.norm() * (1 + 1e-9)
+        assert miss.norm() < best * 1.01
+
+
+@pytest.mark.parametrize("name", ["galore_adamw", "galore_adamw_layerwise"])
+def test_galore_learns_with_randomized_projectors_of_the_same_shape(job: MakeJob, name: str) -> None:
+    settings = settings_of(name) | {"galore": {"rank": 16, "svd": "randomized"}}
+    svd = torch.linalg.svd
+    made = job(batch_size=8, prompt_tokens=8, response_tokens=8, **settings)
+    losses = [float(made.step(index)["loss"]) for index in range(15)]
+    assert losses[-1] < losses[0] - 0.5, losses
+    assert torch.linalg.svd is svd, "torch's own is back in its place"
+    whole = job(batch_size=8, prompt_tokens=8, response_tokens=8, **settings_of(name))
+    whole.step(0)
+    assert sorted(state.shape for state in state_of(made)) == sorted(state.shape for state in state_of(whole))
 
 
 def names_of(module: nn.Module, weights: list[nn.Parameter]) -> list[str]:

@@ -169,7 +169,7 @@ class FakeCuda:
         pass
 
     def get_device_properties(self, device: object) -> Any:
-        return SimpleNamespace(uuid=self.gpu.uuid.removeprefix("GPU-"))
+        return SimpleNamespace(uuid=self.gpu.uuid.removeprefix("GPU-"), total_memory=self.gpu.total)
 
     def mem_get_info(self, device: object) -> tuple[int, int]:
         return self.gpu.total - self.gpu.reserved - self.gpu.used, self.gpu.total

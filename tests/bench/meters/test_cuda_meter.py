@@ -151,7 +151,26 @@ def test_a_job_that_outgrew_its_budget_outside_the_allocator_says_so(gpu: Any, m
     cuda.take(8 * GIB - cuda.CONTEXT)
     cuda.grow_context(300 * MIB)
     watch.end_phase()
+    assert watch.memory().device_bytes == 8 * GIB + 300 * MIB
     assert any("held 300 MiB more than the budget" in note for note in watch.notes())
+
+
+def test_a_gpu_that_is_lost_loses_no_numbers(gpu: Any, make_nvml: Any, make_cuda: Any) -> None:
+    cuda, nvml = make_cuda(gpu, listed_as=os.getpid()), make_nvml(gpu)
+    watch = meter(cuda, nvml)
+    watch.start()
+    watch.begin_phase("learn", 0)
+    cuda.take(GIB)
+
+    def lost(*args: Any) -> Any:
+        raise RuntimeError("GPU is lost")
+
+    watch._sampler.device.processes = lost
+    watch.end_phase()
+    memory = watch.memory()
+    assert memory.allocated_bytes == GIB
+    assert memory.device_bytes == GIB + cuda.CONTEXT
+    assert any("GPU is lost" in note for note in watch.notes())
 
 
 def test_a_budget_beyond_the_card_is_not_verified(gpu: Any, make_nvml: Any, make_cuda: Any) -> None:

@@ -172,6 +172,30 @@ def test_a_slow_driver_is_asked_less_often(gpu: Any, make_nvml: Any) -> None:
     assert watch.query_seconds <= 0.05 * (time.monotonic() - began)
 
 
+def test_borders_inside_steps_ask_no_more_than_their_share(gpu: Any, make_nvml: Any) -> None:
+    nvml = make_nvml(gpu)
+    watch = sampler(nvml, gpu)
+    asked: list[float] = []
+    answer = nvml.nvmlDeviceGetMemoryInfo
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        asked.append(time.perf_counter())
+        time.sleep(0.002)
+        return answer(*args, **kwargs)
+
+    nvml.nvmlDeviceGetMemoryInfo = slow
+    assert watch.read_if_due() == watch.peak_bytes
+    deadline = time.monotonic() + 5
+    told = []
+    while len(asked) < 2 and time.monotonic() < deadline:
+        told.append(watch.read_if_due())
+    assert told[:-1] == [None] * (len(told) - 1)
+    assert told[-1] is not None
+    assert asked[1] - asked[0] >= 0.2, "a query of 2 ms may be asked five times a second"
+    watch.read()
+    assert len(asked) == 3, "whoever must know asks"
+
+
 def test_a_driver_that_fails_ends_the_sampling_and_says_so(gpu: Any, make_nvml: Any) -> None:
     nvml = make_nvml(gpu)
     watch = sampler(nvml, gpu)

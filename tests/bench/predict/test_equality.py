@@ -44,15 +44,17 @@ SETTINGS = ("response_tokens=2", "batch_size=2", "rollout_batch=4", "ppo.epochs=
 
 
 def cells() -> dict[str, PlannedCell]:
-    root = Path(__file__).parents[3]
-    plan = select(load_matrix(root / "matrix.yaml"), Selection(profile="smoke", set=SETTINGS), "cpu")
+    matrix = load_matrix(Path(__file__).parents[3] / "matrix.yaml")
+    plan = select(matrix, Selection(profile="smoke", set=SETTINGS), "cpu")
     chosen: dict[str, PlannedCell] = {}
     for planned in plan.cells:
         work = planned.cell.workload
         if planned.verdict == "valid" and planned.cell.offload == "none" and work.seed == 0:
             words = [planned.cell.name, work.model, work.value or "", work.reward or ""]
             chosen.setdefault(" ".join([*words, "checkpointed" if work.gradient_checkpointing else ""]), planned)
-    return chosen
+    galore = Selection(profile="smoke", set=(*SETTINGS, "galore.svd=randomized"), only=("optimizer=galore_adamw",))
+    first = next(planned for planned in select(matrix, galore, "cpu").cells if planned.verdict == "valid")
+    return chosen | {f"{first.cell.name} randomized": first}
 
 
 CELLS = cells()

@@ -58,6 +58,7 @@ def described(trace: Trace) -> list[tuple[Any, ...]]:
         {"algorithm": "ppo", "value": "separate", "optimizer": "adafactor"},
         {"algorithm": "remax", "precision": "fp32", "optimizer": "galore_adamw_layerwise", "max_grad_norm": 0.0},
         {"algorithm": "remax", "optimizer": "galore_adamw_8bit", "model": "opt-1.3b", "gradient_checkpointing": False},
+        {"optimizer": "galore_adamw_layerwise", "galore": {"rank": 16, "svd": "randomized"}, "max_grad_norm": 0.0},
         {"adapter": "lora", "precision": "fp32", "optimizer": "adafactor"},
         {"adapter": "dora", "algorithm": "ppo"},
         {"adapter": "dora", "precision": "int8"},
