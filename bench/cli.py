@@ -45,7 +45,6 @@ ClickException: type[Any] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="vrambench",
-    help="Benchmark and memory profiler for fine-tuning and RLHF on one GPU.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -104,6 +103,23 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"vrambench {version('vrambench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def vrambench(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Benchmark and memory profiler for fine-tuning and RLHF on one GPU."""
+
+
 @app.command()
 @with_selectors
 def plan(
@@ -160,7 +176,7 @@ def fit(
 
         card = _card(selection)
         planned = select(loaded, selection, "cuda", bf16=has_bf16(card))
-        cell = only_cell(planned)
+        cell = only_cell(planned, maximum)
         answer = fit_cell(cell, card, maximum=maximum, advices=advices, tell=_say)
         if as_json:
             print(json.dumps(answer.document(), indent=1), file=out)

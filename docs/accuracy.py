@@ -1,8 +1,9 @@
-"""How far predictions are from figures that others published: writes docs/accuracy.md beside this file.
+"""How far predictions are from what was measured, by others and by `make gpu`: writes docs/accuracy.md beside this file.
 
     .venv/bin/python docs/accuracy.py
 
-Its rows are those of published.py. The page holds no times, so it changes only where a prediction or a row does.
+Its rows are those of published.py, and the results under results/ (measured.py). The page holds no times of its own, so it
+changes only where a prediction, a row or a result does.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+from measured import sections
 from published import LEFT, ROWS, SEEDS, VERDICT_SETTINGS, VERDICTS, Row, VerdictRow
 
 from vrambench.bench.predict.forecast import Forecast, Predictor
@@ -20,6 +22,7 @@ from vrambench.methods.cards import CARDS, Card
 from vrambench.methods.cell import Cell
 
 PAGE = Path(__file__).with_name("accuracy.md")
+RESULTS = Path(__file__).parents[1] / "results"
 COMMAND = ".venv/bin/python docs/accuracy.py"
 UNITS = {"GiB": 2**30, "GB": 10**9, "MiB": 2**20, "B": 1}
 KEYS = ("allocated", "active", "reserved", "device")
@@ -44,13 +47,14 @@ class Compared:
         return self.predicted_bytes / (self.row.published * UNITS[unit or self.row.unit]) - 1
 
 
-def render(predict: Predict) -> str:
-    """The page, with predictions by `predict` for a cell on a card."""
+def render(predict: Predict, results: Path = RESULTS) -> str:
+    """The page, with predictions by `predict` for a cell on a card, and what was measured in `results`."""
+    ours = sections(results)
     compared = [Compared(row, predict(row.job.cell(), CARDS[row.job.card])) for row in ROWS]
     verdicts = [(row, predict(row.job.cell(), CARDS[row.job.card])) for row in VERDICTS]
     alike = [one for one in compared if one.row.alike]
     other = [one for one in compared if not one.row.alike]
-    lines = [*_head(alike, other, verdicts)]
+    lines = [*_head(alike, other, verdicts, [line[3:] for line in ours if line.startswith("## ")]), *ours]
     lines += ["## Re-created", "", *_table(alike), "", "## Re-created in part", ""]
     lines += ["The source used techniques that no value of our axes has, so the error is not the predictor's.", ""]
     lines += [*_table(other), "", "## Verdicts: one T4 of 16 GB", "", VERDICT_SETTINGS, "", *_verdicts(verdicts), ""]
@@ -60,11 +64,16 @@ def render(predict: Predict) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _head(alike: list[Compared], other: list[Compared], verdicts: list[tuple[VerdictRow, Forecast]]) -> list[str]:
+def _head(
+    alike: list[Compared], other: list[Compared], verdicts: list[tuple[VerdictRow, Forecast]], measured: list[str]
+) -> list[str]:
     errors = [abs(one.error()) for one in alike]
     worst = max(alike, key=lambda one: abs(one.error()))
     stated = [abs(one.error()) for one in alike if one.row.stated]
     right = sum(forecast.fits == row.fits for row, forecast in verdicts)
+    ours = "**No GPU measurement of ours is included yet.**"
+    if measured:
+        ours = f"Our own measurements come first: {', '.join(measured)}."
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "bitsandbytes"))
     return [
         "# Predictions against published figures", "",
@@ -72,7 +81,7 @@ def _head(alike: list[Compared], other: list[Compared], verdicts: list[tuple[Ver
         f"nothing is fitted. "
         "The published figures are others' measurements with other versions, and often with settings that are not "
         "published: what "
-        "had to be assumed is said row by row. **No GPU measurement of ours is included yet.**", "",
+        f"had to be assumed is said row by row. {ours}", "",
         f"- {len(alike)} figures re-created: median absolute error "
         f"{_percent(statistics.median(errors), sign=False)}, worst "
         f"{_percent(worst.error())} (`{worst.row.id}`). The {len(stated)} of them whose source names the counter: "

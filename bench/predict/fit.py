@@ -20,6 +20,7 @@ from vrambench.methods.axes import AXES
 from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError, shown
+from vrambench.methods.workload import FIELDS
 
 FIRST_BF16 = (8, 0)
 """The compute capability from which on a GPU has bf16 arithmetic."""
@@ -100,11 +101,16 @@ def has_bf16(card: Card | None) -> bool:
     return card is None or card.capability >= FIRST_BF16
 
 
-def only_cell(plan: Plan) -> Cell:
-    """The plan's one cell. ConfigurationError where there are several, with what they differ in, or where a rule forbids it."""
+def only_cell(plan: Plan, searched: str | None = None) -> Cell:
+    """The plan's one cell; of several that differ in the `searched` field alone, the one with its least value.
+    ConfigurationError where there are others, with what they differ in, or where a rule forbids it."""
+    planned = plan.cells[0]
     if len(plan.cells) > 1:
-        raise ConfigurationError(f"{len(plan.cells)} cells are left, and fit answers for one; {_narrowing(plan)}")
-    (planned,) = plan.cells
+        flats = [one.cell.flat() for one in plan.cells]
+        others = [{name: value for name, value in flat.items() if name != searched} for flat in flats]
+        if searched is None or searched not in FIELDS or any(other != others[0] for other in others):
+            raise ConfigurationError(f"{len(plan.cells)} cells are left, and fit answers for one; {_narrowing(plan)}")
+        planned = min(plan.cells, key=lambda one: getattr(one.cell.workload, searched))
     rule = planned.rejection
     if rule is not None:
         raise ConfigurationError(f"{planned.name}: invalid on CUDA by the rule {rule.rule}: {rule.reason}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -45,6 +46,11 @@ def test_help_is_quick_and_lists_what_exists() -> None:
     commands = [line.split()[0] for line in told.partition("Commands:")[2].splitlines() if line.startswith("  ")]
     assert commands == ["plan", "fit", "run", "report", "doctor"]
     assert told.splitlines()[-1] == "False"
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vrambench {importlib.metadata.version('vrambench')}\n"
 
 
 def test_nothing_typed_shows_help_and_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,6 +134,13 @@ def test_the_largest_value_and_advice_are_in_the_document(capsys: pytest.Capture
     assert one["verdict"] in ("fits", "tight")
 
 
+def test_what_is_searched_may_be_swept(capsys: pytest.CaptureFixture[str]) -> None:
+    _, told = document("--sweep batch_size=6,2,4 --max batch_size --budget 1GiB", capsys)
+    assert told["max"]["probes"][0]["value"] == 2
+    assert cli.main(f"fit {CELL} --sweep batch_size=2,4 --sweep steps=3,4 --max batch_size".split()) == 2
+    assert "4 cells are left" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("typed", "message"),
     [

@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", metavar="CELL,CELL", help=", ".join(case.name for case in CASES))
     parser.add_argument("--done", type=Path, metavar="FILE", help="cells that have a row there are left out")
     parser.add_argument("--keep", type=Path, help="where the first inexact cell's snapshot goes")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time: none of them is timed")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="each cell's time limit")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # the cell's own process, which writes its row into --row
     parser.add_argument("--row", type=Path, help=argparse.SUPPRESS)
@@ -121,12 +123,12 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"no cell {name!r}; there are {', '.join(named)}")
     done = {row["cell"]: row["exact"] for row in read_rows(chosen.done)} if chosen.done else {}
     good = all(done.values())
-    for name in wanted:
-        if name in done:
-            continue
-        row = row_of(named[name], chosen)
-        good &= row["exact"] is True
-        print(json.dumps(row), flush=True)
+    with ThreadPoolExecutor(chosen.jobs) as pool:
+        asked = [pool.submit(row_of, named[name], chosen) for name in wanted if name not in done]
+        for answer in as_completed(asked):
+            row = answer.result()
+            good &= row["exact"] is True
+            print(json.dumps(row), flush=True)
     return 0 if good else 1
 
 

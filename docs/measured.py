@@ -1,0 +1,195 @@
+"""What was measured on GPUs, from the folders results/<gpu>/ that `make gpu` filled: the last part of docs/accuracy.md.
+
+    sections(Path("results"))   ->  lines of Markdown, none where nothing is published
+
+A folder holds what `tests/gpu/run` packed: accuracy.json, replay.jsonl, versus_trl.jsonl, meters_cost.json, doctor.json, and the
+run folders 20b, claims, galore and repeat. What is missing is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+KINDS = ("allocated", "reserved", "device")
+CLAIMS = ("20b", "claims", "galore")
+
+
+def sections(results: Path) -> list[str]:
+    """A section for each GPU's folder, by name."""
+    lines: list[str] = []
+    for folder in sorted(path for path in results.glob("*") if path.is_dir()):
+        lines += section(folder)
+    return lines
+
+
+def section(folder: Path) -> list[str]:
+    """One GPU's: what was found in short, then its tables."""
+    told = document(folder / "doctor.json").get("environment", {})
+    gpu = told.get("gpu") or {}
+    software = (
+        f"driver {gpu.get('driver')}, torch {told.get('packages', {}).get('torch')}, CUDA {told.get('torch_cuda')}"
+    )
+    lines = [
+        f"## Measured on {gpu.get('name', folder.name)}",
+        "",
+        f"{software}; `make gpu`, results/{folder.name}/.",
+        "",
+    ]
+    lines += [*accuracy(folder), *replays(folder), *meters(folder), ""]
+    for table in (against_trl(folder), claims(folder), repeats(folder), cells(folder)):
+        lines += [*table, ""] if table else []
+    return lines
+
+
+def accuracy(folder: Path) -> list[str]:
+    """The errors in short, and which goals they meet."""
+    found = document(folder / "accuracy.json")
+    if not found.get("rows"):
+        return []
+    errors = [
+        f"{kind} median {share(found['median_absolute'][kind], sign=False)}, worst {share(found['worst'][kind])}"
+        for kind in KINDS
+        if found["median_absolute"][kind] is not None
+    ]
+    missed = [name.replace("_", " ") for name, met in found["met"].items() if met is False]
+    fits, over = found["false_fits_at_24gib"], found["false_does_not_fit_at_24gib"]
+    return [
+        f"- {len(found['rows'])} cells predicted and measured: {'; '.join(errors)}. Goals missed: {', '.join(missed) or 'none'}.",
+        f"- At 24 GiB, of {found['decided_at_24gib']} cells: {len(fits)} predicted to fit that did not"
+        f"{named(fits)}, {len(over)} predicted not to fit that did{named(over)}.",
+    ]
+
+
+def replays(folder: Path) -> list[str]:
+    found = rows(folder / "replay.jsonl")
+    exact = [row for row in found if row["exact"]]
+    others = [row["cell"] for row in found if not row["exact"]]
+    told = f"- The allocator's model repeated {len(exact)} of {len(found)} recorded jobs to the byte{named(others)}."
+    return [told] if found else []
+
+
+def meters(folder: Path) -> list[str]:
+    found = document(folder / "meters_cost.json")
+    if not found:
+        return []
+    low, high = (share(end, places=2) for end in found["interval_95"])
+    return [f"- Meters on against off: a step takes {share(found['slow_down'], places=2)} (95 %: {low} to {high})."]
+
+
+def against_trl(folder: Path) -> list[str]:
+    """Ours over TRL's."""
+    found = rows(folder / "versus_trl.jsonl")
+    if not found:
+        return []
+    lines = [
+        f"### Against TRL {found[0]['trl_version']}",
+        "",
+        "Ours over TRL's: more tokens a second and fewer bytes are better.",
+        "",
+    ]
+    lines += ["| case | tokens/s, ours | TRL's | ratio | allocated | reserved |", "|---|--:|--:|--:|--:|--:|"]
+    for row in found:
+        speeds = [
+            f"{row[side]['tokens_per_second']:,.0f}" if "error" not in row[side] else row[side]["error"]
+            for side in ("ours", "trl")
+        ]
+        ratios = [row["ratio"][key] for key in ("tokens_per_second", "allocated_bytes", "reserved_bytes")]
+        told = " | ".join("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios)
+        lines.append(f"| {row['case']} | {speeds[0]} | {speeds[1]} | {told} |")
+    return lines
+
+
+def claims(folder: Path) -> list[str]:
+    """Jobs held to their budget."""
+    found = [result for run in CLAIMS for result in cells_of(folder / run)]
+    if not found:
+        return []
+    lines = ["### Claims, held to the budget", "", "| cell | ended | allocated | device | predicted | budget | step |"]
+    lines.append("|---|---|--:|--:|--:|--:|--:|")
+    for result in found:
+        steps = result["throughput"]["step_seconds"]
+        step = f"{statistics.median(steps):.2f} s" if steps else "-"
+        sizes = [result["memory"]["allocated_bytes"], result["memory"]["device_bytes"]]
+        sizes += [(result.get("predicted") or {}).get("device_bytes"), result["cell"]["budget"]]
+        told = " | ".join(size(count) for count in sizes)
+        lines.append(f"| {name_of(result)} | {result['status']}, {result['source']} | {told} | {step} |")
+    return lines
+
+
+def repeats(folder: Path) -> list[str]:
+    """How far samples of the same job lie apart."""
+    found = [result for result in cells_of(folder / "repeat") if len(result.get("samples") or ()) > 1]
+    if not found:
+        return []
+    lines = ["### The same job again", "", "Between the least and the most of a cell's samples.", ""]
+    lines += ["| cell | samples | allocated | reserved | device | step |", "|---|--:|--:|--:|--:|--:|"]
+    for result in found:
+        samples = result["samples"]
+        apart = []
+        for kind in KINDS:
+            counts = [sample["memory"][f"{kind}_bytes"] for sample in samples]
+            apart.append("-" if None in counts else f"{(max(counts) - min(counts)) / 2**20:.2f} MiB")
+        times = [statistics.median(one) for sample in samples if (one := sample["throughput"]["step_seconds"])]
+        apart.append(share((max(times) - min(times)) / statistics.median(times), sign=False) if times else "-")
+        lines.append(f"| {name_of(result)} | {len(samples)} | {' | '.join(apart)} |")
+    return lines
+
+
+def cells(folder: Path) -> list[str]:
+    """Every cell that was predicted and measured, the largest error first."""
+    found = document(folder / "accuracy.json").get("rows", [])
+    if not found:
+        return []
+    lines = [
+        "### Cell by cell",
+        "",
+        "Errors are signed: + where the prediction is higher. What ran out of memory had taken less than it needs.",
+        "",
+    ]
+    lines += [
+        "| cell | ended | measured: allocated | error | reserved | error | device | error |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in sorted(found, key=lambda row: -abs(row["errors"]["device"] or row["errors"]["allocated"] or 0)):
+        told = " | ".join(f"{size(row['measured'][kind])} | {share(row['errors'][kind], places=2)}" for kind in KINDS)
+        lines.append(f"| {row['name']} | {row['status']} | {told} |")
+    return lines
+
+
+def cells_of(run: Path) -> Iterator[dict[str, Any]]:
+    found = [result for file in sorted((run / "cells").glob("*.json")) if (result := document(file))]
+    yield from sorted(found, key=name_of)
+
+
+def name_of(result: dict[str, Any]) -> str:
+    return f"{result['cell']['model']} / {result['name']}"
+
+
+def document(file: Path) -> dict[str, Any]:
+    """A file's JSON document; empty where there is none."""
+    try:
+        found: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def size(count: int | None) -> str:
+    return "-" if count is None else f"{count / GIB:.2f} GiB"
+
+
+def share(value: float | None, *, sign: bool = True, places: int = 1) -> str:
+    return "-" if value is None else f"{100 * value:{'+' if sign else ''}.{places}f} %"
+
+
+def named(names: list[str]) -> str:
+    return f" ({', '.join(names)})" if names else ""
