@@ -13,6 +13,7 @@ import tarfile
 import time
 import zipfile
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -384,6 +385,17 @@ def test_a_recording_that_the_model_made_is_repeated_and_a_changed_one_is_not(
     assert snapshot["device_traces"][0][moved["moved_entry"]] is last
 
 
+def test_what_is_live_at_the_peak_is_told_apart(gpu_replay: ModuleType) -> None:
+    """Names may come again; the peak is 130 bytes, after the second 100 and before what is freed next."""
+    requests = [(1, 100), (2, 20), (2, 0), (1, 0), (1, 10), (3, 20), (4, 100), (4, 0), (5, 90), (3, 0)]
+    assert gpu_replay.live_at_peak(requests) == {10: 1, 20: 1, 100: 1}
+    assert gpu_replay.live_at_peak(requests[:2]) == {100: 1, 20: 1}, "it may be the end"
+    recorded, simulated = Counter({10: 1, 20: 3, 5: 9}), Counter({10: 1, 20: 1, 7: 2})
+    assert gpu_replay.apart(recorded, simulated) == {
+        "recorded_only": [[5, 9], [20, 2]], "simulated_only": [[7, 2]],
+    }  # fmt: skip
+
+
 def test_a_cell_is_recorded_in_a_process_of_its_own(gpu_replay: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
     assert gpu_replay.main(["--device", "cpu", "--tiny", "--only", "sft", "--seconds", "0.1"]) == 1
     row = json.loads(capfd.readouterr().out)
@@ -400,12 +412,14 @@ def test_the_summary_tells_of_replays_and_accuracy(tmp_path: Path) -> None:
     row = {
         "cell": "sft", "exact": True, "error": None, "recorded": sizes, "simulation_error": None,
         "simulated": sizes | {"reserved_bytes": 404}, "moved_entry": None, "events": 9,
+        "apart": {"recorded_only": [[33554432, 1], [512, 3]], "simulated_only": []},
     }  # fmt: skip
     bad = row | {
         "cell": "zero2",
         "exact": False,
         "moved_entry": 4,
         "simulated": None,
+        "apart": None,
         "simulation_error": "KeyError: 1",
     }
     failed = row | {"cell": "ppo", "exact": None, "error": "RuntimeError: no"}
@@ -413,6 +427,7 @@ def test_the_summary_tells_of_replays_and_accuracy(tmp_path: Path) -> None:
     assert gpu_summary.replay_told(tmp_path / "r.jsonl") == [
         "replay: 1 of 3 recorded jobs exact",
         "  sft: exact; simulated requested +0.00%, allocated +0.00%, reserved +1.00%",
+        "    recorded only, at the peak: 1 x 33,554,432, 3 x 512 bytes",
         "  zero2: not exact, moved at entry 4 of 9; not simulated: KeyError: 1",
         "  ppo: RuntimeError: no",
     ]

@@ -126,6 +126,10 @@ def replay_told(file: Path) -> list[str]:
         elif row["simulation_error"]:
             told += f"; not simulated: {row['simulation_error'][:160]}"
         lines.append(f"  {row['cell']}: {told}")
+        for side, sizes in (row.get("apart") or {}).items():
+            if sizes:
+                listed = ", ".join(f"{count} x {size:,}" for size, count in sizes[:6])
+                lines.append(f"    {side.replace('_', ' ')}, at the peak: {listed} bytes")
     return lines
 
 

@@ -6,11 +6,12 @@
     tests/gpu/replay.py --only sft,expandable    these cells alone
     tests/gpu/replay.py --done replay.jsonl      without those that this file has
 
-Each cell has a process of its own and a time limit. Its job loads and takes three steps while the allocator's history is
+Each cell has a process of its own and a time limit. Its job loads and takes two steps while the allocator's history is
 recorded; `vrambench.bench.snapshot` then replays the requests. One JSON object a line: `cell`, the `recorded` and the
 `predicted` peaks (requested, allocated, reserved bytes), `exact`, `moved_entry` (the first entry of the trace that the
 model served from another address), `same_end`, `events`, the `gpu` and the versions; `simulated` has the same peaks from
-the simulated job, which knows nothing of the recording. Null where nothing came out, with an `error`. `--keep`: the
+the simulated job, which knows nothing of the recording, and `apart` what was live at the one's peak of requested bytes and
+not at the other's: bytes and how many of them, the most first. Null where nothing came out, with an `error`. `--keep`: the
 snapshot of the first inexact cell, if it has at most 12 MB. Exit code: 0, or 1 if a cell failed or is not exact.
 """
 
@@ -25,7 +26,8 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,20 +40,20 @@ from vrambench.bench.allocator import Allocator, AllocatorSettings
 from vrambench.bench.allocator.settings import ENVIRONMENT
 from vrambench.bench.predict.cards import card_here
 from vrambench.bench.predict.forecast import Replay
-from vrambench.bench.predict.simulate import Simulator
+from vrambench.bench.predict.simulate import STEPS, Simulator
 from vrambench.bench.predict.trace import ALLOC, EMPTY, FREE, Trace
 from vrambench.bench.snapshot import replay_snapshot, snapshot_of
-from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
 
-STEPS = 3
 SECONDS = 150
 """A cell's limit, imports included."""
 MAX_ENTRIES = 20_000_000
 """Of the history: it is a ring, and a recording that has lost its beginning proves nothing."""
 KEPT_BYTES = 12_000_000
+TOLD = 12
+"""Sizes that are told of where recorded and simulated job are apart."""
 
 FULL = {"precision": "bf16", "adapter": "none", "optimizer": "adamw_torch", "offload": "none", "algorithm": "sft"}
 SIZES: dict[str, Any] = {
@@ -154,7 +156,8 @@ def row_of(case: Case, chosen: argparse.Namespace) -> dict[str, Any]:
 def empty_row(case: Case) -> dict[str, Any]:
     row: dict[str, Any] = {"cell": case.name, "settings": case.conf}
     row |= dict.fromkeys(("name", "recorded", "predicted", "exact", "moved_entry", "same_end", "began_empty", "events"))
-    return row | {"simulated": None, "simulation_error": None, "gpu": None, "torch": torch.__version__, "error": None}
+    row |= dict.fromkeys(("simulated", "apart", "simulation_error", "gpu", "error"))
+    return row | {"torch": torch.__version__}
 
 
 def observed_row(case: Case, on_gpu: bool, tiny: bool, keep: Path | None) -> dict[str, Any]:
@@ -175,7 +178,10 @@ def observed_row(case: Case, on_gpu: bool, tiny: bool, keep: Path | None) -> dic
     except Exception as error:  # one cell's fault is a row, not the end
         return row | {"error": told(error)}
     try:
-        row["simulated"] = simulated(cell, AllocatorSettings.parse(case.conf), card_here() if on_gpu else None)
+        trace = Simulator().run(cell, card_here() if on_gpu else None).trace
+        replay = Replay(trace, AllocatorSettings.parse(case.conf))
+        row["simulated"] = peaks(replay.requested_bytes, replay.allocated_bytes, replay.reserved_bytes)
+        row["apart"] = apart(live_at_peak(requests_of(snapshot)), live_at_peak(requests_in(trace)))
     except Exception as error:
         row["simulation_error"] = told(error)
     return row
@@ -189,7 +195,7 @@ def recorded(cell: Cell) -> dict[str, Any]:
     torch.cuda.memory._record_memory_history(enabled="all", context=None, max_entries=MAX_ENTRIES)
     job = Job(cell, device)
     job.load()
-    for index in range(STEPS):
+    for index in range(STEPS):  # as many as are simulated
         job.step(index)
     device.synchronize()
     snapshot = torch.cuda.memory._snapshot()
@@ -228,10 +234,44 @@ def replayed(snapshot: dict[str, Any], total_bytes: int | None = None) -> dict[s
     }
 
 
-def simulated(cell: Cell, settings: AllocatorSettings, card: Card | None) -> dict[str, int]:
-    """The peaks of the simulated job, on the hardware of `card`."""
-    replay = Replay(Simulator().run(cell, card).trace, settings)
-    return peaks(replay.requested_bytes, replay.allocated_bytes, replay.reserved_bytes)
+def requests_of(snapshot: dict[str, Any]) -> Iterator[tuple[int, int]]:
+    """What a recorded job asked for, in order: an address and bytes, 0 where it is freed."""
+    for entry in next(trace for trace in snapshot["device_traces"] if trace):
+        if entry["action"] in ("alloc", "free_completed"):
+            yield entry["addr"], entry["size"] if entry["action"] == "alloc" else 0
+
+
+def requests_in(trace: Trace) -> Iterator[tuple[int, int]]:
+    """The same of a simulated job, by ident."""
+    for event in trace.events:
+        if event.kind in (ALLOC, FREE):
+            yield event.ident, event.nbytes if event.kind == ALLOC else 0
+
+
+def live_at_peak(requests: Iterable[tuple[int, int]]) -> Counter[int]:
+    """How many requests of each size were live when the most bytes were."""
+    live: dict[int, int] = {}
+    total = highest = 0
+    at_peak: list[int] = []
+    rising = False
+    for name, nbytes in requests:
+        if nbytes:
+            live[name] = nbytes
+            total += nbytes
+            rising |= total > highest
+            highest = max(highest, total)
+            continue
+        if rising and total == highest:  # the peak is what was there before anything was freed
+            at_peak, rising = list(live.values()), False
+        total -= live.pop(name, 0)
+    return Counter(live.values() if rising and total == highest else at_peak)
+
+
+def apart(recorded: Counter[int], simulated: Counter[int]) -> dict[str, list[list[int]]]:
+    def most(more: Counter[int]) -> list[list[int]]:
+        return [[size, count] for size, count in sorted(more.items(), key=lambda one: -one[0] * one[1])[:TOLD]]
+
+    return {"recorded_only": most(recorded - simulated), "simulated_only": most(simulated - recorded)}
 
 
 def peaks(requested: int, allocated: int, reserved: int) -> dict[str, int]:
