@@ -24,14 +24,16 @@ def _needs_cuda() -> None:
 
 
 @pytest.fixture
-def measured() -> Callable[[str], dict[str, Any]]:
-    """Runs Python code in a fresh process; gives what it put into `result`."""
+def measured(record_property: Callable[[str, object], None]) -> Callable[[str], dict[str, Any]]:
+    """Runs Python code in a fresh process; gives what it put into `result`, which the report of the tests keeps too."""
 
     def run(code: str) -> dict[str, Any]:
         whole = f"import json\nresult = {{}}\n{code}\nprint('RESULT' + json.dumps(result))"
         done = subprocess.run([sys.executable, "-P", "-c", whole], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.rpartition("RESULT")[2])
+        told = done.stdout.rpartition("RESULT")[2].strip()
+        record_property("result", told)
+        return json.loads(told)
 
     return run
 

@@ -1,0 +1,119 @@
+"""tests/gpu/wheels: what an offline GPU machine lacks is told by its list and our packages' metadata."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import zipfile
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+PACKAGES: dict[str, tuple[str, list[str]]] = {
+    "ours": ("1.0", ["torch>=2.8", "alpha>=2", 'beta; extra == "test"', "Under_Score"]),
+    "torch": ("2.13.0", ["sympy"]),
+    "alpha": ("2.5", ["gamma>=3", 'win; sys_platform == "win32"', 'old; python_version < "3.12"', "torch"]),
+    "beta": ("1.1", ["alpha"]),
+    "gamma": ("3.1", ["ours"]),
+    "under-score": ("0.1", []),
+    "old": ("9.0", []),
+}
+
+
+@pytest.fixture
+def wheels(load_script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    script = load_script("tests/gpu/wheels")
+
+    def distribution(name: str) -> Any:
+        version, requires = PACKAGES[name.lower().replace("_", "-")]
+        return SimpleNamespace(version=version, requires=requires)
+
+    monkeypatch.setattr(script, "metadata", SimpleNamespace(distribution=distribution))
+    return script
+
+
+@pytest.mark.parametrize(
+    ("there", "python", "lacks"),
+    [
+        ("torch==2.11.0\ngamma==2.9\n", "3.12", {"alpha": "2.5", "beta": "1.1", "gamma": "3.1", "under-score": "0.1"}),
+        ("torch\ngamma\nunder.score==0.0.1\n# a comment\n-e git+https://x@y#egg=z\n", "3.12", {"alpha": "2.5", "beta": "1.1"}),
+        ("torch==2.11.0\nalpha==2.0\nbeta==0.1\nUnder_Score==1\n", "3.12", {}),
+        ("torch==2.11.0\nalpha @ file:///tmp/alpha.whl\nbeta==0.1\nunder-score==1\n", "3.12", {}),
+        ("torch==2.11.0\nalpha==1.9\ngamma==3.0\nbeta==1\nunder-score==1\n", "3.11", {"alpha": "2.5", "old": "9.0"}),
+    ],
+)  # fmt: skip
+def test_what_is_there_in_a_version_that_will_do_is_left(
+    wheels: ModuleType, there: str, python: str, lacks: dict[str, str]
+) -> None:
+    found = wheels.lacking(Requirement("ours[test]"), wheels.installed(there), python)
+    assert dict(found) == lacks
+
+
+def test_a_list_that_is_none_is_wrong_usage(
+    wheels: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = tmp_path / "installed.txt"
+    assert wheels.main([str(listed), "--out", str(tmp_path / "out")]) == 2
+    for content in (b"<html>no list</html>", b"\x00\xff\xfe"):
+        listed.write_bytes(content)
+        assert wheels.main([str(listed), "--out", str(tmp_path / "out")]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    assert all(line.startswith(f"error: {listed}: ") for line in errors)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bitsandbytes_keeps_one_library_and_a_true_record(wheels: ModuleType, tmp_path: Path) -> None:
+    wheel = tmp_path / "bitsandbytes-1-py3-none-any.whl"
+    record = "bitsandbytes-1.dist-info/RECORD"
+    files = {
+        "bitsandbytes/__init__.py": b"x = 1\n",
+        **{
+            f"bitsandbytes/libbitsandbytes_{name}.so": name.encode() for name in ("cpu", "cuda130", "cuda129", "rocm72")
+        },
+        "bitsandbytes-1.dist-info/METADATA": b"Name: bitsandbytes\n",
+    }
+    with zipfile.ZipFile(wheel, "w") as packed:
+        for name, data in files.items():
+            packed.writestr(name, data)
+        packed.writestr(record, "".join(f"{name},,\n" for name in files))
+    wheels.slim(wheel, "130")
+    with zipfile.ZipFile(wheel) as packed:
+        kept = set(packed.namelist()) - {record}
+        assert set(files) - kept == {f"bitsandbytes/libbitsandbytes_{name}.so" for name in ("cuda129", "rocm72")}
+        rows = {
+            name: (digest, length) for name, digest, length in csv.reader(packed.read(record).decode().splitlines())
+        }
+        assert set(rows) == {*kept, record}
+        for name in kept:
+            digest = base64.urlsafe_b64encode(hashlib.sha256(files[name]).digest()).rstrip(b"=").decode()
+            assert rows[name] == (f"sha256={digest}", str(len(files[name])))
+
+
+def test_what_cannot_be_had_is_said(
+    wheels: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(wheels, "ROOT_REQUIREMENT", "ours[test]")
+    asked: list[str] = []
+
+    def fetch(name: str, version: str, chosen: Namespace) -> bool:
+        asked.append(name)
+        (chosen.out / f"{name}-{version}-py3-none-any.whl").write_bytes(b"x" * 2**20)
+        return name != "beta"
+
+    monkeypatch.setattr(wheels, "fetch", fetch)
+    (tmp_path / "installed.txt").write_text("torch\n")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "stale-1-py3-none-any.whl").write_bytes(b"")
+    assert wheels.main([str(tmp_path / "installed.txt"), "--out", str(tmp_path / "out")]) == 1
+    told = capsys.readouterr()
+    assert sorted(asked) == ["alpha", "beta", "gamma", "under-score"]
+    assert told.out.splitlines()[-1] == f"    4.00 MiB  {tmp_path / 'out'}"
+    assert "stale" not in told.out
+    assert told.err == "error: beta==1.1: no wheel for Python 3.12 on Linux x86-64\n"
