@@ -13,10 +13,11 @@ or after allocated does so in every copy, too.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import NamedTuple
 
-from vrambench.bench.predict.trace import ALLOC, FREE, Event, Trace, new
+from vrambench.bench.predict.trace import ALLOC, FREE, Event, Layer, Trace, new
 
 BUILT = 4
 """Layers that a model must have been built with: a first, a last, and two between them to compare."""
@@ -72,10 +73,33 @@ def extend(trace: Trace, depths: list[int]) -> Trace:
 
     Raises NotAlike.
     """
+    try:
+        return _extended(trace, depths)
+    except (
+        NotAlike
+    ):  # as of checkpointed int8 before torch 2.13, whose graph lets go of all layers at once, in an order of its own
+        return _extended(_frees_by_layer(trace), depths)
+
+
+def _extended(trace: Trace, depths: list[int]) -> Trace:
     for stack, depth in enumerate(depths):
         if depth > BUILT:
             trace = _Extension(trace, stack, depth).extended()
     return trace
+
+
+def _frees_by_layer(trace: Trace) -> Trace:
+    """`trace` with what is freed in a row, with nothing in between, layer by layer, in the order in which it was made. To an
+    allocator that is the same: free neighbours become one block in whichever order they are freed."""
+
+    def by_layer(event: Event) -> tuple[Layer, int]:
+        return event.place.layer or (-1, -1), event.ident
+
+    events: list[Event] = []
+    for frees, burst in groupby(trace.events, lambda event: event.kind == FREE):
+        run = list(burst)
+        events += sorted(run, key=by_layer) if frees else run
+    return replace(trace, events=events)
 
 
 class _Extension:
