@@ -19,6 +19,9 @@ from torch import nn
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+CPU_TAKES_GROUPS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 9)
+"""Whether the CPU's flash kernel takes grouped heads."""
+
 Attended = tuple[torch.Tensor, None]
 
 
@@ -38,12 +41,14 @@ def flash(
     **options: Any,
 ) -> Attended:
     """query [B,H,Tq,D], key and value [B,Hkv,Tk,D] of one type -> [B,Tq,H,D]. Grouped heads reach the kernel as they
-    are.
+    are (but on the CPU before torch 2.9, where they are repeated).
 
     Raises ValueError for a mask, for several queries over more keys than queries, and beyond a model's sliding window.
     """
     causal, scale, dropout = _checked(module, query, key, attention_mask, options)
     if not query.is_meta:
+        if query.device.type == "cpu" and not CPU_TAKES_GROUPS:
+            key, value = (repeat_kv(tensor, query.shape[1] // tensor.shape[1]) for tensor in (key, value))
         out = F.scaled_dot_product_attention(
             query,
             key,

@@ -48,6 +48,17 @@ def test_logits_and_gradients_equal_eager_attention(name: str, kernel: str) -> N
         )
 
 
+@torch.no_grad()
+def test_a_cpu_whose_kernel_takes_no_grouped_heads_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = model_of("tiny", "flash"), tokens_of()
+    assert model.config.num_key_value_heads < model.config.num_attention_heads
+    with get_device("cpu").attention("flash"):
+        monkeypatch.setattr("vrambench.methods.attention.CPU_TAKES_GROUPS", False)
+        repeated = model(tokens).logits
+        monkeypatch.undo()
+        torch.testing.assert_close(model(tokens).logits, repeated)
+
+
 @pytest.mark.parametrize("kernel", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.no_grad()
