@@ -75,7 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ClickException as error:
         message = _with_value(error.format_message(), typed)
         return _fail(message[:1].lower() + message[1:].rstrip("."), EXIT_USAGE) if message else EXIT_USAGE
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as error:
+        if isinstance(
+            error.__cause__, EOFError
+        ):  # which Typer takes for the end of what is typed; nothing is asked for here
+            return _fail("vrambench failed: a process that it talks to has ended", EXIT_FAILED)
         return _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:  # whoever read our output has seen enough; the exit code is no verdict
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -318,13 +322,13 @@ def doctor(
     """What this machine can run, and what is missing for the rest."""
     from rich.markup import escape
 
-    from vrambench.bench.doctor import as_document, as_rows, examine, unprepared
+    from vrambench.bench.doctor import as_document, as_rows, examine, with_failures
     from vrambench.bench.environment import describe_environment
     from vrambench.reports.answers import print_rows
 
     with stdout_kept_clean() as out:
         failures = prepare_offloads() if prepare else {}
-        findings = [*examine(), *unprepared(failures)]
+        findings = with_failures(examine(), failures)
         if as_json:
             print(json.dumps(as_document(findings, describe_environment("auto")), indent=1), file=out)
         else:
@@ -349,7 +353,7 @@ def prepare_offloads() -> dict[str, str]:
             try:
                 value.prepare()
             except Exception as error:  # a compiler's, a library's: the report tells of it, and of all else
-                failures[name] = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+                failures[name] = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
     return failures
 
 

@@ -7,6 +7,7 @@ torch and transformers at most.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -52,7 +53,10 @@ def load() -> None:
         for registry in AXES.values():
             registry.values()
         if device == "cpu":
-            _preload_extensions()
+            with contextlib.suppress(
+                Exception
+            ):  # a compiler that is gone, a file cut short: the cell that needs it says so
+                _preload_extensions()
         # What the libraries made at import no job will free: collectors in the children need not look at it again.
         gc.collect()
         gc.freeze()

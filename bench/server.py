@@ -69,8 +69,11 @@ class Server:
         """A started process that runs `target(*arguments)`."""
         self.start()  # whoever ended the server meanwhile: the next one gets the same environment
         process = CONTEXT.Process(target=target, args=arguments, daemon=True)
-        with without_main():
-            process.start()
+        try:
+            with without_main():
+                process.start()
+        except (EOFError, ConnectionError) as error:
+            raise OSError("the process that jobs are forked from has ended; its last words are above") from error
         return process
 
 

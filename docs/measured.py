@@ -1,13 +1,14 @@
-"""What was measured on GPUs, from the folders results/<gpu>/ that `make gpu` filled: the last part of docs/accuracy.md.
+"""What was measured on GPUs, from the folders results/<gpu>/ that `make gpu` filled: the first part of docs/accuracy.md.
 
     sections(Path("results"))   ->  lines of Markdown, none where nothing is published
 
 A folder holds what `tests/gpu/run` packed: accuracy.json, replay.jsonl, versus_trl.jsonl, meters_cost.json, doctor.json, and the
-run folders 20b, claims, galore and repeat. What is missing is left out.
+run folders 20b, claims, galore and repeat. What is missing or cut short is left out; a folder that names no GPU is none.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 from collections.abc import Iterator
@@ -28,14 +29,16 @@ def sections(results: Path) -> list[str]:
 
 
 def section(folder: Path) -> list[str]:
-    """One GPU's: what was found in short, then its tables."""
+    """One GPU's: what was found in short, then its tables. Nothing where no GPU is named, as after a rehearsal."""
     told = document(folder / "doctor.json").get("environment", {})
-    gpu = told.get("gpu") or {}
+    gpu = told.get("gpu")
+    if not gpu:
+        return []
     software = (
         f"driver {gpu.get('driver')}, torch {told.get('packages', {}).get('torch')}, CUDA {told.get('torch_cuda')}"
     )
     lines = [
-        f"## Measured on {gpu.get('name', folder.name)}",
+        f"## Measured on {gpu['name']}",
         "",
         f"{software}; `make gpu`, results/{folder.name}/.",
         "",
@@ -180,7 +183,11 @@ def document(file: Path) -> dict[str, Any]:
 
 
 def rows(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    found = []
+    for line in file.read_text().splitlines() if file.exists() else ():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def size(count: int | None) -> str:

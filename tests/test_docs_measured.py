@@ -87,5 +87,12 @@ def test_a_results_folder_becomes_a_section(results: Path) -> None:
 def test_what_is_not_there_is_not_told(tmp_path: Path) -> None:
     assert sections(tmp_path / "none") == []
     (tmp_path / "gpu").mkdir()
-    assert section(tmp_path / "gpu")[0] == "## Measured on gpu"
-    assert not any(line.startswith(("- ", "|", "###")) for line in section(tmp_path / "gpu"))
+    assert section(tmp_path / "gpu") == []
+    (tmp_path / "gpu" / "doctor.json").write_text('{"environment": {"gpu": null}}')
+    assert section(tmp_path / "gpu") == [], "a rehearsal"
+    (tmp_path / "gpu" / "doctor.json").write_text('{"environment": {"gpu": {"name": "A"}}}')
+    (tmp_path / "gpu" / "replay.jsonl").write_text('{"cell": "sft", "exact": true}\n{"cell": "p')
+    lines = section(tmp_path / "gpu")
+    assert lines[0] == "## Measured on A"
+    told = [line for line in lines if line.startswith(("- ", "|", "###"))]
+    assert told == ["- The allocator's model repeated 1 of 1 recorded jobs to the byte."]

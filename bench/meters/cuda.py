@@ -210,7 +210,7 @@ class CudaMeter:
         free, total = self._cuda.mem_get_info(self._device)
         if self._context is None or self._sampler is None:
             self._notes.append(
-                f"the budget of {size(budget)} is not enforced: without NVML, what lies outside PyTorch is unknown"
+                f"the budget of {size(budget)} is not enforced: NVML does not tell what lies outside PyTorch"
             )
             return
         usable = self._usable(total)

@@ -6,7 +6,7 @@
     sampler = Sampler(driver.device(uuid), before.get(uuid))
     sampler.start(); sampler.reset(); ...; sampler.peak_bytes; sampler.stop()
 
-A device is found by its UUID or PCI address, never by an index: torch orders GPUs by speed, NVML by PCI address, and
+A device is found by its UUID, never by an index: torch orders GPUs by speed, NVML by PCI address, and
 CUDA_VISIBLE_DEVICES renames torch's. `pynvml` is handed in, so that every line here runs without a GPU too.
 """
 
@@ -21,8 +21,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 PERIOD_SECONDS = 0.01
-# A query takes the driver's locks: it may have this share of the time, whatever one costs.
-SHARE = 0.01
+# A query takes the driver's locks: the thread's may have this share of the time, whatever one costs, and those inside a job's
+# steps as much again.
+SHARE = 0.005
 
 Accounting = Literal["process", "device"]
 
@@ -93,14 +94,6 @@ class Nvml:
             except self._library.NVMLError:
                 continue
         raise LookupError(f"NVML knows no GPU with the UUID {uuid}")
-
-    def device_at(self, pci_bus_id: str) -> NvmlDevice:
-        """The GPU at a PCI address such as `00000000:3B:00.0`. LookupError where there is none."""
-        try:
-            handle = self._library.nvmlDeviceGetHandleByPciBusId(pci_bus_id)
-        except self._library.NVMLError as error:
-            raise LookupError(f"NVML knows no GPU at {pci_bus_id}") from error
-        return NvmlDevice(self._library, handle, _text(self._library.nvmlDeviceGetUUID(handle)))
 
     def close(self) -> None:
         self._library.nvmlShutdown()
@@ -185,7 +178,7 @@ class Sampler:
         self._thread: threading.Thread | None = None
         self._peak: int | None = None
         self._cost = 0.0
-        self._read_at = -math.inf
+        self._due_at = -math.inf
         self.failure: str | None = None
         self.samples = 0
         self.query_seconds = 0.0
@@ -221,18 +214,19 @@ class Sampler:
         began = time.perf_counter()
         value = self._query()
         with self._lock:
-            self._read_at = time.perf_counter()
-            self._cost = self._read_at - began
+            self._cost = time.perf_counter() - began
             if value is not None:
                 self._peak = value if self._peak is None else max(self._peak, value)
         return value
 
     def read_if_due(self) -> int | None:
-        """`read` inside a job's steps: None where the last reading, by whomever, is so fresh that one more would take more
-        of the time than `SHARE`."""
-        with self._lock:
-            due = time.perf_counter() - self._read_at >= self._cost / SHARE
-        return self.read() if due else None
+        """`read` inside a job's steps: None where the last such reading is so fresh that one more would take more of the time
+        than `SHARE`."""
+        if time.perf_counter() < self._due_at:
+            return None
+        value = self.read()
+        self._due_at = time.perf_counter() + self._cost / SHARE
+        return value
 
     def _query(self) -> int | None:
         if self._counted is not None:
@@ -253,7 +247,9 @@ class Sampler:
             self._peak = None
 
     def start(self) -> None:
-        """Starts the thread. Its period grows where a query costs more than a hundredth of it."""
+        """Starts the thread, unless it runs. Its period grows where a query costs more than its share of it."""
+        if self._thread is not None:
+            return
         self._ended.clear()
         self._thread = threading.Thread(target=self._run, name="vrambench-nvml", daemon=True)
         self._thread.start()
@@ -263,7 +259,8 @@ class Sampler:
         self._ended.set()
         if self._thread is not None:
             self._thread.join(timeout=5)
-            self._thread = None
+            if not self._thread.is_alive():
+                self._thread = None
 
     def _run(self) -> None:
         wait = self._period

@@ -79,8 +79,6 @@ def fit(
 ) -> Answer:
     """Predicts `cell` under its budget. `maximum`: a field whose largest value is wanted; `advices`: how many configurations
     that fit. `tell` hears of each further prediction."""
-    if maximum:
-        check_searched(cell, maximum)
     warnings.simplefilter("ignore", FutureWarning)  # transformers' about its own names, one for each model
     warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU")  # where none is meant to run
     predictor = Predictor()
@@ -90,7 +88,7 @@ def fit(
         return predictor.forecast(one, card=card)
 
     forecast = ask(cell)
-    reach = largest(cell, maximum, ask, bf16=bf16, tell=tell) if maximum else None
+    reach = largest(cell, maximum, ask, bf16=bf16, tell=tell) if maximum is not None else None
     advice = advise(cell, advices, ask, bf16=bf16, tell=tell) if advices else None
     warned = tuple(finding for finding in check(cell, "cuda", bf16=bf16) if finding.kind == "warn")
     return Answer(cell, card, forecast, warned, reach, advice)
@@ -105,6 +103,8 @@ def only_cell(plan: Plan, searched: str | None = None) -> Cell:
     """The plan's one cell; of several that differ in the `searched` field alone, the one with its least value.
     ConfigurationError where there are others, with what they differ in, or where a rule forbids it."""
     planned = plan.cells[0]
+    if searched is not None:
+        check_searched(planned.cell, searched)
     if len(plan.cells) > 1:
         flats = [one.cell.flat() for one in plan.cells]
         others = [{name: value for name, value in flat.items() if name != searched} for flat in flats]

@@ -141,13 +141,14 @@ def randomized_svd(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """U [m, k], S [k] and Vh [k, n] of the largest k singular values of `matrix` [m, n], approximately: k is the rank and a
     few more, as far as there are so many. Halko, Martinsson, Tropp (arXiv 0909.4061), algorithms 4.4 and 5.1, on the longer
-    side, with `svd` for the small matrix that is left. Draws from torch's global generator.
+    side, with `svd` for the small matrix that is left. The same for the same matrix; torch's global generator is left alone.
     """
     if matrix.shape[0] < matrix.shape[1]:
         u, s, vh = randomized_svd(matrix.mT, rank, svd)
         return vh.mT, s, u.mT
     width = min(rank + OVERSAMPLING, matrix.shape[1])
-    probe = torch.randn(matrix.shape[1], width, dtype=matrix.dtype, device=matrix.device)
+    chance = None if matrix.is_meta else torch.Generator(matrix.device).manual_seed(0)
+    probe = torch.randn(matrix.shape[1], width, dtype=matrix.dtype, device=matrix.device, generator=chance)
     basis = torch.linalg.qr(matrix @ probe).Q
     for _ in range(POWER_ITERATIONS):
         basis = torch.linalg.qr(matrix.mT @ basis).Q

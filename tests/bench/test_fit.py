@@ -158,6 +158,8 @@ def test_what_is_searched_may_be_swept(capsys: pytest.CaptureFixture[str]) -> No
             "fp32 none adamw_torch none sft: invalid on CUDA by the rule fp32-flash: the flash attention kernel",
         ),
         (f"fit {CELL} --max batchsize", "--max: 'batchsize' is not one of batch_size, "),
+        (f"fit {CELL} --sweep steps=3,4 --max batchsize", "--max: 'batchsize' is not one of batch_size, "),
+        (f"fit {CELL} --max=", "--max: '' is not one of batch_size, "),
         (f"fit {CELL} --max seed", "--max seed: memory does not depend on it; take one of batch_size"),
         (f"fit {CELL} --advise 0", "invalid value for '--advise': "),
         (f"fit {CELL} --budget rtx-409", "--budget rtx-409: budget: 'rtx-409' is not a size"),

@@ -6,10 +6,13 @@ from __future__ import annotations
 import ast
 import gzip
 import json
+import os
+import signal
 import statistics
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import zipfile
 from argparse import Namespace
@@ -115,16 +118,25 @@ def test_the_selectors_of_every_run_are_understood(
         assert "valid" in verdicts, part.name
 
 
-def test_arguments_are_checked(gpu_run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_arguments_are_checked(
+    gpu_run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_run, "WORK", tmp_path / "work")
     assert gpu_run.main(["--only", "doctor,smokes"]) == 2
-    assert "no part 'smokes'; there are doctor, tests, replay, workspaces, measured" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no part 'smokes'; there are doctor, tests, replay, workspaces, measured" in said
+    assert said.endswith("did you mean 'smoke'?\n")
     assert gpu_run.main(["--plan", "--only", "20b"]) == 0
     told = capsys.readouterr().out
     assert told.startswith("20b: ")
     assert "--profile 20b --set" in told
-    with pytest.raises(SystemExit) as ended:
-        gpu_run.main(["--faster"])
-    assert ended.value.code == 2
+    for wrong in (["--faster"], ["--seconds", "nan"], ["--seconds", "-1"], ["--only", ""], ["--python", "/no/python"]):
+        with pytest.raises(SystemExit) as ended:
+            gpu_run.main(wrong)
+        assert ended.value.code == 2
+    (tmp_path / "file").touch()
+    assert gpu_run.main(["--rehearse", "--out", str(tmp_path / "file"), "--only", "doctor"]) == 2
+    assert capsys.readouterr().err.endswith(f"error: {tmp_path / 'file'}: File exists\n")
 
 
 def test_without_a_gpu_it_says_so(
@@ -220,14 +232,62 @@ for name in ("one", "two", "three"):
 
 def test_another_machine_goes_on_from_the_archive(gpu_run: ModuleType, tmp_path: Path) -> None:
     plan = [python_part(gpu_run, "good", "print('{}')", stdout="doctor.json"), python_part(gpu_run, "bad", "1 / 0")]
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "about.json").write_text('{"rehearsal": false}')
     assert call(gpu_run, plan, tmp_path) == 1
     (tmp_path / "elsewhere" / "work").mkdir(parents=True)
-    gpu_run.unpack(tmp_path / "out" / "gpu-results.tar.gz", tmp_path / "elsewhere" / "work")
+    archive = tmp_path / "out" / "gpu-results.tar.gz"
+    with pytest.raises(ValueError, match="holds no rehearsal"):
+        gpu_run.unpack(archive, tmp_path / "elsewhere" / "work", True)
+    assert list((tmp_path / "elsewhere" / "work").iterdir()) == []
+    gpu_run.unpack(archive, tmp_path / "elsewhere" / "work", False)
     state = json.loads((tmp_path / "elsewhere" / "work" / "state.json").read_text())
     assert [state[name]["state"] for name in ("good", "bad")] == ["ok", "failed with code 1"]
     (tmp_path / "elsewhere" / "work" / "doctor.json").write_text("kept")
     assert call(gpu_run, plan[:1], tmp_path / "elsewhere") == 0
     assert (tmp_path / "elsewhere" / "work" / "doctor.json").read_text() == "kept"
+
+
+def test_an_archive_that_holds_something_else_is_told(gpu_run: ModuleType, tmp_path: Path) -> None:
+    other, cut, none = tmp_path / "other.tar.gz", tmp_path / "cut.tar.gz", tmp_path / "none.tar.gz"
+    with tarfile.open(other, "w:gz") as packed:
+        packed.add(__file__, arcname="gpu-results/file.py")
+    cut.write_bytes(other.read_bytes()[:-200])
+    none.write_bytes(b"")
+    for archive in (other, cut, none, tmp_path / "missing.tar.gz"):
+        with pytest.raises(gpu_run.RESUME_ERRORS):
+            gpu_run.unpack(archive, tmp_path, False)
+
+
+def test_a_state_that_is_none_is_told(gpu_run: ModuleType, tmp_path: Path) -> None:
+    for content in ("[]", '{"doctor": 3}', "{"):
+        (tmp_path / "state.json").write_text(content)
+        with pytest.raises(ValueError, match=r"."):
+            gpu_run.read_state(tmp_path / "state.json")
+
+
+def test_what_ends_the_call_ends_its_part(gpu_run: ModuleType, tmp_path: Path) -> None:
+    code = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    plan = [python_part(gpu_run, "sleeps", code), python_part(gpu_run, "next", "")]
+    before = signal.signal(signal.SIGTERM, gpu_run.interrupt)
+    ending = threading.Timer(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    ending.start()
+    try:
+        assert call(gpu_run, plan, tmp_path) == 130
+    finally:
+        ending.cancel()
+        signal.signal(signal.SIGTERM, before)
+    state = json.loads((tmp_path / "work" / "state.json").read_text())
+    assert state == {"sleeps": {"state": "interrupted"}}
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
+
+
+def test_a_part_that_fails_is_told_with_its_last_words(
+    gpu_run: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(gpu_run, [python_part(gpu_run, "fails", "raise SystemExit('no such thing')")], tmp_path) == 1
+    log = tmp_path / "work" / "fails.log"
+    assert f"fails: failed with code 1 ({log}: no such thing)\n" in capsys.readouterr().out
 
 
 def test_what_reads_results_runs_again_after_new_ones(gpu_run: ModuleType, tmp_path: Path) -> None:
@@ -399,7 +459,7 @@ def test_what_is_live_at_the_peak_is_told_apart(gpu_replay: ModuleType) -> None:
 def test_a_cell_is_recorded_in_a_process_of_its_own(gpu_replay: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
     assert gpu_replay.main(["--device", "cpu", "--tiny", "--only", "sft", "--seconds", "0.1"]) == 1
     row = json.loads(capfd.readouterr().out)
-    assert (row["exact"], row["error"]) == (None, "not done after 0 s")
+    assert (row["exact"], row["error"]) == (None, "not done after 0.1 s")
     assert gpu_replay.main(["--device", "cpu", "--tiny", "--only", "expandable"]) == 0
     row = json.loads(capfd.readouterr().out)
     assert row["exact"] is True

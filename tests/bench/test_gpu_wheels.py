@@ -6,7 +6,6 @@ import base64
 import csv
 import hashlib
 import zipfile
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -60,13 +59,22 @@ def test_a_list_that_is_none_is_wrong_usage(
 ) -> None:
     listed = tmp_path / "installed.txt"
     assert wheels.main([str(listed), "--out", str(tmp_path / "out")]) == 2
-    for content in (b"<html>no list</html>", b"\x00\xff\xfe"):
+    for content in (b"<html>no list</html>", b"\x00\xff\xfe", b"", b"numpy==2.0\nPackage    Version\n"):
         listed.write_bytes(content)
         assert wheels.main([str(listed), "--out", str(tmp_path / "out")]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 3
+    assert len(errors) == 5
+    assert "torch is not in the list" in errors[3]
+    assert "line 2: 'Package    Version' is no package" in errors[4]
     assert all(line.startswith(f"error: {listed}: ") for line in errors)
     assert not (tmp_path / "out").exists()
+    listed.write_text("torch\n")
+    assert wheels.main([str(listed), "--out", str(listed)]) == 2
+    assert capsys.readouterr().err == f"error: {listed}: File exists\n"
+    for version in ("3.10", "2.7", "abc", ""):
+        with pytest.raises(SystemExit) as ended:
+            wheels.main([str(listed), "--python", version])
+        assert ended.value.code == 2
 
 
 def test_bitsandbytes_keeps_one_library_and_a_true_record(wheels: ModuleType, tmp_path: Path) -> None:
@@ -83,6 +91,8 @@ def test_bitsandbytes_keeps_one_library_and_a_true_record(wheels: ModuleType, tm
         for name, data in files.items():
             packed.writestr(name, data)
         packed.writestr(record, "".join(f"{name},,\n" for name in files))
+    with pytest.raises(ValueError, match=r"has 12\.9, 13\.0$"):
+        wheels.slim(wheel, "999")
     wheels.slim(wheel, "130")
     with zipfile.ZipFile(wheel) as packed:
         kept = set(packed.namelist()) - {record}
@@ -102,18 +112,21 @@ def test_what_cannot_be_had_is_said(
     monkeypatch.setattr(wheels, "ROOT_REQUIREMENT", "ours[test]")
     asked: list[str] = []
 
-    def fetch(name: str, version: str, chosen: Namespace) -> bool:
+    def fetch(name: str, version: str, folder: Path, python: str) -> bool:
         asked.append(name)
-        (chosen.out / f"{name}-{version}-py3-none-any.whl").write_bytes(b"x" * 2**20)
+        (folder / f"{name}-{version}-py3-none-any.whl").write_bytes(b"x" * 2**20)
         return name != "beta"
 
     monkeypatch.setattr(wheels, "fetch", fetch)
     (tmp_path / "installed.txt").write_text("torch\n")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "stale-1-py3-none-any.whl").write_bytes(b"")
+    for name in ("alpha-1.0-py3", "somebody_s-1-py3"):
+        (tmp_path / "out" / f"{name}-none-any.whl").write_bytes(b"")
     assert wheels.main([str(tmp_path / "installed.txt"), "--out", str(tmp_path / "out")]) == 1
     told = capsys.readouterr()
     assert sorted(asked) == ["alpha", "beta", "gamma", "under-score"]
     assert told.out.splitlines()[-1] == f"    4.00 MiB  {tmp_path / 'out'}"
-    assert "stale" not in told.out
+    names = {wheel.name for wheel in (tmp_path / "out").iterdir()}
+    assert {"somebody_s-1-py3-none-any.whl", "alpha-2.5-py3-none-any.whl"} <= names, "nobody else's is gone"
+    assert "alpha-1.0-py3-none-any.whl" not in names
     assert told.err == "error: beta==1.1: no wheel for Python 3.12 on Linux x86-64\n"

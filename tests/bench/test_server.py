@@ -10,9 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+
+from vrambench.bench import server
 
 INITIALISE_CUDA = ("peft", "bitsandbytes", "deepspeed", "galore_torch")
 
@@ -95,3 +98,22 @@ def test_killing_takes_the_processes_with_it_that_a_job_started(tmp_path: Path) 
         while psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
             assert time.monotonic() < ending
             time.sleep(0.05)
+
+
+def test_an_extension_that_cannot_be_loaded_stops_no_other_job() -> None:
+    """The cell that needs it says what is wrong."""
+    code = "import vrambench.methods.offload.deepspeed as d; d.compiled = lambda: 1 / 0; import vrambench.bench.preload"
+    settings = os.environ | {"VRAMBENCH_SERVER_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run([sys.executable, "-P", "-c", code], env=settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError()])
+def test_a_server_that_has_ended_is_no_interruption(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start() -> None:
+        raise error
+
+    monkeypatch.setattr(server.CONTEXT, "Process", lambda **_: SimpleNamespace(start=start))
+    monkeypatch.setattr(server.Server, "start", lambda self: None)
+    with pytest.raises(OSError, match="the process that jobs are forked from has ended"):
+        server.Server("cpu").fork(print)

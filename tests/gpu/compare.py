@@ -11,7 +11,7 @@ in place of the stored predictions.
 
 The document: `rows`; `median_absolute` and `worst` (the signed error farthest from 0) by kind of bytes; at 24 GiB
 `false_fits` and `false_does_not_fit` (cells' names, `_at_24gib`) among `decided_at_24gib` cells; the `goals` and which are
-`met` (null: nothing was measured that tells). Exit code 0 whatever the numbers are, 2 if a folder has no results.
+`met` (null: nothing was measured that tells). Exit code 0 whatever the numbers are, 2 if no folder has results.
 """
 
 from __future__ import annotations
@@ -87,17 +87,21 @@ def main(arguments: list[str] | None = None) -> int:
     rows = compare(results)
     document = summed_up(rows) | {"predictions": "anew" if chosen.anew else "stored", "results": len(results)}
     if chosen.out:
-        chosen.out.write_text(json.dumps(document, indent=1) + "\n")
+        try:
+            chosen.out.write_text(json.dumps(document, indent=1) + "\n")
+        except OSError as error:
+            parser.error(f"--out {chosen.out}: {error.strerror}")
     print("\n".join(table(rows, document)))
     return 0 if results else 2
 
 
 def read_result(file: Path) -> dict[str, Any]:
-    """A result; empty where the file was cut short."""
+    """A result; empty where the file was cut short, or holds something else."""
     try:
-        return json.loads(file.read_text())
+        found = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) and {"cell", "status", "name"} <= set(found) else {}
 
 
 def compare(results: Sequence[tuple[str, dict[str, Any]]]) -> list[Row]:

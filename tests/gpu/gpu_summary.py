@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from xml.etree import ElementTree
@@ -77,7 +77,8 @@ def tests_told(report: Path) -> list[str]:
     lines = [f"{report.stem}: {', '.join(counts)}"]
     for case in suite.iter("testcase"):
         for problem in (*case.findall("failure"), *case.findall("error")):
-            lines.append(f"  {case.get('name')}: {(problem.get('message') or '').splitlines()[0][:160]}")
+            said = (problem.get("message") or "no message").strip().splitlines()
+            lines.append(f"  {case.get('name')}: {said[0][:160]}")
     return lines
 
 
@@ -194,9 +195,19 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """A JSON document a line; those that were cut short are left out."""
+    """An object a line, those that were cut short left out; none where there is no file. OSError where it cannot be read."""
     rows = []
-    for line in file.read_text().splitlines() if file.exists() else ():
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else ():
         with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
-    return rows
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def done_before(file: Path | None, key: str, wanted: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The rows of `file` whose `key` is wanted, by it. ValueError where the file cannot be read."""
+    if file is None:
+        return {}
+    try:
+        return {row[key]: row for row in read_rows(file) if row.get(key) in wanted}
+    except OSError as error:
+        raise ValueError(f"--done {file}: {error.strerror}") from error

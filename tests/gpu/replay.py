@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_summary import read_rows
+from gpu_summary import done_before
 
 from vrambench.bench.allocator import Allocator, AllocatorSettings
 from vrambench.bench.allocator.settings import ENVIRONMENT
@@ -114,6 +114,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--one", help=argparse.SUPPRESS)  # the cell's own process, which writes its row into --row
     parser.add_argument("--row", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
+    if chosen.jobs < 1 or not chosen.seconds > 0:
+        parser.error("--jobs must be at least 1, and --seconds more than 0")
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device")
     named = {case.name: case for case in CASES}
     if chosen.one:
         row = observed_row(named[chosen.one], chosen.device == "cuda", chosen.tiny, chosen.keep)
@@ -123,8 +127,13 @@ def main(arguments: list[str] | None = None) -> int:
     for name in wanted:
         if name not in named:
             parser.error(f"no cell {name!r}; there are {', '.join(named)}")
-    done = {row["cell"]: row["exact"] for row in read_rows(chosen.done)} if chosen.done else {}
-    good = all(done.values())
+    try:
+        done = done_before(chosen.done, "cell", wanted)
+    except ValueError as error:
+        parser.error(str(error))
+    good = all(row.get("exact") for row in done.values())
+    for name, row in done.items():
+        print(f"{name}: has a row, exact: {row.get('exact')}", file=sys.stderr)
     with ThreadPoolExecutor(chosen.jobs) as pool:
         asked = [pool.submit(row_of, named[name], chosen) for name in wanted if name not in done]
         for answer in as_completed(asked):
@@ -147,7 +156,7 @@ def row_of(case: Case, chosen: argparse.Namespace) -> dict[str, Any]:
         try:
             done = subprocess.run(command, env=environment, stdout=sys.stderr.fileno(), timeout=chosen.seconds)
         except subprocess.TimeoutExpired:
-            return empty_row(case) | {"error": f"not done after {chosen.seconds:.0f} s"}
+            return empty_row(case) | {"error": f"not done after {chosen.seconds:g} s"}
         if done.returncode or not row.exists():
             return empty_row(case) | {"error": f"its process ended with code {done.returncode}"}
         return json.loads(row.read_text())

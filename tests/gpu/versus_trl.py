@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from gpu_summary import read_rows
+from gpu_summary import done_before
 
 SECONDS = 300
 """A side's limit, imports included."""
@@ -83,10 +83,17 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.one:
         print(json.dumps(trained_by_trl(Case(**chosen.one), chosen.device)))
         return 0
-    done = {row["case"]: row for row in read_rows(chosen.done)} if chosen.done else {}
-    good = not any("error" in row[side] for row in done.values() for side in ("ours", "trl"))
-    for case in TINY if chosen.tiny else CASES:
-        if chosen.only not in (None, case.algorithm) or case.name in done:
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device")
+    wanted = [case for case in (TINY if chosen.tiny else CASES) if chosen.only in (None, case.algorithm)]
+    try:
+        done = done_before(chosen.done, "case", [case.name for case in wanted])
+    except ValueError as error:
+        parser.error(str(error))
+    good = not any("error" in row.get(side, {}) for row in done.values() for side in ("ours", "trl"))
+    for case in wanted:
+        if case.name in done:
+            print(f"{case.name}: has a row", file=sys.stderr)
             continue
         ours, theirs = ours_of(case, chosen.device), theirs_of(case, chosen.device)
         row = about(case, chosen.device) | {"ours": ours, "trl": theirs, "ratio": ratios(ours, theirs)}

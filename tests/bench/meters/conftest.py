@@ -23,7 +23,6 @@ class FakeGpu:
 
     uuid: str
     name: str = "NVIDIA Fake 24GB"
-    pci: str = "00000000:3B:00.0"
     total: int = 24_576 * MIB
     reserved: int = 400 * MIB
     others: int = 0
@@ -68,9 +67,6 @@ class FakeNvml:
 
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> FakeGpu:
         return self._only(gpu for gpu in self.gpus if gpu.uuid == uuid)
-
-    def nvmlDeviceGetHandleByPciBusId(self, pci: str) -> FakeGpu:
-        return self._only(gpu for gpu in self.gpus if gpu.pci == pci)
 
     def nvmlDeviceGetUUID(self, gpu: FakeGpu) -> str:
         return gpu.uuid

@@ -35,17 +35,14 @@ def grow(gpu: Any, pid: int | None, count: int = 64 * MIB) -> Callable[[], Calla
     return take
 
 
-def test_a_device_is_found_by_uuid_or_address_never_by_index(gpu: Any, make_nvml: Any) -> None:
-    other = replace(gpu, uuid="GPU-ffffffff-0000-0000-0000-000000000000", pci="00000000:01:00.0", name="Other")
+def test_a_device_is_found_by_uuid_never_by_index(gpu: Any, make_nvml: Any) -> None:
+    other = replace(gpu, uuid="GPU-ffffffff-0000-0000-0000-000000000000", name="Other")
     driver = Nvml(make_nvml(other, gpu))
     assert driver.device(gpu.uuid.removeprefix("GPU-")).name == gpu.name
     assert driver.device(other.uuid).name == "Other"
-    assert driver.device_at(gpu.pci).uuid == gpu.uuid
     assert driver.uuids() == [other.uuid, gpu.uuid]
     with pytest.raises(LookupError, match="no GPU with the UUID"):
         driver.device("99999999-0000-0000-0000-000000000000")
-    with pytest.raises(LookupError, match="no GPU at"):
-        driver.device_at("00000000:FF:00.0")
 
 
 def test_a_mig_slice_is_found_by_its_uuid(gpu: Any, make_nvml: Any) -> None:
