@@ -322,12 +322,12 @@ def doctor(
     """What this machine can run, and what is missing for the rest."""
     from rich.markup import escape
 
-    from vrambench.bench.doctor import as_document, as_rows, examine, with_failures
+    from vrambench.bench.doctor import as_document, as_rows, examine, prepare_offloads, with_failures
     from vrambench.bench.environment import describe_environment
     from vrambench.reports.answers import print_rows
 
     with stdout_kept_clean() as out:
-        failures = prepare_offloads() if prepare else {}
+        failures = prepare_offloads(_say) if prepare else {}
         findings = with_failures(examine(), failures)
         if as_json:
             print(json.dumps(as_document(findings, describe_environment("auto")), indent=1), file=out)
@@ -336,25 +336,6 @@ def doctor(
             print_rows(("what", "state", "seen", "what follows"), rows, out)
     if failures:
         raise OSError("; ".join(f"offload {name} cannot be prepared: {said}" for name, said in failures.items()))
-
-
-def prepare_offloads() -> dict[str, str]:
-    """Does what each offload value wants done once, before anything is timed; gives, by name, what was said where it cannot
-    be done."""
-    from vrambench.methods.device import get_device
-    from vrambench.methods.offload import OFFLOADS
-
-    if get_device("auto").kind == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    failures: dict[str, str] = {}
-    for name, value in OFFLOADS.values().items():
-        if value.prepare is not None:
-            print(f"preparing offload {name}", file=sys.stderr)
-            try:
-                value.prepare()
-            except Exception as error:  # a compiler's, a library's: the report tells of it, and of all else
-                failures[name] = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
-    return failures
 
 
 def is_report(path: Path) -> bool:

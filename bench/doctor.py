@@ -84,6 +84,25 @@ def examine(
     return [_guarded(name, check, machine) for name, check in CHECKS.items()]
 
 
+def prepare_offloads(tell: Callable[[str], None] = lambda text: None) -> dict[str, str]:
+    """Does what each offload value wants done once, before anything is timed; gives, by name, what was said where it cannot
+    be done. `tell` hears of each before it begins."""
+    from vrambench.methods.device import get_device
+    from vrambench.methods.offload import OFFLOADS
+
+    if get_device("auto").kind == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    failures: dict[str, str] = {}
+    for name, value in OFFLOADS.values().items():
+        if value.prepare is not None:
+            tell(f"preparing offload {name}")
+            try:
+                value.prepare()
+            except Exception as error:  # a compiler's, a library's: the report tells of it, and of all else
+                failures[name] = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
+    return failures
+
+
 def with_failures(findings: list[Finding], failures: Mapping[str, str]) -> list[Finding]:
     """The findings, and one for each offload value that could not be prepared, by name, with what was said. Preparing compiles
     CPUAdam: what is known of it otherwise is then no longer true."""

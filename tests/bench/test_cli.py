@@ -344,21 +344,6 @@ def test_report_overwrites_a_report_and_with_force_anything(
     assert capsys.readouterr().out == "wrote report.html\nwrote matrix.yaml\n"
 
 
-def test_doctor_prepares_what_offloads_need(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from dataclasses import replace
-
-    from vrambench.methods.offload import OFFLOADS
-
-    prepared: list[str] = []
-    value = replace(OFFLOADS.get("zero2_optimizer"), prepare=lambda: prepared.append("zero2"))
-    monkeypatch.setitem(OFFLOADS._found, "zero2_optimizer", value)
-    cli.prepare_offloads()
-    assert prepared == ["zero2"]
-    assert "preparing offload zero2_optimizer" in capsys.readouterr().err
-
-
 def test_doctor_says_what_cannot_be_prepared(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

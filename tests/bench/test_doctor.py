@@ -202,3 +202,24 @@ def test_a_probes_answer_is_found_among_its_noise(monkeypatch: pytest.MonkeyPatc
     assert probes.run("torch", 30.0) == Probe(told={"x": 1})
     monkeypatch.setattr(probes.sys, "executable", str(Path(sys.executable).parent / "no-such-python"))
     assert probes.run("torch", 30.0).failure is not None
+
+
+def test_what_offloads_need_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from vrambench.methods.offload import OFFLOADS
+
+    def fail() -> None:
+        raise RuntimeError("no compiler\nand forty lines more")
+
+    heard: list[str] = []
+    value = OFFLOADS.get("zero2_optimizer")
+    monkeypatch.setitem(OFFLOADS._found, "zero2_optimizer", replace(value, prepare=lambda: heard.append("done")))
+    assert doctor.prepare_offloads(heard.append) == {}
+    assert heard == ["preparing offload zero2_optimizer", "done"]
+    monkeypatch.setitem(OFFLOADS._found, "zero2_optimizer", replace(value, prepare=fail))
+    failures = doctor.prepare_offloads()
+    assert failures == {"zero2_optimizer": "RuntimeError: no compiler"}
+    findings = [doctor.Finding("CPUAdam", "ok", "compiled", "cells run"), doctor.Finding("disk", "ok", "free", "")]
+    assert [one.name for one in doctor.with_failures(findings, failures)] == ["disk", "offload zero2_optimizer"]
+    assert doctor.with_failures(findings, {}) == findings
