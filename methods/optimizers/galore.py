@@ -1,7 +1,7 @@
 """GaLore (arXiv 2403.03507) by the authors' package: Adam's moments in a low-rank projection of each matrix' gradient.
 
-The projector of every target is computed anew by an SVD every `update_proj_gap` steps, all of them at the same step: about ten
-minutes for a 7B model on a GPU, and the reason for `svd: randomized`, as GaLore 2 has it.
+The projector of every target is computed anew by an SVD every `update_proj_gap` steps, all of them at the same step: a
+large part of the time (arXiv 2407.08296), and the reason for `svd: randomized`, as GaLore 2 has it.
 The package ignores the betas, eps and weight decay of transformers' arguments; here they are options, set for real.
 """
 
