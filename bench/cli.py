@@ -76,9 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = _with_value(error.format_message(), typed)
         return _fail(message[:1].lower() + message[1:].rstrip("."), EXIT_USAGE) if message else EXIT_USAGE
     except (KeyboardInterrupt, typer.Abort) as error:
-        if isinstance(
-            error.__cause__, EOFError
-        ):  # which Typer takes for the end of what is typed; nothing is asked for here
+        # Typer takes it for the end of what is typed; nothing is asked for here.
+        if isinstance(error.__cause__, EOFError):
             return _fail("vrambench failed: a process that it talks to has ended", EXIT_FAILED)
         return _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:  # whoever read our output has seen enough; the exit code is no verdict

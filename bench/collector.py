@@ -14,10 +14,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def collector_held() -> Iterator[None]:
-    """Collects what is there, then not until the end; the collector is left as it was found."""
+def collector_held(*, collect: bool = True) -> Iterator[None]:
+    """Collects what is there, unless that is not asked for, then not until the end; the collector is left as it was found."""
     collects = gc.isenabled()
-    gc.collect()
+    if collect:
+        gc.collect()
     gc.disable()
     try:
         yield

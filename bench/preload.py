@@ -53,9 +53,8 @@ def load() -> None:
         for registry in AXES.values():
             registry.values()
         if device == "cpu":
-            with contextlib.suppress(
-                Exception
-            ):  # a compiler that is gone, a file cut short: the cell that needs it says so
+            # A compiler that is gone, a file cut short: the cell that needs it says so.
+            with contextlib.suppress(Exception):
                 _preload_extensions()
         # What the libraries made at import no job will free: collectors in the children need not look at it again.
         gc.collect()

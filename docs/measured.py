@@ -8,15 +8,17 @@ run folders 20b, claims, galore and repeat. What is missing or cut short is left
 
 from __future__ import annotations
 
-import contextlib
-import json
 import statistics
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-GIB = 2**30
-KINDS = ("allocated", "reserved", "device")
+# What reads these files for `make gpu` itself, which runs before anything is installed.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "gpu"))
+
+from gpu_summary import GIB, KINDS, apart, read_json, read_rows
+
 CLAIMS = ("20b", "claims", "galore")
 
 
@@ -30,7 +32,7 @@ def sections(results: Path) -> list[str]:
 
 def section(folder: Path) -> list[str]:
     """One GPU's: what was found in short, then its tables. Nothing where no GPU is named, as after a rehearsal."""
-    told = document(folder / "doctor.json").get("environment", {})
+    told = read_json(folder / "doctor.json").get("environment", {})
     gpu = told.get("gpu")
     if not gpu:
         return []
@@ -51,7 +53,7 @@ def section(folder: Path) -> list[str]:
 
 def accuracy(folder: Path) -> list[str]:
     """The errors in short, and which goals they meet."""
-    found = document(folder / "accuracy.json")
+    found = read_json(folder / "accuracy.json")
     if not found.get("rows"):
         return []
     errors = [
@@ -69,7 +71,7 @@ def accuracy(folder: Path) -> list[str]:
 
 
 def replays(folder: Path) -> list[str]:
-    found = rows(folder / "replay.jsonl")
+    found = read_rows(folder / "replay.jsonl")
     exact = [row for row in found if row["exact"]]
     others = [row["cell"] for row in found if not row["exact"]]
     told = f"- The allocator's model repeated {len(exact)} of {len(found)} recorded jobs to the byte{named(others)}."
@@ -77,7 +79,7 @@ def replays(folder: Path) -> list[str]:
 
 
 def meters(folder: Path) -> list[str]:
-    found = document(folder / "meters_cost.json")
+    found = read_json(folder / "meters_cost.json")
     if not found:
         return []
     low, high = (share(end, places=2) for end in found["interval_95"])
@@ -86,7 +88,7 @@ def meters(folder: Path) -> list[str]:
 
 def against_trl(folder: Path) -> list[str]:
     """Ours over TRL's."""
-    found = rows(folder / "versus_trl.jsonl")
+    found = read_rows(folder / "versus_trl.jsonl")
     if not found:
         return []
     lines = [
@@ -132,20 +134,16 @@ def repeats(folder: Path) -> list[str]:
     lines = ["### The same job again", "", "Between the least and the most of a cell's samples.", ""]
     lines += ["| cell | samples | allocated | reserved | device | step |", "|---|--:|--:|--:|--:|--:|"]
     for result in found:
-        samples = result["samples"]
-        apart = []
-        for kind in KINDS:
-            counts = [sample["memory"][f"{kind}_bytes"] for sample in samples]
-            apart.append("-" if None in counts else f"{(max(counts) - min(counts)) / 2**20:.2f} MiB")
-        times = [statistics.median(one) for sample in samples if (one := sample["throughput"]["step_seconds"])]
-        apart.append(share((max(times) - min(times)) / statistics.median(times), sign=False) if times else "-")
-        lines.append(f"| {name_of(result)} | {len(samples)} | {' | '.join(apart)} |")
+        sizes, step = apart(result["samples"])
+        told = ["-" if count is None else f"{count / 2**20:.2f} MiB" for count in sizes.values()]
+        told.append(share(step, sign=False))
+        lines.append(f"| {name_of(result)} | {len(result['samples'])} | {' | '.join(told)} |")
     return lines
 
 
 def cells(folder: Path) -> list[str]:
     """Every cell that was predicted and measured, the largest error first."""
-    found = document(folder / "accuracy.json").get("rows", [])
+    found = read_json(folder / "accuracy.json").get("rows", [])
     if not found:
         return []
     lines = [
@@ -165,29 +163,12 @@ def cells(folder: Path) -> list[str]:
 
 
 def cells_of(run: Path) -> Iterator[dict[str, Any]]:
-    found = [result for file in sorted((run / "cells").glob("*.json")) if (result := document(file))]
+    found = [result for file in sorted((run / "cells").glob("*.json")) if (result := read_json(file))]
     yield from sorted(found, key=name_of)
 
 
 def name_of(result: dict[str, Any]) -> str:
     return f"{result['cell']['model']} / {result['name']}"
-
-
-def document(file: Path) -> dict[str, Any]:
-    """A file's JSON document; empty where there is none."""
-    try:
-        found: dict[str, Any] = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found
-
-
-def rows(file: Path) -> list[dict[str, Any]]:
-    found = []
-    for line in file.read_text().splitlines() if file.exists() else ():
-        with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
-    return found
 
 
 def size(count: int | None) -> str:

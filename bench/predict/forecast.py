@@ -9,12 +9,12 @@ outside the allocator is added. The ledger is that of a measurement: requested <
 
 from __future__ import annotations
 
-import gc
 import time
 from collections import Counter
 from typing import Literal
 
 from vrambench.bench.allocator import Allocator, AllocatorSettings, DeviceOutOfMemory
+from vrambench.bench.collector import collector_held
 from vrambench.bench.predict.band import error_band
 from vrambench.bench.predict.cards import Outside, outside_allocator
 from vrambench.bench.predict.simulate import Simulation, Simulator
@@ -122,11 +122,8 @@ class Predictor:
         began = time.perf_counter()
         budget = budget_bytes or cell.workload.budget
         card = card or card_of(budget)
-        gc.disable()  # hundreds of thousands of small records, none of them in a cycle
-        try:
+        with collector_held(collect=False):  # hundreds of thousands of small records, none of them in a cycle
             return self._forecast(self.simulation(cell, card), budget, card, began)
-        finally:
-            gc.enable()
 
     def _forecast(self, simulation: Simulation, budget: int, card: Card | None, began: float) -> Forecast:
         outside = outside_allocator(card)

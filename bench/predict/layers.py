@@ -75,9 +75,8 @@ def extend(trace: Trace, depths: list[int]) -> Trace:
     """
     try:
         return _extended(trace, depths)
-    except (
-        NotAlike
-    ):  # as of checkpointed int8 before torch 2.13, whose graph lets go of all layers at once, in an order of its own
+    except NotAlike:
+        # As of checkpointed int8 before torch 2.13: its graph lets go of all layers at once, in an order of its own.
         return _extended(_frees_by_layer(trace), depths)
 
 

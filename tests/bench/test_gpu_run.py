@@ -48,7 +48,8 @@ def call(gpu_run: ModuleType, plan: list[Any], folder: Path, **options: Any) -> 
     chosen = Namespace(**({"out": folder / "out", "seconds": 300.0, "again": []} | options))
     (folder / "work").mkdir(exist_ok=True)
     chosen.out.mkdir(exist_ok=True)
-    return gpu_run.run_parts(plan, chosen, folder / "work", {"PATH": "/usr/bin:/bin"}, time.monotonic())
+    state = gpu_run.read_state(folder / "work" / "state.json")
+    return gpu_run.run_parts(plan, chosen, folder / "work", {"PATH": "/usr/bin:/bin"}, state, time.monotonic())
 
 
 def test_every_axis_value_has_a_cell_on_the_gpu_and_no_rule_forbids_one() -> None:

@@ -25,11 +25,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gpu_summary import KINDS, read_json
+
 from vrambench.bench.predict.cards import card_described
 
 GIB = 2**30
 SMALL_CARD_BYTES = 24 * GIB
-KINDS = ("allocated", "reserved", "device")
 
 # Accuracy that the project wants of its predictions, as shares (the last of all decided cells).
 GOAL_ALLOCATED_MEDIAN = 0.005
@@ -97,11 +98,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def read_result(file: Path) -> dict[str, Any]:
     """A result; empty where the file was cut short, or holds something else."""
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and {"cell", "status", "name"} <= set(found) else {}
+    found = read_json(file)
+    return found if {"cell", "status", "name"} <= set(found) else {}
 
 
 def compare(results: Sequence[tuple[str, dict[str, Any]]]) -> list[Row]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import statistics
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 from xml.etree import ElementTree
 
 GIB = 2**30
+KINDS = ("allocated", "reserved", "device")
 
 
 class Part(Protocol):
@@ -77,8 +79,8 @@ def tests_told(report: Path) -> list[str]:
     lines = [f"{report.stem}: {', '.join(counts)}"]
     for case in suite.iter("testcase"):
         for problem in (*case.findall("failure"), *case.findall("error")):
-            said = (problem.get("message") or "no message").strip().splitlines()
-            lines.append(f"  {case.get('name')}: {said[0][:160]}")
+            said = (problem.get("message") or "").strip() or "no message"
+            lines.append(f"  {case.get('name')}: {said.splitlines()[0][:160]}")
     return lines
 
 
@@ -174,24 +176,31 @@ def cells_told(run: Path) -> list[str]:
 
 def spread(samples: list[dict[str, Any]]) -> str:
     """How far a cell's samples lie apart: peaks in MiB, and median step times as a share of their middle one."""
-    told = []
-    for kind in ("allocated", "reserved", "device"):
-        sizes = [sample["memory"][f"{kind}_bytes"] for sample in samples]
-        known = None not in sizes
-        told.append(f"{kind} {(max(sizes) - min(sizes)) / 2**20:.3f} MiB" if known else f"{kind} -")
-    steps = [sample["throughput"]["step_seconds"] for sample in samples]
-    medians = sorted(sorted(one)[len(one) // 2] for one in steps if one)
-    if medians:
-        told.append(f"step {(medians[-1] - medians[0]) / medians[len(medians) // 2]:.1%}")
+    sizes, step = apart(samples)
+    told = [f"{kind} -" if size is None else f"{kind} {size / 2**20:.3f} MiB" for kind, size in sizes.items()]
+    if step is not None:
+        told.append(f"step {step:.1%}")
     return f"         {len(samples)} samples apart: {', '.join(told)}"
 
 
+def apart(samples: Sequence[Mapping[str, Any]]) -> tuple[dict[str, int | None], float | None]:
+    """Bytes between the least and the most of the samples, by kind, None where one of them is not known; and between the least
+    and the most median step, as a share of the middle one, None where there are no steps."""
+    sizes: dict[str, int | None] = {}
+    for kind in KINDS:
+        found = [sample["memory"][f"{kind}_bytes"] for sample in samples]
+        sizes[kind] = None if None in found else max(found) - min(found)
+    steps = [statistics.median(one) for sample in samples if (one := sample["throughput"]["step_seconds"])]
+    return sizes, (max(steps) - min(steps)) / statistics.median(steps) if steps else None
+
+
 def read_json(file: Path) -> dict[str, Any]:
-    """A file's document; empty where it is not there or was cut short."""
+    """A file's document; empty where it is not there, was cut short, or is something else."""
     try:
-        return json.loads(file.read_text())
+        found = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
