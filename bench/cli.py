@@ -129,7 +129,9 @@ def plan(
     matrix: MatrixPath = None,
     *,
     selection: Selection,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N: which rules hold.", metavar="DEVICE")] = "auto",
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu, cuda, cuda:N: which rules hold.", metavar="DEVICE")
+    ] = "auto",
     predict: Annotated[
         bool | None,
         typer.Option(
@@ -204,7 +206,7 @@ def run(
         ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda, cuda:N.", metavar="DEVICE", show_default="auto")
+        str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N.", metavar="DEVICE", show_default="auto")
     ] = None,
     jobs: Annotated[
         int | None,

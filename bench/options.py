@@ -30,7 +30,9 @@ def selectors(
     ] = None,
     sweep: Annotated[list[str] | None, typer.Option(help="A cell for each value.", metavar="FIELD=V,V")] = None,
     repeat: Annotated[list[int] | None, typer.Option(help="Samples of each cell.", metavar="N")] = None,
-    model: Annotated[list[str] | None, typer.Option(help="A preset, hub id or folder.", metavar="MODEL")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="A preset, hub id or folder.", metavar="MODEL")
+    ] = None,
     budget: Annotated[list[str] | None, typer.Option(help="24GiB, or a card's name.", metavar="SIZE|CARD")] = None,
     coverage: Annotated[list[str] | None, typer.Option(help="full or pairwise.", metavar="HOW")] = None,
     precision: Annotated[list[str] | None, typer.Option(help="These precisions instead.", metavar="V,V")] = None,

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Is the model of CUDA's caching allocator exact? Real jobs are recorded, and what they asked for is replayed.
 
-    tests/gpu/replay.py --device cuda --keep inexact.pickle.gz    > replay.jsonl
+    tests/gpu/replay.py --device cuda --recordings folder    > replay.jsonl
     tests/gpu/replay.py --device cpu --tiny      the simulated jobs' requests instead, recorded by the model itself
     tests/gpu/replay.py --only sft,expandable    these cells alone
     tests/gpu/replay.py --done replay.jsonl      without those that this file has
@@ -11,8 +11,8 @@ recorded; `vrambench.bench.snapshot` then replays the requests. One JSON object 
 `predicted` peaks (requested, allocated, reserved bytes), `exact`, `moved_entry` (the first entry of the trace that the
 model served from another address), `same_end`, `events`, the `gpu` and the versions; `simulated` has the same peaks from
 the simulated job, which knows nothing of the recording, and `apart` what was live at the one's peak of requested bytes and
-not at the other's: bytes and how many of them, the most first. Null where nothing came out, with an `error`. `--keep`: the
-snapshot of the first inexact cell, if it has at most 12 MB. Exit code: 0, or 1 if a cell failed or is not exact.
+not at the other's: bytes and how many of them, the most first. Null where nothing came out, with an `error`. `--recordings`:
+where each cell's snapshot goes, as CELL.pickle.gz. Exit code: 0, or 1 if a cell failed or is not exact.
 """
 
 from __future__ import annotations
@@ -51,7 +51,6 @@ SECONDS = 150
 """A cell's limit, imports included."""
 MAX_ENTRIES = 20_000_000
 """Of the history: it is a ring, and a recording that has lost its beginning proves nothing."""
-KEPT_BYTES = 12_000_000
 TOLD = 12
 """Sizes that are told of where recorded and simulated job are apart."""
 
@@ -68,8 +67,22 @@ SIZES: dict[str, Any] = {
     "galore": {"rank": 64, "update_proj_gap": 2},
     "zero": {"reduce_bucket_size": 16_777_216},
 }
+LONG: dict[str, Any] = {"model": "llama-1b", "prompt_tokens": 1, "response_tokens": 511, "gradient_checkpointing": True}
+TWENTY: dict[str, Any] = {
+    "model": "gpt-neox-20b",
+    "batch_size": 16,
+    "rollout_batch": 16,
+    "prompt_tokens": 8,
+    "response_tokens": 16,
+    "gradient_checkpointing": True,
+    "lora_target_modules": ["query_key_value"],
+    "reference": "adapter_off",
+    "reward": "tokens",
+    "ppo": {"epochs": 1},
+}
 TINY: dict[str, Any] = {
     "model": "tiny",
+    "lora_target_modules": "auto",
     "prompt_tokens": 8,
     "response_tokens": 8,
     "galore": {"rank": 4, "update_proj_gap": 2},
@@ -99,6 +112,27 @@ CASES = (
     Case("zero2", {"offload": "zero2_optimizer"}),
     Case("expandable", conf="expandable_segments:True"),
     Case("ppo-split", {"algorithm": "ppo"}, conf="max_split_size_mb:64"),
+    Case("sft-fp32", {"precision": "fp32", "optimizer": "adamw_torch_fused"}),
+    Case("sft-fp16-amp", {"precision": "fp16_amp"}, {"gradient_checkpointing": True}),
+    Case("remax", {"algorithm": "remax"}),
+    Case(
+        "qlora-1b",
+        {"precision": "nf4", "adapter": "lora", "optimizer": "paged_adamw_8bit"},
+        LONG | {"nf4": {"double_quant": True}},
+    ),
+    Case("int8-1b", {"precision": "int8", "adapter": "lora"}, LONG),
+    Case("full-1b", {"optimizer": "adamw_bnb_8bit"}, LONG),
+    Case(
+        "galore-8bit-1b",
+        {"optimizer": "galore_adamw_8bit_layerwise"},
+        LONG | {"max_grad_norm": 0, "galore": {"rank": 64, "svd": "randomized"}},
+    ),
+    Case(
+        "ppo-lora-3b",
+        {"algorithm": "ppo", "adapter": "lora"},
+        {"model": "llama-3.2-3b", "gradient_checkpointing": True},
+    ),
+    Case("ppo-20b", {"algorithm": "ppo", "adapter": "lora", "precision": "int8"}, TWENTY),
 )
 
 
@@ -108,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="tiny models")
     parser.add_argument("--only", default="", metavar="CELL,CELL", help=", ".join(case.name for case in CASES))
     parser.add_argument("--done", type=Path, metavar="FILE", help="cells that have a row there are left out")
-    parser.add_argument("--keep", type=Path, help="where the first inexact cell's snapshot goes")
+    parser.add_argument("--recordings", type=Path, metavar="FOLDER", help="where each cell's snapshot goes")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time: none of them is timed")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="each cell's time limit")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # the cell's own process, which writes its row into --row
@@ -120,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--device cuda: torch sees no CUDA device")
     named = {case.name: case for case in CASES}
     if chosen.one:
-        row = observed_row(named[chosen.one], chosen.device == "cuda", chosen.tiny, chosen.keep)
+        row = observed_row(named[chosen.one], chosen.device == "cuda", chosen.tiny, chosen.recordings)
         chosen.row.write_text(json.dumps(row))
         return 0
     wanted = [name for name in chosen.only.split(",") if name] or list(named)
@@ -149,7 +183,7 @@ def row_of(case: Case, chosen: argparse.Namespace) -> dict[str, Any]:
         row = Path(folder) / "row.json"
         command = [sys.executable, __file__, "--one", case.name, "--row", str(row), "--device", chosen.device]
         command += ["--tiny"] if chosen.tiny else []
-        command += ["--keep", str(chosen.keep)] if chosen.keep else []
+        command += ["--recordings", str(chosen.recordings)] if chosen.recordings else []
         environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
         # The name that every torch from 2.8 on reads.
         environment |= {"PYTORCH_CUDA_ALLOC_CONF": case.conf} if case.conf else {}
@@ -169,7 +203,7 @@ def empty_row(case: Case) -> dict[str, Any]:
     return row | {"torch": torch.__version__}
 
 
-def observed_row(case: Case, on_gpu: bool, tiny: bool, keep: Path | None) -> dict[str, Any]:
+def observed_row(case: Case, on_gpu: bool, tiny: bool, recordings: Path | None) -> dict[str, Any]:
     """Runs the cell here: records, replays, and simulates."""
     row = empty_row(case)
     try:
@@ -181,9 +215,9 @@ def observed_row(case: Case, on_gpu: bool, tiny: bool, keep: Path | None) -> dic
         else:
             trace = Simulator().run(cell).trace
             snapshot, total_bytes = snapshot_of(fed(trace, AllocatorSettings.parse(case.conf))), None
+        if recordings is not None:
+            keep_snapshot(snapshot, recordings / f"{case.name}.pickle.gz")
         row |= replayed(snapshot, total_bytes)
-        if not row["exact"] and keep is not None:
-            keep_snapshot(snapshot, keep)
     except Exception as error:  # one cell's fault is a row, not the end
         return row | {"error": told(error)}
     try:
@@ -288,15 +322,10 @@ def peaks(requested: int, allocated: int, reserved: int) -> dict[str, int]:
 
 
 def keep_snapshot(snapshot: dict[str, Any], file: Path) -> None:
-    """Writes the snapshot without its stacks and annotations, unless an earlier one is there or it is too large."""
-    if file.exists():
-        return
+    """Writes the snapshot without its stacks and annotations."""
     plain = snapshot | {"device_traces": [list(without_stacks(trace)) for trace in snapshot["device_traces"]]}
-    data = gzip.compress(pickle.dumps(plain), compresslevel=6)
-    if len(data) <= KEPT_BYTES:
-        file.write_bytes(data)
-    else:
-        print(f"a snapshot of {len(data)} bytes was not kept", file=sys.stderr)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(gzip.compress(pickle.dumps(plain), compresslevel=6))
 
 
 def without_stacks(trace: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

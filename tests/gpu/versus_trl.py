@@ -4,6 +4,7 @@
     tests/gpu/versus_trl.py --device cuda > versus_trl.jsonl
     tests/gpu/versus_trl.py --device cpu --tiny      the same on the CPU, on a tiny model
     tests/gpu/versus_trl.py --only ppo               the cases of one algorithm
+    tests/gpu/versus_trl.py --rounds 2               each side twice, in turn, the second time in the other order
 
 Each side of each case has a process of its own: TRL's trainer (SFTTrainer, or its experimental PPOTrainer) over sequences of
 token ids, and `vrambench run` of the cell. One JSON object a line: `case`, both sides' `step_seconds` (warm-up left out),
@@ -77,6 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny models")
     parser.add_argument("--only", choices=("sft", "ppo"), help="the cases of one algorithm")
+    parser.add_argument("--model", help="the cases on one model")
+    parser.add_argument("--rounds", type=int, default=1, help="how often each side runs, ours and TRL's in turn")
     parser.add_argument("--done", type=Path, metavar="FILE", help="cases that have a row there are left out")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # the process of TRL's side
     chosen = parser.parse_args(arguments)
@@ -85,7 +88,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if chosen.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
-    wanted = [case for case in (TINY if chosen.tiny else CASES) if chosen.only in (None, case.algorithm)]
+    cases = TINY if chosen.tiny else CASES
+    wanted = [case for case in cases if chosen.only in (None, case.algorithm) and chosen.model in (None, case.model)]
+    if not wanted or chosen.rounds < 1:
+        parser.error(f"--model must be one of {', '.join({case.model for case in cases})}, and --rounds at least 1")
     try:
         done = done_before(chosen.done, "case", [case.name for case in wanted])
     except ValueError as error:
@@ -95,11 +101,32 @@ def main(arguments: list[str] | None = None) -> int:
         if case.name in done:
             print(f"{case.name}: has a row", file=sys.stderr)
             continue
-        ours, theirs = ours_of(case, chosen.device), theirs_of(case, chosen.device)
+        ours, theirs = in_turn(case, chosen.device, chosen.rounds)
         row = about(case, chosen.device) | {"ours": ours, "trl": theirs, "ratio": ratios(ours, theirs)}
         good &= "error" not in ours and "error" not in theirs
         print(json.dumps(row), flush=True)
     return 0 if good else 1
+
+
+def in_turn(case: Case, device: str, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both sides: ours, theirs, theirs, ours, ... as often as there are rounds. A side that failed once has failed."""
+    found: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
+    for number in range(rounds):
+        for side in ("ours", "theirs") if number % 2 == 0 else ("theirs", "ours"):
+            found[side].append((ours_of if side == "ours" else theirs_of)(case, device))
+    return together(case, found["ours"]), together(case, found["theirs"])
+
+
+def together(case: Case, sides: list[dict[str, Any]]) -> dict[str, Any]:
+    """One side's rounds as one: all steps, and the largest peaks."""
+    failed = next((side for side in sides if "error" in side), None)
+    if failed is not None:
+        return failed
+    sizes = {
+        key: max(found) if None not in (found := [side[key] for side in sides]) else None
+        for key in ("allocated_bytes", "reserved_bytes")
+    }
+    return told(case, [one for side in sides for one in side["step_seconds"]], sizes)
 
 
 def about(case: Case, device: str) -> dict[str, Any]:
