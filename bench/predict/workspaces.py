@@ -398,15 +398,15 @@ class LtWorkspace(NamedTuple):
 def cublaslt_workspace(torch_version: str) -> LtWorkspace:
     """What cuBLASLt takes for an operator of `LT_MATMULS`, with PyTorch's default settings.
 
-    Up to 2.8: 1 MiB within each call (cuda/CUDABlas.cpp). 2.9 and 2.10: 1 MiB kept for each handle and stream (pull request
-    156495). From 2.11: nothing of its own, it shares cuBLAS's workspace (168175 and 175879, whose releases are inferred
-    from their dates; the headers of 2.13 agree).
+    Up to 2.8: 1 MiB within each call (cuda/CUDABlas.cpp). 2.9 to 2.11: 1 MiB kept for each handle and stream (pull request
+    156495; seen in 2.11, results/nvidia-h200/recordings). From 2.12: nothing of its own, it shares cuBLAS's workspace (168175
+    and 175879, whose release is inferred; the headers of 2.13 agree).
     """
     match = re.match(r"(\d+)\.(\d+)", torch_version)
     if not match:
         raise ValueError(f"torch version {torch_version!r} does not begin with two numbers")
     version = int(match[1]), int(match[2])
-    if version >= (2, 11):
+    if version >= (2, 12):
         return LtWorkspace(0, kept=True)
     return LtWorkspace(CUBLASLT_BYTES, kept=version >= (2, 9))
 
