@@ -13,6 +13,7 @@ the same shapes are not called again: what they would give is known.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -27,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vrambench.bench.collector import collector_held
 from vrambench.bench.ledger import own_weights
+from vrambench.bench.predict.accumulation import ADD, ADD_IN_PLACE, adds_in_place, sole_holder
 from vrambench.bench.predict.shapes import KnownShapes, tensors_of
 from vrambench.bench.predict.trace import ALLOC, BEGIN, EMPTY, END, FREE, MARK, Event, Layer, Owner, Place, Trace, new
 from vrambench.methods.device import EMPTIES_CACHE, MEMORY, REPEATS
@@ -86,6 +88,7 @@ class Tracer(TorchDispatchMode):
         shapes: KnownShapes | None = None,
     ) -> None:
         super().__init__()
+        sole_holder()
         self.trace = Trace()
         self.stacks: list[int] = []
         """For every stack of layers that the job holds, how many layers its model really has."""
@@ -263,6 +266,8 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is ADD and _in_backward() and adds_in_place(func, args, kwargs, sys._getframe(1)):
+            func = ADD_IN_PLACE
         result = self._shapes.call(func, args, kwargs) if self._shapes else func(*args, **kwargs)
         name = self._names.get(id(func))
         if name is None:

@@ -1,0 +1,69 @@
+"""When autograd adds a gradient to another in place: on a real device it does, and under a tracer it never does.
+
+    if adds_in_place(func, args): ...           asked inside __torch_dispatch__, of an operator's call
+
+A tensor that several operators read gets a gradient from each, and the engine sums them up. It writes into the one that it has,
+if nobody else holds that one (torch/csrc/autograd/input_buffer.cpp: accumulate). Under a dispatch mode, and on meta, it takes
+every tensor for somebody's subclass and makes a new one each time, which a job on a GPU never allocates.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.autograd.graph import _engine_run_backward
+from torch.utils._python_dispatch import TorchDispatchMode
+
+ADD, ADD_IN_PLACE = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
+_ENGINE = getattr(_engine_run_backward, "__wrapped__", _engine_run_backward).__code__
+
+
+def adds_in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], caller: FrameType | None) -> bool:
+    """Whether this call is the engine's own, on a gradient that it alone holds. `caller`: the frame that the mode was called
+    from, the engine's where no function written in Python is at work."""
+    if func is not ADD or kwargs or caller is None or caller.f_code is not _ENGINE:
+        return False
+    held, more = args[0], args[1]
+    if not isinstance(more, torch.Tensor) or held.shape != more.shape or held.dtype != more.dtype:
+        return False
+    return _dense(held) and _holders(held) == sole_holder()
+
+
+def _dense(tensor: torch.Tensor) -> bool:
+    """Without gaps and overlaps, in any order of its dimensions."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def _holders(tensor: torch.Tensor) -> tuple[int, int]:
+    """How often the tensor and its storage are held, this look at them included."""
+    storage = tensor.untyped_storage()
+    return tensor._use_count(), torch._C._storage_Use_Count(storage._cdata)  # type: ignore[attr-defined]
+
+
+@functools.cache
+def sole_holder() -> tuple[int, int]:
+    """What `_holders` says inside a mode of a gradient that the engine alone holds: seen of one, since it depends on torch's
+    version how often a call itself holds its arguments. To be called once outside of modes and of backward passes."""
+    seen: list[tuple[int, int]] = []
+
+    class Look(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is ADD:
+                seen.append(_holders(args[0]))
+            return func(*args, **(kwargs or {}))
+
+    with torch.enable_grad():
+        leaf = torch.ones(2, 2, device="meta", requires_grad=True)
+        with Look():
+            ((leaf * 2) * (leaf * 3)).sum().backward()
+    (found,) = seen
+    return found
