@@ -156,6 +156,17 @@ def positions(model: str) -> float:
     return getattr(config, "max_position_embeddings", None) or math.inf
 
 
+@functools.cache
+def odd_widths(model: str) -> dict[str, int]:
+    """By the configuration's names, the widths of `model`'s layers that are no multiple of 4; none where it cannot be read here."""
+    try:
+        config = model_config(model).get_text_config()
+    except ConfigurationError:
+        return {}
+    widths = {name: getattr(config, name, None) for name in ("hidden_size", "intermediate_size", "ffn_dim", "n_inner")}
+    return {name: width for name, width in widths.items() if width is not None and width % 4}
+
+
 RULES: tuple[Rule, ...] = (
     Rule(
         "quantized-full",
@@ -322,6 +333,19 @@ RULES: tuple[Rule, ...] = (
         "ZeRO flattens parameters to one dimension, so a factored second moment is kept whole, and steps differ from those "
         "without ZeRO",
         lambda cell, _: zero(cell) and cell.optimizer_value.factored,
+    ),
+    Rule(
+        "int8-odd-width",
+        "reject",
+        "cuBLASLt has no int8 product for a layer whose outputs are no multiple of 4, from some hundred tokens on (seen on an H200: "
+        "5,461 outputs, 1,024 tokens)",
+        lambda cell, target: (
+            target.kind == "cuda"
+            and quantized(cell)
+            and cell.precision_value.bits == 8
+            and bool(odd_widths(cell.workload.model))
+        ),
+        lambda cell: ", ".join(f"{name} is {width}" for name, width in odd_widths(cell.workload.model).items()),
     ),
     Rule(
         "int8-checkpointing",

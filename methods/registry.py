@@ -39,7 +39,8 @@ class AxisValue:
     (or with others that declare them too): where no value of a cell declares such a field, the cell does not have it.
     `summary`: half a line for people. `cuda_only`: it cannot run on the CPU, with the reason. `workspaces`: memory that
     operators of this value allocate inside themselves on CUDA, by the operator's name (`bitsandbytes.gemm_4bit.default`); a
-    tracer cannot see it.
+    tracer cannot see it. `library_bytes`: what its libraries load onto a CUDA device outside PyTorch's allocator, more than
+    every job loads.
     """
 
     summary: str
@@ -47,6 +48,7 @@ class AxisValue:
     fields: tuple[str, ...] = ()
     cuda_only: str | None = None
     workspaces: Mapping[str, Workspace] = field(default_factory=dict, hash=False)
+    library_bytes: int = 0
 
 
 Value = TypeVar("Value", bound=AxisValue)

@@ -233,10 +233,20 @@ class CudaMeter:
                 f"budget: {size(budget)} is less than the {size(self._context)} that CUDA takes before any tensor",
                 field="budget",
             )
-        # torch multiplies by this total, whatever the driver offers.
-        whole = self._cuda.get_device_properties(self._device).total_memory
-        self._cuda.set_per_process_memory_fraction(allowed / whole, self._device)
-        self._allowed = allowed
+        self._allowed = budget
+        self._hold()
+
+    def _hold(self) -> None:
+        """Lowers what the allocator may reserve to the budget less what now lies outside it, where that is less: kernels and
+        libraries go on loading after the cap was set."""
+        if self._allowed is None or self._budget is None or self._context is None:
+            return
+        allowed = max(0, self._budget - self._context)
+        if allowed < self._allowed:
+            # torch multiplies by this total, whatever the driver offers.
+            whole = self._cuda.get_device_properties(self._device).total_memory
+            self._cuda.set_per_process_memory_fraction(allowed / whole, self._device)
+            self._allowed = allowed
 
     def _usable(self, total: int) -> int:
         """What an idle device offers to processes: its memory less what the driver keeps."""
@@ -248,13 +258,13 @@ class CudaMeter:
         assert self._allowed is not None
         assert self._budget is not None
         assert self._context_at_start is not None
-        grown = max(0, (self._context or 0) - self._context_at_start)
+        outside = self._budget - self._allowed
+        grown = max(0, outside - self._context_at_start)
         managed = f", {size(self._managed)} of managed memory (paged optimizer state)" if self._managed else ""
         return (
             f"verified: PyTorch's allocator was held to {size(self._allowed)}: {size(self._budget)} of budget less"
-            f" {size(self._context_at_start)} for the CUDA context, cuBLAS and its first kernels. Not emulated: what"
-            f" lies outside PyTorch and came later ({size(grown)} more of it at the last reading{managed}), and how a"
-            " smaller card's driver would place segments"
+            f" {size(outside)} for the CUDA context, kernels and libraries ({size(grown)} of them loaded while the job ran, and"
+            f" the cap followed at the end of a phase). Not emulated: how a smaller card's driver would place segments{managed}"
         )
 
     def _count_context(self, *, inside_a_step: bool = False) -> None:
@@ -268,6 +278,7 @@ class CudaMeter:
             return
         if held is not None:
             self._context = max(0, held - of(self._stats(), "reserved", "current"))
+            self._hold()
 
     def _device_peak_here(self, reserved_peak: int) -> int | None:
         """The device's peak in this stretch. Between two samples a segment may come and go: at the peak of what was

@@ -78,26 +78,30 @@ def hardware(card: Card | None) -> Hardware:
     return Hardware(card.capability, card.multiprocessors, *_PER_MULTIPROCESSOR[card.capability])
 
 
-def outside_allocator(card: Card | None) -> Outside:
-    """What a job on `card` is expected to hold outside PyTorch's allocator: its context, loaded kernels and libraries.
+def outside_allocator(card: Card | None, library_bytes: int = 0) -> Outside:
+    """What a job on `card` is expected to hold outside PyTorch's allocator: its context, loaded kernels and libraries, of which
+    `library_bytes` are those that not every job loads.
 
     Where nothing is known of the card itself, the interval over the known cards, those of its size if there are any,
     and never less than the card's bare context; expected is the middle.
     """
     if card is not None and card.outside_bytes is not None:
-        return _outside(card, [card], f"seen at the end of real jobs on cards like the {card.name}")
+        return _outside(card, [card], f"seen at the end of real jobs on cards like the {card.name}", library_bytes)
     known = [other for other in CARDS.values() if other.outside_bytes is not None]
     if card is None:
-        return _outside(None, known, "no card is named, so this is the interval over all cards with known figures")
+        reason = "no card is named, so this is the interval over all cards with known figures"
+        return _outside(None, known, reason, library_bytes)
     alike = [other for other in known if other.marked_bytes == card.marked_bytes]
     which = "those of its size" if alike else "all cards with known figures"
-    return _outside(
-        card, alike or known, f"no figure is known for the {card.name}, so this is the interval over {which}"
-    )
+    reason = f"no figure is known for the {card.name}, so this is the interval over {which}"
+    return _outside(card, alike or known, reason, library_bytes)
 
 
-def _outside(card: Card | None, known: Iterable[Card], reason: str) -> Outside:
+def _outside(card: Card | None, known: Iterable[Card], reason: str, library_bytes: int) -> Outside:
     seen = [found.outside_bytes for found in known if found.outside_bytes is not None]
     low = max(min(pair[0] for pair in seen), (card.context_bytes or 0) if card else 0)
     high = max(low, *(pair[1] for pair in seen))
+    if library_bytes:
+        reason += f"; {library_bytes / 2**20:.0f} MiB of them are libraries of this cell's values"
+        low, high = low + library_bytes, high + library_bytes
     return Outside(low, (low + high) // 2, high, reason)

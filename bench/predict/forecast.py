@@ -123,10 +123,10 @@ class Predictor:
         budget = budget_bytes or cell.workload.budget
         card = card or card_of(budget)
         with collector_held(collect=False):  # hundreds of thousands of small records, none of them in a cycle
-            return self._forecast(self.simulation(cell, card), budget, card, began)
+            outside = outside_allocator(card, sum(value.library_bytes for value in cell.values.values()))
+            return self._forecast(self.simulation(cell, card), budget, outside, began)
 
-    def _forecast(self, simulation: Simulation, budget: int, card: Card | None, began: float) -> Forecast:
-        outside = outside_allocator(card)
+    def _forecast(self, simulation: Simulation, budget: int, outside: Outside, began: float) -> Forecast:
         free_run = Replay(simulation.trace, self._settings)
         device = free_run.reserved_bytes + outside.expected_bytes
         band = round(error_band().share * device) + outside.high_bytes - outside.expected_bytes

@@ -27,6 +27,7 @@ from vrambench.bench.predict.trace import ALLOC, Owner, Trace
 from vrambench.bench.predict.traced import TracedJob
 from vrambench.bench.predict.tracer import Kept, Tracer
 from vrambench.bench.predict.workspaces import (
+    EARLY,
     LT_MATMULS,
     MATMULS,
     cublas_workspace_bytes,
@@ -80,7 +81,7 @@ class Simulator:
     def _simulated(self, cell: Cell, card: Card | None, layers: int | None) -> Simulation:
         device = replace(get_device("meta"), layers=layers)
         hidden, kept = hidden_memory(cell, card)
-        tracer = Tracer("meta", workspaces=hidden, kept=kept, shapes=self._shapes)
+        tracer = Tracer("meta", workspaces=hidden, early=EARLY, kept=kept, shapes=self._shapes)
         job = TracedJob(cell, device, tracer)
         with tracer:
             job.load()

@@ -67,7 +67,8 @@ class Ref(weakref.ref[torch.UntypedStorage]):
 
 
 class Tracer(TorchDispatchMode):
-    """`device_type`: whose storages count. `workspaces`: hidden memory by operator (str of it). `kept`: what operators (by name)
+    """`device_type`: whose storages count. `workspaces`: hidden memory by operator (str of it), which
+    those of `early` take before their results. `kept`: what operators (by name)
     keep from their first call on, once for the thread of the forward and once for that of the backward pass.
     `shapes`: what operators give, known from traces before (simulated device only)."""
 
@@ -84,6 +85,7 @@ class Tracer(TorchDispatchMode):
         device_type: str,
         *,
         workspaces: Mapping[str, Workspace] | None = None,
+        early: frozenset[str] = frozenset(),
         kept: Mapping[str, tuple[Kept, ...]] | None = None,
         shapes: KnownShapes | None = None,
     ) -> None:
@@ -94,6 +96,7 @@ class Tracer(TorchDispatchMode):
         """For every stack of layers that the job holds, how many layers its model really has."""
         self._counts: Callable[[torch.Tensor], bool] = attrgetter(f"is_{device_type}")
         self._workspaces = dict(workspaces or {})
+        self._early = early
         self._kept = dict(kept or {})
         self._kept_in: set[tuple[str, bool]] = set()
         self._shapes = shapes or KnownShapes() if device_type == "meta" else None
@@ -279,6 +282,7 @@ class Tracer(TorchDispatchMode):
             found = self._layers_of(args)
             if found:  # what belongs to no layer is made on the way
                 self._working_on = next(iter(found)) if len(found) == 1 else None
+        inside = self._begin_inside(name, args, kwargs, result) if name in self._early else None
         if isinstance(result, torch.Tensor):
             before = self._next
             self._see(result, args)
@@ -295,7 +299,7 @@ class Tracer(TorchDispatchMode):
                 if isinstance(item, torch.Tensor):
                     self._see(item, (first[index],) if index < len(first) else args)
         if name in self._workspaces or name in self._kept:
-            self._hide(name, args, kwargs, result)
+            self._hide(name, args, kwargs, result, inside)
         return result
 
     def _note_growth(self, ident: int, size: Callable[[list[Any]], int], nbytes: int, items: Any) -> None:
@@ -419,7 +423,8 @@ class Tracer(TorchDispatchMode):
         del self._size[ident]
         self._record(FREE, ident, 0, layer)
 
-    def _hide(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
+    def _begin_inside(self, name: str, args: Any, kwargs: Any, result: Any) -> list[int]:
+        """The buffers that an operator takes inside itself, as the table says."""
         declared = self._workspaces.get(name)
         buffers = [nbytes for nbytes in declared(args, kwargs, result) if nbytes] if declared else []
         layer = self._layer_of(args) if args and self._listed else self._layer
@@ -428,7 +433,11 @@ class Tracer(TorchDispatchMode):
         if declared and inside and layer is None and args and isinstance(args[0], list | tuple):
             size = _total(declared, args[1:], kwargs, result)
             self._note_growth(inside[0], size, sum(buffers), args[0])
-        for ident in inside:
+        return inside
+
+    def _hide(self, name: str, args: Any, kwargs: Any, result: Any, inside: list[int] | None) -> None:
+        """What an operator takes inside itself and gives back (`inside`: what it had taken before its results), and what it keeps."""
+        for ident in self._begin_inside(name, args, kwargs, result) if inside is None else inside:
             self._end(ident)
         for kept in self._kept.get(name, ()):
             key = (kept.name, _in_backward())

@@ -347,6 +347,9 @@ CUBLAS_BYTES = (2 * 4096 + 8 * 16) * 1024
 CUBLAS_HOPPER_BYTES = 8 * 4096 * 1024
 CUBLASLT_BYTES = 1024 * 1024
 
+EARLY: frozenset[str] = frozenset({"aten._foreach_norm.Scalar"})
+"""Operators that take their buffers before their results, as recordings show; the others are taken to do it after."""
+
 MATMULS: frozenset[str] = frozenset(
     {
         *(

@@ -29,6 +29,9 @@ OVERSAMPLING = 8
 POWER_ITERATIONS = 2
 """Of the randomized decomposition: columns beyond the rank, and times that the spectrum is sharpened; both as usual."""
 
+LIBRARY_BYTES = 98 * 2**20
+"""cuSOLVER, for the decompositions: seen on an H200 with CUDA 13 (results/nvidia-h200/measured)."""
+
 SYNCHRONISES = "galore_torch's 8-bit optimizer synchronises CUDA after every parameter"
 
 
@@ -214,6 +217,7 @@ GALORE_ADAMW = Optimizer(
     build=build_adamw,
     projects_gradients=True,
     mark_phases=mark_projections,
+    library_bytes=LIBRARY_BYTES,
 )
 GALORE_ADAMW_LAYERWISE = Optimizer(
     summary="GaLore, stepping layer by layer inside backward",
@@ -221,6 +225,7 @@ GALORE_ADAMW_LAYERWISE = Optimizer(
     build=build_adamw_layerwise,
     projects_gradients=True,
     mark_phases=mark_projections,
+    library_bytes=LIBRARY_BYTES,
     layerwise=True,
 )
 GALORE_ADAMW_8BIT = Optimizer(
@@ -229,6 +234,7 @@ GALORE_ADAMW_8BIT = Optimizer(
     build=build_adamw_8bit,
     projects_gradients=True,
     mark_phases=mark_projections,
+    library_bytes=LIBRARY_BYTES,
     eight_bit=True,
     cuda_only=SYNCHRONISES,
 )
@@ -238,6 +244,7 @@ GALORE_ADAMW_8BIT_LAYERWISE = Optimizer(
     build=build_adamw_8bit_layerwise,
     projects_gradients=True,
     mark_phases=mark_projections,
+    library_bytes=LIBRARY_BYTES,
     eight_bit=True,
     layerwise=True,
     cuda_only=SYNCHRONISES,

@@ -21,9 +21,19 @@ from vrambench.methods.workload import Workload
 OUTLIER_COLUMNS = 7
 """How many columns of a product's input are taken to be outliers on the simulated device, where there are no values to tell.
 
-The LLM.int8() paper finds at most 7 such features up to 13B parameters (its section 3.2); models with random
-weights have fewer.
+The LLM.int8() paper finds at most 7 such features up to 13B parameters (its section 3.2); models with random weights, drawn as
+`narrowed` has them, have fewer.
 """
+
+INITIAL_STD, OUTPUT_STD = 0.02, 0.5
+"""How widely architectures draw random weights, and how widely a quantised layer's outputs may scatter at most. Wide layers
+scatter more as they are drawn, and where their outputs are multiplied nearly every column has an outlier: 10,800 of Llama-2-7B's
+11,008 at 1,536 tokens, which its down projections keep for the backward pass (1.06 GB; seen as 1.28 GiB more than predicted on an
+H200). No trained model is like that."""
+
+LIBRARY_BYTES = 64 * 2**20
+"""cuBLASLt's kernels for int8, beyond what a job without them loads: seen on an H200 with CUDA 13
+(results/nvidia-h200/measured)."""
 
 
 class Int8Options(Options):
@@ -49,7 +59,7 @@ def quantize(linear: nn.Linear, workload: Workload) -> nn.Module:
         module = bnb.nn.Linear8bitLt(
             linear.in_features, linear.out_features, bias=False, has_fp16_weights=False, threshold=threshold
         )
-    halved = weight.to(torch.float16)
+    halved = narrowed(weight).to(torch.float16)
     if weight.is_meta:
         # What the operator allocates for a weight, which unlike a product's input is never searched for outliers.
         scales = halved.new_empty(halved.shape[0], dtype=torch.float32)
@@ -62,6 +72,11 @@ def quantize(linear: nn.Linear, workload: Workload) -> nn.Module:
     # It warns at every product that inputs are cast to 16 bit, which is what this precision is.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     return module
+
+
+def narrowed(weight: torch.Tensor) -> torch.Tensor:
+    """Random weights [out,in], made narrower in place where outputs would scatter more widely than trained models' do."""
+    return weight.mul_(min(1.0, OUTPUT_STD / (INITIAL_STD * math.sqrt(weight.shape[1]))))
 
 
 def _quantised_input(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> tuple[int, ...]:
@@ -120,4 +135,5 @@ INT8 = Precision(
     options=Int8Options,
     fields=("compute_dtype",),
     workspaces=WORKSPACES,
+    library_bytes=LIBRARY_BYTES,
 )
