@@ -337,8 +337,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "int8-odd-width",
         "reject",
-        "cuBLASLt has no int8 product for a layer whose outputs are no multiple of 4, from some hundred tokens on (seen on an H200: "
-        "5,461 outputs, 1,024 tokens)",
+        "cuBLASLt has no int8 product for a layer whose outputs are no multiple of 4, from some hundred tokens on (seen on "
+        "an H200 with 5,461 outputs and 1,024 tokens)",
         lambda cell, target: (
             target.kind == "cuda"
             and quantized(cell)

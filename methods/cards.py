@@ -84,7 +84,7 @@ _CARDS = (
     ),
     Card(
         name="h200",
-        marked_bytes=141 * 10**9,
+        marked_bytes=141 * GIB,
         capability=(9, 0),
         multiprocessors=132,
         usable_bytes=150_109_880_320,

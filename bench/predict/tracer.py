@@ -436,7 +436,7 @@ class Tracer(TorchDispatchMode):
         return inside
 
     def _hide(self, name: str, args: Any, kwargs: Any, result: Any, inside: list[int] | None) -> None:
-        """What an operator takes inside itself and gives back (`inside`: what it had taken before its results), and what it keeps."""
+        """What an operator takes inside itself and gives back (`inside`: what it took before its results), and what it keeps."""
         for ident in self._begin_inside(name, args, kwargs, result) if inside is None else inside:
             self._end(ident)
         for kept in self._kept.get(name, ()):

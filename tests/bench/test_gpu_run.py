@@ -83,8 +83,7 @@ def test_a_rehearsal_has_the_same_parts_on_the_cpu(gpu_run: ModuleType, tmp_path
     real = gpu_run.parts("python3", tmp_path, rehearse=False)
     rehearsed = gpu_run.parts("python3", tmp_path, rehearse=True)
     assert [part.name for part in real] == [part.name for part in rehearsed]
-    assert real[0].name == "doctor"
-    assert [part.name for part in real][:5] == ["doctor", "tests", "replay", "workspaces", "measured"]
+    assert [part.name for part in real][:6] == ["context", "doctor", "tests", "replay", "workspaces", "measured"]
     for part in real:
         assert "cpu" not in part.command
     for part in rehearsed:
@@ -101,16 +100,47 @@ def test_a_rehearsal_has_the_same_parts_on_the_cpu(gpu_run: ModuleType, tmp_path
     assert not any("--predict" in part.command for part in rehearsed), "predictions are for CUDA"
 
 
+def test_the_quarter_spans_all_axes_in_24_valid_cells(gpu_run: ModuleType, tmp_path: Path) -> None:
+    planned = select(load_matrix(GPU_TESTS / "quarter.yaml"), Selection(), "cuda", bf16=True)
+    assert [cell.verdict for cell in planned.cells] == ["valid"] * 24
+    for axis, registry in AXES.items():
+        assert {cell.cell.axes[axis] for cell in planned.cells} == set(registry), axis
+    parts = gpu_run.parts("python3", tmp_path, rehearse=False, quarter=True)
+    assert [part.name for part in parts if not part.alone] == ["doctor", "tests", "replay", "workspaces"]
+    timed = [part.seconds for part in parts if part.alone]
+    beside = max(part.seconds for part in parts if not part.alone)
+    assert sum(timed[:-1]) + beside <= 15 * 60, "its parts, at their limits"
+
+
+def test_parts_that_time_nothing_run_side_by_side(gpu_run: ModuleType, tmp_path: Path) -> None:
+    """Each waits for the other's file: one after the other, the first would never end."""
+    (tmp_path / "work").mkdir()
+    meet = (
+        "import pathlib, time; mine, other = (pathlib.Path(r'{folder}') / n for n in '{names}'.split()); mine.touch()\n"
+    )
+    meet += "while not other.exists(): time.sleep(0.01)"
+    plan = [
+        python_part(gpu_run, name, meet.format(folder=tmp_path, names=names), alone=False, seconds=50)
+        for name, names in (("one", "a b"), ("two", "b a"))
+    ]
+    plan.append(python_part(gpu_run, "last", f"import pathlib; assert pathlib.Path(r'{tmp_path}/a').exists()"))
+    assert call(gpu_run, plan, tmp_path) == 0
+    state = json.loads((tmp_path / "work" / "state.json").read_text())
+    assert {name: ended["state"] for name, ended in state.items()} == dict.fromkeys(("one", "two", "last"), "ok")
+
+
+@pytest.mark.parametrize("quarter", [False, True])
 @pytest.mark.parametrize("rehearse", [False, True])
 def test_the_selectors_of_every_run_are_understood(
     gpu_run: ModuleType,
     tmp_path: Path,
     rehearse: bool,
+    quarter: bool,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(GPU_TESTS.parents[1])
-    for part in gpu_run.parts(sys.executable, tmp_path, rehearse=rehearse):
+    for part in gpu_run.parts(sys.executable, tmp_path, rehearse=rehearse, quarter=quarter):
         if part.results is None:
             continue
         words = part.command[part.command.index("run") + 1 : part.command.index("--out")]
@@ -125,7 +155,7 @@ def test_arguments_are_checked(
     monkeypatch.setattr(gpu_run, "WORK", tmp_path / "work")
     assert gpu_run.main(["--only", "doctor,smokes"]) == 2
     said = capsys.readouterr().err
-    assert "no part 'smokes'; there are doctor, tests, replay, workspaces, measured" in said
+    assert "no part 'smokes'; there are context, doctor, tests, replay, workspaces, measured" in said
     assert said.endswith("did you mean 'smoke'?\n")
     assert gpu_run.main(["--plan", "--only", "20b"]) == 0
     told = capsys.readouterr().out
@@ -406,7 +436,7 @@ def test_every_recorded_cell_is_valid(gpu_replay: ModuleType, tiny: bool) -> Non
     from vrambench.bench.validity import check
 
     for case in gpu_replay.CASES:
-        assert [finding.id for finding in check(case.cell(tiny), "cuda") if finding.kind == "reject"] == [], case.name
+        assert [finding.rule for finding in check(case.cell(tiny), "cuda") if finding.kind == "reject"] == [], case.name
 
 
 def test_a_recording_that_the_model_made_is_repeated_and_a_changed_one_is_not(

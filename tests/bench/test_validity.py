@@ -145,6 +145,20 @@ CASES = [
         kind="warn",
     ),
     Case(
+        "int8-odd-width",
+        {"precision": "int8", "adapter": "lora", "model": "llama-1b"},
+        {"model": "llama-3.2-3b"},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case(
+        "int8-odd-width",
+        {"precision": "int8", "adapter": "lora", "model": "llama-1b"},
+        {},
+        device="cuda",
+        near_device="cpu",
+    ),
+    Case(
         "int8-checkpointing",
         {"precision": "int8", "adapter": "lora", "gradient_checkpointing": True},
         {"precision": "nf4"},

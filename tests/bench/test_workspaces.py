@@ -357,6 +357,12 @@ def test_outside_the_allocator_what_is_known_and_what_is_not() -> None:
     assert "no card is named" in nobody.reason
 
 
+def test_libraries_that_not_every_job_loads_come_on_top() -> None:
+    plain, more = outside_allocator(CARDS["h200"]), outside_allocator(CARDS["h200"], 64 * MIB)
+    assert [more[part] - plain[part] for part in range(3)] == [64 * MIB] * 3
+    assert "64 MiB of them are libraries" in more.reason
+
+
 @pytest.mark.parametrize("card", CARDS.values(), ids=lambda card: card.name)
 def test_every_card_has_an_interval_and_hardware(card: Any) -> None:
     low, expected, high, reason = outside_allocator(card)

@@ -3,9 +3,10 @@
 
     tests/gpu/context.py --device cuda > context.json
 
-Prints one JSON document: the `gpu`, its driver and torch; `accounting`, how bytes are counted (as vrambench's meter does);
-`stages` in order, each with its `name`, `held_bytes` (by NVML), `reserved_bytes` (by the allocator) and `outside_bytes`, the
-difference; `seconds` since the process began. A library that is not there has an `error`. `--device cpu` has no stages. Exit code: 0, or 2 without a GPU.
+Prints one JSON document: the `gpu`, its driver and torch; `accounting`, how bytes are counted (as vrambench's meter does); `stages`
+in order, each with its `name`, `held_bytes` (by NVML), `reserved_bytes` (by the allocator), `outside_bytes` (the difference) and
+`seconds` since the process began. A library that is not there has an `error`. `--device cpu` has no stages. Exit code: 0, or 2
+without a GPU.
 """
 
 from __future__ import annotations

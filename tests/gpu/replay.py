@@ -120,7 +120,7 @@ CASES = (
         {"precision": "nf4", "adapter": "lora", "optimizer": "paged_adamw_8bit"},
         LONG | {"nf4": {"double_quant": True}},
     ),
-    Case("int8-1b", {"precision": "int8", "adapter": "lora"}, LONG),
+    Case("int8-3b", {"precision": "int8", "adapter": "lora"}, LONG | {"model": "llama-3.2-3b"}),
     Case("full-1b", {"optimizer": "adamw_bnb_8bit"}, LONG),
     Case(
         "galore-8bit-1b",

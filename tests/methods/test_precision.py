@@ -11,6 +11,7 @@ from torch import nn
 from vrambench.methods.cell import resolve
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.precision import PRECISIONS
+from vrambench.methods.precision.int8 import INITIAL_STD, Int8Options, narrowed
 from vrambench.methods.workload import Workload
 
 QUANTISED = ("int8", "nf4")
@@ -161,3 +162,24 @@ def test_options_reach_the_cell(precision: str, namespace: dict[str, Any]) -> No
     assert cell.workload.compute_dtype == "fp16"
     with pytest.raises(ConfigurationError, match="no such field"):
         resolve(axes, {precision: {"treshold": 1}})
+
+
+def test_random_int8_layers_have_few_outliers_however_wide_they_are() -> None:
+    """A gated MLP of Llama-2-7B's width: as architectures draw it, nearly every column of what it multiplies has an outlier."""
+    torch.manual_seed(0)
+    inputs = torch.randn(512, 4096)
+
+    def outliers(narrow: bool) -> int:
+        gate, up = (torch.randn(256, 4096) * INITIAL_STD for _ in range(2))
+        if narrow:
+            gate, up = narrowed(gate), narrowed(up)
+        product = torch.nn.functional.silu(inputs @ gate.T) * (inputs @ up.T)
+        return int((product.abs() > Int8Options().threshold).any(dim=0).sum())
+
+    assert outliers(narrow=False) > 128
+    assert outliers(narrow=True) == 0
+
+
+def test_narrow_random_weights_of_small_layers_stay_as_they_are_drawn() -> None:
+    weight = torch.randn(64, 64)
+    assert torch.equal(narrowed(weight.clone()), weight)

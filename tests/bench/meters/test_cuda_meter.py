@@ -155,6 +155,20 @@ def test_a_job_that_outgrew_its_budget_outside_the_allocator_says_so(gpu: Any, m
     assert any("held 300 MiB more than the budget" in note for note in watch.notes())
 
 
+def test_the_cap_follows_what_loads_outside_the_allocator(gpu: Any, make_nvml: Any, make_cuda: Any) -> None:
+    cuda = make_cuda(gpu, listed_as=os.getpid())
+    watch = meter(cuda, make_nvml(gpu), budget=8 * GIB)
+    watch.start()
+    watch.begin_phase("learn", 0)
+    cuda.grow_context(300 * MIB)
+    watch.end_phase()
+    watch.memory()
+    assert watch.allowed_bytes == 8 * GIB - cuda.CONTEXT - 300 * MIB
+    assert cuda.fraction * gpu.total == pytest.approx(watch.allowed_bytes)
+    (note,) = [note for note in watch.notes() if note.startswith("verified")]
+    assert "300 MiB of them loaded while the job ran" in note
+
+
 def test_a_gpu_that_is_lost_loses_no_numbers(gpu: Any, make_nvml: Any, make_cuda: Any) -> None:
     cuda, nvml = make_cuda(gpu, listed_as=os.getpid()), make_nvml(gpu)
     watch = meter(cuda, nvml)

@@ -189,6 +189,14 @@ def test_a_named_card_brings_its_context_and_its_cublas() -> None:
     assert hopper.memory.requested_bytes - ampere.memory.requested_bytes >= 2 * difference
 
 
+def test_a_value_brings_its_libraries() -> None:
+    card = CARDS["h200"]
+    plain = PREDICTOR.forecast(cell(), card=card).memory.context_bytes
+    galore = PREDICTOR.forecast(cell(optimizer="galore_adamw", galore={"rank": 16}), card=card).memory.context_bytes
+    assert plain == outside_allocator(card).expected_bytes
+    assert galore == outside_allocator(card, 98 * MIB).expected_bytes
+
+
 def test_the_same_question_gets_the_same_answer() -> None:
     first = Predictor().forecast(cell(algorithm="ppo", adapter="lora", precision="nf4"))
     second = PREDICTOR.forecast(cell(algorithm="ppo", adapter="lora", precision="nf4"))
