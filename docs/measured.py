@@ -3,7 +3,8 @@
     sections(Path("results"))   ->  lines of Markdown, none where nothing is published
 
 A folder holds what `tests/gpu/run` packed: accuracy.json, replay.jsonl, versus_trl.jsonl, meters_cost.json, doctor.json, and the
-run folders 20b, claims, galore and repeat. What is missing or cut short is left out; a folder that names no GPU is none.
+run folders 20b, claims, galore and repeat. accuracy-anew.json is what `compare.py --anew` wrote later. What is missing or cut short
+is left out; a folder that names no GPU is none.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ def section(folder: Path) -> list[str]:
     software = (
         f"driver {gpu.get('driver')}, torch {told.get('packages', {}).get('torch')}, CUDA {told.get('torch_cuda')}"
     )
+    about = " (its README.md says what is there, and what is not)" if (folder / "README.md").exists() else ""
     lines = [
         f"## Measured on {gpu['name']}",
         "",
-        f"{software}; `make gpu`, results/{folder.name}/.",
+        f"{software}; `make gpu`, results/{folder.name}/{about}.",
         "",
     ]
     lines += [*accuracy(folder), *replays(folder), *meters(folder), ""]
@@ -56,18 +58,27 @@ def accuracy(folder: Path) -> list[str]:
     found = read_json(folder / "accuracy.json")
     if not found.get("rows"):
         return []
-    errors = [
-        f"{kind} median {share(found['median_absolute'][kind], sign=False)}, worst {share(found['worst'][kind])}"
-        for kind in KINDS
-        if found["median_absolute"][kind] is not None
-    ]
     missed = [name.replace("_", " ") for name, met in found["met"].items() if met is False]
     fits, over = found["false_fits_at_24gib"], found["false_does_not_fit_at_24gib"]
-    return [
-        f"- {len(found['rows'])} cells predicted and measured: {'; '.join(errors)}. Goals missed: {', '.join(missed) or 'none'}.",
+    lines = [
+        f"- {len(found['rows'])} cells predicted before they were measured: {errors(found)}. Goals missed: "
+        f"{', '.join(missed) or 'none'}.",
         f"- At 24 GiB, of {found['decided_at_24gib']} cells: {len(fits)} predicted to fit that did not"
         f"{named(fits)}, {len(over)} predicted not to fit that did{named(over)}.",
     ]
+    anew = read_json(folder / "accuracy-anew.json")
+    if anew.get("rows"):
+        lines.append(f"- The same cells predicted once more, with what the measurements taught: {errors(anew)}.")
+    return lines
+
+
+def errors(found: dict[str, Any]) -> str:
+    """Of a comparison: the median and the worst by kind of bytes."""
+    return "; ".join(
+        f"{kind} median {share(found['median_absolute'][kind], sign=False)}, worst {share(found['worst'][kind])}"
+        for kind in KINDS
+        if found["median_absolute"][kind] is not None
+    )
 
 
 def replays(folder: Path) -> list[str]:

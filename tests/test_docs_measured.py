@@ -69,7 +69,7 @@ def test_a_results_folder_becomes_a_section(results: Path) -> None:
     assert lines[0] == "## Measured on Some GPU"
     assert "driver 580.1, torch 2.11.0, CUDA 13.0; `make gpu`, results/some-gpu/." in lines
     for expected in (
-        "- 2 cells predicted and measured: allocated median 1.0 %, worst +1.0 %; device median 5.0 %, worst -5.0 %. "
+        "- 2 cells predicted before they were measured: allocated median 1.0 %, worst +1.0 %; device median 5.0 %, worst -5.0 %. "
         "Goals missed: allocated median.",
         "- At 24 GiB, of 2 cells: 1 predicted to fit that did not (gpt2 / b), 0 predicted not to fit that did.",
         "- The allocator's model repeated 1 of 2 recorded jobs to the byte (ppo).",
@@ -82,6 +82,14 @@ def test_a_results_folder_becomes_a_section(results: Path) -> None:
         "| gpt2 / a | ok | 1.00 GiB | +1.00 % | 1.00 GiB | - | 1.00 GiB | -5.00 % |",
     ):
         assert expected in lines, expected
+
+
+def test_later_predictions_stand_beside_the_first(results: Path) -> None:
+    first = json.loads((results / "some-gpu" / "accuracy.json").read_text())
+    later = first | {"worst": {"allocated": 0.001, "reserved": None, "device": 0.002}}
+    (results / "some-gpu" / "accuracy-anew.json").write_text(json.dumps(later))
+    told = "- The same cells predicted once more, with what the measurements taught: allocated median 1.0 %, worst +0.1 %; device"
+    assert any(line.startswith(told) for line in sections(results))
 
 
 def test_what_is_not_there_is_not_told(tmp_path: Path) -> None:
