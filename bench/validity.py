@@ -157,6 +157,18 @@ def positions(model: str) -> float:
 
 
 @functools.cache
+def window(model: str) -> float:
+    """How many tokens back every token of `model` sees; no limit where it sees all, or the configuration cannot be read here."""
+    try:
+        config = model_config(model).get_text_config()
+    except ConfigurationError:
+        return math.inf
+    kinds = getattr(config, "layer_types", None)
+    slides = kinds is None or any(kind != "full_attention" for kind in kinds)
+    return (getattr(config, "sliding_window", None) or math.inf) if slides else math.inf
+
+
+@functools.cache
 def odd_widths(model: str) -> dict[str, int]:
     """By the configuration's names, the widths of `model`'s layers that are no multiple of 4; none where it cannot be read here."""
     try:
@@ -288,6 +300,13 @@ RULES: tuple[Rule, ...] = (
         "prompt and response together are longer than the model's positions (max_position_embeddings)",
         lambda cell, _: cell.workload.sequence_tokens > positions(cell.workload.model),
         lambda cell: f"{cell.workload.sequence_tokens:,} tokens, {positions(cell.workload.model):,} positions",
+    ),
+    Rule(
+        "sliding-window",
+        "reject",
+        "prompt and response together are longer than the model's sliding window, and attention here has no windows",
+        lambda cell, _: cell.workload.sequence_tokens > window(cell.workload.model),
+        lambda cell: f"{cell.workload.sequence_tokens:,} tokens, a window of {window(cell.workload.model):,}",
     ),
     Rule(
         "rollout-batch",

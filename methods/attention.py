@@ -19,10 +19,17 @@ from torch import nn
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from vrambench.methods.errors import ConfigurationError
+
 CPU_TAKES_GROUPS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 9)
 """Whether the CPU's flash kernel takes grouped heads."""
 
 Attended = tuple[torch.Tensor, None]
+
+READ = frozenset({"is_causal", "scaling", "dropout", "sliding_window"})
+WITHOUT_EFFECT = frozenset({"position_ids", "cache_position", "use_cache", "logits_to_keep", "return_dict"})
+"""Arguments that models hand to attention: those that are read here, and those that no attention function reads. (So are the
+many that ask for more output, `output_...`.) Another one would change what is computed: `s_aux`, `softcap`."""
 
 
 def implementation(kernel: str) -> str:
@@ -43,7 +50,8 @@ def flash(
     """query [B,H,Tq,D], key and value [B,Hkv,Tk,D] of one type -> [B,Tq,H,D]. Grouped heads reach the kernel as they
     are (but on the CPU before torch 2.9, where they are repeated).
 
-    Raises ValueError for a mask, for several queries over more keys than queries, and beyond a model's sliding window.
+    Raises ConfigurationError for a mask, for several queries over more keys than queries, beyond a model's sliding window, and
+    for an argument that would change the result and is not known here.
     """
     causal, scale, dropout = _checked(module, query, key, attention_mask, options)
     if not query.is_meta:
@@ -129,15 +137,22 @@ def _checked(
 ) -> tuple[bool, float, float]:
     """Whether it is causal, the scale and the dropout, for a call that this file's rule holds for."""
     if attention_mask is not None:
-        raise ValueError("attention: a mask was given; sequences here have one length and no padding")
+        raise _cannot(module, "gives attention a mask, and sequences here have one length and no padding")
+    for name, given in options.items():
+        if given is not None and name not in READ | WITHOUT_EFFECT and not name.startswith("output_"):
+            raise _cannot(module, f"gives attention the argument {name!r}, which no kernel here knows")
     queries, keys = query.shape[2], key.shape[2]
     is_causal = options.get("is_causal")
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if is_causal and queries not in (1, keys):
-        raise ValueError(f"attention: {queries} queries over {keys} keys; either one token is decoded or all attend")
+        raise _cannot(module, f"has {queries} queries over {keys} keys; either one token is decoded or all attend")
     window = options.get("sliding_window")
     if window is not None and keys > window:
-        raise ValueError(f"attention: {keys} keys are more than the model's sliding window of {window}")
+        raise _cannot(module, f"sees no further back than its sliding window of {window} tokens, and there are {keys}")
     scaling = options.get("scaling")
     scale = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
     return bool(is_causal) and queries > 1, scale, float(options.get("dropout") or 0.0)
+
+
+def _cannot(module: nn.Module, why: str) -> ConfigurationError:
+    return ConfigurationError(f"model: its attention ({type(module).__name__}) {why}", field="model")

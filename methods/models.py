@@ -11,6 +11,8 @@ off.
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +28,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from vrambench.methods.amp import recompute_contexts
 from vrambench.methods.attention import implementation
@@ -38,11 +40,19 @@ from vrambench.methods.precision import DTYPES
 from vrambench.methods.precision.nf4 import forbid_repacking
 from vrambench.methods.presets import PRESETS
 
+NOISE = ("pdrop", "dropout", "dropout_prob", "layerdrop", "jitter_noise")
+"""How fields end that make a model's passes differ from each other."""
+
 DEPTH = "full_num_hidden_layers"
 """Where a shortened model's configuration keeps how many layers there are."""
 
 # Fields by which an architecture changes logits after the head. Heads are applied here, in chunks, and would skip that.
-LOGIT_FIELDS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+LOGIT_FIELDS = {
+    "final_logit_softcapping": None,
+    "logit_scale": 1.0,
+    "logits_scaling": 1.0,
+    "lm_head_multiplier": 1.0,
+}
 
 
 def model_config(name: str, *, field: str = "model") -> PreTrainedConfig:
@@ -57,6 +67,7 @@ def model_config(name: str, *, field: str = "model") -> PreTrainedConfig:
         raise ConfigurationError(
             f"{field}: {name!r} is a {config.model_type}, not a causal language model", field=field
         )
+    _check_attends_as_told(config, name, field)
     for attribute, neutral in LOGIT_FIELDS.items():
         value = getattr(config, attribute, neutral)
         if value not in (None, neutral):
@@ -65,6 +76,21 @@ def model_config(name: str, *, field: str = "model") -> PreTrainedConfig:
                 field=field,
             )
     return config
+
+
+def _check_attends_as_told(config: PreTrainedConfig, name: str, field: str) -> None:
+    """Raises ConfigurationError where a model would attend in another way than by the kernels here: by code of its own, which often
+    masks nothing unless it is asked to, or in both directions."""
+    made = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    why = None
+    if config.is_encoder_decoder:
+        why = "has an encoder, and only decoders are trained here"
+    elif getattr(config, "is_decoder", None) is False and hasattr(config, "add_cross_attention"):
+        why = "reads in both directions; with is_decoder: true in its config.json it is a decoder"
+    elif made is not None and not getattr(made, "_supports_attention_backend", False):
+        why = "attends by code of its own, which transformers' attention functions do not reach"
+    if why:
+        raise ConfigurationError(f"{field}: {name!r} is a {config.model_type}, which {why}", field=field)
 
 
 def load_model(cell: Cell, device: Device, *, model: str | None = None, adapter: bool = True, seed: int) -> nn.Module:
@@ -124,16 +150,36 @@ def layer_stacks(module: nn.Module) -> list[LayerStack]:
 
 
 def _shortened(config: PreTrainedConfig, device: Device) -> PreTrainedConfig:
-    """`config` with as many layers as the device builds, where the model's layers are all alike; else as it is."""
+    """`config` with as many layers as the device builds, where the model's layers are all alike from the second on; else as it
+    is."""
     text = config.get_text_config()
     kinds = getattr(text, "layer_types", None)
     if device.layers is None or text.num_hidden_layers <= device.layers or len(set(kinds or ())) > 1:
+        return config
+    if not _alike(config.to_json_string()):
         return config
     setattr(text, DEPTH, text.num_hidden_layers)
     text.num_hidden_layers = device.layers
     if kinds:
         text.layer_types = kinds[: device.layers]
     return config
+
+
+@functools.lru_cache(maxsize=64)
+def _alike(config_json: str) -> bool:
+    """Whether every layer but the first has the same parameters as the second, in the whole model of that configuration: some have
+    dense layers first, or experts in every other one. The model is built on meta, once for each configuration."""
+    values = json.loads(config_json)
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    whole = build(AutoModel, config, torch.bfloat16, implementation("efficient"))
+    for stack in layer_stacks(whole):
+        shapes = [
+            [(name, parameter.shape, parameter.dtype) for name, parameter in layer.named_parameters()]
+            for layer in stack.layers[1:]
+        ]
+        if any(one != shapes[0] for one in shapes):
+            return False
+    return True
 
 
 @contextmanager
@@ -265,7 +311,7 @@ def _read_config(name: str, field: str) -> PreTrainedConfig:
 
 def _switch_dropout_off(config: PreTrainedConfig) -> None:
     for attribute, value in list(vars(config).items()):
-        if attribute.endswith(("pdrop", "dropout", "dropout_prob", "layerdrop")) and isinstance(value, int | float):
+        if attribute.endswith(NOISE) and isinstance(value, int | float) and not isinstance(value, bool):
             setattr(config, attribute, 0.0)
 
 

@@ -69,7 +69,7 @@ class Pair:
 
 
 def extend(trace: Trace, depths: list[int]) -> Trace:
-    """`trace` with stack number i at its real depth `depths[i]`; stacks of up to BUILT layers were built whole.
+    """`trace` with stack number i at its real depth `depths[i]`, 0 where it was built whole.
 
     Raises NotAlike.
     """

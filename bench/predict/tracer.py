@@ -93,7 +93,7 @@ class Tracer(TorchDispatchMode):
         sole_holder()
         self.trace = Trace()
         self.stacks: list[int] = []
-        """For every stack of layers that the job holds, how many layers its model really has."""
+        """For every stack of layers that the job holds, how many layers its model really has; 0 where all of them were built."""
         self._counts: Callable[[torch.Tensor], bool] = attrgetter(f"is_{device_type}")
         self._workspaces = dict(workspaces or {})
         self._early = early
@@ -158,7 +158,7 @@ class Tracer(TorchDispatchMode):
             if stack.layers[0] in self._known:
                 continue  # another role's
             number = len(self.stacks)
-            self.stacks.append(stack.depth)
+            self.stacks.append(stack.depth if stack.depth > len(stack.layers) else 0)
             for index, layer in enumerate(stack.layers):
                 layer_of |= dict.fromkeys(layer.modules(), (number, index))
                 self._handles.append(layer.register_forward_hook(self._left_layer))

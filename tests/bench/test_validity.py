@@ -102,6 +102,12 @@ CASES = [
     Case("remax-greedy", {"algorithm": "remax", "remax": {"temperature": 0}}, {"remax": {"temperature": 0.5}}),
     Case("too-long", {"prompt_tokens": 2000, "response_tokens": 49}, {"response_tokens": 48}),
     Case("too-long", {"model": "tiny-gpt2", "prompt_tokens": 1024}, {"model": "tiny-opt"}),
+    Case(
+        "sliding-window",
+        {"model": "tiny-mistral", "prompt_tokens": 1024, "response_tokens": 1},
+        {"prompt_tokens": 1023},
+    ),
+    Case("sliding-window", {"model": "tiny-mistral", "prompt_tokens": 1024, "response_tokens": 1}, {"model": "tiny"}),
     Case("rollout-batch", {"algorithm": "ppo", "rollout_batch": 8, "batch_size": 3}, {"rollout_batch": 9}),
     Case(
         "rollout-batch",

@@ -131,7 +131,7 @@ def test_shapes_on_meta_are_those_on_a_device(kernel: str, size: int) -> None:
     [
         (3, 8, {}, "3 queries over 8 keys"),
         (8, 8, {"sliding_window": 4}, "sliding window of 4"),
-        (8, 8, {"mask": True}, "a mask was given"),
+        (8, 8, {"mask": True}, "gives attention a mask"),
     ],
 )
 def test_what_a_missing_mask_would_make_wrong_is_refused(queries: int, keys: int, options: dict, said: str) -> None:
