@@ -134,11 +134,14 @@ def test_out_of_memory_says_what_was_asked_for_and_what_was_missing(here: Path, 
 
 def test_a_job_that_hangs_is_ended_and_keeps_what_it_measured(here: Path, plan: Any, listening: Any) -> None:
     cell = faulty(plan, "hangs")
-    began = time.monotonic()
-    summary = run([cell], here / "run", timeout=8, listener=listening)
-    result = stored(here / "run", cell)
-    assert time.monotonic() - began < 40
-    assert (result.status, result.phase, result.reason) == ("timeout", "score", "not done after 8 s")
+    for seconds in (8, 30, 120):  # a busy machine takes longer to get as far as where it hangs
+        began = time.monotonic()
+        summary = run([cell], here / f"run{seconds}", timeout=seconds, listener=listening)
+        result = stored(here / f"run{seconds}", cell)
+        assert time.monotonic() - began < seconds + 60
+        if result.phase == "score":
+            break
+    assert (result.status, result.phase, result.reason) == ("timeout", "score", f"not done after {seconds} s")
     assert len(result.throughput.step_seconds) == 1
     assert summary.exit_code == 4
 
