@@ -33,7 +33,7 @@ Rule = Literal["lower", "fp32", "fp32_output", "fp32_norm", "promote", "banned"]
 KEY_NAME = "AutocastPrivateUse1"
 KEY = torch._C._dispatch_key_parse(KEY_NAME)
 
-# What stands for scaled_dot_product_attention where nothing is computed (methods/attention.py), and is cast as that is.
+# What stands for scaled_dot_product_attention where nothing is computed (methods/models/attention.py), and is cast as that is.
 ATTENTION = ("_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention")
 
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig
 
 from vrambench.methods.device import Device
 from vrambench.methods.errors import ConfigurationError
-from vrambench.methods.presets import PRESETS
+from vrambench.methods.models.presets import PRESETS
 from vrambench.methods.workload import Workload
 
 SUCCESSORS = (0.7, 0.2, 0.07, 0.03)

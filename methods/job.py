@@ -22,8 +22,7 @@ from vrambench.methods.algorithms import Metrics, Trainer
 from vrambench.methods.cell import Cell
 from vrambench.methods.data import open_data
 from vrambench.methods.device import Device
-from vrambench.methods.learner import Learner, PhaseMarker
-from vrambench.methods.models import (
+from vrambench.methods.models.load import (
     freeze,
     hidden_width,
     load_classifier,
@@ -31,7 +30,8 @@ from vrambench.methods.models import (
     load_scalar_model,
     model_config,
 )
-from vrambench.methods.policy import Critic, Policy
+from vrambench.methods.models.policy import Critic, Policy
+from vrambench.methods.offload.learner import Learner, PhaseMarker
 from vrambench.methods.precision import DTYPES
 from vrambench.methods.registry import load_attribute
 from vrambench.methods.rewards import Reward, checked, token_rule

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import yaml
 
-from vrambench.bench.located import parse_value
-from vrambench.bench.result import Memory, Result
+from vrambench.bench.plan.document import parse_value
+from vrambench.bench.results.records import Memory, Result
 from vrambench.methods.workload import FIELDS
 from vrambench.reports.units import quarters, size
 

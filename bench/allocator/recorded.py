@@ -1,6 +1,6 @@
 """What a recorded trace of the allocator shows by itself, without any choice of the model: its peaks, and how it began.
 
-In: a trace's entries, and the segments at its end. `vrambench.bench.snapshot` reads both from a file.
+In: a trace's entries, and the segments at its end. `vrambench.bench.allocator.snapshot` reads both from a file.
 """
 
 from __future__ import annotations

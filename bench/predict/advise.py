@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vrambench.bench.plan.validity import Finding, check
 from vrambench.bench.predict.forecast import Forecast, Verdict
-from vrambench.bench.result import OutOfMemory, Record
-from vrambench.bench.validity import Finding, check
+from vrambench.bench.results.records import OutOfMemory, Record
 from vrambench.methods.axes import AXES
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.errors import ConfigurationError, UnknownValue

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vrambench.bench.plan import Plan
+from vrambench.bench.plan.plan import Plan
+from vrambench.bench.plan.validity import Finding, check
 from vrambench.bench.predict.advise import Advice, Maximum, advise, check_searched, largest
 from vrambench.bench.predict.forecast import Forecast, Predictor
-from vrambench.bench.validity import Finding, check
 from vrambench.methods.axes import AXES
 from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell

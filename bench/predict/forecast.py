@@ -14,12 +14,12 @@ from collections import Counter
 from typing import Literal
 
 from vrambench.bench.allocator import Allocator, AllocatorSettings, DeviceOutOfMemory
-from vrambench.bench.collector import collector_held
+from vrambench.bench.measure.collector import collector_held
 from vrambench.bench.predict.band import error_band
-from vrambench.bench.predict.cards import Outside, outside_allocator
 from vrambench.bench.predict.simulate import Simulation, Simulator
-from vrambench.bench.predict.trace import ALLOC, EMPTY, FREE, MARK, Event, Place, Trace
-from vrambench.bench.result import Memory, OutOfMemory, Parameters, Record, RoleBytes
+from vrambench.bench.predict.tracing.trace import ALLOC, EMPTY, FREE, MARK, Event, Place, Trace
+from vrambench.bench.predict.unseen.hardware import Outside, outside_allocator
+from vrambench.bench.results.records import Memory, OutOfMemory, Parameters, Record, RoleBytes
 from vrambench.methods.cards import CARDS, Card
 from vrambench.methods.cell import Cell
 

@@ -21,8 +21,8 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any
 
 from vrambench.bench.predict.forecast import Forecast, Predictor
-from vrambench.bench.result import Record
-from vrambench.bench.server import without_main
+from vrambench.bench.results.records import Record
+from vrambench.bench.run.server import without_main
 from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import Cell, from_flat
 from vrambench.methods.errors import ConfigurationError

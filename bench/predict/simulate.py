@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from vrambench.bench.ledger import count_parameters, largest_gradients, paged_state
-from vrambench.bench.predict.layers import BUILT, NotAlike, extend
-from vrambench.bench.predict.repeats import NotRegular, with_all_steps, without_marks
-from vrambench.bench.predict.shapes import KnownShapes
-from vrambench.bench.predict.trace import ALLOC, Owner, Trace
-from vrambench.bench.predict.traced import TracedJob
-from vrambench.bench.predict.tracer import Kept, Tracer
-from vrambench.bench.predict.workspaces import (
+from vrambench.bench.measure.ledger import count_parameters, largest_gradients, paged_state
+from vrambench.bench.predict.tracing.decode_steps import NotRegular, with_all_steps, without_marks
+from vrambench.bench.predict.tracing.job import TracedJob
+from vrambench.bench.predict.tracing.layers import BUILT, NotAlike, extend
+from vrambench.bench.predict.tracing.shapes import KnownShapes
+from vrambench.bench.predict.tracing.trace import ALLOC, Owner, Trace
+from vrambench.bench.predict.tracing.tracer import Kept, Tracer
+from vrambench.bench.predict.unseen.workspaces import (
     EARLY,
     LT_MATMULS,
     MATMULS,
@@ -34,12 +34,12 @@ from vrambench.bench.predict.workspaces import (
     cublaslt_workspace,
     workspaces,
 )
-from vrambench.bench.result import Parameters, RoleBytes
+from vrambench.bench.results.records import Parameters, RoleBytes
 from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
-from vrambench.methods.models import layer_stacks
+from vrambench.methods.models.load import layer_stacks
 from vrambench.methods.offload.host import HostMemory, host_memory
 from vrambench.methods.offload.simulated import SimulatedZero
 from vrambench.methods.registry import Workspace

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from vrambench.methods.algorithms import ROLLOUT_FIELDS, Algorithm, Metrics
 from vrambench.methods.job import Job
-from vrambench.methods.policy import Scores
+from vrambench.methods.models.policy import Scores
 from vrambench.methods.registry import Options
 from vrambench.methods.rewards import token_rewards
 from vrambench.methods.rollout import Sampling, generate

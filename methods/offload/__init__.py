@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vrambench.methods.registry import AxisValue, Registry
 
 if TYPE_CHECKING:
-    from vrambench.methods.learner import LearnerFactory
+    from vrambench.methods.offload.learner import LearnerFactory
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,8 @@ from torch import nn
 
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Device
-from vrambench.methods.learner import Learner, PhaseMarker, tensors_in
 from vrambench.methods.offload import Offload
+from vrambench.methods.offload.learner import Learner, PhaseMarker, tensors_in
 from vrambench.methods.offload.simulated import SimulatedZero
 from vrambench.methods.offload.zero import ZeroOptions
 

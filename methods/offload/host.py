@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from vrambench.methods.cell import Cell
-from vrambench.methods.learner import tensors_in
+from vrambench.methods.offload.learner import tensors_in
 from vrambench.methods.offload.zero import ZeroOptions
 
 ALIGNMENT = 2  # elements (`nccl_start_alignment_factor`) times one rank

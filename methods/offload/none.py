@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vrambench.methods.learner import PlainLearner
 from vrambench.methods.offload import Offload
+from vrambench.methods.offload.learner import PlainLearner
 
 NONE = Offload(summary="everything on the device", learner=PlainLearner)

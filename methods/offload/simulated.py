@@ -32,8 +32,8 @@ from torch._utils import _flatten_dense_tensors
 
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Device, memory_named
-from vrambench.methods.learner import PhaseMarker, tensors_in
 from vrambench.methods.offload.host import HostBuffer, aligned, host_memory, sums_on_device
+from vrambench.methods.offload.learner import PhaseMarker, tensors_in
 from vrambench.methods.offload.zero import ZeroOptions
 from vrambench.methods.optimizers import trainable
 

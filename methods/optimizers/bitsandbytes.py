@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vrambench.methods.cell import Cell
-from vrambench.methods.fill import shapes_only
+from vrambench.methods.models.fill import shapes_only
 from vrambench.methods.optimizers import Optimizer, trainable
 from vrambench.methods.optimizers.adamw import AdamWOptions, adamw_settings
 

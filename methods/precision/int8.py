@@ -49,7 +49,7 @@ def quantize(linear: nn.Linear, workload: Workload) -> nn.Module:
     device."""
     import bitsandbytes as bnb
 
-    from vrambench.methods.fill import shapes_only
+    from vrambench.methods.models.fill import shapes_only
 
     options = Int8Options(**workload.options.get(Int8Options.namespace, {}))
     weight = linear.weight.data

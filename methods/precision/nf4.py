@@ -29,7 +29,7 @@ def quantize(linear: nn.Linear, workload: Workload) -> nn.Module:
     """bitsandbytes' Linear4bit for `linear`: two weights to a byte, uint8 [out*in/2, 1], on its weight's device."""
     import bitsandbytes as bnb
 
-    from vrambench.methods.fill import shapes_only
+    from vrambench.methods.models.fill import shapes_only
 
     if linear.weight.is_meta:
         _keep_code_on_cpu()

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from vrambench.bench.plan import PlannedCell
-from vrambench.bench.result import Result
-from vrambench.bench.validity import check
+from vrambench.bench.plan.plan import PlannedCell
+from vrambench.bench.plan.validity import check
+from vrambench.bench.results.records import Result
 from vrambench.methods.cell import resolve
 
 AXES = {"precision": "fp32", "adapter": "none", "optimizer": "adamw_torch", "offload": "none", "algorithm": "sft"}

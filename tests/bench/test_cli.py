@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from vrambench.bench import cli
+from vrambench.bench.commands import app as cli
 from vrambench.bench.predict.many import Outcome
-from vrambench.bench.runner import Summary
-from vrambench.bench.store import RunFolder
+from vrambench.bench.results.store import RunFolder
+from vrambench.bench.run.session import Summary
 from vrambench.methods.cards import CARDS
 from vrambench.methods.errors import ConfigurationError
 
@@ -41,7 +41,7 @@ def matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_help_is_quick_and_lists_what_exists() -> None:
-    code = "import sys; from vrambench.bench.cli import main; main(['--help']); print('torch' in sys.modules)"
+    code = "import sys; from vrambench.bench.commands.app import main; main(['--help']); print('torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout
     commands = [line.split()[0] for line in told.partition("Commands:")[2].splitlines() if line.startswith("  ")]
     assert commands == ["plan", "fit", "run", "report", "doctor"]
@@ -163,15 +163,15 @@ def test_plan_predicts_by_default_for_cuda_alone(
 def test_plan_json_is_one_document_whatever_libraries_print(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import vrambench.bench.plan
+    import vrambench.bench.plan.plan
 
-    real = vrambench.bench.plan.select
+    real = vrambench.bench.plan.plan.select
 
     def chatty(*given: Any, **more: Any) -> Any:
         print("a library says hello")
         return real(*given, **more)
 
-    monkeypatch.setattr(vrambench.bench.plan, "select", chatty)
+    monkeypatch.setattr(vrambench.bench.plan.plan, "select", chatty)
     assert cli.main(["plan", "--json", "--device", "cuda", "--no-predict"]) == 0
     captured = capsys.readouterr()
     document = json.loads(captured.out)
@@ -211,12 +211,12 @@ def test_without_a_matrix_here_the_shipped_one_is_used(tmp_path: Path, monkeypat
 def test_errors_become_exit_codes_in_one_place(
     raised: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import vrambench.bench.plan
+    import vrambench.bench.plan.plan
 
     def fail(*given: Any, **more: Any) -> None:
         raise raised
 
-    monkeypatch.setattr(vrambench.bench.plan, "select", fail)
+    monkeypatch.setattr(vrambench.bench.plan.plan, "select", fail)
     assert cli.main(["plan", "--device", "cpu"]) == code
     err = capsys.readouterr().err
     assert err.endswith(message)
@@ -230,7 +230,7 @@ Fake = Callable[..., list[dict[str, Any]]]
 def runner(matrix: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     """Puts a runner in place that stores run.json alone, and a report of no content; gives what the runner was called
     with."""
-    import vrambench.bench.runner
+    import vrambench.bench.run.session
 
     calls: list[dict[str, Any]] = []
 
@@ -246,7 +246,7 @@ def runner(matrix: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
             store.release()
             return Summary(folder, counts, 0, interrupted)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(vrambench.bench.runner, "run", run)
+        monkeypatch.setattr(vrambench.bench.run.session, "run", run)
         monkeypatch.setattr(cli, "_write_report", lambda folders, out: out)
         monkeypatch.setattr(cli, "_print_results", lambda folders, out: print("the table", file=out))
         return calls

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from vrambench.bench import doctor, probes
-from vrambench.bench.doctor import Finding, Machine, as_document, as_rows, examine
-from vrambench.bench.probes import Probe
+from vrambench.bench.machine import doctor, probes
+from vrambench.bench.machine.doctor import Finding, Machine, as_document, as_rows, examine
+from vrambench.bench.machine.probes import Probe
 
 GIB = 2**30
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from vrambench.bench import environment as env
+from vrambench.bench.machine import environment as env
 
 GIB = 2**30
 
@@ -23,7 +23,7 @@ class FakeDevice:
     compute_capability = (9, 0)
 
     def memory(self) -> Any:
-        from vrambench.bench.meters.nvml import DeviceMemory
+        from vrambench.bench.measure.meters.nvml import DeviceMemory
 
         return DeviceMemory(total=80 * GIB, used=0, free=79 * GIB, reserved=1 * GIB)
 
@@ -97,7 +97,7 @@ def test_nothing_personal_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_packages_are_not_imported_and_cuda_is_not_touched() -> None:
     code = """
 import sys, torch
-from vrambench.bench.environment import describe_environment
+from vrambench.bench.machine.environment import describe_environment
 describe_environment("auto")
 heavy = ("peft", "bitsandbytes", "deepspeed", "transformers")
 print(torch.cuda.is_initialized(), [name for name in heavy if name in sys.modules])

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from vrambench.bench.plan import PlannedCell
-from vrambench.bench.result import Result
-from vrambench.bench.runner import StorageError, run
-from vrambench.bench.store import RunFolder
+from vrambench.bench.plan.plan import PlannedCell
+from vrambench.bench.results.records import Result
+from vrambench.bench.results.store import RunFolder
+from vrambench.bench.run.session import StorageError, run
 from vrambench.methods.errors import ConfigurationError
 
 # A reward is called in every step: step 0 is the warm-up, and a fault at call 3 comes in a timed step.
@@ -181,7 +181,7 @@ def test_a_second_run_on_the_same_folder_is_refused(here: Path, plan: Any, liste
             sys.executable,
             "-P",
             "-c",
-            "import sys, time; from pathlib import Path; from vrambench.bench.store import RunFolder\n"
+            "import sys, time; from pathlib import Path; from vrambench.bench.results.store import RunFolder\n"
             "folder = RunFolder(Path(sys.argv[1])); folder.acquire(); print('held', flush=True); time.sleep(60)",
             str(folder.path),
         ],

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from vrambench.bench import cli
-from vrambench.bench.result import Memory
+from vrambench.bench.commands import app as cli
+from vrambench.bench.results.records import Memory
 
 MATRIX = """
 axes:
@@ -180,7 +180,7 @@ def test_a_card_without_bf16_forbids_it(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_reader_that_goes_is_no_verdict(tmp_path: Path) -> None:
     """Exit code 1 would say that it does not fit."""
-    code = "import os, sys; from vrambench.bench.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import os, sys; from vrambench.bench.commands.app import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-P", "-c", code, "fit", *CELL.split()]
     reading, writing = os.pipe()
     os.close(reading)
@@ -190,7 +190,7 @@ def test_a_reader_that_goes_is_no_verdict(tmp_path: Path) -> None:
 
 
 def test_progress_that_nobody_reads_changes_nothing(tmp_path: Path) -> None:
-    code = "import sys; from vrambench.bench.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from vrambench.bench.commands.app import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-P", "-c", code, "fit", *CELL.split(), "--max", "batch_size"]
     reading, writing = os.pipe()
     os.close(reading)
@@ -201,7 +201,7 @@ def test_progress_that_nobody_reads_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_closed_stdout_is_no_failure(tmp_path: Path) -> None:
-    code = "import sys; sys.stdout = None; from vrambench.bench.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; sys.stdout = None; from vrambench.bench.commands.app import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-P", "-c", code, "fit", *CELL.split()]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=120, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vrambench.bench.predict.cards import card_described
+from vrambench.bench.predict.unseen.hardware import card_described
 from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import resolve
 

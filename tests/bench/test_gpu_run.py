@@ -25,10 +25,10 @@ from typing import Any
 import gpu_summary
 import pytest
 
-from vrambench.bench.cli import main
-from vrambench.bench.matrix import load_matrix
-from vrambench.bench.plan import select
-from vrambench.bench.selection import Selection
+from vrambench.bench.commands.app import main
+from vrambench.bench.plan.matrix import load_matrix
+from vrambench.bench.plan.plan import select
+from vrambench.bench.plan.selection import Selection
 from vrambench.methods.axes import AXES
 
 GPU_TESTS = Path(__file__).resolve().parents[1] / "gpu"
@@ -380,7 +380,7 @@ def test_every_operator_of_the_table_that_jobs_use_is_measured(
     assert {row["measured_bytes"] is None for row in rows} == {True}
     measured = {row["operator"] for row in rows if row["declared_bytes"] is not None}
     families = {name.rpartition(".")[0].rstrip("_") for name in measured}
-    from vrambench.bench.predict.workspaces import WORKSPACES
+    from vrambench.bench.predict.unseen.workspaces import WORKSPACES
 
     # One of each function stands for its like: the functions behind the table, not its names, must all be covered.
     table: dict[str, Any] = dict(WORKSPACES)
@@ -433,7 +433,7 @@ def gpu_replay(load_script: Callable[[str], ModuleType]) -> ModuleType:
 
 @pytest.mark.parametrize("tiny", [False, True])
 def test_every_recorded_cell_is_valid(gpu_replay: ModuleType, tiny: bool) -> None:
-    from vrambench.bench.validity import check
+    from vrambench.bench.plan.validity import check
 
     for case in gpu_replay.CASES:
         assert [finding.rule for finding in check(case.cell(tiny), "cuda") if finding.kind == "reject"] == [], case.name
@@ -443,7 +443,7 @@ def test_a_recording_that_the_model_made_is_repeated_and_a_changed_one_is_not(
     gpu_replay: ModuleType, tmp_path: Path
 ) -> None:
     from vrambench.bench.allocator import Allocator
-    from vrambench.bench.snapshot import read_snapshot, snapshot_of
+    from vrambench.bench.allocator.snapshot import read_snapshot, snapshot_of
 
     allocator = Allocator(record=True)
     handles = [allocator.malloc(size) for size in (1000, 3 * 2**20, 2000)]

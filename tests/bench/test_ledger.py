@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from vrambench.bench.measure import Measurement
-from vrambench.bench.meters.cpu import CpuMeter
-from vrambench.bench.result import RoleBytes, Sample
+from vrambench.bench.measure.measurement import Measurement
+from vrambench.bench.measure.meters.cpu import CpuMeter
+from vrambench.bench.results.records import RoleBytes, Sample
 from vrambench.methods.device import get_device
 
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vrambench.bench.located import load, parse, parse_value
-from vrambench.bench.matrix import Combination, Entry, Layer, Setting, combinations, load_matrix
-from vrambench.bench.plan import select
-from vrambench.bench.selection import Selection
+from vrambench.bench.plan.document import load, parse, parse_value
+from vrambench.bench.plan.matrix import Combination, Entry, Layer, Setting, combinations, load_matrix
+from vrambench.bench.plan.plan import select
+from vrambench.bench.plan.selection import Selection
 from vrambench.methods.axes import AXES
 from vrambench.methods.errors import ConfigurationError
 
@@ -266,7 +266,7 @@ def test_a_slip_in_the_file_is_told_without_torch(monkeypatch: pytest.MonkeyPatc
     code = f"""
 import sys
 from pathlib import Path
-from vrambench.bench.matrix import load_matrix
+from vrambench.bench.plan.matrix import load_matrix
 from vrambench.methods.errors import ConfigurationError
 for name in {slips}:
     try:

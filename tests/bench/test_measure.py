@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from vrambench.bench.measure import Measurement, Progress
-from vrambench.bench.meters.cpu import CpuMeter
-from vrambench.bench.plan import PlannedCell
-from vrambench.bench.runner import run
-from vrambench.bench.store import RunFolder
+from vrambench.bench.measure.measurement import Measurement, Progress
+from vrambench.bench.measure.meters.cpu import CpuMeter
+from vrambench.bench.plan.plan import PlannedCell
+from vrambench.bench.results.store import RunFolder
+from vrambench.bench.run.session import run
 from vrambench.methods.device import get_device
 
 

@@ -7,8 +7,8 @@ import errno
 import pytest
 import torch
 
-from vrambench.bench.oom import parse_oom
-from vrambench.bench.result import OutOfMemory
+from vrambench.bench.measure.oom import parse_oom
+from vrambench.bench.results.records import OutOfMemory
 
 MIB, GIB = 2**20, 2**30
 

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vrambench.bench.coverage import Row, pairwise, parts, witnesses
-from vrambench.bench.matrix import Matrix, load_matrix
-from vrambench.bench.plan import Plan, select
-from vrambench.bench.selection import Selection
+from vrambench.bench.plan.coverage import Row, pairwise, parts, witnesses
+from vrambench.bench.plan.matrix import Matrix, load_matrix
+from vrambench.bench.plan.plan import Plan, select
+from vrambench.bench.plan.selection import Selection
 from vrambench.methods.axes import AXES
 from vrambench.methods.errors import ConfigurationError, UnknownValue
-from vrambench.methods.presets import PRESETS
+from vrambench.methods.models.presets import PRESETS
 
 SHIPPED = Path(__file__).parents[2] / "matrix.yaml"
 

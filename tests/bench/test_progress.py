@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from vrambench.bench.progress import LiveListener, PlainListener, ending, listening
-from vrambench.bench.result import Memory, Result
+from vrambench.bench.results.records import Memory, Result
+from vrambench.reports.text.progress import LiveListener, PlainListener, ending, listening
 
 
 def result(status: str, **more: Any) -> Result:

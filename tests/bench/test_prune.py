@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from vrambench.bench.environment import describe_environment
+from vrambench.bench.machine.environment import describe_environment
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.many import Outcome
-from vrambench.bench.runner import Predict, run
-from vrambench.bench.store import RunFolder
+from vrambench.bench.results.store import RunFolder
+from vrambench.bench.run.session import Predict, run
 from vrambench.methods.cards import CARDS, Card
 from vrambench.methods.cell import Cell
 
@@ -92,7 +92,7 @@ def test_predictions_are_for_the_gpu_that_is_there(
 ) -> None:
     gpu = {"name": "NVIDIA H100 80GB HBM3", "compute_capability": "9.0", "total_bytes": 80 * 2**30}
     environment = describe_environment("cpu") | {"gpu": gpu}
-    monkeypatch.setattr("vrambench.bench.runner.describe_environment", lambda device: environment)
+    monkeypatch.setattr("vrambench.bench.run.session.describe_environment", lambda device: environment)
     cards = []
 
     def predict(cells: Sequence[Cell], card: Card | None) -> Mapping[str, Outcome]:

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from vrambench.bench import server
+from vrambench.bench.run import server
 
 INITIALISE_CUDA = ("peft", "bitsandbytes", "deepspeed", "galore_torch")
 
@@ -23,7 +23,7 @@ INITIALISE_CUDA = ("peft", "bitsandbytes", "deepspeed", "galore_torch")
 @pytest.mark.parametrize(("device", "held"), [("cuda", False), ("cpu", True)])
 def test_for_cuda_nothing_is_imported_that_initialises_it(device: str, held: bool) -> None:
     code = (
-        "import json, sys; import vrambench.bench.preload;"
+        "import json, sys; import vrambench.bench.run.preload;"
         f"print(json.dumps([name in sys.modules for name in {INITIALISE_CUDA!r}]));"
         "import torch; print(json.dumps(torch.cuda.is_initialized()))"
     )
@@ -54,7 +54,7 @@ def test_a_server_that_was_killed_or_is_of_another_kind_is_replaced_by_one_with_
     script.write_text(
         "import json, os, signal, sys, time\n"
         "import told\n"
-        "from vrambench.bench import server\n"
+        "from vrambench.bench.run import server\n"
         "def ask(at):\n"
         "    process = at.fork(told.tell, 'said.json'); process.join()\n"
         "    return json.load(open('said.json'))\n"
@@ -79,7 +79,7 @@ def test_a_server_that_was_killed_or_is_of_another_kind_is_replaced_by_one_with_
 
 
 def test_killing_takes_the_processes_with_it_that_a_job_started(tmp_path: Path) -> None:
-    from vrambench.bench.server import kill
+    from vrambench.bench.run.server import kill
 
     job = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, start_new_session=True)
     assert job.stdout is not None
@@ -102,7 +102,7 @@ def test_killing_takes_the_processes_with_it_that_a_job_started(tmp_path: Path) 
 
 def test_an_extension_that_cannot_be_loaded_stops_no_other_job() -> None:
     """The cell that needs it says what is wrong."""
-    code = "import vrambench.methods.offload.deepspeed as d; d.compiled = lambda: 1 / 0; import vrambench.bench.preload"
+    code = "import vrambench.methods.offload.deepspeed as d; d.compiled = lambda: 1 / 0; import vrambench.bench.run.preload"
     settings = os.environ | {"VRAMBENCH_SERVER_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run([sys.executable, "-P", "-c", code], env=settings, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

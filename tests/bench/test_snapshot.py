@@ -20,7 +20,7 @@ from torch.cuda import _memory_viz
 
 from vrambench.bench.allocator import Allocator, AllocatorSettings, DeviceOutOfMemory
 from vrambench.bench.allocator.recorded import RecordedPeaks
-from vrambench.bench.snapshot import device_traces, read_snapshot, replay_snapshot, settings_of, snapshot_of
+from vrambench.bench.allocator.snapshot import device_traces, read_snapshot, replay_snapshot, settings_of, snapshot_of
 from vrambench.methods.errors import ConfigurationError
 
 MIB = 2**20

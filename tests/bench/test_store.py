@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vrambench.bench.result import Learning, Memory, Phase, Result, Sample
-from vrambench.bench.store import RunFolder, dump_result, write_atomically
+from vrambench.bench.results.records import Learning, Memory, Phase, Result, Sample
+from vrambench.bench.results.store import RunFolder, dump_result, write_atomically
 from vrambench.methods.errors import ConfigurationError
 
 RESULT = Result(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vrambench.bench.meters.trace import StorageTrace, storage_bytes
+from vrambench.bench.measure.meters.storages import StorageTrace, storage_bytes
 
 KIB = 1024
 

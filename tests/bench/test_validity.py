@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vrambench.bench.validity import RULES, check
+from vrambench.bench.plan.validity import RULES, check
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import Kind
 from vrambench.methods.errors import ConfigurationError

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from vrambench.bench.result import Sample, Throughput
-from vrambench.bench.runner import representative, run
-from vrambench.bench.store import RunFolder
-from vrambench.bench.worker import BOARD_BYTES, Spot, read_board, write_board
+from vrambench.bench.results.records import Sample, Throughput
+from vrambench.bench.results.store import RunFolder
+from vrambench.bench.run.session import representative, run
+from vrambench.bench.run.worker import BOARD_BYTES, Spot, read_board, write_board
 from vrambench.methods.errors import ConfigurationError
 
 

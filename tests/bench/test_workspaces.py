@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from vrambench.bench.predict.cards import hardware, outside_allocator
-from vrambench.bench.predict.workspaces import (
+from vrambench.bench.predict.unseen.hardware import hardware, outside_allocator
+from vrambench.bench.predict.unseen.workspaces import (
     LT_MATMULS,
     MATMULS,
     UNKNOWN,

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 
 import torch
 
-from vrambench.bench.recorder import Recorder
-from vrambench.bench.worker import BOARD_BYTES, make_meter, write_board
+from vrambench.bench.measure.recorder import Recorder
+from vrambench.bench.run.worker import BOARD_BYTES, make_meter, write_board
 from vrambench.methods.cell import resolve
 from vrambench.methods.device import Device, get_device
 from vrambench.methods.job import Job

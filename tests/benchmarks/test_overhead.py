@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from tests.benchmarks.meters_cost import measure
-from vrambench.bench.plan import PlannedCell
-from vrambench.bench.result import Result
-from vrambench.bench.runner import run
+from vrambench.bench.plan.plan import PlannedCell
+from vrambench.bench.results.records import Result
+from vrambench.bench.run.session import run
 from vrambench.methods.cell import resolve
 from vrambench.methods.device import get_device
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from vrambench.bench.matrix import load_matrix
-from vrambench.bench.plan import select
+from vrambench.bench.plan.matrix import load_matrix
+from vrambench.bench.plan.plan import select
+from vrambench.bench.plan.selection import Selection
 from vrambench.bench.predict.forecast import Predictor
-from vrambench.bench.selection import Selection
 from vrambench.methods.cell import Cell
 
 MATRIX = Path(__file__).parents[2] / "matrix.yaml"

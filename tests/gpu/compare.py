@@ -27,7 +27,7 @@ from typing import Any
 
 from gpu_summary import KINDS, read_json
 
-from vrambench.bench.predict.cards import card_described
+from vrambench.bench.predict.unseen.hardware import card_described
 
 GIB = 2**30
 SMALL_CARD_BYTES = 24 * GIB

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-COMMAND = [sys.executable, "-P", "-c", "import sys; from vrambench.bench.cli import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-P", "-c", "import sys; from vrambench.bench.commands.app import main; sys.exit(main())"]
 
 
 @pytest.fixture(autouse=True)

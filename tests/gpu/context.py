@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     import torch
 
-    from vrambench.bench.meters.nvml import Nvml, Sampler
+    from vrambench.bench.measure.meters.nvml import Nvml, Sampler
 
     imported = time.perf_counter() - BEGAN
     driver = Nvml.open()

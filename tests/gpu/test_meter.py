@@ -14,7 +14,7 @@ Measured = Callable[[str], dict[str, Any]]
 
 START = """
 import torch
-from vrambench.bench.meters.cuda import CudaMeter
+from vrambench.bench.measure.meters.cuda import CudaMeter
 MIB, GIB = 2**20, 2**30
 device = torch.device("cuda", 0)
 meter = CudaMeter(device, BUDGET)
@@ -127,7 +127,7 @@ def test_the_cap_runs_out_where_it_should_and_its_message_is_read(measured: Meas
     told = measured(
         START.replace("BUDGET", "4 * GIB")
         + """
-from vrambench.bench.oom import parse_oom
+from vrambench.bench.measure.oom import parse_oom
 held = []
 meter.begin_phase("learn", 0)
 try:
@@ -225,7 +225,7 @@ def test_the_environment_of_the_parent_leaves_cuda_alone(measured: Measured) -> 
     told = measured(
         """
 import torch
-from vrambench.bench.environment import describe_environment
+from vrambench.bench.machine.environment import describe_environment
 result["environment"] = describe_environment("cuda")
 result["touched"] = torch.cuda.is_initialized()
 properties = torch.cuda.get_device_properties(0)

@@ -34,7 +34,7 @@ from gpu_summary import done_before
 SECONDS = 300
 """A side's limit, imports included."""
 WARMUP = 2
-COMMAND = "import sys; from vrambench.bench.cli import main; sys.exit(main())"
+COMMAND = "import sys; from vrambench.bench.commands.app import main; sys.exit(main())"
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def trained_by_trl(case: Case, device: str) -> dict[str, Any]:
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast, TrainerCallback
 
-    from vrambench.methods.models import model_config
+    from vrambench.methods.models.load import model_config
 
     on_gpu = device == "cuda"
     config = model_config(case.model)

@@ -5,7 +5,7 @@
     tests/gpu/workspaces.py --device cpu --tiny      the same operators on meta tensors: what is declared, nothing measured
 
 Each operator runs by itself, once before, with the allocator's history recorded; what it allocated beyond its results is
-compared with what `vrambench.bench.predict.workspaces` and the axis values declare. One JSON object a line: `operator`,
+compared with what `vrambench.bench.predict.unseen.workspaces` and the axis values declare. One JSON object a line: `operator`,
 `shapes`, `declared_bytes` (each buffer), `measured_bytes` (each allocation, in order), their `_peak_bytes` (most that was
 live at once), the `gpu` and the versions; null where nothing was measured, and an `error` where the operator would not
 run. The cuBLAS workspace is a row of its own, the first. Exit code: 0, or 1 if no operator could be measured on a GPU.
@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from vrambench.bench.predict.cards import card_here
-from vrambench.bench.predict.workspaces import cublas_workspace_bytes, workspaces
+from vrambench.bench.predict.unseen.hardware import card_here
+from vrambench.bench.predict.unseen.workspaces import cublas_workspace_bytes, workspaces
 from vrambench.methods.axes import AXES
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]

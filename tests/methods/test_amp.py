@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from vrambench.bench.meters.trace import StorageTrace
+from vrambench.bench.measure.meters.storages import StorageTrace
 from vrambench.methods.amp import (
     CPU_LISTS,
     CUDA_LISTS,

@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
-from vrambench.methods.attention import IMPLEMENTATIONS, flash, implementation
 from vrambench.methods.device import get_device
-from vrambench.methods.models import model_config
+from vrambench.methods.models.attention import IMPLEMENTATIONS, flash, implementation
+from vrambench.methods.models.load import model_config
 
 ARCHITECTURES = ("tiny", "tiny-gpt2", "tiny-opt", "tiny-neox", "tiny-mistral")
 LENGTH = 24
@@ -53,7 +53,7 @@ def test_a_cpu_whose_kernel_takes_no_grouped_heads_gives_the_same(monkeypatch: p
     model, tokens = model_of("tiny", "flash"), tokens_of()
     assert model.config.num_key_value_heads < model.config.num_attention_heads
     with get_device("cpu").attention("flash"):
-        monkeypatch.setattr("vrambench.methods.attention.CPU_TAKES_GROUPS", False)
+        monkeypatch.setattr("vrambench.methods.models.attention.CPU_TAKES_GROUPS", False)
         repeated = model(tokens).logits
         monkeypatch.undo()
         torch.testing.assert_close(model(tokens).logits, repeated)

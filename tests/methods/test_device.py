@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend
 
-from vrambench.bench.meters.trace import StorageTrace
+from vrambench.bench.measure.meters.storages import StorageTrace
 from vrambench.methods.device import KERNELS, Device, get_device
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.job import Job

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vrambench.bench.meters.trace import StorageTrace
+from vrambench.bench.measure.meters.storages import StorageTrace
 from vrambench.methods.algorithms import ALGORITHMS
 from vrambench.methods.algorithms import ppo as ppo_module
 from vrambench.methods.errors import ConfigurationError

@@ -13,7 +13,7 @@ from torch import nn
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
-from vrambench.methods.learner import PlainLearner, clip_gradients, tensors_in
+from vrambench.methods.offload.learner import PlainLearner, clip_gradients, tensors_in
 from vrambench.methods.optimizers.layerwise import Layerwise
 
 MakeJob = Callable[..., Job]

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import get_device
 from vrambench.methods.errors import ConfigurationError
-from vrambench.methods.fill import shapes_only
-from vrambench.methods.models import (
+from vrambench.methods.models.fill import shapes_only
+from vrambench.methods.models.load import (
     freeze,
     head,
     hidden_width,
@@ -26,7 +26,7 @@ from vrambench.methods.models import (
     trunk,
     without_checkpointing,
 )
-from vrambench.methods.presets import PRESETS
+from vrambench.methods.models.presets import PRESETS
 
 CPU, META = get_device("cpu"), get_device("meta")
 ARCHITECTURES = ("tiny", "tiny-gpt2", "tiny-opt", "tiny-neox", "tiny-mistral")

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 from vrambench.methods.device import Device
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.job import Job
-from vrambench.methods.presets import PRESETS
+from vrambench.methods.models.presets import PRESETS
 from vrambench.methods.rewards import RewardError, checked, token_rewards, token_rule
 
 MakeJob = Callable[..., Job]

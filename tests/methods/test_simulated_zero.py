@@ -29,13 +29,13 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from vrambench.bench.meters.trace import StorageTrace
+from vrambench.bench.measure.meters.storages import StorageTrace
 from vrambench.methods.cell import Cell, from_flat
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
-from vrambench.methods.learner import tensors_in
 from vrambench.methods.offload import OFFLOADS
 from vrambench.methods.offload.host import host_memory
+from vrambench.methods.offload.learner import tensors_in
 from vrambench.methods.offload.simulated import SimulatedZero
 
 MakeCell = Callable[..., Cell]

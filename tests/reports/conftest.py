@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.reports import made
-from vrambench.reports.html import render
+from vrambench.reports.page.html import render
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import math
 import random
 from typing import Any
 
-from vrambench.bench.result import (
+from vrambench.bench.results.records import (
     Learning,
     Memory,
     OutOfMemory,

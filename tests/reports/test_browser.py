@@ -9,7 +9,7 @@ import pytest
 
 from tests.reports import made
 from tests.reports.browser import CHROMIUM, Browser
-from vrambench.reports.html import render
+from vrambench.reports.page.html import render
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.reports import made
-from vrambench.bench.result import (
+from vrambench.bench.results.records import (
     Learning,
     Memory,
     OutOfMemory,
@@ -26,10 +26,10 @@ from vrambench.bench.result import (
     Sample,
     Throughput,
 )
-from vrambench.bench.store import RunFolder
+from vrambench.bench.results.store import RunFolder
 from vrambench.methods.errors import ConfigurationError
-from vrambench.reports.charts import Chart
-from vrambench.reports.html import json_for_script, render, write_report
+from vrambench.reports.page.charts import Chart
+from vrambench.reports.page.html import json_for_script, render, write_report
 from vrambench.reports.rows import Run
 
 

@@ -10,9 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.reports import made
-from vrambench.bench.cli import main
-from vrambench.bench.located import parse_value
-from vrambench.bench.result import Memory, OutOfMemory
+from vrambench.bench.commands.app import main
+from vrambench.bench.plan.document import parse_value
+from vrambench.bench.results.records import Memory, OutOfMemory
 from vrambench.methods.axes import AXES
 from vrambench.methods.cell import from_flat, resolve
 from vrambench.reports import rows

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from tests.reports import made
-from vrambench.bench.result import Learning, Memory, Result
-from vrambench.bench.store import RunFolder
-from vrambench.reports.terminal import print_table, results_table, summary_lines
+from vrambench.bench.results.records import Learning, Memory, Result
+from vrambench.bench.results.store import RunFolder
+from vrambench.reports.text.terminal import print_table, results_table, summary_lines
 
 
 def printed(results: list[Result], width: int = 240) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.reports import made
-from vrambench.bench.result import Learning, Memory, RoleBytes
-from vrambench.reports import charts
-from vrambench.reports.cells import cells
+from vrambench.bench.results.records import Learning, Memory, RoleBytes
+from vrambench.reports.page import charts
+from vrambench.reports.page.cells import cells
+from vrambench.reports.page.views import VIEWS, environment, learning, ledger, tradeoff, verdict
 from vrambench.reports.report import Report
 from vrambench.reports.rows import STATUSES, Run, rows_of
-from vrambench.reports.views import VIEWS, environment, learning, ledger, tradeoff, verdict
 
 GIB = made.GIB
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from vrambench.bench.meters import Meter
-from vrambench.bench.meters.cuda import CudaMeter, managed_bytes
-from vrambench.bench.meters.nvml import Nvml
+from vrambench.bench.measure.meters import Meter
+from vrambench.bench.measure.meters.cuda import CudaMeter, managed_bytes
+from vrambench.bench.measure.meters.nvml import Nvml
 from vrambench.methods.errors import ConfigurationError
 
 MIB, GIB = 2**20, 2**30

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vrambench.bench.meters import host
+from vrambench.bench.measure.meters import host
 
 MIB = 2**20
 
@@ -51,8 +51,8 @@ def test_a_system_that_says_nothing_is_unknown(tmp_path: Path) -> None:
 
 RUNS_OUT = """
 import torch
-from vrambench.bench.meters.host import limit_host_memory
-from vrambench.bench.oom import parse_oom
+from vrambench.bench.measure.meters.host import limit_host_memory
+from vrambench.bench.measure.oom import parse_oom
 
 torch.ones(8, 8) @ torch.ones(8, 8)
 limit_host_memory(256 * 2**20)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vrambench.bench.meters.nvml import Nvml, Sampler
+from vrambench.bench.measure.meters.nvml import Nvml, Sampler
 
 MIB = 2**20
 ME = 4242

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from vrambench.bench.predict.trace import ALLOC
-from vrambench.bench.predict.tracer import Tracer
+from vrambench.bench.predict.tracing.trace import ALLOC
+from vrambench.bench.predict.tracing.tracer import Tracer
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 

@@ -23,12 +23,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from vrambench.bench.matrix import load_matrix
-from vrambench.bench.plan import PlannedCell, select
-from vrambench.bench.predict.trace import ALLOC, FREE, Trace
-from vrambench.bench.predict.traced import TracedJob
-from vrambench.bench.predict.tracer import Tracer
-from vrambench.bench.selection import Selection
+from vrambench.bench.plan.matrix import load_matrix
+from vrambench.bench.plan.plan import PlannedCell, select
+from vrambench.bench.plan.selection import Selection
+from vrambench.bench.predict.tracing.job import TracedJob
+from vrambench.bench.predict.tracing.trace import ALLOC, FREE, Trace
+from vrambench.bench.predict.tracing.tracer import Tracer
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Device, get_device
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from vrambench.bench.predict.layers import NotAlike, extend
-from vrambench.bench.predict.repeats import without_marks
 from vrambench.bench.predict.simulate import Simulation, Simulator
-from vrambench.bench.predict.trace import ALLOC, FREE, MARK, Event, Place, Trace
+from vrambench.bench.predict.tracing.decode_steps import without_marks
+from vrambench.bench.predict.tracing.layers import NotAlike, extend
+from vrambench.bench.predict.tracing.trace import ALLOC, FREE, MARK, Event, Place, Trace
 from vrambench.methods.cell import Cell, resolve
 
 SIMULATOR = Simulator()

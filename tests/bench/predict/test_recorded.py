@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from vrambench.bench.allocator import AllocatorSettings
+from vrambench.bench.allocator.snapshot import replay_snapshot
 from vrambench.bench.predict import simulate
 from vrambench.bench.predict.forecast import Replay
-from vrambench.bench.predict.workspaces import cublaslt_workspace
-from vrambench.bench.snapshot import replay_snapshot
+from vrambench.bench.predict.unseen.workspaces import cublaslt_workspace
 from vrambench.methods.cards import CARDS
 
 RESULTS = Path(__file__).resolve().parents[3] / "results" / "nvidia-h200"

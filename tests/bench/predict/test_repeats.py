@@ -9,9 +9,9 @@ import pytest
 
 from vrambench.bench.allocator import AllocatorSettings
 from vrambench.bench.predict.forecast import Replay
-from vrambench.bench.predict.repeats import NotRegular, with_all_steps
 from vrambench.bench.predict.simulate import Simulation, Simulator
-from vrambench.bench.predict.trace import ALLOC, BEGIN, END, FREE, Event, Place, Trace
+from vrambench.bench.predict.tracing.decode_steps import NotRegular, with_all_steps
+from vrambench.bench.predict.tracing.trace import ALLOC, BEGIN, END, FREE, Event, Place, Trace
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import Device
 
@@ -67,7 +67,7 @@ def described(trace: Trace) -> list[tuple[Any, ...]]:
 )
 def test_sizes_that_grow_are_those_of_every_step(more: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny models have no more layers than are traced: with every step put in, every event is to be there."""
-    monkeypatch.setattr("vrambench.bench.predict.repeats.block_class", lambda nbytes: (0, nbytes))
+    monkeypatch.setattr("vrambench.bench.predict.tracing.decode_steps.block_class", lambda nbytes: (0, nbytes))
     made = cell(**more)
     all_steps = every_step(made, monkeypatch)
     simulated = SIMULATOR.run(made)

@@ -1,0 +1,96 @@
+"""The selectors as options of a command: which cells, and with which settings. What they mean: `selection.py`.
+
+@app.command()
+@with_selectors
+def plan(*, selection: Selection) -> None: ...
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vrambench.methods.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from vrambench.bench.plan.selection import Selection
+
+
+def selectors(
+    *,
+    profile: Annotated[list[str] | None, typer.Option(help="One of the matrix' profiles.", metavar="NAME")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Keep cells with these values.", metavar="AXIS=V,V")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Set a field or option.", metavar="FIELD=VALUE")
+    ] = None,
+    sweep: Annotated[list[str] | None, typer.Option(help="A cell for each value.", metavar="FIELD=V,V")] = None,
+    repeat: Annotated[list[int] | None, typer.Option(help="Samples of each cell.", metavar="N")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="A preset, hub id or folder.", metavar="MODEL")
+    ] = None,
+    budget: Annotated[list[str] | None, typer.Option(help="24GiB, or a card's name.", metavar="SIZE|CARD")] = None,
+    coverage: Annotated[list[str] | None, typer.Option(help="full or pairwise.", metavar="HOW")] = None,
+    precision: Annotated[list[str] | None, typer.Option(help="These precisions instead.", metavar="V,V")] = None,
+    adapter: Annotated[list[str] | None, typer.Option(help="These adapters instead.", metavar="V,V")] = None,
+    optimizer: Annotated[list[str] | None, typer.Option(help="These optimizers instead.", metavar="V,V")] = None,
+    offload: Annotated[list[str] | None, typer.Option(help="These offloads instead.", metavar="V,V")] = None,
+    algorithm: Annotated[list[str] | None, typer.Option(help="These algorithms instead.", metavar="V,V")] = None,
+) -> Selection:
+    """What the selectors say. `--only`, `--set` and `--sweep` may be repeated, the others may not."""
+    from vrambench.bench.plan.selection import Selection
+
+    axes = {
+        "precision": precision,
+        "adapter": adapter,
+        "optimizer": optimizer,
+        "offload": offload,
+        "algorithm": algorithm,
+    }
+    chosen = {axis: _once(axis, values, several=True) for axis, values in axes.items()}
+    return Selection(
+        profile=_once("profile", profile),
+        axes={axis: text for axis, text in chosen.items() if text is not None},
+        only=tuple(only or ()),
+        set=tuple(set_ or ()),
+        sweep=tuple(sweep or ()),
+        repeat=_once("repeat", repeat),
+        model=_once("model", model),
+        budget=_once("budget", budget),
+        coverage=_once("coverage", coverage),
+    )
+
+
+def _once(name: str, values: list[Any] | None, *, several: bool = False) -> Any:
+    """The one value of an option that must not be repeated. `several`: it holds several, with commas between them."""
+    if values and len(values) > 1:
+        typed = [str(value) for value in values]
+        form = f"; write --{name} {','.join(typed)}" if several else f": {', '.join(typed)}"
+        raise ConfigurationError(f"--{name} is given {len(values)} times{form}", field=name)
+    return values[0] if values else None
+
+
+def with_selectors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives `command` every selector as an option of its own, and their reading as its argument `selection`."""
+
+    @functools.wraps(command)
+    def wrapped(**arguments: Any) -> Any:
+        chosen = {name: arguments.pop(name) for name in options}
+        return command(selection=selectors(**chosen), **arguments)
+
+    hints = typing.get_type_hints(command, include_extras=True, localns={"Selection": Any})
+    more = typing.get_type_hints(selectors, include_extras=True, localns={"Selection": Any})
+    options = inspect.signature(selectors).parameters
+    own = [one for name, one in inspect.signature(command).parameters.items() if name != "selection"]
+    together = [
+        one.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=(hints | more)[one.name])
+        for one in (*own, *options.values())
+    ]
+    wrapped.__signature__ = inspect.Signature(together)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {one.name: one.annotation for one in together}
+    del wrapped.__wrapped__
+    return wrapped

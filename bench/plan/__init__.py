@@ -1,0 +1,1 @@
+"""What is asked: a file, its layers, the combinations, the planned cells."""

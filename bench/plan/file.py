@@ -1,0 +1,94 @@
+"""What a matrix file may hold, by shape alone: sections, lists, names.
+
+    document, file = read(Path("matrix.yaml"))
+
+Nothing here imports torch, so that a slip in the YAML is told at once; what the names mean is `matrix.py`'s part.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vrambench.bench.plan.document import Document, Key, dotted, load
+from vrambench.methods.errors import ConfigurationError, UnknownValue, complaint, did_you_mean, shown
+
+Coverage = Literal["full", "pairwise"]
+MOST_SAMPLES = 1000
+
+
+class Section(BaseModel):
+    """What the top level and each profile of a matrix may hold. None: not said here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    workload: dict[str, Any] = Field(default_factory=dict)
+    axes: dict[str, list[str]] = Field(default_factory=dict)
+    exclude: list[dict[str, Any]] | None = None
+    include: list[dict[str, Any]] | None = None
+    sweep: dict[str, list[Any]] | None = None
+    coverage: Coverage | None = None
+    repeat: Annotated[int, Field(ge=1, le=MOST_SAMPLES, strict=True)] | None = None
+
+
+class MatrixFile(Section):
+    """The whole file."""
+
+    profiles: dict[str, Section] = Field(default_factory=dict)
+    default_profile: dict[Literal["cpu", "cuda"], str] = Field(default_factory=dict)
+
+
+def read(path: Path) -> tuple[Document, MatrixFile]:
+    """The matrix file at `path`, as it is written and by its sections. Raises ConfigurationError with file, line, field
+    and the nearest valid value."""
+    document = load(path)
+    if document.data is None:
+        raise ConfigurationError(f"{document.name}: is empty; a matrix has at least axes (or include) and a workload")
+    if not isinstance(document.data, dict):
+        raise document.error(
+            (), f"a matrix is a mapping ({', '.join(MatrixFile.model_fields)}), not {_kind(document.data)}"
+        )
+    try:
+        file = MatrixFile(**document.data)
+    except ValidationError as error:
+        raise _explained(error, document) from None
+    for kind, name in file.default_profile.items():
+        if name not in file.profiles:
+            at = ("default_profile", kind)
+            if not file.profiles:
+                raise document.error(at, f"{dotted(at)}: {name!r}: the matrix has no profiles")
+            raise UnknownValue(document.where(*at) + dotted(at), name, file.profiles, line=document.line(*at))
+    return document, file
+
+
+def _explained(error: ValidationError, document: Document) -> ConfigurationError:
+    """The first of pydantic's complaints about the file's shape, with its line."""
+    first = error.errors(include_url=False)[0]
+    path: tuple[Key, ...] = tuple(part for part in first["loc"] if part != "[key]")
+    name, given = dotted(path), first["input"]
+    if first["type"] == "extra_forbidden":
+        owner = Section if "profiles" in path else MatrixFile
+        hint = did_you_mean(str(path[-1]), owner.model_fields)
+        return document.error(path, f"{name}: no such key{hint} (there are {', '.join(owner.model_fields)})")
+    if first["type"] == "literal_error":
+        choices = [part.strip("'") for part in first["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+        return UnknownValue(document.where(*path) + name, given, choices, line=document.line(*path))
+    wanted = {
+        "dict_type": "a mapping (name: value)",
+        "model_type": "a mapping (name: value)",
+        "list_type": f"a list ([{given}])" if isinstance(given, str | int | float) else "a list",
+        "string_type": "a name",
+    }.get(first["type"])
+    if wanted:
+        return document.error(path, f"{name}: needs {wanted}, not {_kind(given)}")
+    return document.error(path, f"{name}: {shown(given)}: {complaint(first)}")
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return "a mapping"
+    return "a list" if isinstance(value, list) else shown(value)

@@ -1,0 +1,421 @@
+"""matrix.yaml: what a matrix holds, and the combinations that it comes to.
+
+    matrix = load_matrix(Path("matrix.yaml"))
+    layer = matrix.layer("smoke")              the top level with a profile laid over it
+    combinations(layer)                        axes' product, less exclude, with include as GitHub Actions has it
+
+Modules that need torch are imported inside the functions that need them, so that `load_matrix` is quick about a slip in
+the file. Every setting remembers where it was written (its origin), so that an error found much later, when a cell is resolved,
+still names the line of the file or the words of the command line. From combinations to cells: `plan.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from vrambench.bench.plan.document import Document, Key, dotted
+from vrambench.bench.plan.file import Coverage, Section, read
+from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
+from vrambench.methods.workload import AXIS_NAMES, FIELDS
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value and where it was written: the beginning of any error about it (`matrix.yaml:14: workload.`)."""
+
+    value: Any
+    origin: str
+
+
+Settings = Mapping[str, Setting]
+"""By the name of a workload field, or of an option with its namespace (`ppo.epochs`)."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One item of `exclude` or `include`: what it says of the axes, what it says of the workload, where it stands."""
+
+    axes: Mapping[str, str]
+    settings: Settings
+    origin: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A section that has been read. A later layer is laid `over` an earlier one; None is what a section leaves as it
+    was."""
+
+    workload: Settings = field(default_factory=dict)
+    axes: Mapping[str, tuple[Setting, ...]] = field(default_factory=dict)
+    exclude: tuple[Entry, ...] | None = None
+    include: tuple[Entry, ...] | None = None
+    sweep: Mapping[str, tuple[Setting, ...]] | None = None
+    coverage: Coverage | None = None
+    repeat: int | None = None
+    origin: str = ""
+
+    def values(self) -> list[str]:
+        """Every axis value that is named here."""
+        entries = (*(self.exclude or ()), *(self.include or ()))
+        return [value.value for values in self.axes.values() for value in values] + [
+            name for entry in entries for name in entry.axes.values()
+        ]
+
+    def over(self, lower: Layer) -> Layer:
+        """Workload field by field, axes axis by axis; anything else whole, where this layer says it."""
+        said = {name: getattr(self, name) for name in ("exclude", "include", "sweep", "coverage", "repeat")}
+        return replace(
+            lower,
+            workload={**lower.workload, **self.workload},
+            axes={**lower.axes, **self.axes},
+            **{name: value for name, value in said.items() if value is not None},
+        )
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One value for each axis, by axis, and what `include` adds to it. `included`: made by include, not by the axes'
+    product."""
+
+    axes: Mapping[str, str]
+    added: Settings
+    included: bool = False
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix file. `name`: the file, as errors call it."""
+
+    name: str
+    top: Layer
+    profiles: Mapping[str, Layer]
+    default_profile: Mapping[str, str]
+
+    def layer(self, profile: str | None) -> Layer:
+        """The top level with `profile` laid over it. Raises UnknownValue where there is no such profile."""
+        if profile is None:
+            return self.top
+        if profile not in self.profiles:
+            if not self.profiles:
+                raise ConfigurationError(
+                    f"profile: {self.name} has no profiles, so there is no {profile!r}", field="profile"
+                )
+            raise UnknownValue("profile", profile, self.profiles)
+        return self.profiles[profile].over(self.top)
+
+
+def load_matrix(path: Path) -> Matrix:
+    """The matrix in the YAML file at `path`. Raises ConfigurationError with file, line, field and the nearest valid
+    value for whatever can be seen without the axes' values; `check_names` sees more."""
+    document, file = read(path)
+    reader = _Reader(document)
+    profiles = {name: reader.layer(section, ("profiles", name)) for name, section in file.profiles.items()}
+    return Matrix(
+        document.name,
+        reader.layer(file, ()),
+        profiles,
+        {str(kind): name for kind, name in file.default_profile.items()},
+    )
+
+
+def check_names(matrix: Matrix, more: Layer) -> None:
+    """That every field, option and built-in axis value that the file names anywhere exists, in profiles that are not in
+    use too. Raises ConfigurationError.
+
+    `more`: the command line's layer. Where it or the file names a user's own axis value, that value may bring options
+    under a name that is not known here; only the cells can tell.
+    """
+    from vrambench.methods.cell import option_namespaces
+
+    layers = [matrix.top, *matrix.profiles.values()]
+    own = any(":" in value for layer in (*layers, more) for value in layer.values())
+    namespaces = option_namespaces()
+    for layer in layers:
+        for axis, values in layer.axes.items():
+            for value in values:
+                check_builtin(axis, value.value, value.origin)
+        for entry in (*(layer.exclude or ()), *(layer.include or ())):
+            for axis, name in entry.axes.items():
+                check_builtin(axis, name, f"{entry.origin}.")
+        swept = {name: values[0] for name, values in (layer.sweep or {}).items()}
+        for settings in (layer.workload, swept, *(entry.settings for entry in layer.include or ())):
+            for name, setting in settings.items():
+                try:
+                    _check_name(name, namespaces, own=own)
+                except ConfigurationError as error:
+                    raise located(error, {name: setting}) from None
+
+
+def _check_name(name: str, namespaces: Mapping[str, type[BaseModel]], *, own: bool) -> None:
+    namespace, _, option = name.partition(".")
+    kind = namespaces.get(namespace)
+    if name in FIELDS or (kind is not None and (not option or option in kind.model_fields)):
+        return
+    from vrambench.methods.cell import unknown_field, unknown_option
+
+    if kind is not None:
+        raise unknown_option(option, kind, f"{namespace}.")
+    if not (own and option):
+        raise unknown_field(namespace, namespaces)
+
+
+def idle_excludes(matrix: Matrix, profile: str | None) -> tuple[str, ...]:
+    """A sentence about each exclude entry in use with `profile` that removes nothing: neither here nor in any other
+    profile that it holds for does a combination have all of its values."""
+    layers = [matrix.top, *(matrix.layer(name) for name in matrix.profiles)]
+
+    def fits(entry: Entry, layer: Layer) -> bool:
+        return all(any(value.value == name for value in layer.axes.get(axis, ())) for axis, name in entry.axes.items())
+
+    return tuple(
+        f"{entry.origin}: matches no combination of the axes, and removes nothing"
+        for entry in matrix.layer(profile).exclude or ()
+        if not any(fits(entry, layer) for layer in layers if any(entry is one for one in layer.exclude or ()))
+    )
+
+
+def located(error: ConfigurationError, settings: Settings) -> ConfigurationError:
+    """`error`, beginning with the origin of the setting that it is about."""
+    about = error.field or ""
+    names = [name for name in settings if name == about or name.startswith(about + ".")]
+    if not about or not names:
+        return error
+    origin, message = settings[names[-1]].origin, error.message
+    if message.startswith("workload: "):
+        message = message.removeprefix("workload: ")
+        origin = origin.removesuffix(".") + ("" if origin.endswith(" ") else ": ")
+    return ConfigurationError(origin + message, field=error.field)
+
+
+def combinations(layer: Layer, named: Collection[str] = ()) -> list[Combination]:
+    """The axes' product, less what `exclude` names, with `include`'s settings and further combinations, as GitHub
+    Actions has it.
+
+    An exclude entry removes every combination that has all of its values. An include entry is added to every
+    combination of the product whose axis values it does not contradict: the axes are never overwritten, settings that
+    an earlier entry added are. An entry that fits nowhere makes a combination of its own, to which no later entry is
+    added. `named`: axes whose values the command line named; an entry about other values of them is left out. Where it
+    named all five, it said which combinations there are: exclude removes none, and entries of include that name all five
+    as well, each a combination of its own, are left out.
+    """
+    check_axes(layer)
+    originals = [
+        Combination({axis: value.value for axis, value in zip(AXIS_NAMES, values, strict=True)}, {})
+        for values in product(*(layer.axes.get(axis, ()) for axis in AXIS_NAMES))
+    ]
+    complete = all_named(named)
+    exclude = () if complete else layer.exclude or ()
+    kept = [one for one in originals if not any(_matches(entry, one) for entry in exclude)]
+    wanted = {axis: [value.value for value in layer.axes[axis]] for axis in named}
+    further = []
+    for entry in layer.include or ():
+        if any(entry.axes.get(axis, values[0]) not in values for axis, values in wanted.items()):
+            continue
+        if complete and all_named(entry.axes):
+            continue
+        if any(_matches(entry, one) for one in kept):
+            kept = [
+                replace(one, added={**one.added, **entry.settings}) if _matches(entry, one) else one for one in kept
+            ]
+        elif all_named(entry.axes):
+            further.append(Combination({axis: entry.axes[axis] for axis in AXIS_NAMES}, entry.settings, included=True))
+        else:
+            missing = ", ".join(axis for axis in AXIS_NAMES if axis not in entry.axes)
+            raise ConfigurationError(
+                f"{entry.origin}: fits no combination of the matrix, and cannot make one of its own without {missing}",
+                field="include",
+            )
+    return kept + further
+
+
+def all_named(axes: Collection[str]) -> bool:
+    """Whether `axes` are all five."""
+    return set(axes) == set(AXIS_NAMES)
+
+
+def removing(layer: Layer, only: Mapping[str, Collection[str]]) -> list[Entry]:
+    """The exclude entries that remove combinations whose values are among those of `only`."""
+    return [
+        entry
+        for entry in layer.exclude or ()
+        if all(name in only.get(axis, [name]) for axis, name in entry.axes.items())
+        and all(any(value.value == name for value in layer.axes.get(axis, ())) for axis, name in entry.axes.items())
+    ]
+
+
+def check_axes(layer: Layer) -> None:
+    """Every axis has values, all of which exist; or there are no axes, and include names all. Raises
+    ConfigurationError."""
+    for axis, values in layer.axes.items():
+        for value in values:
+            check_value(axis, value.value, value.origin)
+    for entry in layer.include or ():
+        for axis, name in entry.axes.items():
+            check_value(axis, name, entry.origin + ".")
+    missing = [axis for axis in AXIS_NAMES if not layer.axes.get(axis)]
+    if missing and (layer.axes or not layer.include):
+        raise ConfigurationError(f"{layer.origin}axes: no values for {', '.join(missing)}", field=f"axes.{missing[0]}")
+
+
+def check_builtin(axis: str, name: str, origin: str) -> None:
+    """That `name` is a value of `axis`, or may be a user's own, which is not imported here."""
+    from vrambench.methods.axes import AXES
+
+    if ":" not in name and name not in AXES[axis]:
+        check_value(axis, name, origin)
+
+
+def check_value(axis: str, name: str, origin: str) -> None:
+    """That `axis` has a value called `name`, which is imported; `origin` begins the error."""
+    from vrambench.methods.axes import AXES
+
+    try:
+        AXES[axis].get(name)
+    except ConfigurationError as error:
+        raise ConfigurationError(origin + error.message, field=error.field) from None
+
+
+def check_field(name: str, origin: str) -> None:
+    """That a workload could have the field `name`, as far as can be said without the cell: an axis is none, and says
+    so."""
+    if name in AXIS_NAMES:
+        raise ConfigurationError(f"{origin}{name} is an axis: its values are listed under axes", field=name)
+    whole, _, option = name.partition(".")
+    if option and whole in FIELDS:
+        raise ConfigurationError(f"{origin}{name}: {whole} is a field, and has no options", field=name)
+
+
+def flatten(data: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, Setting]:
+    """Settings as they are written, options nested or dotted, by dotted name. `origins`: of each key of `data`."""
+    settings: dict[str, Setting] = {}
+    for key, value in data.items():
+        origin = origins[key]
+        nested = isinstance(value, Mapping) and key not in FIELDS
+        for name, one in (
+            {f"{key}.{option}": held for option, held in value.items()}.items() if nested else [(key, value)]
+        ):
+            check_field(name, origin)
+            if name in settings:
+                raise ConfigurationError(f"{origin}{name} is set twice, nested and dotted", field=name)
+            settings[name] = Setting(one, origin)
+    return settings
+
+
+def unflatten(settings: Settings) -> dict[str, Any]:
+    """As `resolve` takes them: options under their namespaces."""
+    data: dict[str, Any] = {}
+    for name, setting in settings.items():
+        namespace, _, option = name.partition(".")
+        if option:
+            held = data.get(namespace) or {}
+            if isinstance(held, Mapping):  # else it is no mapping of options, and `resolve` says so
+                data[namespace] = {**held, option: setting.value}
+        else:
+            data[name] = setting.value
+    return data
+
+
+def repeated(values: Sequence[Any]) -> int | None:
+    """Where the first value stands that stands before already; true is not 1."""
+    seen: list[tuple[bool, Any]] = []
+    for index, value in enumerate(values):
+        if (isinstance(value, bool), value) in seen:
+            return index
+        seen.append((isinstance(value, bool), value))
+    return None
+
+
+def _matches(entry: Entry, one: Combination) -> bool:
+    return all(one.axes[axis] == value for axis, value in entry.axes.items())
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Turns sections into layers, with the line of everything."""
+
+    document: Document
+
+    def layer(self, section: Section, path: tuple[Key, ...]) -> Layer:
+        return Layer(
+            workload=self._settings(section.workload, (*path, "workload")),
+            axes={axis: self._values(axis, names, (*path, "axes")) for axis, names in section.axes.items()},
+            exclude=self._entries(section.exclude, (*path, "exclude")),
+            include=self._entries(section.include, (*path, "include")),
+            sweep=None if section.sweep is None else self._sweep(section.sweep, (*path, "sweep")),
+            coverage=section.coverage,
+            repeat=section.repeat,
+            origin=self.document.where(*path, "axes"),
+        )
+
+    def _settings(self, data: Mapping[str, Any], path: tuple[Key, ...]) -> dict[str, Setting]:
+        origins = {key: f"{self.document.where(*path, key)}{dotted(path)}." for key in data}
+        settings = flatten(data, origins)
+        for name, setting in settings.items():  # an option stands on a line of its own
+            namespace, _, option = name.partition(".")
+            if namespace in data and option:
+                where = self.document.where(*path, namespace, option)
+                settings[name] = replace(setting, origin=f"{where}{dotted(path)}.")
+        return settings
+
+    def _values(self, axis: str, names: list[str], path: tuple[Key, ...]) -> tuple[Setting, ...]:
+        if axis not in AXIS_NAMES:
+            raise UnknownValue(
+                self.document.where(*path, axis) + dotted(path), axis, AXIS_NAMES, line=self.document.line(*path, axis)
+            )
+        values: dict[str, Setting] = {}
+        if not names:
+            raise self.document.error((*path, axis), f"{dotted((*path, axis))}: no values")
+        for index, name in enumerate(names):
+            if name in values:
+                raise self.document.error((*path, axis, index), f"{dotted(path)}.{axis}: {name!r} is listed twice")
+            values[name] = Setting(name, f"{self.document.where(*path, axis, index)}{dotted(path)}.")
+        return tuple(values.values())
+
+    def _entries(self, items: list[dict[str, Any]] | None, path: tuple[Key, ...]) -> tuple[Entry, ...] | None:
+        if items is None:
+            return None
+        return tuple(self._entry(item, (*path, index)) for index, item in enumerate(items))
+
+    def _entry(self, item: dict[str, Any], path: tuple[Key, ...]) -> Entry:
+        excludes = "exclude" in path
+        for key, value in item.items():
+            where = f"{self.document.where(*path, key)}{dotted(path)}"
+            if excludes and (key in FIELDS or "." in key or isinstance(value, Mapping)):
+                names = ", ".join(AXIS_NAMES)
+                raise self.document.error(
+                    (*path, key), f"{dotted(path)}.{key}: {key} is no axis; exclude names values of {names}"
+                )
+            if excludes and key not in AXIS_NAMES:
+                raise UnknownValue(where, key, AXIS_NAMES, line=self.document.line(*path, key))
+            if key in AXIS_NAMES and not isinstance(value, str):
+                raise self.document.error(
+                    (*path, key), f"{dotted(path)}.{key}: {shown(value)} is not the name of a value"
+                )
+        if not item and not excludes:
+            raise self.document.error(path, f"{dotted(path)}: is empty, and would add nothing")
+        axes = {key: value for key, value in item.items() if key in AXIS_NAMES}
+        if excludes and not axes:
+            raise self.document.error(path, f"{dotted(path)}: names no value, and would exclude everything")
+        settings = {key: value for key, value in item.items() if key not in AXIS_NAMES}
+        return Entry(axes, self._settings(settings, path), f"{self.document.where(*path)}{dotted(path)}")
+
+    def _sweep(self, items: Mapping[str, list[Any]], path: tuple[Key, ...]) -> dict[str, tuple[Setting, ...]]:
+        dimensions = {}
+        for name, values in items.items():
+            origin = f"{self.document.where(*path, name)}{dotted(path)}."
+            check_field(name, origin)
+            if not values:
+                raise self.document.error((*path, name), f"{dotted(path)}.{name}: no values to sweep over")
+            twice = repeated(values)
+            if twice is not None:
+                raise self.document.error(
+                    (*path, name, twice), f"{dotted(path)}.{name}: {shown(values[twice])} is listed twice"
+                )
+            dimensions[name] = tuple(Setting(value, origin) for value in values)
+        return dimensions

@@ -1,0 +1,306 @@
+"""What a matrix comes to: every cell with its name and what the rules say of it.
+
+    plan = select(load_matrix(path), Selection(only=("algorithm=ppo",)), "cpu")
+    plan.cells                     PlannedCell records in the matrix's order, valid and invalid ones
+    plan.document()                the same, as `vrambench plan --json` prints it
+
+Full coverage plans every combination. Pairwise coverage plans valid cells that hold every pair of axis values that can
+be valid, and one invalid cell for each value or pair that never is, so that the reason is on record.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vrambench.bench.plan.coverage import pairwise, witnesses
+from vrambench.bench.plan.file import Coverage
+from vrambench.bench.plan.matrix import (
+    Combination,
+    Matrix,
+    Settings,
+    all_named,
+    check_names,
+    combinations,
+    idle_excludes,
+    located,
+    removing,
+    unflatten,
+)
+from vrambench.bench.plan.selection import Selection
+from vrambench.bench.plan.validity import Finding, check
+from vrambench.methods.axes import AXES
+from vrambench.methods.cell import Cell, resolve
+from vrambench.methods.device import Kind
+from vrambench.methods.errors import ConfigurationError, UnknownValue
+from vrambench.methods.models.load import model_config
+from vrambench.methods.models.presets import PRESETS
+from vrambench.methods.registry import load_attribute
+from vrambench.methods.workload import FIELDS
+
+if TYPE_CHECKING:
+    from vrambench.bench.predict.many import Outcome
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """`name`: unique in its plan. `findings`: what the rules say of the cell on the plan's device, rejections first.
+    `outcome`: its prediction for CUDA, where one was made."""
+
+    cell: Cell
+    name: str
+    findings: tuple[Finding, ...] = ()
+    outcome: Outcome | None = None
+
+    @property
+    def id(self) -> str:
+        return self.cell.id
+
+    @property
+    def rejection(self) -> Finding | None:
+        """The first rule that forbids the cell."""
+        return next((finding for finding in self.findings if finding.kind == "reject"), None)
+
+    @property
+    def verdict(self) -> Literal["valid", "invalid"]:
+        return "invalid" if self.rejection else "valid"
+
+    def row(self) -> dict[str, Any]:
+        """As `plan --json` prints it; what was not predicted is None."""
+        forecast = self.outcome.forecast if self.outcome else None
+        return {
+            "id": self.id,
+            "name": self.name,
+            "verdict": self.verdict,
+            "findings": [{"rule": one.rule, "kind": one.kind, "reason": one.reason} for one in self.findings],
+            "predicted": forecast.memory.model_dump(mode="json") if forecast else None,
+            "fit": forecast.verdict if forecast else None,
+            "margin_bytes": forecast.margin_bytes if forecast else None,
+            "not_predicted": self.outcome.reason if self.outcome else None,
+            "cell": self.cell.flat(),
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`matrix`: the file. `profile`: the one in use, if any. `device`: what the cells were checked for. `warnings`:
+    sentences about the matrix, which is valid all the same."""
+
+    matrix: str
+    profile: str | None
+    device: Kind
+    coverage: Coverage
+    repeat: int
+    cells: tuple[PlannedCell, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Cells by verdict, and how many of the valid ones carry a warning."""
+        verdicts = Counter(planned.verdict for planned in self.cells)
+        warned = sum(planned.verdict == "valid" and bool(planned.findings) for planned in self.cells)
+        return {"cells": len(self.cells), "valid": verdicts["valid"], "invalid": verdicts["invalid"], "warned": warned}
+
+    @property
+    def valid(self) -> list[Cell]:
+        """The cells that no rule forbids."""
+        return [planned.cell for planned in self.cells if planned.verdict == "valid"]
+
+    def predicted(self, outcomes: Mapping[str, Outcome]) -> Plan:
+        """The plan with each cell's prediction, by the cell's id."""
+        return replace(self, cells=tuple(replace(one, outcome=outcomes.get(one.id)) for one in self.cells))
+
+    def document(self) -> dict[str, Any]:
+        """As `plan --json` prints it."""
+        return {
+            "matrix": self.matrix,
+            "profile": self.profile,
+            "device": self.device,
+            "coverage": self.coverage,
+            "repeat": self.repeat,
+            "counts": self.counts,
+            "cells": [planned.row() for planned in self.cells],
+        }
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A cell that may come into the plan: where it came from, and the swept values that made it."""
+
+    planned: PlannedCell
+    combination: Combination
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        return tuple(self.combination.axes.values())
+
+
+def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: bool = True) -> Plan:
+    """The plan of `matrix` under `selection`, checked for a device of that kind (with bf16 arithmetic or without).
+
+    Where no profile is selected it is the matrix' `default_profile` for the device. A data file, a user's own reward and
+    own axis values must be there already: the modules that they name are imported. Raises ConfigurationError, with
+    where it was written, for whatever is wrong in the parts of the matrix that are in use, and where no cell is left.
+    """
+    profile = selection.profile or matrix.default_profile.get("cuda" if device_kind == "meta" else device_kind)
+    named = selection.layer()
+    check_names(matrix, named)
+    layer = named.over(matrix.layer(profile))
+    fixed, swept, only = selection.settings(), selection.sweeps(), selection.kept()
+    sweep = {name: values for name, values in (layer.sweep or {}).items() if name not in fixed and name not in swept}
+    coverage: Coverage = layer.coverage or "full"
+    if all_named(selection.axes):  # whoever names every value means every combination
+        coverage = named.coverage or "full"
+
+    combined = combinations(layer, named=selection.axes)
+    cells: dict[str, PlannedCell] = {}
+    every: list[PlannedCell] = []
+    dimensions = {**sweep, **swept}
+    for point in product(*dimensions.values()):
+        values = dict(zip(dimensions, point, strict=True))
+        lower = {name: value for name, value in values.items() if name in sweep}
+        upper = {**fixed, **{name: value for name, value in values.items() if name in swept}}
+        candidates = [
+            _Candidate(_planned(one, {**layer.workload, **lower}, upper, tuple(values), device_kind, bf16), one)
+            for one in combined
+        ]
+        every += [candidate.planned for candidate in candidates]
+        for candidate in _covering(candidates) if coverage == "pairwise" else candidates:
+            cells.setdefault(candidate.planned.id, candidate.planned)
+
+    _check_values(only, combined)
+    kept = [planned for planned in cells.values() if _kept(planned, only)]
+    if not kept:
+        more = any(_kept(planned, only) for planned in every)
+        hint = "; pairwise coverage left it out, --coverage full has it" if more else ""
+        words = selection.words()
+        entries = [] if all_named(selection.axes) else removing(layer, only)
+        if entries:
+            hint += f"; removed by {', '.join(entry.origin for entry in entries)}"
+        raise ConfigurationError(f"{matrix.name}: no cell is left" + (f" by {words}" if words else "") + hint)
+    narrowed = bool(selection.axes or only)
+    _check_used({**{n: (s,) for n, s in fixed.items()}, **swept, **({} if narrowed else sweep)}, kept)
+    assert len({planned.name for planned in kept}) == len(kept), "two cells of one name"
+    warnings = () if narrowed else idle_excludes(matrix, profile)
+    return Plan(matrix.name, profile, device_kind, coverage, layer.repeat or 1, tuple(kept), warnings)
+
+
+def _planned(
+    one: Combination, lower: Settings, upper: Settings, swept: tuple[str, ...], device_kind: Kind, bf16: bool
+) -> PlannedCell:
+    """The cell of one combination: `lower` settings, what include adds to them, `upper` settings."""
+    cell = _resolved(one.axes, {**lower, **one.added, **upper})
+    shown = dict.fromkeys(swept)
+    if one.included:
+        plain = _fields(_resolved(one.axes, {**lower, **upper}))
+        flat = _fields(cell)
+        shown |= {name: None for name in one.added if flat.get(name) != plain.get(name)}
+    flat = _fields(cell)
+    parts = [f"{name}={_text(flat[name])}" for name in shown if flat.get(name) is not None]
+    return PlannedCell(cell, " ".join([cell.name, *parts]), check(cell, device_kind, bf16=bf16))
+
+
+def _resolved(axes: Mapping[str, str], settings: Settings) -> Cell:
+    """The cell; an error in it names where the field at fault was written."""
+    try:
+        cell = resolve(axes, unflatten(settings))
+        for name in ("model", "reward_model"):
+            model = getattr(cell.workload, name)
+            if model is not None and model not in PRESETS and "/" not in model:  # no hub id: nothing to ask the network
+                model_config(model, field=name)
+        _check_data(cell.workload.data)
+        _check_reward(cell.workload.reward)
+    except ConfigurationError as error:
+        raise located(error, settings) from None
+    return cell
+
+
+def _check_data(data: str) -> None:
+    """That the file can be read; what is in it the job says."""
+    try:
+        if data != "synthetic":
+            with Path(data).open("rb") as file:
+                file.read(1)
+    except OSError as error:
+        raise ConfigurationError(
+            f"data: {data!r} cannot be read: {error.strerror or error}; give a text or .jsonl file, or 'synthetic'",
+            field="data",
+        ) from None
+
+
+def _check_reward(reward: str | None) -> None:
+    """That a user's own function is there."""
+    if reward is None or ":" not in reward:
+        return
+    found = load_attribute(reward, field="reward")
+    if not callable(found):
+        raise ConfigurationError(
+            f"reward: {reward!r} is of type {type(found).__name__}, not a function of (prompts, responses)",
+            field="reward",
+        )
+
+
+def _covering(candidates: Sequence[_Candidate]) -> list[_Candidate]:
+    """Those of `candidates` that pairwise coverage plans: include's own combinations always."""
+    original = [candidate for candidate in candidates if not candidate.combination.included]
+    valid = [candidate.row for candidate in original if candidate.planned.verdict == "valid"]
+    invalid = [candidate for candidate in original if candidate.planned.verdict == "invalid"]
+    plainest = sorted(invalid, key=lambda one: sum(finding.kind == "reject" for finding in one.planned.findings))
+    rows = {*pairwise(valid), *witnesses(valid, [candidate.row for candidate in plainest])}
+    return [one for one in candidates if one.combination.included or one.row in rows]
+
+
+def _kept(planned: PlannedCell, only: Mapping[str, tuple[str, ...]]) -> bool:
+    return all(planned.cell.axes[axis] in names for axis, names in only.items())
+
+
+def _check_values(only: Mapping[str, tuple[str, ...]], combined: Iterable[Combination]) -> None:
+    """That every value which is to be kept occurs."""
+    combined = list(combined)
+    for axis, names in only.items():
+        there = tuple(dict.fromkeys(one.axes[axis] for one in combined))
+        for name in names:
+            if name not in there:
+                raise UnknownValue(f"--only {axis}", name, there)
+
+
+def _check_used(fields: Mapping[str, Sequence[Any]], cells: Iterable[PlannedCell]) -> None:
+    """That every field which was set or swept is one that some cell has: settings without effect are mistakes."""
+    flats = [_fields(planned.cell) for planned in cells]
+    for name, settings in fields.items():
+        null = all(setting.value is None for setting in settings)
+        if not null and all(flat.get(name) is None for flat in flats):
+            raise ConfigurationError(f"{settings[0].origin}{name}: no cell here uses it{_users(name)}", field=name)
+
+
+def _users(name: str) -> str:
+    """` (adapter lora, adapter dora do)`: which built-in values have the field or option."""
+    namespace = name.partition(".")[0]
+    users = [
+        f"{axis} {value_name}"
+        for axis, registry in AXES.items()
+        for value_name, value in registry.values().items()
+        if name in value.fields or (value.options and value.options.namespace == namespace and namespace not in FIELDS)
+    ]
+    if name == "reward_model":
+        return " (it is used where reward is 'model')"
+    return f" ({', '.join(users)} {'does' if len(users) == 1 else 'do'})" if users else ""
+
+
+def _fields(cell: Cell) -> dict[str, Any]:
+    """A cell's fields and options by dotted name."""
+    flat = cell.workload.flat()
+    options = {
+        f"{space}.{name}": value for space, held in cell.workload.options.items() for name, value in held.items()
+    }
+    return {name: flat[name] for name in FIELDS} | options
+
+
+def _text(value: Any) -> str:
+    """As a name shows it: without blanks."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":")).replace('"', "")

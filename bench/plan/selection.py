@@ -1,0 +1,150 @@
+"""Selectors: what the command line says about which cells, and with which settings.
+
+    Selection(profile="smoke", only=("algorithm=ppo",), set=("ppo.epochs=1",), axes={"precision": "bf16,fp32"})
+
+`--set` beats `include` beats a profile beats the top level. An axis by name replaces that axis' values; all five by name
+are the combinations, and the matrix' exclude and include change none of them. `--only` keeps cells of what is there. Every
+reading here raises ConfigurationError that begins with the words of the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, get_args
+
+from vrambench.bench.plan.document import parse_value
+from vrambench.bench.plan.file import MOST_SAMPLES, Coverage
+from vrambench.bench.plan.matrix import Layer, Setting, Settings, check_field, repeated
+from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
+from vrambench.methods.workload import AXIS_NAMES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The selectors, as they were typed. `axes`: by axis, values separated by commas."""
+
+    profile: str | None = None
+    axes: Mapping[str, str] = field(default_factory=dict)
+    only: tuple[str, ...] = ()
+    set: tuple[str, ...] = ()
+    sweep: tuple[str, ...] = ()
+    model: str | None = None
+    budget: str | None = None
+    repeat: int | None = None
+    coverage: str | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Nothing was selected."""
+        return not any(getattr(self, one.name) for one in fields(self)) and self.repeat is None
+
+    def words(self) -> str:
+        """The selectors that leave cells out, as they were typed, for an error about what is left."""
+        return ", ".join(
+            [f"--{axis} {values}" for axis, values in self.axes.items()] + [f"--only {one}" for one in self.only]
+        )
+
+    def layer(self) -> Layer:
+        """What replaces the matrix' own: axes, coverage, repeat."""
+        axes = {
+            axis: tuple(Setting(name, f"--{axis} {text}: ") for name in _names(text, f"--{axis} {text}"))
+            for axis, text in self.axes.items()
+        }
+        if self.coverage is not None and self.coverage not in get_args(Coverage):
+            raise UnknownValue("--coverage", self.coverage, get_args(Coverage))
+        if self.repeat is not None and self.repeat < 1:
+            raise ConfigurationError(f"--repeat {self.repeat}: must be at least 1", field="repeat")
+        if self.repeat is not None and self.repeat > MOST_SAMPLES:
+            raise ConfigurationError(f"--repeat {self.repeat}: must be at most {MOST_SAMPLES}", field="repeat")
+        return Layer(axes=axes, coverage=self.coverage, repeat=self.repeat)  # type: ignore[arg-type]
+
+    def settings(self) -> Settings:
+        """What `--set`, `--model` and `--budget` say."""
+        found: dict[str, Setting] = {}
+        for option, name, text, words in self._assignments():
+            if name in found:
+                raise ConfigurationError(
+                    f"{words}: {name} is set already, by {found[name].origin.removesuffix(': ')}", field=name
+                )
+            found[name] = Setting(_value(text, words) if option == "set" else text, f"{words}: ")
+        return found
+
+    def sweeps(self) -> Mapping[str, tuple[Setting, ...]]:
+        """What `--sweep` says: by field, its values."""
+        found: dict[str, tuple[Setting, ...]] = {}
+        fixed = self.settings()
+        for typed in self.sweep:
+            words = f"--sweep {typed}"
+            name, text = _assignment(typed, words, "FIELD=VALUE,VALUE")
+            if name in found:
+                raise ConfigurationError(
+                    f"{words}: {name} is swept already; write all its values in one --sweep", field=name
+                )
+            if name in fixed:
+                raise ConfigurationError(
+                    f"{words}: {name} is set as well, by {fixed[name].origin.removesuffix(': ')}", field=name
+                )
+            values = _value(f"[{text}]", words, shown=text)
+            twice = repeated(values)
+            if twice is not None:
+                raise ConfigurationError(f"{words}: {shown(values[twice])} is named twice", field=name)
+            found[name] = tuple(Setting(value, f"{words}: ") for value in values)
+        return found
+
+    def kept(self) -> Mapping[str, tuple[str, ...]]:
+        """What `--only` says: by axis, the values whose cells are kept."""
+        found: dict[str, tuple[str, ...]] = {}
+        for typed in self.only:
+            words = f"--only {typed}"
+            axis, separator, text = typed.partition("=")
+            if not separator:
+                raise ConfigurationError(f"{words}: write --only AXIS=VALUE,VALUE", field="only")
+            if axis not in AXIS_NAMES:
+                raise UnknownValue(words, axis, AXIS_NAMES)
+            if axis in found:
+                raise ConfigurationError(
+                    f"{words}: {axis} is given already; write all its values in one --only", field=axis
+                )
+            found[axis] = _names(text, words)
+        return found
+
+    def _assignments(self) -> list[tuple[str, str, str, str]]:
+        """Option, field, text and the words, of everything that sets one field."""
+        short = {"model": self.model, "budget": self.budget}
+        given = [(name, name, text, f"--{name} {text}") for name, text in short.items() if text is not None]
+        return given + [
+            ("set", *_assignment(typed, f"--set {typed}", "FIELD=VALUE"), f"--set {typed}") for typed in self.set
+        ]
+
+
+def _assignment(typed: str, words: str, form: str) -> tuple[str, str]:
+    name, separator, text = typed.partition("=")
+    option = words.split()[0]
+    if not separator or not name.strip():
+        raise ConfigurationError(f"{words}: write {option} {form}", field=option.removeprefix("--"))
+    name = name.strip()
+    if name in AXIS_NAMES:
+        raise ConfigurationError(f"{words}: {name} is an axis; write --{name} {text}", field=name)
+    check_field(name, f"{words}: ")
+    if not text.strip():
+        raise ConfigurationError(f"{words}: no value after '=' (null is written null)", field=name)
+    return name, text
+
+
+def _value(text: str, words: str, shown: str | None = None) -> Any:
+    try:
+        return parse_value(text)
+    except ValueError as error:
+        message = str(error).replace(repr(text), repr(shown)) if shown else str(error)
+        raise ConfigurationError(f"{words}: {message}") from None
+
+
+def _names(text: str, words: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if "" in names:
+        raise ConfigurationError(f"{words}: an empty value; separate values by single commas")
+    twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
+    if twice:
+        raise ConfigurationError(f"{words}: {twice!r} is named twice")
+    return names

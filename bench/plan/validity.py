@@ -1,0 +1,394 @@
+"""Which cells cannot run, silently train something else, or run but mislead: an ordered table of rules.
+
+    check(cell, "cpu")   ->   (Finding("quantized-full", "reject", "a plain loop ..."),)
+
+Rules look at what axis values declare about themselves (their traits: `quantize`, `trains_base`, `layerwise`,
+`zero_stage`, ...), never at names, so that a user's own value obeys them too. A cell with a `reject` is never started:
+its result is `invalid`, with the rule's id and reason. A `warn` is shown beside the cell, which runs. Combinations
+that need care but do run have no rule: 8-bit and other optimizers under ZeRO's offload (DeepSpeed's switches for that
+are set), and GPT-2's Conv1D layers under int8 and nf4 (they are converted).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from vrambench.methods.cell import Cell
+from vrambench.methods.device import Kind
+from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.models.load import model_config
+from vrambench.methods.precision import DTYPES
+
+Severity = Literal["reject", "warn"]
+
+# The least eps, in powers of ten, with which fp16 state was seen to train (tiny Llama): squares of gradients below 5e-3
+# underflow there, and eps alone is left to divide by. With 1e-5 (1e-7 under GaLore) the loss rose from 5.5 to 7.8 (16)
+# in six steps.
+FP16_EPS = 1e-4
+FP16_EPS_PROJECTED = 1e-6
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a cell is checked for. `bf16`: the device has bf16 arithmetic."""
+
+    kind: Kind
+    bf16: bool = True
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`reason`: one sentence for people. `when`: whether the rule holds for a cell on a target. `numbers`: the cell's own, which
+    the reason is about, and the nearest that would do."""
+
+    id: str
+    kind: Severity
+    reason: str
+    when: Callable[[Cell, Target], bool]
+    numbers: Callable[[Cell], str] | None = None
+
+    def finding(self, cell: Cell) -> Finding:
+        """What is told of `cell`, for which the rule holds."""
+        numbers = f": {self.numbers(cell)}" if self.numbers else ""
+        return Finding(self.id, self.kind, self.reason + numbers)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule that holds for a cell."""
+
+    rule: str
+    kind: Severity
+    reason: str
+
+
+def check(cell: Cell, device_kind: Kind, *, bf16: bool = True) -> tuple[Finding, ...]:
+    """Every rule that holds for `cell` on a device of that kind, rejections first, else in the table's order.
+
+    `bf16=False` says that the device has no bf16 arithmetic.
+    """
+    target = Target(device_kind, bf16)
+    found = [rule.finding(cell) for rule in RULES if rule.when(cell, target)]
+    if target.kind == "cpu":
+        found += cuda_only(cell, explained={finding.reason for finding in found})
+    return tuple(sorted(found, key=lambda finding: finding.kind != "reject"))
+
+
+def cuda_only(cell: Cell, explained: set[str]) -> list[Finding]:
+    """One finding for each axis value that declares itself unable to run on the CPU, unless a rule has given its very
+    reason."""
+    return [
+        Finding("cuda-only", "reject", f"{cell.axes[axis]} runs on CUDA alone: {value.cuda_only}")
+        for axis, value in cell.values.items()
+        if value.cuda_only and value.cuda_only not in explained
+    ]
+
+
+def quantized(cell: Cell) -> bool:
+    return cell.precision_value.quantize is not None
+
+
+def full(cell: Cell) -> bool:
+    """The base's own weights are trained."""
+    return cell.adapter_value.trains_base
+
+
+def zero(cell: Cell) -> bool:
+    return cell.offload_value.zero_stage > 0
+
+
+def projects(cell: Cell) -> bool:
+    return cell.optimizer_value.projects_gradients
+
+
+def weight_dtype(cell: Cell) -> torch.dtype:
+    """Of every base weight that is not quantised."""
+    return cell.precision_value.dtype(cell.workload)
+
+
+def trained_dtype(cell: Cell) -> torch.dtype:
+    """Of the weights that are trained, before any engine casts them."""
+    return weight_dtype(cell) if full(cell) else DTYPES[cell.workload.adapter_dtype or "fp32"]
+
+
+def product_dtype(cell: Cell) -> torch.dtype:
+    """In which attention computes."""
+    return cell.precision_value.autocast or weight_dtype(cell)
+
+
+def eps_too_small(cell: Cell) -> bool:
+    """The optimizer keeps its state in fp16, as the trained weights are, with an eps that does not hold it up (8-bit
+    optimizers compute in fp32, and ZeRO steps an fp32 master copy)."""
+    optimizer = cell.optimizer_value
+    eps = getattr(cell.options(optimizer.options), "eps", None) if optimizer.options else None
+    if eps is None or optimizer.eight_bit or trained_dtype(cell) != torch.float16 or zero(cell):
+        return False
+    return bool(eps < (FP16_EPS_PROJECTED if optimizer.projects_gradients else FP16_EPS))
+
+
+def step_sequences(cell: Cell) -> int:
+    """Sequences in one optimizer step."""
+    return cell.workload.batch_size * cell.workload.gradient_accumulation_steps
+
+
+def remax_temperature(cell: Cell) -> float | None:
+    return cell.workload.options.get("remax", {}).get("temperature")
+
+
+def uses_bf16(cell: Cell) -> bool:
+    return torch.bfloat16 in (product_dtype(cell), weight_dtype(cell), trained_dtype(cell))
+
+
+@functools.cache
+def positions(model: str) -> float:
+    """How many tokens a sequence of `model` may have; no limit where its configuration names none or cannot be read here (the
+    job then says why)."""
+    try:
+        config = model_config(model).get_text_config()
+    except ConfigurationError:
+        return math.inf
+    return getattr(config, "max_position_embeddings", None) or math.inf
+
+
+@functools.cache
+def window(model: str) -> float:
+    """How many tokens back every token of `model` sees; no limit where it sees all, or the configuration cannot be read here."""
+    try:
+        config = model_config(model).get_text_config()
+    except ConfigurationError:
+        return math.inf
+    kinds = getattr(config, "layer_types", None)
+    slides = kinds is None or any(kind != "full_attention" for kind in kinds)
+    return (getattr(config, "sliding_window", None) or math.inf) if slides else math.inf
+
+
+@functools.cache
+def odd_widths(model: str) -> dict[str, int]:
+    """By the configuration's names, the widths of `model`'s layers that are no multiple of 4; none where it cannot be read here."""
+    try:
+        config = model_config(model).get_text_config()
+    except ConfigurationError:
+        return {}
+    widths = {name: getattr(config, name, None) for name in ("hidden_size", "intermediate_size", "ffn_dim", "n_inner")}
+    return {name: width for name, width in widths.items() if width is not None and width % 4}
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "quantized-full",
+        "reject",
+        "without an adapter a quantised model trains only its norms, embeddings and head, while the loss still falls",
+        lambda cell, _: quantized(cell) and full(cell),
+    ),
+    Rule(
+        "value-quantized",
+        "reject",
+        "without an adapter a separate value model on a quantised base trains only its norms, embeddings and head",
+        lambda cell, _: cell.workload.value == "separate" and quantized(cell) and full(cell),
+    ),
+    Rule(
+        "galore-adapter",
+        "reject",
+        "an adapter's factors are of low rank already: projecting their gradients saves nothing and adds the SVD",
+        lambda cell, _: projects(cell) and cell.adapter_value.low_rank,
+    ),
+    Rule(
+        "galore-zero",
+        "reject",
+        "ZeRO flattens parameters to one dimension, and a gradient without rows and columns cannot be projected",
+        lambda cell, _: projects(cell) and zero(cell),
+    ),
+    Rule(
+        "galore-quantized",
+        "reject",
+        "a quantised weight has no gradient that could be projected",
+        lambda cell, _: projects(cell) and quantized(cell),
+    ),
+    Rule(
+        "layerwise-multi-backward",
+        "reject",
+        "a layerwise optimizer steps at every backward pass, so gradients cannot be accumulated over several",
+        # A minibatch is an optimizer step of its own here, and a separate value model has an optimizer of its own: both
+        # are fine.
+        lambda cell, _: cell.optimizer_value.layerwise and cell.workload.gradient_accumulation_steps > 1,
+    ),
+    Rule(
+        "layerwise-clip",
+        "reject",
+        "a layerwise optimizer has freed each gradient before a global norm is known (set max_grad_norm: 0), and "
+        "steps on gradients that a loss scale still multiplies",
+        lambda cell, _: (
+            cell.optimizer_value.layerwise and (cell.workload.max_grad_norm > 0 or cell.precision_value.loss_scaling)
+        ),
+    ),
+    Rule(
+        "layerwise-zero",
+        "reject",
+        "DeepSpeed's engine steps its optimizer itself, after the backward pass",
+        lambda cell, _: cell.optimizer_value.layerwise and zero(cell),
+    ),
+    Rule(
+        "galore-8bit-cpu",
+        "reject",
+        "galore_torch's 8-bit optimizer synchronises CUDA after every parameter",
+        lambda cell, target: target.kind == "cpu" and projects(cell) and cell.optimizer_value.eight_bit,
+    ),
+    Rule(
+        "fp16-unscaled",
+        "reject",
+        "a loss scaler refuses to unscale gradients in fp16, and weights trained in fp16 have no others",
+        lambda cell, _: cell.precision_value.loss_scaling and trained_dtype(cell) == torch.float16,
+    ),
+    Rule(
+        "fp16-full-adamw",
+        "reject",
+        "second moments underflow in fp16 and the usual eps is 0 there, so weights trained in fp16 become NaN within "
+        "steps (8-bit optimizers and Adafactor train them, and GaLore with eps 1e-6)",
+        lambda cell, _: eps_too_small(cell),
+    ),
+    Rule(
+        "int8-read-cpu",
+        "reject",
+        "on a CPU, PEFT loses the scales of an int8 weight when an adapter reads it",
+        lambda cell, target: (
+            target.kind == "cpu"
+            and quantized(cell)
+            and cell.precision_value.bits == 8
+            and cell.adapter_value.reads_weights
+        ),
+    ),
+    Rule(
+        "zero-fp16-cpu",
+        "reject",
+        "DeepSpeed refuses fp16 on a CPU",
+        lambda cell, target: target.kind == "cpu" and zero(cell) and weight_dtype(cell) == torch.float16,
+    ),
+    Rule(
+        "zero-amp",
+        "reject",
+        "DeepSpeed has a mixed precision of its own: it switches autocast off inside its engine, and clips the "
+        "gradients of its own fp16 autocast while they are still scaled (bf16 and fp16 have fp32 masters there)",
+        lambda cell, _: zero(cell) and cell.precision_value.autocast is not None,
+    ),
+    Rule(
+        "fp32-flash",
+        "reject",
+        "the flash attention kernel takes half precision only",
+        lambda cell, _: cell.workload.attention == "flash" and product_dtype(cell) == torch.float32,
+    ),
+    Rule(
+        "reference-adapter-off",
+        "reject",
+        "there is no adapter to switch off, or what is left is not the base: the reference needs a copy of its own",
+        lambda cell, _: cell.workload.reference == "adapter_off" and not cell.adapter_value.can_switch_off,
+    ),
+    Rule(
+        "remax-greedy",
+        "reject",
+        "at temperature 0 the sampled response is the greedy one, so every advantage and the gradient are zero",
+        lambda cell, _: remax_temperature(cell) == 0,
+    ),
+    Rule(
+        "too-long",
+        "reject",
+        "prompt and response together are longer than the model's positions (max_position_embeddings)",
+        lambda cell, _: cell.workload.sequence_tokens > positions(cell.workload.model),
+        lambda cell: f"{cell.workload.sequence_tokens:,} tokens, {positions(cell.workload.model):,} positions",
+    ),
+    Rule(
+        "sliding-window",
+        "reject",
+        "prompt and response together are longer than the model's sliding window, and attention here has no windows",
+        lambda cell, _: cell.workload.sequence_tokens > window(cell.workload.model),
+        lambda cell: f"{cell.workload.sequence_tokens:,} tokens, a window of {window(cell.workload.model):,}",
+    ),
+    Rule(
+        "rollout-batch",
+        "reject",
+        "a rollout must be a whole number of optimizer steps: rollout_batch a multiple of batch_size times "
+        "gradient_accumulation_steps",
+        lambda cell, _: (
+            cell.workload.rollout_batch is not None and cell.workload.rollout_batch % step_sequences(cell) != 0
+        ),
+        lambda cell: (
+            f"rollout_batch {cell.workload.rollout_batch} is no multiple of {step_sequences(cell)}; the nearest above is "
+            f"{-(-(cell.workload.rollout_batch or 0) // step_sequences(cell)) * step_sequences(cell)}"
+        ),
+    ),
+    Rule(
+        "bf16-hardware",
+        "reject",
+        "this device has no bf16 arithmetic (compute_dtype: fp16 serves int8 and nf4)",
+        lambda cell, target: not target.bf16 and uses_bf16(cell),
+    ),
+    Rule(
+        "galore-fp32",
+        "warn",
+        "with fp32 gradients each projector is a view that keeps the whole SVD factor alive, and fp32 weights outweigh "
+        "the saving: GaLore pays in bf16",
+        lambda cell, _: projects(cell) and trained_dtype(cell) == torch.float32,
+    ),
+    Rule(
+        "zero-adapter-dtype",
+        "warn",
+        "ZeRO casts the adapter's weights to the engine's type, whatever adapter_dtype says",
+        lambda cell, _: zero(cell) and not full(cell) and trained_dtype(cell) != weight_dtype(cell),
+    ),
+    Rule(
+        "lora-offload",
+        "warn",
+        "an adapter's optimizer state is small: offloading it costs time and saves next to nothing on the device",
+        lambda cell, _: zero(cell) and not full(cell),
+    ),
+    Rule(
+        "zero-factored",
+        "warn",
+        "ZeRO flattens parameters to one dimension, so a factored second moment is kept whole, and steps differ from those "
+        "without ZeRO",
+        lambda cell, _: zero(cell) and cell.optimizer_value.factored,
+    ),
+    Rule(
+        "int8-odd-width",
+        "reject",
+        "cuBLASLt has no int8 product for a layer whose outputs are no multiple of 4, from some hundred tokens on (seen on "
+        "an H200 with 5,461 outputs and 1,024 tokens)",
+        lambda cell, target: (
+            target.kind == "cuda"
+            and quantized(cell)
+            and cell.precision_value.bits == 8
+            and bool(odd_widths(cell.workload.model))
+        ),
+        lambda cell: ", ".join(f"{name} is {width}" for name, width in odd_widths(cell.workload.model).items()),
+    ),
+    Rule(
+        "int8-checkpointing",
+        "warn",
+        "bitsandbytes' int8 products keep their inputs for the backward pass, whatever gradient checkpointing would drop: "
+        "activations grow with the layers",
+        lambda cell, target: (
+            target.kind == "cuda"
+            and quantized(cell)
+            and cell.precision_value.bits == 8
+            and bool(cell.workload.gradient_checkpointing)
+        ),
+    ),
+    Rule(
+        "rollout-dropout",
+        "warn",
+        "the adapter's dropout stays on in rollouts and scores, so log-probabilities of one token differ from pass to pass",
+        lambda cell, _: bool(cell.workload.lora_dropout) and cell.workload.rollout_batch is not None,
+    ),
+    Rule(
+        "lora-paged",
+        "warn",
+        "an adapter's optimizer state is megabytes, and tensors under 4096 elements keep 32-bit state: 8 bits or "
+        "paging save next to nothing",
+        lambda cell, _: (cell.optimizer_value.paged or cell.optimizer_value.eight_bit) and not full(cell),
+    ),
+)

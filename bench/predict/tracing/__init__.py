@@ -1,0 +1,1 @@
+"""Traces a job on the simulated device: whose memory came and went, when and where."""

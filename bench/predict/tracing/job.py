@@ -1,0 +1,61 @@
+"""The job that a tracer follows: the very one that is measured, which also says whose memory is whose.
+
+tracer = Tracer("meta")
+job = TracedJob(cell, device, tracer)
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from vrambench.bench.measure.ledger import unpaged, weights
+from vrambench.bench.predict.tracing.trace import Owner
+from vrambench.bench.predict.tracing.tracer import Tracer
+from vrambench.methods.algorithms import Metrics
+from vrambench.methods.cell import Cell
+from vrambench.methods.device import Device
+from vrambench.methods.job import Job
+from vrambench.methods.offload.learner import Learner
+
+
+class TracedJob(Job):
+    """A job that tells its tracer of its roles, before anything is built on their weights, of its steps, and of what is whose."""
+
+    def __init__(self, cell: Cell, device: Device, tracer: Tracer) -> None:
+        super().__init__(cell, device, self._enter)
+        self._tracer = tracer
+        self._optimizer_steps = 0
+        self._phase = ""
+
+    def load(self) -> None:
+        super().load()
+        for name, role in self.roles.items():
+            self._tracer.watch(name, role.module)
+            self._tracer.own(weights(role.module), Owner(name, "weights"))
+
+    def _own_states(self, time: int) -> None:
+        """What the optimizers keep, and weights that they have put in the place of others."""
+        for name, role in self.roles.items():
+            self._tracer.own(weights(role.module), Owner(name, "weights", time))
+            if role.learner:
+                self._tracer.own(unpaged(role.learner.optimizer_state()), Owner(name, "optimizer"))
+
+    def _enter(self, phase: str) -> None:
+        if phase == "optimizer_step" and self._phase != "svd":
+            for name, role in self.roles.items():
+                if role.learner:
+                    self._tracer.own(role.learner.gradients(), Owner(name, "gradients", self._optimizer_steps))
+            self._optimizer_steps += 1
+        self._phase = phase
+        self._tracer.enter(phase)
+
+    def step(self, index: int) -> Metrics:
+        self._tracer.step(index)
+        metrics = super().step(index)
+        self._own_states(index + 1)
+        return metrics
+
+    def _trained(self, name: str, module: nn.Module) -> Learner:
+        self._tracer.watch(name, module)
+        with self._tracer.building(name):
+            return super()._trained(name, module)

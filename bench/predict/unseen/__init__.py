@@ -1,0 +1,1 @@
+"""Memory that no tracer sees: inside operators, and outside of the allocator."""

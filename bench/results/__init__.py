@@ -1,0 +1,1 @@
+"""What is stored: records and the folder of a run."""

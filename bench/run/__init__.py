@@ -1,0 +1,1 @@
+"""Planned cells become stored results: sessions, and the processes of cells."""

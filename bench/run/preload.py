@@ -1,0 +1,76 @@
+"""What the server that jobs are forked from imports, once: everything a job needs, and not one tensor operation.
+
+A thread pool that a tensor operation had started would not exist in a forked child, which would then wait for it for ever.
+On CUDA, importing PEFT, bitsandbytes or DeepSpeed initialises the device, which no child could use: there the server holds
+torch and transformers at most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+
+ALWAYS = (
+    "torch",
+    "transformers",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.opt.modeling_opt",
+    "transformers.models.gpt_neox.modeling_gpt_neox",
+    "transformers.models.mistral.modeling_mistral",
+    "vrambench.bench.measure.measurement",
+    "vrambench.methods.job",
+)
+# transformers.optimization imports PEFT, and PEFT bitsandbytes.
+CPU_ONLY = (
+    "peft",
+    "bitsandbytes",
+    "galore_torch",
+    "deepspeed",
+    "deepspeed.ops.adam",
+    "torch.utils.cpp_extension",
+    "transformers.optimization",
+)
+
+
+def load() -> None:
+    """Imports silently; a module that is missing here is missed by the cell that needs it, and named there."""
+    device = os.environ.get("VRAMBENCH_SERVER_DEVICE", "cpu")
+    sink = os.open(os.devnull, os.O_WRONLY)
+    kept = os.dup(1), os.dup(2)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    try:
+        for name in (*ALWAYS, *(CPU_ONLY if device == "cpu" else ())):
+            try:
+                importlib.import_module(name)
+            except ImportError:
+                continue
+        from vrambench.methods.axes import AXES
+
+        for registry in AXES.values():
+            registry.values()
+        if device == "cpu":
+            # A compiler that is gone, a file cut short: the cell that needs it says so.
+            with contextlib.suppress(Exception):
+                _preload_extensions()
+        # What the libraries made at import no job will free: collectors in the children need not look at it again.
+        gc.collect()
+        gc.freeze()
+    finally:
+        os.dup2(kept[0], 1)
+        os.dup2(kept[1], 2)
+        for handle in (sink, *kept):
+            os.close(handle)
+
+
+def _preload_extensions() -> None:
+    from vrambench.methods.offload.deepspeed import compiled, load_extensions
+
+    if compiled():
+        load_extensions()
+
+
+load()

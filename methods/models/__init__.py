@@ -1,0 +1,1 @@
+"""Models: configurations, weights, heads, attention."""

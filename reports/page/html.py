@@ -1,0 +1,188 @@
+"""The report: one HTML file that holds all it needs and loads nothing.
+
+    write_report([Path("runs/first")], Path("report.html"))
+
+The page is complete without JavaScript: tables, and every chart as a drawing. With it, the table sorts and filters,
+and the charts are drawn again by Vega, whose code comes from the installed vl-convert and travels packed in the page.
+A content security policy of hashes forbids whatever else could run or load; what users wrote (names, reasons, paths)
+is escaped, in markup by Jinja, in JSON by `json_for_script`.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from vrambench.bench.results.store import RunFolder, write_atomically
+from vrambench.reports import units
+from vrambench.reports.page import charts
+from vrambench.reports.page.cells import CellsData
+from vrambench.reports.page.views import VIEWS, ChartsData, View
+from vrambench.reports.report import Report
+from vrambench.reports.rows import Run
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(folders: Sequence[Path], out: Path) -> None:
+    """Writes the report about the runs in `folders` to `out`, in one step. Raises ConfigurationError where a folder
+    is no run's, OSError where `out` cannot be written."""
+    short = [folder.resolve().name for folder in folders]
+    names = [name if short.count(name) == 1 else str(folder) for name, folder in zip(short, folders, strict=True)]
+    write_atomically(out, render([read_run(folder, name) for folder, name in zip(folders, names, strict=True)]))
+
+
+def read_run(folder: Path, name: str) -> Run:
+    """A run folder as the report takes it, and what it calls it."""
+    store = RunFolder.open(folder)
+    corrupted = tuple(str(file.relative_to(folder)) for file in store.corrupted)
+    return Run(name, store.info, tuple(store.results()), corrupted)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A view that has something to show, rendered."""
+
+    view: View
+    html: Markup
+
+
+def render(runs: Sequence[Run], *, draw: Callable[[charts.Chart], str] = charts.svg) -> str:
+    """The page about `runs`; `draw` gives a chart's static drawing."""
+    report = Report(runs)
+    templates = _templates()
+    sections: list[Section] = []
+    living: dict[str, Any] = {}
+    table: dict[str, Any] = {"keys": {}, "labels": [], "shared": ""}
+    for view in VIEWS:
+        shown = view.data(report)
+        if shown is None:
+            continue
+        drawings: list[Markup] = []
+        if isinstance(shown, ChartsData):
+            drawings = [Markup(draw(chart)) for chart in shown.charts]
+            living |= {chart.id: _living(chart) for chart in shown.charts}
+        if isinstance(shown, CellsData):
+            table = _table(shown)
+        sections.append(
+            Section(view, Markup(templates.get_template(view.template).render(data=shown, drawings=drawings)))
+        )
+    css, script, bundle = _text("report.css"), _text("report.js"), charts.bundle()
+    page = templates.get_template("page.html").render(
+        title=_title(report),
+        subtitle=_subtitle(report),
+        version=version("vrambench"),
+        sections=sections,
+        css=Markup(css),
+        script=Markup(script),
+        bundle=Markup(_packed(bundle)),
+        data=Markup(json_for_script({**table, "charts": living})),
+        script_hashes=Markup(f"{_hash(script)} {_hash(bundle)}"),
+        style_hash=Markup(_hash(css)),
+    )
+    # A path that was not UTF-8 comes as halves of pairs, which no file can hold.
+    return page.encode(errors="replace").decode()
+
+
+def json_for_script(data: object) -> str:
+    """JSON that can stand inside a script element: nothing in it ends the element, opens a comment, or is a line end
+    to JavaScript."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for letter in "<>&\u2028\u2029":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text
+
+
+def _living(chart: charts.Chart) -> dict[str, Any]:
+    """What the script draws a chart from. Cells' labels, which every chart's data have, travel once for all."""
+    datasets = {
+        name: [{key: value for key, value in one.items() if key != "cell"} for one in data]
+        for name, data in chart.spec["datasets"].items()
+    }
+    return {
+        "spec": chart.spec | {"datasets": datasets},
+        "rows": chart.rows,
+        "limit": chart.limit,
+        "min_width": chart.min_width,
+    }
+
+
+def _table(data: CellsData) -> dict[str, Any]:
+    """What the script cannot read from the table itself: each row's sort keys and name, and the settings that its
+    commands share."""
+    keyed = [column for column in data.columns if column.kind != "text"]
+    keys = {column.key: [_key(column.sort(line.row)) for line in data.lines] for column in keyed}
+    return {"keys": keys, "labels": [line.label for line in data.lines], "shared": data.shared}
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+def _title(report: Report) -> str:
+    devices = dict.fromkeys(_device(run) for run in report.runs)
+    return f"vrambench: {' and '.join(devices)}" if devices else "vrambench"
+
+
+def _device(run: Run) -> str:
+    """What the run ran on, by its own name."""
+    environment = run.info.get("environment") or {}
+    for part, key in (("gpu", "name"), ("cpu", "model")):
+        about = environment.get(part)
+        if isinstance(about, dict) and about.get(key):
+            return str(about[key])
+    return str(run.info.get("device") or "an unnamed device")
+
+
+def _subtitle(report: Report) -> list[str]:
+    started = [f"{run.name}, {str(run.info.get('started_at') or 'not dated').replace('T', ' ')}" for run in report.runs]
+    counts = [f"{count:,} {status}" for status, count in report.counts.items()]
+    budgets = [f"budget {' and '.join(map(units.size, report.budgets))}"] if report.budgets else []
+    return [
+        *started,
+        f"{units.plural(len(report.rows), 'cell')}: {', '.join(counts)}" if counts else "no cells",
+        *budgets,
+    ]
+
+
+@cache
+def _templates() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["zip"] = lambda first, second: zip(first, second, strict=True)
+    return environment
+
+
+@cache
+def _text(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+@cache
+def _packed(code: str) -> str:
+    """For a page that is a third of the size; the script unpacks it, and the policy knows its hash unpacked."""
+    return base64.b64encode(gzip.compress(code.encode(), mtime=0)).decode()
+
+
+@cache
+def _hash(content: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

@@ -1,0 +1,260 @@
+"""What `plan`, `fit` and `doctor` say on a terminal: tables of texts, and the lines below them.
+
+    print_fit(answer, sys.stdout)
+
+Text from users is never read as markup. Sizes are binary and say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TextIO
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vrambench.bench.plan.plan import Plan, PlannedCell
+from vrambench.bench.predict.advise import Advice, Maximum
+from vrambench.bench.predict.fit import Answer
+from vrambench.bench.predict.forecast import Forecast
+from vrambench.bench.results.records import OutOfMemory
+from vrambench.reports import units
+from vrambench.reports.text.terminal import Output
+
+SMALLEST_SHARE = 0.0005
+"""Of what is live: smaller ones are told together."""
+COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red"}
+
+
+def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]], out: TextIO) -> Console:
+    """A table of texts (Rich's markup in them), and the console that it was printed on."""
+    console = Output(out)
+    console.print(_table(headings, rows))
+    return console
+
+
+def print_plan(planned: Plan, out: TextIO) -> None:
+    """A line for each cell, the warnings' reasons once, the counts; predictions where they were made."""
+    predicted = any(one.outcome for one in planned.cells)
+    rows = []
+    warnings: dict[str, str] = {}
+    for one in planned.cells:
+        refused = [f"{finding.rule}: {finding.reason}" for finding in one.findings if finding.kind == "reject"]
+        warned = [finding for finding in one.findings if finding.kind == "warn" and one.verdict == "valid"]
+        warnings |= {finding.rule: finding.reason for finding in warned}
+        why = refused or (["warning: " + ", ".join(finding.rule for finding in warned)] if warned else [])
+        if one.outcome and one.outcome.reason:
+            why = [*why, f"not predicted: {one.outcome.reason}"]
+        colour = "green" if one.verdict == "valid" else "dim"
+        told = _prediction(one) if predicted else ()
+        rows.append((f"[{colour}]{escape(one.name)}[/]", one.verdict, *told, escape("\n".join(why))))
+    headings = ("cell", "verdict", *(("predicted", "of budget", "fit") if predicted else ()), "why")
+    console = print_rows(headings, rows, out)
+    for rule, reason in warnings.items():
+        console.print(f"warning {rule}: {reason}", markup=False, soft_wrap=True)
+    counts = planned.counts
+    profile = f", profile {planned.profile}" if planned.profile else ""
+    console.print(
+        f"{units.plural(counts['cells'], 'cell')}: {counts['valid']} valid ({counts['warned']} with warnings), "
+        f"{counts['invalid']} invalid; {planned.matrix}{profile}, {planned.coverage} coverage, on {planned.device}"
+        + (", predictions for CUDA" if predicted else ""),
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def print_fit(answer: Answer, out: TextIO, profile: str | None = None) -> None:
+    """The verdict, the ledger, where and of what the peak is, and what all that rests on. `profile`: whose the workload is."""
+    forecast = answer.forecast
+    console = Output(out)
+    colour = COLOURS[forecast.verdict]
+    console.print(f"[{colour}]{forecast.verdict}[/]: {escape(_verdict(answer))}", soft_wrap=True)
+    whose = f" (profile {profile})" if profile else ""
+    console.print(escape(f"{answer.cell.name}, {_work(answer)}{whose}"), soft_wrap=True)
+    for finding in answer.warnings:
+        console.print(f"warning {finding.rule}: {finding.reason}", markup=False, soft_wrap=True)
+    console.print(_table(("ledger", "bytes", ""), list(_ledger(forecast))))
+    console.print(_table(("phase", "step", "allocated", "reserved", "device"), list(_phases(forecast))))
+    if forecast.roles:
+        console.print(_table(("role", "weights", "gradients", "optimizer", ""), list(_roles(forecast))))
+    console.print(_table(("live at the peak", "bytes", "share", ""), list(_at_peak(forecast))))
+    for line in _rests_on(answer):
+        console.print(line, markup=False, soft_wrap=True)
+    if answer.max:
+        _print_max(answer.max, console)
+    if answer.advice:
+        _print_advice(answer.advice, console)
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _prediction(one: PlannedCell) -> tuple[str, str, str]:
+    forecast = one.outcome.forecast if one.outcome else None
+    if forecast is None:
+        return units.DASH, units.DASH, units.DASH
+    device = forecast.memory.device_bytes or 0
+    share = f"{device / forecast.budget_bytes:.0%}"
+    return units.size(device), share, f"[{COLOURS[forecast.verdict]}]{forecast.verdict}[/]"
+
+
+def _verdict(answer: Answer) -> str:
+    forecast = answer.forecast
+    need, budget = units.size(forecast.memory.device_bytes), units.size(forecast.budget_bytes)
+    if answer.card:
+        budget += f" (usable on {answer.card.name})"
+    band = units.size(forecast.band_bytes)
+    if not forecast.fits:
+        words = f"{need} of {budget} predicted, {units.size(-forecast.margin_bytes)} too much"
+        if -forecast.margin_bytes < forecast.band_bytes:
+            words += f", less than the error band of {band}"
+        return words + _runs_out(forecast.oom_phase, forecast.oom)
+    if forecast.verdict == "fits":
+        return f"{need} of {budget} predicted, {units.size(forecast.margin_bytes)} to spare, more than the error band of {band}"
+    if forecast.memory.num_alloc_retries:
+        times = units.plural(forecast.memory.num_alloc_retries, "time")
+        return f"{need} of {budget} predicted, after the allocator gave back cached memory {times}; the error band is {band}"
+    return f"{need} of {budget} predicted, {units.size(forecast.margin_bytes)} to spare, less than the error band of {band}"
+
+
+def _runs_out(phase: str | None, oom: OutOfMemory | None) -> str:
+    if phase is None or oom is None:
+        return ""
+    request = f" at a request of {units.size(oom.asked_bytes)}" if oom.asked_bytes else ""
+    return f"; memory runs out in {phase}{request}"
+
+
+def _work(answer: Answer) -> str:
+    workload = answer.cell.workload
+    parts = [
+        workload.model,
+        f"batch_size {workload.batch_size}",
+        f"{workload.prompt_tokens} + {workload.response_tokens} tokens",
+    ]
+    if workload.rollout_batch is not None:
+        parts.append(f"rollout_batch {workload.rollout_batch}")
+    if workload.gradient_accumulation_steps > 1:
+        parts.append(f"gradient_accumulation_steps {workload.gradient_accumulation_steps}")
+    parts.append(f"gradient_checkpointing {'on' if workload.gradient_checkpointing else 'off'}")
+    return ", ".join(parts)
+
+
+def _ledger(forecast: Forecast) -> Iterator[tuple[str, str, str]]:
+    memory, size = forecast.memory, units.size
+    requested, allocated, active = memory.requested_bytes or 0, memory.allocated_bytes or 0, memory.active_bytes or 0
+    yield "requested", size(requested), "what tensors and operators ask for"
+    yield "+ rounding", size(allocated - requested), "to the allocator's block sizes"
+    if active != allocated:
+        yield "+ stream-held", size(active - allocated), "freed, but another stream may still use it"
+    yield (
+        "+ fragmentation",
+        size(forecast.fragmentation_bytes),
+        "the most that is reserved, beyond the most that is in use",
+    )
+    yield "= reserved", size(memory.reserved_bytes), "held by PyTorch's allocator"
+    yield "+ outside", size(memory.context_bytes), "CUDA context, kernels, libraries"
+    yield "[bold]= device[/]", f"[bold]{size(memory.device_bytes)}[/]", "what nvidia-smi would show"
+    if memory.managed_bytes:
+        yield "managed", size(memory.managed_bytes), "paged: on the device as far as there is room, else on the host"
+    if memory.host_pinned_bytes:
+        yield "host, pinned", size(memory.host_pinned_bytes), "page-locked, of what is offloaded"
+    if forecast.host_bytes:
+        yield "host", size(forecast.host_bytes), "host memory for all that is offloaded, beside the process' own"
+    if memory.num_alloc_retries:
+        yield "retries", str(memory.num_alloc_retries), "the allocator gave back its cache to go on"
+
+
+def _phases(forecast: Forecast) -> Iterator[tuple[str, ...]]:
+    for phase in forecast.phases:
+        here = (phase.name, phase.step) == (forecast.limiting_phase, forecast.limiting_step)
+        numbers = map(units.size, (phase.allocated_bytes, phase.reserved_bytes, phase.device_bytes))
+        row = (escape(phase.name), units.DASH if phase.step is None else str(phase.step), *numbers)
+        yield tuple(f"[bold]{text}[/]" for text in row) if here else row
+
+
+def _roles(forecast: Forecast) -> Iterator[tuple[str, ...]]:
+    for name, role in forecast.roles.items():
+        sizes = map(units.size, (role.weights_bytes, role.gradients_bytes, role.optimizer_bytes))
+        yield escape(name), *sizes, f"shares {escape(role.shares)}'s" if role.shares else ""
+
+
+def _at_peak(forecast: Forecast) -> Iterator[tuple[str, str, str, str]]:
+    from vrambench.bench.predict.forecast import KINDS
+
+    total = sum(share.nbytes for share in forecast.at_peak) or 1
+    small = 0
+    for share in forecast.at_peak:
+        if share.nbytes < SMALLEST_SHARE * total:
+            small += share.nbytes
+            continue
+        kind = share.kind.replace("_", " ")
+        whose = f"{share.role}'s {kind}" if share.role else kind
+        yield escape(whose), units.size(share.nbytes), f"{share.nbytes / total:.1%}", KINDS.get(share.kind, "")
+    if small:
+        yield "others", units.size(small), f"{small / total:.1%}", ""
+
+
+def _rests_on(answer: Answer) -> Iterator[str]:
+    forecast = answer.forecast
+    role = f", of {forecast.limiting_role}" if forecast.limiting_role else ""
+    step = f" of step {forecast.limiting_step}" if forecast.limiting_step is not None else ""
+    yield f"most in use: in {forecast.limiting_phase}{step}{role}"
+    peak = forecast.device_peak
+    yield f"most on the device: first in {peak.name}{'' if peak.step is None else f' of step {peak.step}'}"
+    if not forecast.fits:
+        yield "these are the bytes without a limit; under the budget, cached memory is given back first, and that is not enough"
+    total, trainable = forecast.parameters.total, forecast.parameters.trainable
+    yield f"parameters: {total:,}, {trainable:,} of them trained"
+    yield (
+        f"predicted in {units.seconds(forecast.seconds)} after start-up, nothing was measured; the error band of "
+        f"{units.size(forecast.band_bytes)} is {forecast.band_basis}"
+    )
+    yield from forecast.notes
+
+
+def _print_max(found: Maximum, console: Console) -> None:
+    rows = [
+        (
+            str(probe.value),
+            units.size(probe.device_bytes),
+            f"[{COLOURS[probe.verdict]}]{probe.verdict}[/]{_runs_out(probe.oom_phase, probe.oom)}",
+        )
+        for probe in sorted(found.probes, key=lambda probe: probe.value)
+    ]
+    console.print(_table((found.field, "device", "verdict"), rows))
+    if found.value is None:
+        console.print(f"largest {found.field}: none fits ({found.bound})", markup=False, soft_wrap=True)
+        return
+    along = "".join(f", with {name} {value}" for name, value in found.along.items())
+    console.print(
+        f"largest {found.field}: {found.value}{along} ({units.size(found.device_bytes)}; {found.bound})",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _print_advice(advice: Advice, console: Console) -> None:
+    if advice.suggestions:
+        rows = [
+            (
+                escape("\n".join(f"{name}: {_value(value)}" for name, value in one.changes.items())),
+                units.size(one.device_bytes),
+                units.size(one.margin_bytes),
+                f"[{COLOURS[one.verdict]}]{one.verdict}[/]",
+                escape("\n".join(one.price)),
+            )
+            for one in advice.suggestions
+        ]
+        console.print(_table(("change to", "device", "to spare", "verdict", "at the price of"), rows))
+    predictions = units.plural(advice.predictions, "prediction")
+    console.print(f"advice: {advice.ending} ({predictions})", markup=False, soft_wrap=True)
+
+
+def _value(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,133 @@
+"""What is seen of a run at work, on stderr: a live display on a terminal, else a plain line for each cell that ends.
+
+    with listening(Console(stderr=True), size=str, seconds=str) as listener:
+        run(planned, folder, listener=listener)
+
+`size` and `seconds` turn bytes and seconds into text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from vrambench.bench.results.records import FAILED, Result
+from vrambench.bench.run.session import Listener
+
+Text = Callable[[int], str]
+Duration = Callable[[float], str]
+
+COLOURS = {"ok": "green", "oom": "yellow", "invalid": "dim"} | dict.fromkeys(FAILED, "red")
+
+
+@contextmanager
+def listening(console: Console, size: Text, seconds: Duration) -> Iterator[Listener]:
+    """The listener that suits the console."""
+    if not console.is_terminal:
+        yield PlainListener(console, size, seconds)
+        return
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[running]}"),
+        console=console,
+        transient=True,
+    ) as progress:
+        yield LiveListener(progress, size, seconds)
+
+
+def ending(result: Result, size: Text, seconds: Duration) -> str:
+    """How a cell ended, in a line: status, peak, time; for one that did not end well the phase and the reason."""
+    memory = result.memory
+    peak = memory.device_bytes if memory.device_bytes is not None else memory.allocated_bytes
+    parts: list[str] = [result.status]
+    if result.status != "invalid":
+        parts += [f"peak {size(peak)}"] if peak is not None else []
+        parts += [seconds(result.seconds["total"])] if "total" in result.seconds else []
+    if result.status != "ok":
+        parts += [f"in {result.phase}"] if result.phase else []
+        parts += [f"{result.rule}: {result.reason}" if result.rule else result.reason or ""]
+    return "  ".join(part for part in parts if part)
+
+
+class PlainListener:
+    """One line per cell, when it ends."""
+
+    def __init__(self, console: Console, size: Text, seconds: Duration) -> None:
+        self._console = console
+        self._size = size
+        self._seconds = seconds
+
+    def started(self, name: str, index: int, total: int) -> None:
+        """Nothing: a line comes when the cell ends."""
+
+    def phase(self, name: str, phase: str, step: int | None, live_bytes: int | None) -> None:
+        """Nothing."""
+
+    def finished(self, result: Result) -> None:
+        self.message(f"{result.id}  {result.name}: {ending(result, self._size, self._seconds)}")
+
+    def message(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class LiveListener:
+    """Cells done and time left; below, each running cell with its phase and the live bytes' peak; above, the cells
+    that ended."""
+
+    def __init__(self, progress: Progress, size: Text, seconds: Duration) -> None:
+        self._progress = progress
+        self._size = size
+        self._seconds = seconds
+        self._cells: TaskID | None = None
+        self._running: dict[str, str] = {}
+        self._peaks: dict[str, int] = {}
+
+    def started(self, name: str, index: int, total: int) -> None:
+        self._running[name] = "start"
+        self._peaks[name] = 0
+        if self._cells is None:  # cells before the first one that starts were kept
+            self._cells = self._progress.add_task("cells", total=total, completed=index - 1, running="")
+        self._show()
+
+    def phase(self, name: str, phase: str, step: int | None, live_bytes: int | None) -> None:
+        self._peaks[name] = max(self._peaks.get(name, 0), live_bytes or 0)
+        self._running[name] = phase if step is None else f"{phase}, step {step}"
+        self._show()
+
+    def finished(self, result: Result) -> None:
+        self._running.pop(result.name, None)
+        colour = COLOURS.get(result.status, "white")
+        text = escape(ending(result, self._size, self._seconds))
+        self._progress.console.print(f"[{colour}]{escape(result.name)}: {text}[/]", highlight=False)
+        if self._cells is not None:
+            self._progress.advance(self._cells)
+        self._show()
+
+    def message(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False)
+
+    def _show(self) -> None:
+        if self._cells is None:
+            return
+        lines = []
+        for name, phase in self._running.items():
+            peak = f", peak {self._size(self._peaks[name])}" if self._peaks.get(name) else ""
+            lines.append(escape(f"{name}: {phase}{peak}"))
+        self._progress.update(self._cells, running="\n".join(lines))

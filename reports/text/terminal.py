@@ -1,0 +1,141 @@
+"""Results on a terminal: the table at the end of a run, and the lines below it.
+
+    console.print(results_table(results))
+    for line in summary_lines(results, not_run=3): console.print(line, markup=False)
+
+A cell that failed is a row like any other, with its reason. Text from users is never read as markup; colours and
+width are the console's affair, so NO_COLOR, pipes and narrow windows are respected.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vrambench.bench.results.records import FAILED, Result
+from vrambench.bench.results.store import RunFolder
+from vrambench.reports import units
+from vrambench.reports.page.views import verdict
+from vrambench.reports.report import PEAKS, Report
+from vrambench.reports.rows import STATUSES, Row, Run, peak_basis, rows_of
+
+STYLES = {
+    "ok": "green",
+    "oom": "yellow",
+    "invalid": "dim",
+    "pruned": "dim",
+    "timeout": "red",
+    "crashed": "red",
+    "error": "red",
+}
+PIPED_WIDTH = 200
+"""Columns where the output is no terminal that has a width of its own."""
+
+
+class Output(Console):
+    """A console on a text stream, as wide as its terminal, else PIPED_WIDTH. Where the reader has gone, printing raises
+    BrokenPipeError as `print` does."""
+
+    def __init__(self, out: TextIO) -> None:
+        super().__init__(file=out, highlight=False)
+        if not self.is_terminal:
+            self.width = PIPED_WIDTH
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def print_table(folders: Sequence[Path], out: TextIO) -> None:
+    """Prints the table and the summary of each run folder to `out`."""
+    console = Output(out)
+    for folder in folders:
+        store = RunFolder.open(folder)
+        results = store.results()
+        if results:
+            console.print(results_table(results))
+        missing = len({cell["id"] for cell in store.info.get("cells", [])} - {result.id for result in results})
+        corrupted = tuple(str(file) for file in store.corrupted)
+        for line in summary_lines(results, not_run=missing, corrupted=corrupted):
+            console.print(line, markup=False, soft_wrap=True)
+
+
+def results_table(results: Sequence[Result]) -> Table:
+    """A row for each result, in the order given: how it ended, its peak, its rate, what it learned, or why it did not
+    end well. The peak is the outermost line of the ledger that every cell which is ok has; its heading says which."""
+    rows = rows_of([Run("", results=tuple(results))])
+    basis = peak_basis(rows)
+    peak_heading = f"peak {basis.removesuffix('_bytes')}" if basis else "peak"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("status", no_wrap=True, min_width=7)
+    table.add_column("cell", overflow="fold", min_width=16)
+    for heading in (peak_heading, "tokens/s", "step", "learning"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*_texts(row, basis))
+    return table
+
+
+def summary_lines(results: Sequence[Result], *, not_run: int = 0, corrupted: Sequence[str] = ()) -> list[str]:
+    """What the table comes to, in a few lines: counts, which fit the budget, per algorithm the fastest and the
+    smallest, and what needs a look."""
+    report = Report([Run("", results=tuple(results))])
+    counts = Counter[str](result.status for result in results)
+    parts = [f"{counts[status]} {status}" for status in STATUSES if status in counts]
+    parts += [f"{not_run} not run"] if not_run else []
+    lines = [f"{units.plural(len(results) + not_run, 'cell')}: {', '.join(parts)}" if parts else "no cells"]
+    data = verdict(report)
+    if results:
+        lines += data.sentences[1:]
+    if report.ok and report.basis and not data.judged and len(data.sentences) < 2:
+        lines.append(f"cells are compared by their peak of {PEAKS[report.basis]}")
+    for line in data.lines:
+        chosen = [("fastest", line.fastest), ("smallest", line.smallest)]
+        lines += [f"{line.algorithm}: {which} {best.label} ({best.words})" for which, best in chosen if best]
+    failed = [result for result in results if result.status in FAILED]
+    if failed:
+        lines.append(
+            f"{units.plural(len(failed), 'measurement')} failed; run again with --retry {','.join(_retryable(failed))}"
+        )
+    lines += [f"cannot be read: {name}" for name in corrupted]
+    return [units.printable(line) for line in lines]
+
+
+def _retryable(failed: Sequence[Result]) -> list[str]:
+    return [status for status in FAILED if any(result.status == status for result in failed)]
+
+
+def _texts(row: Row, basis: str | None) -> list[Text]:
+    peak = getattr(row.memory, basis) if basis else None
+    cell = Text(units.printable(row.name))
+    if why := _why(row):
+        cell.append("\n" + units.printable(why), style="dim")
+    return [
+        Text(row.status, style=STYLES.get(row.status, "")),
+        cell,
+        Text(units.size(peak)),
+        Text(units.rate(row.tokens_per_second)),
+        Text(units.seconds(row.step_seconds)),
+        Text(_learned(row)),
+    ]
+
+
+def _learned(row: Row) -> str:
+    """The reward where there is one, else the loss: the first and the last quarter's mean."""
+    if row.reward:
+        return f"reward {units.change(row.reward)}"
+    return f"loss {units.change(row.loss)}" if row.loss else units.DASH
+
+
+def _why(row: Row) -> str:
+    if row.status == "ok" or row.result is None:
+        return ""
+    rule = f"{row.result.rule}: " if row.result.rule else ""
+    phase = f" (in {row.result.phase})" if row.result.phase else ""
+    return f"{rule}{row.reason or ''}{phase}"
