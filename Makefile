@@ -1,7 +1,7 @@
 # make setup   the virtual environment .venv, and DeepSpeed's CPU Adam compiled once
 # make run     the main job: the matrix on what is there (a GPU, or the smoke profile on the CPU), and a report
 # make test    every test that this machine can run
-# make lint    ruff and mypy
+# make lint    ruff, mypy, and no import that runs back
 # make accuracy  docs/accuracy.md written again: predictions against published figures
 # make gpu     on a machine with CUDA: tests, measurements and their results as one archive under $$OUT
 .PHONY: setup run test lint benchmark accuracy gpu clean
@@ -32,6 +32,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PYTHONPATH=$(VENV)/src $(BIN)/lint-imports --no-cache
 
 benchmark: setup
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only $(ARGS)

@@ -17,7 +17,8 @@ from pathlib import Path
 from measured import sections
 from published import LEFT, ROWS, SEEDS, VERDICT_SETTINGS, VERDICTS, Row, VerdictRow
 
-from vrambench.bench.predict.forecast import Forecast, Predictor
+from vrambench.bench.predict.forecast import Predictor
+from vrambench.bench.results.forecast import Forecast
 from vrambench.methods.cards import CARDS, Card
 from vrambench.methods.cell import Cell
 

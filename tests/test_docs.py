@@ -12,7 +12,7 @@ import published
 import pytest
 
 from vrambench.bench.plan.validity import check
-from vrambench.bench.predict.forecast import Forecast, PredictedPhase, Share
+from vrambench.bench.results.forecast import Forecast, PredictedPhase, Share
 from vrambench.bench.results.records import Memory, Parameters
 from vrambench.methods.cards import CARDS, Card
 from vrambench.methods.cell import Cell

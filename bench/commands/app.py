@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vrambench.bench.plan.matrix import Matrix
     from vrambench.bench.plan.plan import Plan, PlannedCell
     from vrambench.bench.plan.selection import Selection
-    from vrambench.bench.predict.many import Outcome
+    from vrambench.bench.results.forecast import Outcome
     from vrambench.bench.run.session import Predict
     from vrambench.methods.cards import Card
     from vrambench.methods.cell import Cell

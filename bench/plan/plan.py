@@ -44,7 +44,7 @@ from vrambench.methods.registry import load_attribute
 from vrambench.methods.workload import FIELDS
 
 if TYPE_CHECKING:
-    from vrambench.bench.predict.many import Outcome
+    from vrambench.bench.results.forecast import Outcome
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vrambench.bench.plan.validity import Finding, check
-from vrambench.bench.predict.forecast import Forecast, Verdict
+from vrambench.bench.results.forecast import Forecast, Verdict
 from vrambench.bench.results.records import OutOfMemory, Record
 from vrambench.methods.axes import AXES
 from vrambench.methods.cell import Cell, resolve

@@ -15,7 +15,8 @@ from typing import Any
 from vrambench.bench.plan.plan import Plan
 from vrambench.bench.plan.validity import Finding, check
 from vrambench.bench.predict.advise import Advice, Maximum, advise, check_searched, largest
-from vrambench.bench.predict.forecast import Forecast, Predictor
+from vrambench.bench.predict.forecast import Predictor
+from vrambench.bench.results.forecast import Forecast
 from vrambench.methods.axes import AXES
 from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell

@@ -20,9 +20,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any
 
-from vrambench.bench.predict.forecast import Forecast, Predictor
-from vrambench.bench.results.records import Record
-from vrambench.bench.run.server import without_main
+from vrambench.bench.predict.forecast import Predictor
+from vrambench.bench.processes import without_main
+from vrambench.bench.results.forecast import Outcome
 from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import Cell, from_flat
 from vrambench.methods.errors import ConfigurationError
@@ -35,13 +35,6 @@ CHUNK = 4
 """Cells that a process is handed at once: enough for what it learned to be of use, few enough for progress to be seen."""
 WORTH_A_PROCESS = 8
 """A second process imports for seconds what so many predictions would be made in."""
-
-
-class Outcome(Record):
-    """A cell's forecast, or why there is none."""
-
-    forecast: Forecast | None = None
-    reason: str | None = None
 
 
 def predict_all(

@@ -10,20 +10,13 @@ is fresh all the same.
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
-import signal
-import sys
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing import forkserver
 from typing import Any
 
-import psutil
-
-LAST_SECONDS = 30.0
-"""How long a killed process is waited for: one that hangs in a driver may never go."""
+from vrambench.bench.processes import without_main
 
 CONTEXT = multiprocessing.get_context("forkserver")
 
@@ -75,26 +68,3 @@ class Server:
         except (EOFError, ConnectionError) as error:
             raise OSError("the process that jobs are forked from has ended; its last words are above") from error
         return process
-
-
-def kill(process: Any) -> None:
-    """Ends a job and every process that it started."""
-    if process.pid is None:
-        return
-    with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess, PermissionError):
-        if os.getpgid(process.pid) == process.pid:
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            os.kill(process.pid, signal.SIGKILL)
-    process.join(LAST_SECONDS)
-
-
-@contextlib.contextmanager
-def without_main() -> Iterator[None]:
-    """Hides this process' own script while processes are started: multiprocessing would run it once more in each."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main

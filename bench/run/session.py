@@ -26,6 +26,7 @@ from vrambench.bench.measure.measurement import Progress
 from vrambench.bench.measure.oom import NATIVE_EXIT, oom_kills
 from vrambench.bench.plan.plan import PlannedCell
 from vrambench.bench.predict.unseen.hardware import card_described
+from vrambench.bench.processes import kill
 from vrambench.bench.results.records import FAILED, OutOfMemory, Result, Sample, Status, Throughput
 from vrambench.bench.results.store import RunFolder, dump_result
 from vrambench.bench.run import server
@@ -34,8 +35,7 @@ from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from vrambench.bench.predict.forecast import Forecast
-    from vrambench.bench.predict.many import Outcome
+    from vrambench.bench.results.forecast import Forecast, Outcome
     from vrambench.methods.cards import Card
 
 Predict = Callable[[Sequence[Cell], "Card | None"], Mapping[str, "Outcome"]]
@@ -183,7 +183,7 @@ class _Run:
             interrupted = True
         finally:
             for job in self.running:
-                server.kill(job.process)
+                kill(job.process)
         stored = [self.store.read_result(task.planned.cell.id) for task in self.tasks]
         counts = Counter(result.status for result in stored if result)
         return Summary(self.store.path, dict(counts), self.kept, interrupted)
@@ -291,7 +291,7 @@ class _Run:
                 process.join(PREPARE_SECONDS)
             finally:
                 if process.is_alive():
-                    server.kill(process)
+                    kill(process)
             if process.exitcode != 0:
                 failed[axis, name] = log
         left: list[_Task] = []
@@ -340,7 +340,7 @@ class _Run:
             self.listener.phase(job.task.planned.name, spot.phase, spot.step, spot.live_bytes)
         if time.monotonic() > job.deadline and job.process.is_alive():
             job.timed_out = job.final is None
-            server.kill(job.process)
+            kill(job.process)
 
     def _read(self, job: _Running) -> None:
         """Takes what the job has sent."""

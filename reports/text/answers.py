@@ -18,7 +18,7 @@ from rich.table import Table
 from vrambench.bench.plan.plan import Plan, PlannedCell
 from vrambench.bench.predict.advise import Advice, Maximum
 from vrambench.bench.predict.fit import Answer
-from vrambench.bench.predict.forecast import Forecast
+from vrambench.bench.results.forecast import Forecast
 from vrambench.bench.results.records import OutOfMemory
 from vrambench.reports import units
 from vrambench.reports.text.terminal import Output
@@ -185,7 +185,7 @@ def _roles(forecast: Forecast) -> Iterator[tuple[str, ...]]:
 
 
 def _at_peak(forecast: Forecast) -> Iterator[tuple[str, str, str, str]]:
-    from vrambench.bench.predict.forecast import KINDS
+    from vrambench.bench.results.forecast import KINDS
 
     total = sum(share.nbytes for share in forecast.at_peak) or 1
     small = 0

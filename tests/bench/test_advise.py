@@ -15,7 +15,8 @@ from vrambench.bench.predict.advise import (
     largest,
     rejection,
 )
-from vrambench.bench.predict.forecast import Forecast, Predictor
+from vrambench.bench.predict.forecast import Predictor
+from vrambench.bench.results.forecast import Forecast
 from vrambench.methods.axes import AXES
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.errors import ConfigurationError, UnknownValue

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from vrambench.bench.commands import app as cli
-from vrambench.bench.predict.many import Outcome
+from vrambench.bench.results.forecast import Outcome
 from vrambench.bench.results.store import RunFolder
 from vrambench.bench.run.session import Summary
 from vrambench.methods.cards import CARDS

@@ -10,7 +10,7 @@ import pytest
 
 from vrambench.bench.machine.environment import describe_environment
 from vrambench.bench.predict.forecast import Predictor
-from vrambench.bench.predict.many import Outcome
+from vrambench.bench.results.forecast import Outcome
 from vrambench.bench.results.store import RunFolder
 from vrambench.bench.run.session import Predict, run
 from vrambench.methods.cards import CARDS, Card

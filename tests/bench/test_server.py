@@ -79,7 +79,7 @@ def test_a_server_that_was_killed_or_is_of_another_kind_is_replaced_by_one_with_
 
 
 def test_killing_takes_the_processes_with_it_that_a_job_started(tmp_path: Path) -> None:
-    from vrambench.bench.run.server import kill
+    from vrambench.bench.processes import kill
 
     job = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, start_new_session=True)
     assert job.stdout is not None

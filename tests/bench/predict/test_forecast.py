@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from vrambench.bench.predict.forecast import KINDS, Forecast, Predictor, Replay
+from vrambench.bench.predict.forecast import Predictor, Replay
 from vrambench.bench.predict.unseen.hardware import outside_allocator
 from vrambench.bench.predict.unseen.workspaces import cublas_workspace_bytes
+from vrambench.bench.results.forecast import KINDS, Forecast
 from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import Cell, resolve
 

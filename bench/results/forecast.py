@@ -1,0 +1,98 @@
+"""What is predicted for a cell, as it is shown and stored: bytes, the verdict under a budget, and what it rests on."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from vrambench.bench.results.records import Memory, OutOfMemory, Parameters, Record, RoleBytes
+
+Verdict = Literal["fits", "tight", "does not fit"]
+
+PRUNED_OVER = 1.25
+"""A cell predicted to need more than this many budgets is not worth its run."""
+
+
+KINDS = {
+    "weights": "the model's, and an adapter's",
+    "gradients": "of what is trained, complete",
+    "optimizer": "the optimizer's state",
+    "kv_cache": "keys and values of every token of a rollout",
+    "engine_buffers": "what DeepSpeed gathers gradients in",
+    "activations": "what layers compute, and keep where a backward pass follows",
+    "logits_and_loss": "scores of the whole vocabulary, and what is computed from them",
+    "backward_temporaries": "gradients of logits and layers on their way, and weights unpacked for them",
+    "step_temporaries": "what the optimizer's step computes with; in list kernels as large as all parameters",
+    "load_temporaries": "what loading leaves behind",
+    "workspace": "what operators take inside themselves, and cuBLAS keeps",
+    "data": "tokens, rewards and other numbers",
+}
+"""What can be live, in words."""
+
+
+class PredictedPhase(Record):
+    """Peaks inside one phase of one step (None: outside the steps)."""
+
+    name: str
+    step: int | None
+    allocated_bytes: int
+    reserved_bytes: int
+    device_bytes: int
+
+
+class Share(Record):
+    """What is live at the peak. `role` None: no model's. `kind`: one of KINDS, or what the job's own code names it."""
+
+    role: str | None
+    kind: str
+    nbytes: int
+
+
+class Forecast(Record):
+    """The prediction for one cell and budget. `limiting_phase`, `limiting_role`: where the most memory is in use, and
+    `at_peak` what that is. `margin_bytes`: budget less device bytes, negative where it does not fit. `band_bytes`: by how much
+    more a measurement may show, and `band_basis` how that is known. `oom`: where memory runs out under the budget.
+    Bytes of a cell that does not fit are those that it takes without a limit. `host_bytes`: of host memory for what is offloaded.
+    `seconds`: what predicting took."""
+
+    budget_bytes: int
+    verdict: Verdict
+    margin_bytes: int
+    band_bytes: int
+    band_basis: str
+    memory: Memory
+    phases: tuple[PredictedPhase, ...]
+    roles: dict[str, RoleBytes]
+    parameters: Parameters
+    limiting_phase: str
+    limiting_step: int | None
+    limiting_role: str | None
+    at_peak: tuple[Share, ...]
+    oom: OutOfMemory | None = None
+    oom_phase: str | None = None
+    fragmentation_bytes: int
+    host_bytes: int
+    outside: str
+    notes: tuple[str, ...] = ()
+    seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is predicted to run, be it only just."""
+        return self.verdict != "does not fit"
+
+    @property
+    def device_peak(self) -> PredictedPhase:
+        """The first phase in which the device bytes were at their highest: the allocator keeps what it once reserved."""
+        return max(self.phases, key=lambda phase: phase.device_bytes)
+
+    @property
+    def far_over(self) -> bool:
+        """Whether it needs so much more than the budget that running it would tell nothing new."""
+        return (self.memory.device_bytes or 0) > PRUNED_OVER * self.budget_bytes
+
+
+class Outcome(Record):
+    """A cell's forecast, or why there is none."""
+
+    forecast: Forecast | None = None
+    reason: str | None = None
