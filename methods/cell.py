@@ -72,7 +72,7 @@ class Cell(BaseModel):
 
     def options(self, kind: type[Options]) -> Any:
         """This cell's settings for an axis value, as that value's own Options class (defaults where nothing was said)."""
-        return kind(**self.workload.options.get(kind.namespace, {}))
+        return self.workload.of(kind)
 
     @cached_property
     def id(self) -> str:

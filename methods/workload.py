@@ -8,12 +8,15 @@ two cells that do the same work are the same cell.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from vrambench.methods.cards import CAPACITIES
 from vrambench.methods.errors import did_you_mean, shown
+from vrambench.methods.registry import Options
+
+Kind = TypeVar("Kind", bound=Options)
 
 UNITS = {
     "": 1,
@@ -125,6 +128,10 @@ class Workload(BaseModel):
         """As it is written in files: options beside the fields, under their namespaces."""
         data = self.model_dump(mode="json", exclude={"options"})
         return data | self.options
+
+    def of(self, kind: type[Kind]) -> Kind:
+        """An axis value's settings, as that value's own Options class (defaults where nothing was said)."""
+        return kind(**self.options.get(kind.namespace, {}))
 
 
 FIELDS = tuple(name for name in Workload.model_fields if name != "options")

@@ -11,7 +11,7 @@ from torch import nn
 from vrambench.methods.registry import AxisValue, Registry
 
 if TYPE_CHECKING:
-    from vrambench.methods.cell import Cell
+    from vrambench.methods.workload import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Adapter(AxisValue):
     it the model is the base again, so that one model serves as policy and as reference. `reads_weights`: its forward pass
     looks at the base's weights, which are unpacked for it where they are quantised."""
 
-    attach: Callable[[nn.Module, Cell], nn.Module]
+    attach: Callable[[nn.Module, Workload], nn.Module]
     trains_base: bool
     low_rank: bool = False
     can_switch_off: bool = False

@@ -11,9 +11,9 @@ from typing import Any
 from torch import nn
 
 from vrambench.methods.adapters import Adapter
-from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError, did_you_mean
 from vrambench.methods.precision import DTYPES
+from vrambench.methods.workload import Workload
 
 # What `auto` stands for: every linear layer of a block where models of an architecture are usually trained so, else
 # PEFT's own choice (query_key_value for GPT-NeoX, c_attn for GPT-2, query and value for OPT).
@@ -28,7 +28,7 @@ AUTO_TARGETS: dict[str, tuple[str, ...]] = {
 }
 
 
-def attach(model: Any, cell: Cell, **variant: Any) -> nn.Module:
+def attach(model: Any, workload: Workload, **variant: Any) -> nn.Module:
     """PEFT's model around `model`: everything frozen but the factors, which are of the workload's `adapter_dtype`. `variant`: what
     else PEFT's LoraConfig is told, for adapters that vary LoRA.
 
@@ -36,7 +36,6 @@ def attach(model: Any, cell: Cell, **variant: Any) -> nn.Module:
     """
     from peft import LoraConfig, get_peft_model
 
-    workload = cell.workload
     config = LoraConfig(
         task_type="CAUSAL_LM" if model.can_generate() else None,
         r=workload.lora_r,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from vrambench.methods.adapters import Adapter
-from vrambench.methods.cell import Cell
+from vrambench.methods.workload import Workload
 
 
-def attach(model: nn.Module, cell: Cell) -> nn.Module:
+def attach(model: nn.Module, workload: Workload) -> nn.Module:
     """The model as it is, every floating-point weight trained."""
     return model
 

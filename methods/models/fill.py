@@ -13,15 +13,15 @@ for one linear layer). On the meta device the same is done with shapes and types
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import _disable_current_modes
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from vrambench.methods.tensors import shapes_only
 
 Quantize = Callable[[nn.Linear], nn.Module]
 
@@ -31,14 +31,6 @@ def build(auto: Any, config: PreTrainedConfig, dtype: torch.dtype, attention: st
     `dtype`."""
     with shapes_only():
         return auto.from_config(config, dtype=dtype, attn_implementation=attention)
-
-
-@contextmanager
-def shapes_only() -> Iterator[None]:
-    """Tensors made inside are on meta and are nobody's memory, so whoever traces a simulated device must not count
-    them: there they would look like allocations."""
-    with _disable_current_modes(), torch.device("meta"):
-        yield
 
 
 def fill(

@@ -103,7 +103,7 @@ def load_model(cell: Cell, device: Device, *, model: str | None = None, adapter:
     config = model_config(name)
     with _seeded(device, seed):
         loaded = _load(AutoModelForCausalLM, name, config, cell, device)
-        result = cell.adapter_value.attach(loaded, cell) if adapter else loaded
+        result = cell.adapter_value.attach(loaded, cell.workload) if adapter else loaded
     return _ready(result, cell, device)
 
 
@@ -228,7 +228,7 @@ def load_scalar_model(cell: Cell, device: Device, *, model: str, seed: int, trai
     with _seeded(device, seed):
         body: nn.Module = _load(AutoModel, model, config, cell, device, field=field)
         if trained:
-            body = cell.adapter_value.attach(body, cell)
+            body = cell.adapter_value.attach(body, cell.workload)
         body = _ready(body, cell, device)
         width = hidden_width(config)
         head_dtype = dtype if full else DTYPES[cell.workload.adapter_dtype or "fp32"]

@@ -139,7 +139,7 @@ class ZeroLearner:
         value = cell.optimizer_value
         load_extensions()
         join_alone(device)
-        optimizer = (value.offloaded or value.build)(module, cell)
+        optimizer = (value.offloaded or value.build)(module, cell.workload)
         self.module, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=engine_config(cell, device), dist_init_required=False
         )

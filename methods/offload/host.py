@@ -112,7 +112,7 @@ def optimizer_state(flat: Sequence[int], cell: Cell) -> Iterator[HostBuffer]:
         masters = nn.ParameterList([nn.Parameter(torch.empty(size)) for size in flat])
     for master in masters:
         master.grad = torch.zeros_like(master)
-    optimizer = cell.optimizer_value.build(masters, cell)
+    optimizer = cell.optimizer_value.build(masters, cell.workload)
     optimizer.step()
     for tensor in tensors_in(optimizer.state):
         if tensor.dim():

@@ -58,7 +58,7 @@ class PlainLearner:
         self._max_grad_norm = cell.workload.max_grad_norm
         self._pending = 0
         self._parameters = trainable(module)
-        self._optimizer = cell.optimizer_value.build(module, cell)
+        self._optimizer = cell.optimizer_value.build(module, cell.workload)
         self._steps_in_backward = cell.optimizer_value.layerwise
         self._mark = cell.optimizer_value.mark_phases
         self._scaler = device.grad_scaler(cell.precision_value.loss_scaling)

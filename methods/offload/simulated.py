@@ -316,7 +316,7 @@ def parameter_groups(module: nn.Module, cell: Cell) -> list[list[nn.Parameter]]:
     if value.offloaded is not None:
         groups = [trainable(module)]
     else:
-        groups = [group["params"] for group in value.build(module, cell).param_groups]
+        groups = [group["params"] for group in value.build(module, cell.workload).param_groups]
     kept = [[parameter for parameter in group if parameter.requires_grad and parameter.numel()] for group in groups]
     return [group for group in kept if group]
 

@@ -13,7 +13,7 @@ from torch import nn
 from vrambench.methods.registry import AxisValue, Registry
 
 if TYPE_CHECKING:
-    from vrambench.methods.cell import Cell
+    from vrambench.methods.workload import Workload
 
 
 class Steps(Protocol):
@@ -32,19 +32,19 @@ class Steps(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(AxisValue):
-    """`build`: the optimizer over what a module trains, with the cell's learning rate and options. `layerwise`: each parameter
+    """`build`: the optimizer over what a module trains, with the workload's learning rate and options. `layerwise`: each parameter
     steps as soon as its gradient is there, inside the backward pass, which frees the gradient. `projects_gradients`: it keeps its
     state in a low-rank projection of the gradient (GaLore). `eight_bit`, `paged`, `factored`: how its state is held. `offloaded`:
     the optimizer that takes its place where state lies on the host (DeepSpeed's CPUAdam for AdamW), if there is one.
     `mark_phases`: given a phase marker and the phase around it, the context in which it marks phases of its own (GaLore's svd)."""
 
-    build: Callable[[nn.Module, Cell], Steps]
+    build: Callable[[nn.Module, Workload], Steps]
     layerwise: bool = False
     projects_gradients: bool = False
     eight_bit: bool = False
     paged: bool = False
     factored: bool = False
-    offloaded: Callable[[nn.Module, Cell], torch.optim.Optimizer] | None = None
+    offloaded: Callable[[nn.Module, Workload], torch.optim.Optimizer] | None = None
     mark_phases: Callable[[Callable[[str], None], str], AbstractContextManager[None]] | None = None
 
 

@@ -11,9 +11,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from vrambench.methods.cell import Cell
 from vrambench.methods.optimizers import Optimizer, trainable
 from vrambench.methods.registry import Options
+from vrambench.methods.workload import Workload
 
 
 class AdafactorOptions(Options):
@@ -26,17 +26,17 @@ class AdafactorOptions(Options):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
 
 
-def build(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:
+def build(module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
     """transformers.optimization.Adafactor, `scale_parameter` and `relative_step` off as TrainingArguments set them."""
     from transformers.optimization import Adafactor
 
     return Adafactor(
         trainable(module),
-        lr=cell.workload.learning_rate,
+        lr=workload.learning_rate,
         scale_parameter=False,
         relative_step=False,
         warmup_init=False,
-        **dict(cell.options(AdafactorOptions)),
+        **dict(workload.of(AdafactorOptions)),
     )
 
 

@@ -15,9 +15,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from vrambench.methods.cell import Cell
 from vrambench.methods.optimizers import Optimizer, trainable
 from vrambench.methods.registry import Options
+from vrambench.methods.workload import Workload
 
 
 class AdamWOptions(Options):
@@ -29,20 +29,20 @@ class AdamWOptions(Options):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
 
 
-def adamw_settings(cell: Cell) -> dict[str, Any]:
+def adamw_settings(workload: Workload) -> dict[str, Any]:
     """Keyword arguments that every AdamW takes."""
-    return {"lr": cell.workload.learning_rate, **dict(cell.options(AdamWOptions))}
+    return {"lr": workload.learning_rate, **dict(workload.of(AdamWOptions))}
 
 
-def build_foreach(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:
+def build_foreach(module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
     """torch.optim.AdamW over lists of tensors."""
-    return torch.optim.AdamW(trainable(module), **adamw_settings(cell), foreach=True)
+    return torch.optim.AdamW(trainable(module), **adamw_settings(workload), foreach=True)
 
 
-def build_fused(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:
+def build_fused(module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
     """torch.optim.AdamW in one fused kernel."""
     parameters = trainable(module)
-    optimizer: Any = torch.optim.AdamW(parameters, **adamw_settings(cell), fused=True)
+    optimizer: Any = torch.optim.AdamW(parameters, **adamw_settings(workload), fused=True)
     if any(parameter.is_meta for parameter in parameters):
         optimizer.step = functools.partial(_step_anywhere, optimizer.step)
     return optimizer
@@ -54,11 +54,11 @@ def _step_anywhere(step: Callable[[], Any]) -> Any:
         return step()
 
 
-def build_cpu_adam(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:
+def build_cpu_adam(module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
     """DeepSpeed's AdamW for state that lies on the host."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-    return DeepSpeedCPUAdam(trainable(module), **adamw_settings(cell), adamw_mode=True)
+    return DeepSpeedCPUAdam(trainable(module), **adamw_settings(workload), adamw_mode=True)
 
 
 ADAMW_TORCH = Optimizer(

@@ -11,28 +11,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from vrambench.methods.cell import Cell
-from vrambench.methods.models.fill import shapes_only
 from vrambench.methods.optimizers import Optimizer, trainable
 from vrambench.methods.optimizers.adamw import AdamWOptions, adamw_settings
+from vrambench.methods.tensors import shapes_only
+from vrambench.methods.workload import Workload
 
 PAGED_FROM = 100_000
 """Elements from which bitsandbytes pages a state (Optimizer8bit.get_state_buffer)."""
 
 
-def build_8bit(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:
+def build_8bit(module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
     """bitsandbytes.optim.AdamW8bit."""
     import bitsandbytes
 
-    return _with_32_bit_embeddings(bitsandbytes.optim.AdamW8bit(trainable(module), **adamw_settings(cell)), module)
+    return _with_32_bit_embeddings(bitsandbytes.optim.AdamW8bit(trainable(module), **adamw_settings(workload)), module)
 
 
-def build_paged_8bit(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:
+def build_paged_8bit(module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
     """bitsandbytes.optim.PagedAdamW8bit."""
     import bitsandbytes
 
     parameters = trainable(module)
-    optimizer = bitsandbytes.optim.PagedAdamW8bit(parameters, **adamw_settings(cell))
+    optimizer = bitsandbytes.optim.PagedAdamW8bit(parameters, **adamw_settings(workload))
     if any(parameter.is_meta for parameter in parameters):
         _simulate_paging(optimizer)
     return _with_32_bit_embeddings(optimizer, module)

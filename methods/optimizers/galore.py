@@ -19,11 +19,11 @@ from pydantic import Field
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError, did_you_mean
 from vrambench.methods.optimizers import Optimizer, trainable
 from vrambench.methods.optimizers.layerwise import Layerwise
 from vrambench.methods.registry import Options
+from vrambench.methods.workload import Workload
 
 OVERSAMPLING = 8
 POWER_ITERATIONS = 2
@@ -111,14 +111,14 @@ def _group(parameters: list[nn.Parameter], options: GaLoreOptions, projected: bo
     return group
 
 
-def _adamw(groups: list[dict[str, Any]], cell: Cell, options: GaLoreOptions) -> torch.optim.Optimizer:
+def _adamw(groups: list[dict[str, Any]], workload: Workload, options: GaLoreOptions) -> torch.optim.Optimizer:
     from galore_torch import GaLoreAdamW
 
     settings = options.model_dump(include={"betas", "eps", "weight_decay"})
-    return GaLoreAdamW(groups, lr=cell.workload.learning_rate, no_deprecation_warning=True, **settings)
+    return GaLoreAdamW(groups, lr=workload.learning_rate, no_deprecation_warning=True, **settings)
 
 
-def _adamw_8bit(groups: list[dict[str, Any]], cell: Cell, options: GaLoreOptions) -> torch.optim.Optimizer:
+def _adamw_8bit(groups: list[dict[str, Any]], workload: Workload, options: GaLoreOptions) -> torch.optim.Optimizer:
     from galore_torch import GaLoreAdamW8bit
 
     # galore_torch passes positions that bitsandbytes reads as max_unorm and skip_zeros since 0.50; `args` overrides them
@@ -127,7 +127,7 @@ def _adamw_8bit(groups: list[dict[str, Any]], cell: Cell, options: GaLoreOptions
         optim_bits=8, min_8bit_size=4096, max_unorm=0.0, skip_zeros=False, percentile_clipping=100, block_wise=True
     )
     settings = options.model_dump(include={"betas", "eps", "weight_decay"})
-    optimizer: Any = GaLoreAdamW8bit(groups, lr=cell.workload.learning_rate, args=args, **settings)
+    optimizer: Any = GaLoreAdamW8bit(groups, lr=workload.learning_rate, args=args, **settings)
     if any(parameter.is_meta for group in groups for parameter in group["params"]):
         optimizer.step = functools.partial(_step_without_waiting, optimizer.step)
     return optimizer
@@ -171,44 +171,44 @@ def _with_randomized_svd(rank: int, step: Callable[[], Any]) -> Any:
         return step()
 
 
-def _build(module: nn.Module, cell: Cell, make: Any, layerwise: bool) -> Any:
-    options: GaLoreOptions = cell.options(GaLoreOptions)
+def _build(module: nn.Module, workload: Workload, make: Any, layerwise: bool) -> Any:
+    options: GaLoreOptions = workload.of(GaLoreOptions)
     if options.svd == "randomized":
         make = functools.partial(_made_randomized, make)
     targets = set(target_weights(module, options))
     if layerwise:
-        return Layerwise(trainable(module), lambda p: make([_group([p], options, p in targets)], cell, options))
+        return Layerwise(trainable(module), lambda p: make([_group([p], options, p in targets)], workload, options))
     everything = trainable(module)
     plain = [parameter for parameter in everything if parameter not in targets]
     projected = [parameter for parameter in everything if parameter in targets]
     groups = [_group(plain, options, False), _group(projected, options, True)]
-    return make([group for group in groups if group["params"]], cell, options)
+    return make([group for group in groups if group["params"]], workload, options)
 
 
-def _made_randomized(make: Any, groups: list[dict[str, Any]], cell: Cell, options: GaLoreOptions) -> Any:
-    optimizer: Any = make(groups, cell, options)
+def _made_randomized(make: Any, groups: list[dict[str, Any]], workload: Workload, options: GaLoreOptions) -> Any:
+    optimizer: Any = make(groups, workload, options)
     optimizer.step = functools.partial(_with_randomized_svd, options.rank, optimizer.step)
     return optimizer
 
 
-def build_adamw(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:
+def build_adamw(module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
     """GaLoreAdamW: moments [rank, n] or [m, rank] of the gradient's type, a projector of that type per target."""
-    return _build(module, cell, _adamw, layerwise=False)
+    return _build(module, workload, _adamw, layerwise=False)
 
 
-def build_adamw_layerwise(module: nn.Module, cell: Cell) -> Layerwise:
+def build_adamw_layerwise(module: nn.Module, workload: Workload) -> Layerwise:
     """GaLoreAdamW, one per parameter."""
-    return _build(module, cell, _adamw, layerwise=True)
+    return _build(module, workload, _adamw, layerwise=True)
 
 
-def build_adamw_8bit(module: nn.Module, cell: Cell) -> torch.optim.Optimizer:
+def build_adamw_8bit(module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
     """GaLoreAdamW8bit: moments in 8 bits, projectors in the gradient's type."""
-    return _build(module, cell, _adamw_8bit, layerwise=False)
+    return _build(module, workload, _adamw_8bit, layerwise=False)
 
 
-def build_adamw_8bit_layerwise(module: nn.Module, cell: Cell) -> Layerwise:
+def build_adamw_8bit_layerwise(module: nn.Module, workload: Workload) -> Layerwise:
     """GaLoreAdamW8bit, one per parameter."""
-    return _build(module, cell, _adamw_8bit, layerwise=True)
+    return _build(module, workload, _adamw_8bit, layerwise=True)
 
 
 GALORE_ADAMW = Optimizer(

@@ -49,9 +49,9 @@ def quantize(linear: nn.Linear, workload: Workload) -> nn.Module:
     device."""
     import bitsandbytes as bnb
 
-    from vrambench.methods.models.fill import shapes_only
+    from vrambench.methods.tensors import shapes_only
 
-    options = Int8Options(**workload.options.get(Int8Options.namespace, {}))
+    options = workload.of(Int8Options)
     weight = linear.weight.data
     # How many columns are outliers is known only from values: on meta none are, and WORKSPACES holds what they would take.
     threshold = 0.0 if weight.is_meta else options.threshold
@@ -122,7 +122,7 @@ def quantization_config(workload: Workload) -> Any:
     """The same for a checkpoint that transformers reads."""
     from transformers import BitsAndBytesConfig
 
-    options = Int8Options(**workload.options.get(Int8Options.namespace, {}))
+    options = workload.of(Int8Options)
     return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=options.threshold)
 
 

@@ -29,11 +29,11 @@ def quantize(linear: nn.Linear, workload: Workload) -> nn.Module:
     """bitsandbytes' Linear4bit for `linear`: two weights to a byte, uint8 [out*in/2, 1], on its weight's device."""
     import bitsandbytes as bnb
 
-    from vrambench.methods.models.fill import shapes_only
+    from vrambench.methods.tensors import shapes_only
 
     if linear.weight.is_meta:
         _keep_code_on_cpu()
-    options = Nf4Options(**workload.options.get(Nf4Options.namespace, {}))
+    options = workload.of(Nf4Options)
     with shapes_only():
         module = bnb.nn.Linear4bit(
             linear.in_features,
@@ -108,7 +108,7 @@ def quantization_config(workload: Workload) -> Any:
     """The same for a checkpoint that transformers reads."""
     from transformers import BitsAndBytesConfig
 
-    options = Nf4Options(**workload.options.get(Nf4Options.namespace, {}))
+    options = workload.of(Nf4Options)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

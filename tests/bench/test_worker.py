@@ -46,8 +46,8 @@ class SGDOptions(Options):
     momentum: float = 0.0
     nesterov: bool = False
 
-def build(module, cell):
-    return torch.optim.SGD(trainable(module), lr=cell.workload.learning_rate, **dict(cell.options(SGDOptions)))
+def build(module, workload):
+    return torch.optim.SGD(trainable(module), lr=workload.learning_rate, **dict(workload.of(SGDOptions)))
 
 SGD = Optimizer(summary="plain SGD", options=SGDOptions, build=build)
 

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import get_device
 from vrambench.methods.errors import ConfigurationError
-from vrambench.methods.models.fill import shapes_only
 from vrambench.methods.models.load import (
     freeze,
     head,
@@ -27,6 +26,7 @@ from vrambench.methods.models.load import (
     without_checkpointing,
 )
 from vrambench.methods.models.presets import PRESETS
+from vrambench.methods.tensors import shapes_only
 
 CPU, META = get_device("cpu"), get_device("meta")
 ARCHITECTURES = ("tiny", "tiny-gpt2", "tiny-opt", "tiny-neox", "tiny-mistral")
