@@ -27,6 +27,7 @@ from vrambench.methods.offload import OFFLOADS, Offload
 from vrambench.methods.optimizers import OPTIMIZERS, Optimizer
 from vrambench.methods.precision import PRECISIONS, Precision
 from vrambench.methods.registry import AxisValue, Options
+from vrambench.methods.setup import Setup
 from vrambench.methods.workload import FIELDS, Workload
 
 
@@ -69,6 +70,12 @@ class Cell(BaseModel):
     @property
     def algorithm_value(self) -> Algorithm:
         return ALGORITHMS.get(self.algorithm)
+
+    @property
+    def setup(self) -> Setup:
+        """What its models and learners are told of it."""
+        values = self.precision_value, self.adapter_value, self.optimizer_value
+        return Setup(*values, self.workload, self.offload_value.zero_stage)
 
     def options(self, kind: type[Options]) -> Any:
         """This cell's settings for an axis value, as that value's own Options class (defaults where nothing was said)."""

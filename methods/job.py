@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -33,8 +32,10 @@ from vrambench.methods.models.load import (
 from vrambench.methods.models.policy import Critic, Policy
 from vrambench.methods.offload.learner import Learner, PhaseMarker
 from vrambench.methods.precision import DTYPES
+from vrambench.methods.reference import Reference
 from vrambench.methods.registry import load_attribute
 from vrambench.methods.rewards import Reward, checked, token_rule
+from vrambench.methods.workload import Workload
 
 # One random stream for each role, so that no role's weights depend on which others the job holds.
 STREAMS = {"policy": 0, "value": 1, "reward": 2, "steps": 3}
@@ -49,29 +50,6 @@ class Role:
     shares: str | None = None
 
 
-@dataclass(frozen=True)
-class Reference:
-    """Frozen log-probabilities: `policy` with its adapter off, or a frozen copy of the first policy."""
-
-    learner: Learner
-    copy: Policy | None
-    batch_size: int
-    device: Device
-
-    def logprobs(self, tokens: torch.Tensor, start: int, temperature: float = 1.0) -> torch.Tensor:
-        """[B, T - start] fp32, for tokens [B, T], in batches of `batch_size` sequences."""
-        policy: Any = self.copy or self.learner.module
-        with self.learner.forward():
-            if self.copy is not None:
-                return self._scored(policy, tokens, start, temperature)
-            with policy.model.disable_adapter():
-                return self._scored(policy, tokens, start, temperature)
-
-    def _scored(self, policy: Any, tokens: torch.Tensor, start: int, temperature: float) -> torch.Tensor:
-        batches = tokens.split(self.batch_size)
-        return torch.cat(self.device.map_alike(lambda batch: policy(batch, start, temperature).logprobs, batches))
-
-
 class Job:
     """`cell` on `device`. `roles` is in the order policy, reference, value, reward, as far as the algorithm asked for them."""
 
@@ -81,6 +59,10 @@ class Job:
         self.phase = phase
         self.roles: dict[str, Role] = {}
         self.config = model_config(cell.workload.model)
+
+    @property
+    def workload(self) -> Workload:
+        return self.cell.workload
 
     def load(self) -> None:
         """Builds the data, the roles and their optimizers. Raises ConfigurationError where the workload does not fit the model."""
@@ -98,7 +80,7 @@ class Job:
     def policy(self, value_head: bool = False) -> Learner:
         """The trained model, with a scalar head on its trunk if asked for."""
         seed = self._seed("policy")
-        model = load_model(self.cell, self.device, seed=seed)
+        model = load_model(self.cell.setup, self.device, seed=seed)
         policy = Policy(model, self._value_head() if value_head else None)
         return self._trained("policy", policy)
 
@@ -109,7 +91,7 @@ class Job:
             return None
         copy = None
         if kind == "copy":
-            copy = Policy(freeze(load_model(self.cell, self.device, adapter=False, seed=self._seed("policy"))))
+            copy = Policy(freeze(load_model(self.cell.setup, self.device, adapter=False, seed=self._seed("policy"))))
             self.roles["reference"] = Role(copy)
         else:
             self.roles["reference"] = Role(self.roles["policy"].module, shares="policy")
@@ -118,7 +100,7 @@ class Job:
     def critic(self) -> Learner:
         """A separate value model of the policy's shape, in the cell's precision, trained as the policy is."""
         model = load_scalar_model(
-            self.cell, self.device, model=self.cell.workload.model, seed=self._seed("value"), trained=True
+            self.cell.setup, self.device, model=self.cell.workload.model, seed=self._seed("value"), trained=True
         )
         return self._trained("value", Critic(model))
 
@@ -132,10 +114,10 @@ class Job:
         if named == "model":
             assert self.cell.workload.reward_model is not None
             name, seed = self.cell.workload.reward_model, self._seed("reward")
-            scorer = load_scalar_model(self.cell, self.device, model=name, seed=seed, trained=False)
+            scorer = load_scalar_model(self.cell.setup, self.device, model=name, seed=seed, trained=False)
             self.roles["reward"] = Role(freeze(scorer))
             return self._frozen(lambda tokens: scorer(tokens)[:, -1])
-        classifier = load_classifier(self.cell, self.device, model=named, dtype=self._dtype)
+        classifier = load_classifier(self.cell.setup, self.device, model=named, dtype=self._dtype)
         self.roles["reward"] = Role(freeze(classifier))
         return self._frozen(classifier)
 
@@ -159,7 +141,7 @@ class Job:
                     yield parameter
 
     def _trained(self, name: str, module: nn.Module) -> Learner:
-        learner = self.cell.offload_value.learner(module, self.cell, self.device, self.phase)
+        learner = self.cell.offload_value.learner(module, self.cell.setup, self.device, self.phase)
         self.roles[name] = Role(module, learner)
         return learner
 

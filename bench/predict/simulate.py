@@ -180,7 +180,7 @@ def _host_memory(job: Job) -> Iterator[HostMemory]:
                 [size for parameter in group for size in [parameter.numel()] * (1 + times.get(parameter, 0))]
                 for group in role.learner.parameter_groups
             ]
-            yield host_memory(sizes, role.learner.dtype, job.cell)
+            yield host_memory(sizes, role.learner.dtype, job.cell.setup)
 
 
 def _managed_bytes(job: Job) -> int:

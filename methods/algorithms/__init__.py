@@ -11,11 +11,40 @@ import torch
 from vrambench.methods.registry import AxisValue, Registry
 
 if TYPE_CHECKING:
-    from vrambench.methods.job import Job
+    from vrambench.methods.data import Data
+    from vrambench.methods.device import Device
+    from vrambench.methods.offload.learner import Learner, PhaseMarker
+    from vrambench.methods.reference import Reference
+    from vrambench.methods.rewards import Reward
+    from vrambench.methods.workload import Workload
 
 Metrics = dict[str, torch.Tensor]
 
 ROLLOUT_FIELDS = ("rollout_batch", "reference", "reward", "reward_model")
+
+
+class Stage(Protocol):
+    """What an algorithm may ask of its job: the data, the device, and the models that it needs, each made when it is asked for.
+    `phase` is called with a name whenever the algorithm enters another phase."""
+
+    data: Data
+    device: Device
+    phase: PhaseMarker
+
+    @property
+    def workload(self) -> Workload: ...
+
+    def policy(self, value_head: bool = False) -> Learner:
+        """The trained model, with a scalar head on its trunk if asked for."""
+
+    def reference(self, policy: Learner) -> Reference | None:
+        """The frozen policy of before, as `reference` says; None for none."""
+
+    def critic(self) -> Learner:
+        """A separate value model, trained as the policy is."""
+
+    def reward(self) -> Reward:
+        """Scores of responses, as `reward` says."""
 
 
 class Trainer(Protocol):
@@ -34,10 +63,10 @@ class Trainer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm(AxisValue):
-    """`trainer`: sets the algorithm up on a job (it asks the job for the roles that it needs). `learning_rate`: its usual one, used
+    """`trainer`: sets the algorithm up on a stage (it asks for the roles that it needs). `learning_rate`: its usual one, used
     where the workload names none. `roles`: the models it can hold."""
 
-    trainer: Callable[[Job], Trainer]
+    trainer: Callable[[Stage], Trainer]
     learning_rate: float
     roles: tuple[str, ...]
 

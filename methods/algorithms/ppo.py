@@ -13,8 +13,7 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from vrambench.methods.algorithms import ROLLOUT_FIELDS, Algorithm, Metrics
-from vrambench.methods.job import Job
+from vrambench.methods.algorithms import ROLLOUT_FIELDS, Algorithm, Metrics, Stage
 from vrambench.methods.models.policy import Scores
 from vrambench.methods.registry import Options
 from vrambench.methods.rewards import token_rewards
@@ -36,47 +35,47 @@ class PPOOptions(Options):
 
 
 class ProximalPolicyOptimisation:
-    def __init__(self, job: Job) -> None:
-        work = job.cell.workload
+    def __init__(self, stage: Stage) -> None:
+        work = stage.workload
         assert work.rollout_batch is not None
-        self.job = job
-        self.options: PPOOptions = job.cell.options(PPOOptions)
-        self.policy = job.policy(value_head=work.value == "head")
-        self.reference = job.reference(self.policy)
-        self.critic = job.critic() if work.value == "separate" else None
-        self.reward = job.reward()
+        self.stage = stage
+        self.options: PPOOptions = stage.workload.of(PPOOptions)
+        self.policy = stage.policy(value_head=work.value == "head")
+        self.reference = stage.reference(self.policy)
+        self.critic = stage.critic() if work.value == "separate" else None
+        self.reward = stage.reward()
         self.samples = work.rollout_batch
         self.train_tokens = work.rollout_batch * work.sequence_tokens
         self.generated_tokens = work.rollout_batch * work.response_tokens
 
     def step(self, index: int) -> Metrics:
-        job, work, options = self.job, self.job.cell.workload, self.options
+        stage, work, options = self.stage, self.stage.workload, self.options
         start = work.prompt_tokens
 
-        job.phase("rollout")
-        prompts = job.data.sequences(index, self.samples, start)
+        stage.phase("rollout")
+        prompts = stage.data.sequences(index, self.samples, start)
         with self.policy.forward():
             sampling = Sampling(temperature=options.temperature)
-            tokens = generate(self.policy.module.model, prompts, work.response_tokens, sampling, job.device)
+            tokens = generate(self.policy.module.model, prompts, work.response_tokens, sampling, stage.device)
 
-        job.phase("score")
+        stage.phase("score")
         with torch.no_grad():
             score = self.reward(prompts, tokens[:, start:])
-            old = job.device.map_alike(self.evaluate, tokens.split(work.batch_size))
+            old = stage.device.map_alike(self.evaluate, tokens.split(work.batch_size))
             old_logprobs = torch.cat([scores.logprobs for scores in old])
             old_values = torch.cat([scores.values for scores in old if scores.values is not None])
             reference = self.reference.logprobs(tokens, start, options.temperature) if self.reference else None
             mask = torch.ones_like(old_logprobs)
             rewards = token_rewards(score, old_logprobs, reference, mask, options.kl_coef)
-            positions = job.device.alike(range(work.response_tokens - 1, -1, -1))
+            positions = stage.device.alike(range(work.response_tokens - 1, -1, -1))
             raw, returns = gae(rewards, old_values, mask, options.gamma, options.lam, positions)
             advantages = whiten(raw, mask)
 
         losses = []
         epochs = [torch.randperm(self.samples, device=tokens.device) for _ in range(options.epochs)]
         minibatches = [rows for epoch in epochs for rows in epoch.split(work.batch_size)]
-        for rows in job.device.alike(minibatches, work.gradient_accumulation_steps):
-            job.phase("learn")
+        for rows in stage.device.alike(minibatches, work.gradient_accumulation_steps):
+            stage.phase("learn")
             with self.policy.forward():
                 new = self.policy.module(tokens[rows], start, options.temperature)
                 loss = policy_loss(new.logprobs, old_logprobs[rows], advantages[rows], mask[rows], options.cliprange)
@@ -87,7 +86,7 @@ class ProximalPolicyOptimisation:
             self.policy.backward(loss)
             losses.append(loss.detach())
             if self.critic is not None:
-                job.phase("learn")
+                stage.phase("learn")
                 with self.critic.forward():
                     values = self.critic.module(tokens[rows], start)
                     miss = value_loss(values, old_values[rows], returns[rows], mask[rows], options.cliprange_value)
@@ -97,7 +96,7 @@ class ProximalPolicyOptimisation:
 
     def evaluate(self, batch: torch.Tensor) -> Scores:
         """The policy's log-probabilities and the values, before any update."""
-        start = self.job.cell.workload.prompt_tokens
+        start = self.stage.workload.prompt_tokens
         with self.policy.forward():
             scores: Scores = self.policy.module(batch, start, self.options.temperature)
         if self.critic is None:

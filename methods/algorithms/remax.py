@@ -12,8 +12,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from vrambench.methods.algorithms import ROLLOUT_FIELDS, Algorithm, Metrics
-from vrambench.methods.job import Job
+from vrambench.methods.algorithms import ROLLOUT_FIELDS, Algorithm, Metrics, Stage
 from vrambench.methods.registry import Options
 from vrambench.methods.rewards import token_rewards
 from vrambench.methods.rollout import GREEDY, Sampling, generate
@@ -32,31 +31,31 @@ class ReMaxOptions(Options):
 
 
 class ReMax:
-    def __init__(self, job: Job) -> None:
-        work = job.cell.workload
+    def __init__(self, stage: Stage) -> None:
+        work = stage.workload
         assert work.rollout_batch is not None
-        self.job = job
-        self.options: ReMaxOptions = job.cell.options(ReMaxOptions)
-        self.policy = job.policy()
-        self.reference = job.reference(self.policy)
-        self.reward = job.reward()
+        self.stage = stage
+        self.options: ReMaxOptions = stage.workload.of(ReMaxOptions)
+        self.policy = stage.policy()
+        self.reference = stage.reference(self.policy)
+        self.reward = stage.reward()
         self.samples = work.rollout_batch
         self.train_tokens = work.rollout_batch * work.sequence_tokens
         self.generated_tokens = 2 * work.rollout_batch * work.response_tokens
 
     def step(self, index: int) -> Metrics:
-        job, work, options = self.job, self.job.cell.workload, self.options
+        stage, work, options = self.stage, self.stage.workload, self.options
         start, size = work.prompt_tokens, work.batch_size
 
-        job.phase("rollout")
-        prompts = job.data.sequences(index, self.samples, start)
+        stage.phase("rollout")
+        prompts = stage.data.sequences(index, self.samples, start)
         temperature = options.temperature
         sampling = Sampling(temperature=temperature, top_p=options.top_p)
         with self.policy.forward():
-            tokens = generate(self.policy.module.model, prompts, work.response_tokens, sampling, job.device)
-            greedy = generate(self.policy.module.model, prompts, work.response_tokens, GREEDY, job.device)
+            tokens = generate(self.policy.module.model, prompts, work.response_tokens, sampling, stage.device)
+            greedy = generate(self.policy.module.model, prompts, work.response_tokens, GREEDY, stage.device)
 
-        job.phase("score")
+        stage.phase("score")
         with torch.no_grad():
             score = self.reward(prompts, tokens[:, start:])
             baseline = self.reward(prompts, greedy[:, start:])
@@ -67,7 +66,7 @@ class ReMax:
             else:
                 with self.policy.forward():
                     score_batch = functools.partial(self.policy.module, start=start, temperature=temperature)
-                    old = job.device.map_alike(score_batch, tokens.split(size))
+                    old = stage.device.map_alike(score_batch, tokens.split(size))
                 old_logprobs = torch.cat([scores.logprobs for scores in old])
             if options.advantage == "verl":
                 rewards = token_rewards(score, old_logprobs, reference, mask, options.kl_coef)
@@ -78,8 +77,8 @@ class ReMax:
 
         losses = []
         minibatches = list(zip(tokens.split(size), advantages.split(size), mask.split(size), strict=True))
-        for batch, advantage, part in job.device.alike(minibatches, work.gradient_accumulation_steps):
-            job.phase("learn")
+        for batch, advantage, part in stage.device.alike(minibatches, work.gradient_accumulation_steps):
+            stage.phase("learn")
             with self.policy.forward():
                 loss = policy_loss(self.policy.module(batch, start, temperature).logprobs, advantage, part)
             self.policy.backward(loss)

@@ -8,26 +8,25 @@ from __future__ import annotations
 
 import torch
 
-from vrambench.methods.algorithms import Algorithm, Metrics
-from vrambench.methods.job import Job
+from vrambench.methods.algorithms import Algorithm, Metrics, Stage
 
 
 class SupervisedFineTuning:
-    def __init__(self, job: Job) -> None:
-        work = job.cell.workload
-        self.job = job
-        self.policy = job.policy()
+    def __init__(self, stage: Stage) -> None:
+        work = stage.workload
+        self.stage = stage
+        self.policy = stage.policy()
         self.samples = work.batch_size * work.gradient_accumulation_steps
         self.train_tokens = self.samples * work.sequence_tokens
         self.generated_tokens = 0
 
     def step(self, index: int) -> Metrics:
-        job, work = self.job, self.job.cell.workload
-        job.phase("learn")
-        tokens = job.data.sequences(index, self.samples, work.sequence_tokens)
+        stage, work = self.stage, self.stage.workload
+        stage.phase("learn")
+        tokens = stage.data.sequences(index, self.samples, work.sequence_tokens)
         losses = []
-        for batch in job.device.alike(tokens.split(work.batch_size), work.gradient_accumulation_steps):
-            job.phase("learn")
+        for batch in stage.device.alike(tokens.split(work.batch_size), work.gradient_accumulation_steps):
+            stage.phase("learn")
             with self.policy.forward():
                 loss = -self.policy.module(batch, 1).logprobs.mean()
             self.policy.backward(loss)

@@ -1,7 +1,7 @@
 """Models by name: configurations, policies, models with one score per token, and classifiers.
 
     config = model_config("llama-2-7b")                                a preset, a folder, or a hub id
-    policy = load_model(cell, device, seed=0)                          in the cell's precision, with its adapter
+    policy = load_model(setup, device, seed=0)                         in the cell's precision, with its adapter
     hidden = trunk(policy)(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
     logits = head(policy)(hidden)                                      the same as policy(tokens).logits
 
@@ -31,7 +31,6 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from vrambench.methods.amp import recompute_contexts
-from vrambench.methods.cell import Cell
 from vrambench.methods.device import Device
 from vrambench.methods.errors import ConfigurationError, did_you_mean
 from vrambench.methods.models.attention import implementation
@@ -39,6 +38,7 @@ from vrambench.methods.models.fill import build, fill
 from vrambench.methods.models.presets import PRESETS
 from vrambench.methods.precision import DTYPES
 from vrambench.methods.precision.nf4 import forbid_repacking
+from vrambench.methods.setup import Setup
 
 NOISE = ("pdrop", "dropout", "dropout_prob", "layerdrop", "jitter_noise")
 """How fields end that make a model's passes differ from each other."""
@@ -93,18 +93,18 @@ def _check_attends_as_told(config: PreTrainedConfig, name: str, field: str) -> N
         raise ConfigurationError(f"{field}: {name!r} is a {config.model_type}, which {why}", field=field)
 
 
-def load_model(cell: Cell, device: Device, *, model: str | None = None, adapter: bool = True, seed: int) -> nn.Module:
+def load_model(setup: Setup, device: Device, *, model: str | None = None, adapter: bool = True, seed: int) -> nn.Module:
     """The cell's causal language model (or `model`), on `device`, in the cell's precision, with the cell's adapter.
 
     With adapter=False it is the base alone: loaded again with the same seed it has the same weights, so it serves as a
     frozen copy. Weights are random or pretrained as the workload says; on the simulated device there are shapes only.
     """
-    name = model or cell.workload.model
+    name = model or setup.workload.model
     config = model_config(name)
     with _seeded(device, seed):
-        loaded = _load(AutoModelForCausalLM, name, config, cell, device)
-        result = cell.adapter_value.attach(loaded, cell.workload) if adapter else loaded
-    return _ready(result, cell, device)
+        loaded = _load(AutoModelForCausalLM, name, config, setup, device)
+        result = setup.adapter.attach(loaded, setup.workload) if adapter else loaded
+    return _ready(result, setup, device)
 
 
 def freeze(model: nn.Module) -> nn.Module:
@@ -211,7 +211,7 @@ class ScalarModel(nn.Module):
         return self.score(hidden.to(self.score.weight.dtype)).squeeze(-1).float()
 
 
-def load_scalar_model(cell: Cell, device: Device, *, model: str, seed: int, trained: bool) -> ScalarModel:
+def load_scalar_model(setup: Setup, device: Device, *, model: str, seed: int, trained: bool) -> ScalarModel:
     """A value or reward model over the trunk of `model`, on `device`, in the cell's precision; the head is never
     quantised.
 
@@ -222,16 +222,16 @@ def load_scalar_model(cell: Cell, device: Device, *, model: str, seed: int, trai
     """
     field = "model" if trained else "reward_model"
     config = model_config(model, field=field)
-    _check_vocabulary(config, cell, model, field)
-    full = not trained or cell.adapter_value.trains_base
-    dtype = cell.precision_value.dtype(cell.workload)
+    _check_vocabulary(config, setup, model, field)
+    full = not trained or setup.adapter.trains_base
+    dtype = setup.precision.dtype(setup.workload)
     with _seeded(device, seed):
-        body: nn.Module = _load(AutoModel, model, config, cell, device, field=field)
+        body: nn.Module = _load(AutoModel, model, config, setup, device, field=field)
         if trained:
-            body = cell.adapter_value.attach(body, cell.workload)
-        body = _ready(body, cell, device)
+            body = setup.adapter.attach(body, setup.workload)
+        body = _ready(body, setup, device)
         width = hidden_width(config)
-        head_dtype = dtype if full else DTYPES[cell.workload.adapter_dtype or "fp32"]
+        head_dtype = dtype if full else DTYPES[setup.workload.adapter_dtype or "fp32"]
         score = nn.Linear(width, 1, bias=False, device=device.torch, dtype=head_dtype)
         nn.init.normal_(score.weight, std=(width + 1) ** -0.5)
     return ScalarModel(body, score).train()
@@ -256,7 +256,7 @@ class Classifier(nn.Module):
         return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
 
 
-def load_classifier(cell: Cell, device: Device, *, model: str, dtype: torch.dtype) -> Classifier:
+def load_classifier(setup: Setup, device: Device, *, model: str, dtype: torch.dtype) -> Classifier:
     """The sequence classifier in a folder or under a hub id, weights of type `dtype`, as a reward; on meta only its
     shape.
 
@@ -268,8 +268,8 @@ def load_classifier(cell: Cell, device: Device, *, model: str, dtype: torch.dtyp
         raise ConfigurationError(
             f"reward: {model!r} has {config.num_labels} labels; a reward takes one or two", field="reward"
         )
-    _check_vocabulary(config, cell, model, "reward")
-    kernel = implementation(cell.workload.attention)
+    _check_vocabulary(config, setup, model, "reward")
+    kernel = implementation(setup.workload.attention)
     config = _shortened(config, device)
     if device.simulated:
         loaded = build(AutoModelForSequenceClassification, config, dtype, kernel)
@@ -315,8 +315,8 @@ def _switch_dropout_off(config: PreTrainedConfig) -> None:
             setattr(config, attribute, 0.0)
 
 
-def _check_vocabulary(config: PreTrainedConfig, cell: Cell, model: str, field: str) -> None:
-    known, used = config.get_text_config().vocab_size, model_config(cell.workload.model).get_text_config().vocab_size
+def _check_vocabulary(config: PreTrainedConfig, setup: Setup, model: str, field: str) -> None:
+    known, used = config.get_text_config().vocab_size, model_config(setup.workload.model).get_text_config().vocab_size
     if known < used:
         raise ConfigurationError(
             f"{field}: {model!r} knows {known} tokens and the policy has {used}; it reads the policy's tokens",
@@ -325,10 +325,10 @@ def _check_vocabulary(config: PreTrainedConfig, cell: Cell, model: str, field: s
 
 
 def _load(
-    auto: Any, name: str, config: PreTrainedConfig, cell: Cell, device: Device, *, field: str = "model"
+    auto: Any, name: str, config: PreTrainedConfig, setup: Setup, device: Device, *, field: str = "model"
 ) -> PreTrainedModel:
     """What `auto` makes of `config`, in the cell's precision, on the device; weights as the workload says."""
-    workload, precision = cell.workload, cell.precision_value
+    workload, precision = setup.workload, setup.precision
     config = _shortened(config, device)
     dtype, kernel = precision.dtype(workload), implementation(workload.attention)
     if workload.weights == "pretrained" and not device.simulated:
@@ -340,7 +340,7 @@ def _load(
             dtype=dtype,
             attention=kernel,
             device=device,
-            quantization=_quantization_config(cell),
+            quantization=_quantization_config(setup),
         )
         forbid_repacking(model)
     else:
@@ -359,10 +359,10 @@ def _load(
     return model
 
 
-def _ready(model: nn.Module, cell: Cell, device: Device) -> nn.Module:
+def _ready(model: nn.Module, setup: Setup, device: Device) -> nn.Module:
     """In train mode, with gradient checkpointing as the workload says. After the adapter: PEFT would add hooks for it
     again."""
-    if cell.workload.gradient_checkpointing:
+    if setup.workload.gradient_checkpointing:
         base = _unwrapped(model)
         # Its name until transformers 5.22 was gradient_checkpointing_enable.
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
@@ -403,14 +403,14 @@ def _read_weights(
         raise ConfigurationError(f"{field}: {name!r} cannot be loaded: {reason}", field=field) from error
 
 
-def _quantization_config(cell: Cell) -> Any:
+def _quantization_config(setup: Setup) -> Any:
     """transformers' settings for the cell's precision, None where that is not quantised."""
-    precision = cell.precision_value
+    precision = setup.precision
     if precision.quantize is None:
         return None
     if precision.quantization_config is None:
-        raise ConfigurationError(f"precision: {cell.precision!r} cannot read pretrained weights", field="precision")
-    return precision.quantization_config(cell.workload)
+        raise ConfigurationError(f"precision: {precision.summary!r} cannot read pretrained weights", field="precision")
+    return precision.quantization_config(setup.workload)
 
 
 def _tell_peft(model: PreTrainedModel) -> None:

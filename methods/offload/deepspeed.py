@@ -22,12 +22,12 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from vrambench.methods.cell import Cell
 from vrambench.methods.device import Device
 from vrambench.methods.offload import Offload
 from vrambench.methods.offload.learner import Learner, PhaseMarker, tensors_in
 from vrambench.methods.offload.simulated import SimulatedZero
 from vrambench.methods.offload.zero import ZeroOptions
+from vrambench.methods.setup import Setup
 
 
 def build_folder() -> Path:
@@ -86,11 +86,11 @@ def compiled() -> bool:
     return any(build_folder().glob("*cpu_adam/*.so"))
 
 
-def engine_config(cell: Cell, device: Device) -> dict[str, Any]:
+def engine_config(setup: Setup, device: Device) -> dict[str, Any]:
     """DeepSpeed's configuration for one trained model of `cell`."""
-    work = cell.workload
-    options: ZeroOptions = cell.options(ZeroOptions)
-    dtype = cell.precision_value.dtype(work)
+    work = setup.workload
+    options: ZeroOptions = setup.workload.of(ZeroOptions)
+    dtype = setup.precision.dtype(work)
     return {
         "train_micro_batch_size_per_gpu": work.batch_size,
         "gradient_accumulation_steps": work.gradient_accumulation_steps,
@@ -98,7 +98,7 @@ def engine_config(cell: Cell, device: Device) -> dict[str, Any]:
         "bf16": {"enabled": dtype == torch.bfloat16},
         "fp16": {"enabled": dtype == torch.float16},
         "zero_optimization": {
-            "stage": cell.offload_value.zero_stage,
+            "stage": setup.zero_stage,
             "offload_optimizer": {"device": "cpu", "pin_memory": options.pin_memory and device.kind == "cuda"},
             "reduce_bucket_size": options.reduce_bucket_size,
             "overlap_comm": options.overlap_comm,
@@ -132,16 +132,16 @@ def join_alone(device: Device) -> None:
 class ZeroLearner:
     """A DeepSpeed engine around one trained model."""
 
-    def __init__(self, module: nn.Module, cell: Cell, device: Device, phase: PhaseMarker) -> None:
+    def __init__(self, module: nn.Module, setup: Setup, device: Device, phase: PhaseMarker) -> None:
         import deepspeed
 
         self._phase = phase
-        value = cell.optimizer_value
+        value = setup.optimizer
         load_extensions()
         join_alone(device)
-        optimizer = (value.offloaded or value.build)(module, cell.workload)
+        optimizer = (value.offloaded or value.build)(module, setup.workload)
         self.module, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=engine_config(cell, device), dist_init_required=False
+            model=module, optimizer=optimizer, config=engine_config(setup, device), dist_init_required=False
         )
 
     def forward(self) -> AbstractContextManager[Any]:
@@ -167,9 +167,9 @@ class ZeroLearner:
         return int(self.module.skipped_steps)
 
 
-def zero_learner(module: nn.Module, cell: Cell, device: Device, phase: PhaseMarker) -> Learner:
+def zero_learner(module: nn.Module, setup: Setup, device: Device, phase: PhaseMarker) -> Learner:
     """The engine, or on the simulated device what allocates as it does."""
-    return (SimulatedZero if device.simulated else ZeroLearner)(module, cell, device, phase)
+    return (SimulatedZero if device.simulated else ZeroLearner)(module, setup, device, phase)
 
 
 ZERO2_OPTIMIZER = Offload(

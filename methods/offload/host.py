@@ -1,6 +1,6 @@
 """What ZeRO's optimizer offload keeps in host memory: every buffer, its size, and whether it is page-locked.
 
-    memory = host_memory([[parameter.numel() for parameter in trainable(model)]], torch.bfloat16, cell)
+    memory = host_memory([[parameter.numel() for parameter in trainable(model)]], torch.bfloat16, setup)
     memory.host_bytes, memory.host_pinned_bytes
 
 Of DeepSpeed 0.19 (runtime/zero/stage_1_and_2.py), one rank. With `pin_memory`, its default, all of it is page-locked but the
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vrambench.methods.cell import Cell
 from vrambench.methods.offload.learner import tensors_in
 from vrambench.methods.offload.zero import ZeroOptions
+from vrambench.methods.setup import Setup
 
 ALIGNMENT = 2  # elements (`nccl_start_alignment_factor`) times one rank
 
@@ -72,27 +72,27 @@ class HostMemory:
         return sum(buffer.held_bytes for buffer in self)
 
 
-def host_memory(groups: Sequence[Sequence[int]], dtype: torch.dtype, cell: Cell) -> HostMemory:
+def host_memory(groups: Sequence[Sequence[int]], dtype: torch.dtype, setup: Setup) -> HostMemory:
     """Of a model that trains parameters of these sizes (elements, by the optimizer's parameter groups) and of type `dtype`."""
-    options: ZeroOptions = cell.options(ZeroOptions)
+    options: ZeroOptions = setup.workload.of(ZeroOptions)
     pinned = options.pin_memory
     flat = [aligned(sum(sizes)) for sizes in groups]
     sizes = [size for group in groups for size in group]
-    sums = cell.workload.gradient_accumulation_steps > 1 and not sums_on_device(dtype, cell)
+    sums = setup.workload.gradient_accumulation_steps > 1 and not sums_on_device(dtype, setup)
     return HostMemory(
         masters=tuple(HostBuffer(size, torch.float32, pinned) for size in flat),
         weights=tuple(HostBuffer(size, dtype, pinned) for size in flat),
         staging=HostBuffer(max(sizes), dtype, pinned),
         gradients=tuple(HostBuffer(size, torch.float32, pinned) for size in flat),
         accumulated=tuple(HostBuffer(size, dtype, pinned) for size in sizes) if sums else (),
-        state=tuple(optimizer_state(flat, cell)),
+        state=tuple(optimizer_state(flat, setup)),
     )
 
 
-def sums_on_device(dtype: torch.dtype, cell: Cell) -> bool:
+def sums_on_device(dtype: torch.dtype, setup: Setup) -> bool:
     """Whether gradients are summed up on the device and in fp32: where the engine is one of fp32, and what it trains is narrower
     (`_use_compact_grad_partition_buffer`)."""
-    return cell.precision_value.dtype(cell.workload) == torch.float32 != dtype
+    return setup.precision.dtype(setup.workload) == torch.float32 != dtype
 
 
 def aligned(elements: int) -> int:
@@ -100,7 +100,7 @@ def aligned(elements: int) -> int:
     return -(-elements // ALIGNMENT) * ALIGNMENT
 
 
-def optimizer_state(flat: Sequence[int], cell: Cell) -> Iterator[HostBuffer]:
+def optimizer_state(flat: Sequence[int], setup: Setup) -> Iterator[HostBuffer]:
     """What the cell's optimizer keeps for fp32 masters of these sizes on the CPU, single numbers left out.
 
     One step of the optimizer shows it, on tensors that have a size and a device and no memory. DeepSpeed's CPUAdam keeps what
@@ -112,7 +112,7 @@ def optimizer_state(flat: Sequence[int], cell: Cell) -> Iterator[HostBuffer]:
         masters = nn.ParameterList([nn.Parameter(torch.empty(size)) for size in flat])
     for master in masters:
         master.grad = torch.zeros_like(master)
-    optimizer = cell.optimizer_value.build(masters, cell.workload)
+    optimizer = setup.optimizer.build(masters, setup.workload)
     optimizer.step()
     for tensor in tensors_in(optimizer.state):
         if tensor.dim():

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from vrambench.methods.cell import Cell
 from vrambench.methods.device import Device
 from vrambench.methods.optimizers import trainable
+from vrambench.methods.setup import Setup
 
 PhaseMarker = Callable[[str], None]
 
@@ -43,25 +43,25 @@ class Learner(Protocol):
 
 
 class LearnerFactory(Protocol):
-    def __call__(self, module: nn.Module, cell: Cell, device: Device, phase: PhaseMarker) -> Learner: ...
+    def __call__(self, module: nn.Module, setup: Setup, device: Device, phase: PhaseMarker) -> Learner: ...
 
 
 class PlainLearner:
     """PyTorch alone: autocast, loss scaling, clipping by the global norm, the optimizer."""
 
-    def __init__(self, module: nn.Module, cell: Cell, device: Device, phase: PhaseMarker) -> None:
+    def __init__(self, module: nn.Module, setup: Setup, device: Device, phase: PhaseMarker) -> None:
         self.module: Any = module
         self._device = device
         self._phase = phase
-        self._autocast = cell.precision_value.autocast
-        self._accumulation = cell.workload.gradient_accumulation_steps
-        self._max_grad_norm = cell.workload.max_grad_norm
+        self._autocast = setup.precision.autocast
+        self._accumulation = setup.workload.gradient_accumulation_steps
+        self._max_grad_norm = setup.workload.max_grad_norm
         self._pending = 0
         self._parameters = trainable(module)
-        self._optimizer = cell.optimizer_value.build(module, cell.workload)
-        self._steps_in_backward = cell.optimizer_value.layerwise
-        self._mark = cell.optimizer_value.mark_phases
-        self._scaler = device.grad_scaler(cell.precision_value.loss_scaling)
+        self._optimizer = setup.optimizer.build(module, setup.workload)
+        self._steps_in_backward = setup.optimizer.layerwise
+        self._mark = setup.optimizer.mark_phases
+        self._scaler = device.grad_scaler(setup.precision.loss_scaling)
         self._initial_scale = self._scaler.get_scale()
 
     def forward(self) -> AbstractContextManager[Any]:

@@ -30,12 +30,12 @@ import torch
 from torch import nn
 from torch._utils import _flatten_dense_tensors
 
-from vrambench.methods.cell import Cell
 from vrambench.methods.device import Device, memory_named
 from vrambench.methods.offload.host import HostBuffer, aligned, host_memory, sums_on_device
 from vrambench.methods.offload.learner import PhaseMarker, tensors_in
 from vrambench.methods.offload.zero import ZeroOptions
 from vrambench.methods.optimizers import trainable
+from vrambench.methods.setup import Setup
 
 CASTABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NORM_DTYPE = torch.float64  # on CUDA as on the CPU
@@ -81,33 +81,33 @@ class SimulatedZero:
     def __init__(
         self,
         module: nn.Module,
-        cell: Cell,
+        setup: Setup,
         device: Device,
         phase: PhaseMarker,
         host_device: torch.device | None = None,
     ) -> None:
-        options: ZeroOptions = cell.options(ZeroOptions)
+        options: ZeroOptions = setup.workload.of(ZeroOptions)
         self.module: Any = module
         self._device = device
         self._phase = phase
         self._host_device = host_device
         self._on_host: list[torch.Tensor] = []
-        self._accumulation = cell.workload.gradient_accumulation_steps
+        self._accumulation = setup.workload.gradient_accumulation_steps
         self._micro_step = 0
         self._bucket_size = options.reduce_bucket_size
         self._bucket_count = 2 if options.overlap_comm else 1
         self._bucket = Bucket()
         self._norms: list[torch.Tensor] = []
 
-        self._engine_dtype = cell.precision_value.dtype(cell.workload)
+        self._engine_dtype = setup.precision.dtype(setup.workload)
         cast(module, self._engine_dtype)
-        groups = parameter_groups(module, cell)
+        groups = parameter_groups(module, setup)
         self._parameters = list(chain.from_iterable(groups))
         self._dtype = self._parameters[0].dtype
-        self._sums_on_device = sums_on_device(self._dtype, cell)
+        self._sums_on_device = sums_on_device(self._dtype, setup)
         self.parameter_groups = groups
         sizes = [[parameter.numel() for parameter in group] for group in groups]
-        self.host_memory = host_memory(sizes, self._dtype, cell)
+        self.host_memory = host_memory(sizes, self._dtype, setup)
         self._sums_to_come = dict(zip(self._parameters, self.host_memory.accumulated, strict=False))  # all, or none
         self._state_to_come = list(self.host_memory.state)
 
@@ -310,13 +310,13 @@ def cast(module: nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def parameter_groups(module: nn.Module, cell: Cell) -> list[list[nn.Parameter]]:
+def parameter_groups(module: nn.Module, setup: Setup) -> list[list[nn.Parameter]]:
     """What `module` trains, by its optimizer's groups, each of which is flattened by itself. CPUAdam has one group."""
-    value = cell.optimizer_value
+    value = setup.optimizer
     if value.offloaded is not None:
         groups = [trainable(module)]
     else:
-        groups = [group["params"] for group in value.build(module, cell.workload).param_groups]
+        groups = [group["params"] for group in value.build(module, setup.workload).param_groups]
     kept = [[parameter for parameter in group if parameter.requires_grad and parameter.numel()] for group in groups]
     return [group for group in kept if group]
 

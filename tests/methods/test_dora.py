@@ -31,12 +31,12 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 )
 def test_it_trains_the_factors_and_a_length_for_each_row(name: str, factors: int, rows: int, device: Any) -> None:
     targets = ("q_proj", "v_proj") if name == "tiny" else "auto"
-    model = load_model(cell_of(model=name, lora_r=4, lora_target_modules=targets), device, seed=0)
+    model = load_model(cell_of(model=name, lora_r=4, lora_target_modules=targets).setup, device, seed=0)
     assert sum(parameter.numel() for parameter in trained(model).values()) == 2 * (4 * factors + rows)
 
 
 def test_a_layer_gives_what_the_formula_says() -> None:
-    model: Any = load_model(cell_of(model="tiny", lora_r=4, lora_alpha=8), CPU, seed=0)
+    model: Any = load_model(cell_of(model="tiny", lora_r=4, lora_alpha=8).setup, CPU, seed=0)
     layer = next(module for path, module in model.named_modules() if path.endswith("layers.0.self_attn.q_proj"))
     for parameter in trained(layer).values():
         nn.init.normal_(parameter, std=0.3)
@@ -51,8 +51,8 @@ def test_a_layer_gives_what_the_formula_says() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "nf4"])
 def test_at_the_start_and_switched_off_it_is_the_base(precision: str) -> None:
     cell = cell_of(precision, model="tiny")
-    model: Any = load_model(cell, CPU, seed=0)
-    base = load_model(cell, CPU, seed=0, adapter=False)
+    model: Any = load_model(cell.setup, CPU, seed=0)
+    base = load_model(cell.setup, CPU, seed=0, adapter=False)
     tokens = torch.randint(0, 256, (2, 12), generator=torch.Generator().manual_seed(0))
 
     def logits(of: Any) -> torch.Tensor:

@@ -267,7 +267,7 @@ def test_the_learner_trains_only_what_requires_gradients(cell: Callable[..., Cel
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     module[0].requires_grad_(False)
     frozen, trained = module[0].weight.clone(), module[1].weight.clone()
-    learner = PlainLearner(module, cell(learning_rate=0.1), get_device("cpu"), lambda name: None)
+    learner = PlainLearner(module, cell(learning_rate=0.1).setup, get_device("cpu"), lambda name: None)
     learner.backward(module(torch.ones(1, 2)).sum())
     assert torch.equal(module[0].weight, frozen)
     assert not torch.equal(module[1].weight, trained)

@@ -62,7 +62,7 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 def test_trained_parameters_are_those_of_the_formula(
     name: str, targets: Any, per_layer: int, device: Any, rank: int
 ) -> None:
-    model = load_model(cell_of(model=name, lora_r=rank, lora_target_modules=targets), device, seed=0)
+    model = load_model(cell_of(model=name, lora_r=rank, lora_target_modules=targets).setup, device, seed=0)
     assert sum(parameter.numel() for parameter in trained(model).values()) == 2 * rank * per_layer
     assert all(".lora_A." in label or ".lora_B." in label for label in trained(model))
 
@@ -70,7 +70,7 @@ def test_trained_parameters_are_those_of_the_formula(
 def test_llama_2_7b_with_rank_16_trains_the_published_number() -> None:
     """39,976,960: what PEFT prints for rank 16 on all seven projections of Llama-2-7B."""
     cell = cell_of("bf16", model="llama-2-7b", lora_r=16)
-    model = load_model(cell, META, seed=0)
+    model = load_model(cell.setup, META, seed=0)
     assert sum(parameter.numel() for parameter in trained(model).values()) == 39_976_960
 
 
@@ -78,8 +78,8 @@ def test_llama_2_7b_with_rank_16_trains_the_published_number() -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_switched_off_it_is_the_base_and_trained_it_is_not(name: str, precision: str) -> None:
     cell = cell_of(precision, model=name)
-    model: Any = load_model(cell, CPU, seed=0)
-    base = load_model(cell, CPU, seed=0, adapter=False)
+    model: Any = load_model(cell.setup, CPU, seed=0)
+    base = load_model(cell.setup, CPU, seed=0, adapter=False)
     tokens = tokens_of()
     expected = logits_of(base, tokens)
     torch.testing.assert_close(logits_of(model, tokens), expected)  # B starts at zero
@@ -97,7 +97,7 @@ def test_switched_off_it_is_the_base_and_trained_it_is_not(name: str, precision:
 )
 def test_gradients_reach_every_factor(name: str, precision: str, device: Any, checkpointing: bool) -> None:
     cell = cell_of(precision, model=name, gradient_checkpointing=checkpointing)
-    model = load_model(cell, device, seed=0)
+    model = load_model(cell.setup, device, seed=0)
     for parameter in trained(model).values():
         nn.init.normal_(parameter, std=0.1)
     logits_of(model, tokens_of().to(device.torch)).float().square().mean().backward()
@@ -115,7 +115,7 @@ def test_gradients_under_quantised_layers_are_near_the_exact_ones(precision: str
     """The first layer's factors get their gradients through every quantised layer above them."""
     grads = []
     for kind in ("fp32", precision):
-        model = load_model(cell_of(kind, model="tiny-neox", compute_dtype="fp32"), CPU, seed=0)
+        model = load_model(cell_of(kind, model="tiny-neox", compute_dtype="fp32").setup, CPU, seed=0)
         torch.manual_seed(2)
         for parameter in trained(model).values():
             nn.init.normal_(parameter, std=0.1)
@@ -130,7 +130,7 @@ def test_gradients_under_quantised_layers_are_near_the_exact_ones(precision: str
 @pytest.mark.parametrize("device", [CPU, META], ids=lambda device: device.kind)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_factors_are_of_the_adapters_type(precision: str, device: Any, dtype: str) -> None:
-    model = load_model(cell_of(precision, adapter_dtype=dtype), device, seed=0)
+    model = load_model(cell_of(precision, adapter_dtype=dtype).setup, device, seed=0)
     expected = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     assert {parameter.dtype for parameter in trained(model).values()} == {expected}
     assert {parameter.device for parameter in model.parameters()} == {device.torch}
@@ -138,14 +138,14 @@ def test_factors_are_of_the_adapters_type(precision: str, device: Any, dtype: st
 
 
 def test_a_seed_gives_the_same_factors_again() -> None:
-    first, again, other = (trained(load_model(cell_of(), CPU, seed=seed)) for seed in (1, 1, 2))
+    first, again, other = (trained(load_model(cell_of().setup, CPU, seed=seed)) for seed in (1, 1, 2))
     assert all(torch.equal(first[label], again[label]) for label in first)
     assert all(not torch.equal(first[label], other[label]) for label in first if "lora_A" in label)
     assert all(not first[label].any() for label in first if "lora_B" in label)
 
 
 def test_scale_and_dropout_reach_peft() -> None:
-    model: Any = load_model(cell_of(lora_r=4, lora_alpha=12, lora_dropout=0.25), CPU, seed=0)
+    model: Any = load_model(cell_of(lora_r=4, lora_alpha=12, lora_dropout=0.25).setup, CPU, seed=0)
     layer = trunk(model).layers[0].self_attn.q_proj
     assert layer.scaling["default"] == 3.0
     assert layer.lora_dropout["default"].p == 0.25
@@ -161,14 +161,14 @@ def test_scale_and_dropout_reach_peft() -> None:
 )
 def test_targets_that_are_no_linear_layers_are_refused(names: tuple[str, ...], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said) as caught:
-        load_model(cell_of(lora_target_modules=names), META, seed=0)
+        load_model(cell_of(lora_target_modules=names).setup, META, seed=0)
     assert caught.value.field == "lora_target_modules"
 
 
 def test_auto_names_what_it_does_not_know() -> None:
     from vrambench.methods.adapters.lora import targets
 
-    model = load_model(cell_of(adapter="none"), META, seed=0)
+    model = load_model(cell_of(adapter="none").setup, META, seed=0)
     model.config.model_type = "new-thing"  # type: ignore[union-attr]
     with pytest.raises(ConfigurationError, match="'auto' knows no layers of 'new-thing'"):
         targets(model, "auto")
@@ -176,6 +176,6 @@ def test_auto_names_what_it_does_not_know() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "nf4"])
 def test_all_linear_leaves_the_head_out(precision: str) -> None:
-    model = load_model(cell_of(precision, lora_target_modules="all-linear"), CPU, seed=0)
+    model = load_model(cell_of(precision, lora_target_modules="all-linear").setup, CPU, seed=0)
     assert type(head(model)) is nn.Linear
     assert len(trained(model)) == 2 * 7 * model_config("tiny").num_hidden_layers

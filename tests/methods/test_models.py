@@ -96,7 +96,7 @@ def test_a_folder_with_only_a_config_is_enough(tmp_path: Path) -> None:
     config.save_pretrained(tmp_path)
     read = model_config(str(tmp_path))
     assert (read.attn_pdrop, read.resid_pdrop, read.embd_pdrop) == (0.0, 0.0, 0.0)
-    model = load_model(cell_of(model=str(tmp_path)), CPU, seed=0)
+    model = load_model(cell_of(model=str(tmp_path)).setup, CPU, seed=0)
     assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {0.0}
     torch.testing.assert_close(logits_of(model, tokens_of()), logits_of(model, tokens_of()))
 
@@ -152,7 +152,7 @@ def test_logits_left_as_they_are_pass(tmp_path: Path) -> None:
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_head_over_trunk_is_the_whole_model(name: str, adapter: str) -> None:
-    model = load_model(cell_of(adapter=adapter, model=name, lora_dropout=0.0), CPU, seed=0)
+    model = load_model(cell_of(adapter=adapter, model=name, lora_dropout=0.0).setup, CPU, seed=0)
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dim() == 2:
             nn.init.normal_(parameter, std=0.1)  # LoRA's B starts at zero and would hide what it does
@@ -166,7 +166,7 @@ def test_head_over_trunk_is_the_whole_model(name: str, adapter: str) -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_trunk_is_as_wide_as_said(name: str) -> None:
-    model = load_model(cell_of(model=name), META, seed=0)
+    model = load_model(cell_of(model=name).setup, META, seed=0)
     states = trunk(model)(
         input_ids=torch.zeros(1, 4, dtype=torch.long, device="meta"), use_cache=False
     ).last_hidden_state
@@ -178,7 +178,7 @@ def test_trunk_is_as_wide_as_said(name: str) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_model_is_on_its_device_in_its_precision_in_train_mode(precision: str, adapter: str, device: Any) -> None:
     cell = cell_of(precision, adapter, compute_dtype="bf16")
-    model = load_model(cell, device, seed=0)
+    model = load_model(cell.setup, device, seed=0)
     assert model.training
     assert {tensor.device for tensor in (*model.parameters(), *model.buffers())} == {device.torch}
     base = {p.dtype for name, p in model.named_parameters() if "lora_" not in name}
@@ -194,16 +194,16 @@ def test_a_padding_token_is_never_looked_for(tmp_path: Path) -> None:
     config = model_config("tiny-gpt2")
     config.pad_token_id = 0
     config.save_pretrained(tmp_path)
-    model = load_model(cell_of(model=str(tmp_path)), META, seed=0)
+    model = load_model(cell_of(model=str(tmp_path)).setup, META, seed=0)
     assert logits_of(model, tokens_of().to("meta")).shape == (2, 12, 256)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "nf4"])
 def test_a_frozen_copy_is_the_same_base(precision: str) -> None:
     cell = cell_of(precision, "lora", compute_dtype="fp32")
-    policy = load_model(cell, CPU, seed=4)
-    copy = freeze(load_model(cell, CPU, adapter=False, seed=4))
-    other = load_model(cell, CPU, adapter=False, seed=5)
+    policy = load_model(cell.setup, CPU, seed=4)
+    copy = freeze(load_model(cell.setup, CPU, adapter=False, seed=4))
+    other = load_model(cell.setup, CPU, adapter=False, seed=5)
     tokens = tokens_of()
     assert not any(parameter.requires_grad for parameter in copy.parameters())
     torch.testing.assert_close(logits_of(copy, tokens), logits_of(policy, tokens))
@@ -214,7 +214,7 @@ def test_loading_leaves_the_jobs_random_numbers_alone() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    load_model(cell_of(adapter="lora"), CPU, seed=0)
+    load_model(cell_of(adapter="lora").setup, CPU, seed=0)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -223,7 +223,7 @@ def test_checkpointing_changes_memory_and_nothing_else(adapter: str) -> None:
     tokens = tokens_of()
     grads = []
     for checkpointing in (False, True):
-        model = load_model(cell_of(adapter=adapter, gradient_checkpointing=checkpointing), CPU, seed=0)
+        model = load_model(cell_of(adapter=adapter, gradient_checkpointing=checkpointing).setup, CPU, seed=0)
         calls = []
         trunk(model).layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         logits_of(model, tokens).square().mean().backward()
@@ -235,7 +235,7 @@ def test_checkpointing_changes_memory_and_nothing_else(adapter: str) -> None:
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_a_cache_is_filled_without_checkpointing_and_it_comes_back(adapter: str) -> None:
-    model = load_model(cell_of(adapter=adapter, gradient_checkpointing=True), CPU, seed=0)
+    model = load_model(cell_of(adapter=adapter, gradient_checkpointing=True).setup, CPU, seed=0)
     tokens = tokens_of()
 
     def cached() -> int:
@@ -252,17 +252,17 @@ def test_a_cache_is_filled_without_checkpointing_and_it_comes_back(adapter: str)
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "nf4"])
 @pytest.mark.parametrize("name", ["tiny", "tiny-gpt2", "tiny-opt"])
 def test_pretrained_weights_are_read_in_the_cells_precision(tmp_path: Path, name: str, precision: str) -> None:
-    reference = load_model(cell_of(model=name), CPU, seed=0)
+    reference = load_model(cell_of(model=name).setup, CPU, seed=0)
     reference.save_pretrained(tmp_path)
     cell = cell_of(precision, "lora", model=str(tmp_path), weights="pretrained", compute_dtype="fp32")
-    model = load_model(cell, CPU, seed=1)
+    model = load_model(cell.setup, CPU, seed=1)
     expected, got = logits_of(reference, tokens_of()), logits_of(model, tokens_of())
     tolerance = {"fp32": 1e-6, "bf16": 0.02, "int8": 0.05, "nf4": 0.35}[precision]
     assert ((got.float() - expected).norm() / expected.norm()).item() < tolerance
     kinds = {type(module).__name__ for module in model.modules()}
     assert ("Linear8bitLt" in kinds, "Linear4bit" in kinds) == (precision == "int8", precision == "nf4")
     shapes = [(n, tuple(p.shape), p.dtype) for n, p in model.named_parameters()]
-    simulated = load_model(cell, META, seed=1)
+    simulated = load_model(cell.setup, META, seed=1)
     assert shapes == [(n, tuple(p.shape), p.dtype) for n, p in simulated.named_parameters()]
     got.float().square().mean().backward()
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
@@ -270,17 +270,17 @@ def test_pretrained_weights_are_read_in_the_cells_precision(tmp_path: Path, name
 
 def test_pretrained_needs_weights(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="model: 'tiny' is a preset, a shape without weights"):
-        load_model(cell_of(weights="pretrained"), CPU, seed=0)
+        load_model(cell_of(weights="pretrained").setup, CPU, seed=0)
     model_config("tiny").save_pretrained(tmp_path)
     with pytest.raises(ConfigurationError, match="cannot be loaded"):
-        load_model(cell_of(weights="pretrained", model=str(tmp_path)), CPU, seed=0)
+        load_model(cell_of(weights="pretrained", model=str(tmp_path)).setup, CPU, seed=0)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "nf4"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_scalar_models_score_every_token(name: str, precision: str) -> None:
     cell = cell_of(precision, "lora", compute_dtype="bf16")
-    model = load_scalar_model(cell, CPU, model=name, seed=0, trained=True)
+    model = load_scalar_model(cell.setup, CPU, model=name, seed=0, trained=True)
     scores = model(tokens_of())
     assert scores.shape == (2, 12)
     assert scores.dtype == torch.float32
@@ -289,14 +289,14 @@ def test_scalar_models_score_every_token(name: str, precision: str) -> None:
     assert all(gradient is not None for gradient in trained.values())
     assert "score.weight" in trained
     assert all("lora_" in label for label in trained if label != "score.weight")
-    on_meta = load_scalar_model(cell, META, model=name, seed=0, trained=True)(tokens_of().to("meta"))
+    on_meta = load_scalar_model(cell.setup, META, model=name, seed=0, trained=True)(tokens_of().to("meta"))
     assert (on_meta.shape, on_meta.dtype) == (scores.shape, scores.dtype)
 
 
 def test_scalar_models_without_training_are_plain_and_repeatable() -> None:
     cell = cell_of("bf16", "lora")
     first, again, other = (
-        freeze(load_scalar_model(cell, CPU, model="tiny", seed=seed, trained=False)) for seed in (0, 0, 1)
+        freeze(load_scalar_model(cell.setup, CPU, model="tiny", seed=seed, trained=False)) for seed in (0, 0, 1)
     )
     assert not any("lora_" in name for name, _ in first.named_parameters())
     assert {parameter.dtype for parameter in first.parameters()} == {torch.bfloat16}
@@ -306,7 +306,7 @@ def test_scalar_models_without_training_are_plain_and_repeatable() -> None:
 
 
 def test_scalar_models_score_a_token_from_what_came_before() -> None:
-    model = load_scalar_model(cell_of(), CPU, model="tiny", seed=0, trained=False)
+    model = load_scalar_model(cell_of().setup, CPU, model="tiny", seed=0, trained=False)
     tokens = tokens_of()
     changed = tokens.clone()
     changed[:, 8:] = (changed[:, 8:] + 1) % 256
@@ -329,7 +329,7 @@ def classifier_folder(folder: Path, name: str, labels: int, **fields: Any) -> st
 @pytest.mark.parametrize("name", ["tiny", "tiny-gpt2", "tiny-neox"])
 def test_classifiers_give_one_score_per_sequence(tmp_path: Path, name: str, labels: int) -> None:
     folder = classifier_folder(tmp_path, name, labels)
-    model = load_classifier(cell_of(), CPU, model=folder, dtype=torch.float32)
+    model = load_classifier(cell_of().setup, CPU, model=folder, dtype=torch.float32)
     tokens = tokens_of().clamp_min(1)
     plain = AutoModelForSequenceClassification.from_pretrained(folder)
     logits = plain(input_ids=tokens).logits
@@ -339,7 +339,7 @@ def test_classifiers_give_one_score_per_sequence(tmp_path: Path, name: str, labe
     padded = tokens.clone()
     padded[:, -1] = 0
     assert not torch.allclose(model(padded), model(tokens[:, :-1]))
-    on_meta = load_classifier(cell_of(), META, model=folder, dtype=torch.float32)(tokens.to("meta"))
+    on_meta = load_classifier(cell_of().setup, META, model=folder, dtype=torch.float32)(tokens.to("meta"))
     assert on_meta.shape == (2,)
 
 
@@ -353,15 +353,15 @@ def test_classifiers_may_look_both_ways(tmp_path: Path) -> None:
     BertForSequenceClassification(config).save_pretrained(tmp_path)
     plain = BertForSequenceClassification.from_pretrained(tmp_path).eval()
     logits = plain(input_ids=tokens_of()).logits
-    model = load_classifier(cell_of(), CPU, model=str(tmp_path), dtype=torch.float32)
+    model = load_classifier(cell_of().setup, CPU, model=str(tmp_path), dtype=torch.float32)
     torch.testing.assert_close(model(tokens_of()), logits[:, 1] - logits[:, 0], atol=1e-5, rtol=1e-4)
 
 
 def test_classifiers_that_are_no_reward(tmp_path: Path) -> None:
     many = classifier_folder(tmp_path / "many", "tiny", 3)
     with pytest.raises(ConfigurationError, match="has 3 labels"):
-        load_classifier(cell_of(), CPU, model=many, dtype=torch.float32)
+        load_classifier(cell_of().setup, CPU, model=many, dtype=torch.float32)
     small = classifier_folder(tmp_path / "small", "tiny", 1, vocab_size=100)
     with pytest.raises(ConfigurationError, match="knows 100 tokens and the policy has 256") as caught:
-        load_classifier(cell_of(), CPU, model=small, dtype=torch.float32)
+        load_classifier(cell_of().setup, CPU, model=small, dtype=torch.float32)
     assert caught.value.field == "reward"

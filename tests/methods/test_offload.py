@@ -191,7 +191,7 @@ def test_the_build_folder_is_our_own_and_of_one_version(monkeypatch: pytest.Monk
 def test_the_engine_is_told_what_the_workload_says(
     cell: MakeCell, settings: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    config = engine_config(cell(offload="zero2_optimizer", **settings), get_device("cpu"))
+    config = engine_config(cell(offload="zero2_optimizer", **settings).setup, get_device("cpu"))
     assert {key: config[key] for key in expected} == expected
     assert config["zero_optimization"]["stage"] == 2
     assert config["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": False}

@@ -346,7 +346,7 @@ def test_page_locked_memory_comes_in_powers_of_two(cell: MakeCell) -> None:
     """Of Llama 2 7B in bf16, whose largest parameters are its embeddings: what the host needs, without the model."""
     embeddings = 32_000 * 4_096
     sizes = [embeddings] * 51 + [6_738_415_616 - 51 * embeddings]
-    memory = host_memory([sizes], torch.bfloat16, cell(offload="zero2_optimizer", precision="bf16"))
+    memory = host_memory([sizes], torch.bfloat16, cell(offload="zero2_optimizer", precision="bf16").setup)
     trained = sum(sizes)
     assert [buffer.nbytes for buffer in memory] == [
         4 * trained,
@@ -359,7 +359,7 @@ def test_page_locked_memory_comes_in_powers_of_two(cell: MakeCell) -> None:
     assert memory.host_pinned_bytes == (32 + 16 + 32) * 2**30 + 256 * 2**20
     assert memory.host_bytes == memory.host_pinned_bytes + 8 * trained
     settings = {"offload": "zero2_optimizer", "precision": "bf16", "gradient_accumulation_steps": 2}
-    pageable = host_memory([sizes], torch.bfloat16, cell(**settings, zero={"pin_memory": False}))
+    pageable = host_memory([sizes], torch.bfloat16, cell(**settings, zero={"pin_memory": False}).setup)
     assert pageable.host_pinned_bytes == 0
     assert pageable.host_bytes == sum(buffer.nbytes for buffer in memory) + 2 * trained
 
