@@ -77,10 +77,6 @@ class Cell(BaseModel):
         values = self.precision_value, self.adapter_value, self.optimizer_value
         return Setup(*values, self.workload, self.offload_value.zero_stage)
 
-    def options(self, kind: type[Options]) -> Any:
-        """This cell's settings for an axis value, as that value's own Options class (defaults where nothing was said)."""
-        return self.workload.of(kind)
-
     @cached_property
     def id(self) -> str:
         """Twelve hex digits of a hash of the content; the same on every machine and version that gives a cell the same fields."""

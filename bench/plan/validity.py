@@ -126,7 +126,7 @@ def eps_too_small(cell: Cell) -> bool:
     """The optimizer keeps its state in fp16, as the trained weights are, with an eps that does not hold it up (8-bit
     optimizers compute in fp32, and ZeRO steps an fp32 master copy)."""
     optimizer = cell.optimizer_value
-    eps = getattr(cell.options(optimizer.options), "eps", None) if optimizer.options else None
+    eps = getattr(cell.workload.of(optimizer.options), "eps", None) if optimizer.options else None
     if eps is None or optimizer.eight_bit or trained_dtype(cell) != torch.float16 or zero(cell):
         return False
     return bool(eps < (FP16_EPS_PROJECTED if optimizer.projects_gradients else FP16_EPS))
@@ -146,36 +146,31 @@ def uses_bf16(cell: Cell) -> bool:
 
 
 @functools.cache
+def configured(model: str) -> object:
+    """The language model's configuration of `model`; one without any field where it cannot be read here (the job then says why)."""
+    try:
+        return model_config(model).get_text_config()
+    except ConfigurationError:
+        return object()
+
+
 def positions(model: str) -> float:
-    """How many tokens a sequence of `model` may have; no limit where its configuration names none or cannot be read here (the
-    job then says why)."""
-    try:
-        config = model_config(model).get_text_config()
-    except ConfigurationError:
-        return math.inf
-    return getattr(config, "max_position_embeddings", None) or math.inf
+    """How many tokens a sequence of `model` may have; no limit where its configuration names none."""
+    return getattr(configured(model), "max_position_embeddings", None) or math.inf
 
 
-@functools.cache
 def window(model: str) -> float:
-    """How many tokens back every token of `model` sees; no limit where it sees all, or the configuration cannot be read here."""
-    try:
-        config = model_config(model).get_text_config()
-    except ConfigurationError:
-        return math.inf
+    """How many tokens back every token of `model` sees; no limit where it sees all."""
+    config = configured(model)
     kinds = getattr(config, "layer_types", None)
     slides = kinds is None or any(kind != "full_attention" for kind in kinds)
     return (getattr(config, "sliding_window", None) or math.inf) if slides else math.inf
 
 
-@functools.cache
 def odd_widths(model: str) -> dict[str, int]:
-    """By the configuration's names, the widths of `model`'s layers that are no multiple of 4; none where it cannot be read here."""
-    try:
-        config = model_config(model).get_text_config()
-    except ConfigurationError:
-        return {}
-    widths = {name: getattr(config, name, None) for name in ("hidden_size", "intermediate_size", "ffn_dim", "n_inner")}
+    """By the configuration's names, the widths of `model`'s layers that are no multiple of 4."""
+    names = ("hidden_size", "intermediate_size", "ffn_dim", "n_inner")
+    widths = {name: getattr(configured(model), name, None) for name in names}
     return {name: width for name, width in widths.items() if width is not None and width % 4}
 
 

@@ -1,7 +1,7 @@
 """Every kind of causal language model that transformers has: taken as it is, or refused; never another model with status ok.
 
-Tiny configurations of each architecture with the fields that most of them share. What cannot be built from those is left out by
-name, so that a new architecture of transformers is looked at here by itself.
+Tiny configurations, with the fields that most architectures share. Those that these fields do not build are not in the lists, nor
+are architectures that transformers has added since.
 """
 
 from __future__ import annotations

@@ -218,7 +218,7 @@ def test_a_cell_comes_back_from_its_file(precision: str, adapter: str) -> None:
             read = from_flat(json.loads(json.dumps(cell.flat())))
             assert read == cell
             assert read.id == cell.id
-            assert read.options(GaLoreOptions) == cell.options(GaLoreOptions)
+            assert read.workload.of(GaLoreOptions) == cell.workload.of(GaLoreOptions)
 
 
 def test_a_cell_of_a_file_can_be_given_other_axis_values() -> None:

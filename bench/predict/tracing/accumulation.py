@@ -1,6 +1,6 @@
 """When autograd adds a gradient to another in place: on a real device it does, and under a tracer it never does.
 
-    if adds_in_place(func, args): ...           asked inside __torch_dispatch__, of an operator's call
+    if func is ADD and adds_in_place(args, kwargs, sys._getframe(1)): ...        asked inside __torch_dispatch__
 
 A tensor that several operators read gets a gradient from each, and the engine sums them up. It writes into the one that it has,
 if nobody else holds that one (torch/csrc/autograd/input_buffer.cpp: accumulate). Under a dispatch mode, and on meta, it takes
@@ -21,10 +21,10 @@ ADD, ADD_IN_PLACE = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
 _ENGINE = getattr(_engine_run_backward, "__wrapped__", _engine_run_backward).__code__
 
 
-def adds_in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], caller: FrameType | None) -> bool:
-    """Whether this call is the engine's own, on a gradient that it alone holds. `caller`: the frame that the mode was called
+def adds_in_place(args: tuple[Any, ...], kwargs: dict[str, Any], caller: FrameType | None) -> bool:
+    """Whether this call of ADD is the engine's own, on a gradient that it alone holds. `caller`: the frame that the mode was called
     from, the engine's where no function written in Python is at work."""
-    if func is not ADD or kwargs or caller is None or caller.f_code is not _ENGINE:
+    if kwargs or caller is None or caller.f_code is not _ENGINE:
         return False
     held, more = args[0], args[1]
     if not isinstance(more, torch.Tensor) or held.shape != more.shape or held.dtype != more.dtype:

@@ -282,7 +282,7 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is ADD and _in_backward() and adds_in_place(func, args, kwargs, sys._getframe(1)):
+        if func is ADD and _in_backward() and adds_in_place(args, kwargs, sys._getframe(1)):
             func = ADD_IN_PLACE
         result = self._shapes.call(func, args, kwargs) if self._shapes else func(*args, **kwargs)
         name = self._names.get(id(func))
