@@ -132,6 +132,8 @@ CASES = (
         {"algorithm": "ppo", "adapter": "lora"},
         {"model": "llama-3.2-3b", "gradient_checkpointing": True},
     ),
+    Case("fused-3b", {"optimizer": "adamw_torch_fused"}, LONG | {"model": "llama-3.2-3b", "batch_size": 4}),
+    Case("int8-7b", {"precision": "int8", "adapter": "lora"}, LONG | {"model": "llama-2-7b", "batch_size": 3}),
     Case("ppo-20b", {"algorithm": "ppo", "adapter": "lora", "precision": "int8"}, TWENTY),
 )
 

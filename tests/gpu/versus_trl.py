@@ -7,10 +7,11 @@
     tests/gpu/versus_trl.py --rounds 2               each side twice, in turn, the second time in the other order
 
 Each side of each case has a process of its own: TRL's trainer (SFTTrainer, or its experimental PPOTrainer) over sequences of
-token ids, and `vrambench run` of the cell. One JSON object a line: `case`, both sides' `step_seconds` (warm-up left out),
-`tokens_per_second` (of the median step; prompts and responses, each counted once), `allocated_bytes` and `reserved_bytes`
-(peaks; null on the CPU), and `ratio`, ours over TRL's. Needs trl, of which 1.12 is the last version with PPO: a side that
-cannot run has an `error`. Exit code: 0, or 1 if a side failed.
+token ids, and `vrambench run` of the cell. SFT is compared twice: with the whole logits on both sides, and with the chunked
+loss that TRL takes when none is named. PPO has as many updates on both sides. One JSON object a line: `case`, both sides'
+`step_seconds` (warm-up left out), `tokens_per_second` (of the median step; prompts and responses, each counted once),
+`allocated_bytes` and `reserved_bytes` (peaks; null on the CPU), and `ratio`, ours over TRL's. Needs trl, of which 1.12 is the
+last version with PPO: a side that cannot run has an `error`. Exit code: 0, or 1 if a side failed.
 """
 
 from __future__ import annotations
@@ -34,13 +35,16 @@ from gpu_summary import done_before
 SECONDS = 300
 """A side's limit, imports included."""
 WARMUP = 2
+EPOCHS = 4
+"""Passes over a PPO batch, each of one update: TRL's default, said on both sides."""
 COMMAND = "import sys; from vrambench.bench.commands.app import main; sys.exit(main())"
 
 
 @dataclass(frozen=True)
 class Case:
     """Full training in bf16 with AdamW on `batch` sequences. PPO: four models of one shape (policy, reference, value, reward),
-    and four updates a step, each on the whole batch, with no clipping of gradients, which TRL's PPO does not have."""
+    and EPOCHS updates a step, each on the whole batch, with no clipping of gradients, which TRL's PPO does not have.
+    `chunked`: TRL's SFT takes its loss from chunks of the logits; ours has them whole."""
 
     algorithm: Literal["sft", "ppo"]
     model: str
@@ -48,6 +52,7 @@ class Case:
     prompt_tokens: int
     response_tokens: int
     checkpointing: bool = False
+    chunked: bool = False
     steps: int = 8
 
     @property
@@ -57,18 +62,21 @@ class Case:
     @property
     def name(self) -> str:
         lengths = f"{self.batch} x {self.prompt_tokens}+{self.response_tokens}"
-        return f"{self.algorithm} {self.model} {lengths}{' checkpointing' if self.checkpointing else ''}"
+        options = [" checkpointing"] * self.checkpointing + [", TRL's loss chunked"] * self.chunked
+        return f"{self.algorithm} {self.model} {lengths}{''.join(options)}"
 
 
 CASES = (
     Case("sft", "gpt2", 8, 1, 511),
     Case("ppo", "gpt2", 8, 64, 64),
+    Case("sft", "gpt2", 8, 1, 511, chunked=True),
     Case("sft", "llama-1b", 4, 1, 511, checkpointing=True),
+    Case("sft", "llama-1b", 4, 1, 511, checkpointing=True, chunked=True),
     Case("ppo", "llama-1b", 4, 64, 64, steps=4),
 )
 TINY = (
     Case("sft", "tiny", 4, 1, 31, steps=3),
-    Case("sft", "tiny", 4, 1, 31, checkpointing=True, steps=3),
+    Case("sft", "tiny", 4, 1, 31, checkpointing=True, chunked=True, steps=3),
     Case("ppo", "tiny", 4, 8, 8, steps=3),
 )
 
@@ -145,37 +153,35 @@ def installed(package: str) -> str | None:
         return None
 
 
-def ours_of(case: Case, device: str) -> dict[str, Any]:
-    """The cell's result from a run of vrambench."""
-    axes = ("--precision", "bf16", "--adapter", "none", "--optimizer", "adamw_torch", "--offload", "none")
-    settings: dict[str, Any] = {
+def matrix_of(case: Case) -> dict[str, Any]:
+    """A matrix of one cell: no profile of ours says what it does."""
+    axes = {"precision": "bf16", "adapter": "none", "optimizer": "adamw_torch", "offload": "none"}
+    workload: dict[str, Any] = {
+        "model": case.model,
         "batch_size": case.batch,
         "prompt_tokens": case.prompt_tokens,
         "response_tokens": case.response_tokens,
-        "gradient_checkpointing": str(case.checkpointing).lower(),
+        "gradient_checkpointing": case.checkpointing,
         "steps": case.steps,
         "warmup_steps": WARMUP,
+        "budget": "4TiB",
     }
     if case.algorithm == "ppo":
-        settings |= {"rollout_batch": case.batch, "value": "separate", "reference": "copy", "max_grad_norm": 0}
-        settings |= {"reward": "model", "reward_model": case.model}
-    chosen = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+        workload |= {"rollout_batch": case.batch, "value": "separate", "reference": "copy", "max_grad_norm": 0}
+        workload |= {"reward": "model", "reward_model": case.model, "ppo": {"epochs": EPOCHS}}
+    return {
+        "axes": {axis: [value] for axis, value in (axes | {"algorithm": case.algorithm}).items()},
+        "workload": workload,
+    }
+
+
+def ours_of(case: Case, device: str) -> dict[str, Any]:
+    """The cell's result from a run of vrambench."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        command = [
-            sys.executable,
-            "-P",
-            "-c",
-            COMMAND,
-            "run",
-            *axes,
-            "--algorithm",
-            case.algorithm,
-            "--model",
-            case.model,
-        ]
-        command += ["--budget", "4TiB", "--device", device, "--jobs", "1", "--out", str(out), *chosen]
-        failed = run(command)
+        matrix, out = Path(folder) / "matrix.yaml", Path(folder) / "run"
+        matrix.write_text(json.dumps(matrix_of(case)))  # JSON is YAML
+        command = [sys.executable, "-P", "-c", COMMAND, "run", str(matrix)]
+        failed = run([*command, "--device", device, "--jobs", "1", "--out", str(out)])
         results = [json.loads(file.read_text()) for file in (out / "cells").glob("*.json")]
     if failed or len(results) != 1 or results[0]["status"] != "ok":
         return {"error": failed or (results[0]["reason"] if results else "no result")}
@@ -278,6 +284,7 @@ def sft_trainer(case: Case, config: Any, device: str, settings: dict[str, Any], 
     arguments = SFTConfig(
         max_steps=WARMUP + case.steps,
         max_length=case.tokens,
+        loss_type="chunked_nll" if case.chunked else "nll",
         gradient_checkpointing_kwargs={"use_reentrant": False},
         learning_rate=1e-5,
         max_grad_norm=1.0,
@@ -288,7 +295,7 @@ def sft_trainer(case: Case, config: Any, device: str, settings: dict[str, Any], 
 
 
 def ppo_trainer(case: Case, config: Any, device: str, settings: dict[str, Any], tokenizer: Any, clock: Any) -> Any:
-    """Its defaults are ours: four epochs, clipping at 0.2, a temperature of 0.7, a learning rate of 3e-6."""
+    """Its defaults are ours: clipping at 0.2, a temperature of 0.7, a learning rate of 3e-6."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
@@ -303,6 +310,7 @@ def ppo_trainer(case: Case, config: Any, device: str, settings: dict[str, Any], 
         total_episodes=case.batch * (WARMUP + case.steps),
         local_rollout_forward_batch_size=case.batch,
         response_length=case.response_tokens,
+        num_ppo_epochs=EPOCHS,
         num_sample_generations=0,
         **settings,
     )

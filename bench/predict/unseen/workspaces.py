@@ -176,9 +176,10 @@ def embedding_backward(gpu: Hardware, args: Args, kwargs: Kwargs, result: Any) -
 
 
 def layer_norm_backward(gpu: Hardware, args: Args, kwargs: Kwargs, result: Any) -> tuple[int, ...]:
-    """Partial gradients of weight and bias, for more than 65,536 rows that are too narrow to fill the GPU.
+    """Partial gradients of weight and bias, for more than 65,536 rows that are too narrow to fill the GPU: what was made for the
+    two, the parts, and what their sums are reduced in, one after the other.
 
-    cuda/layer_norm_kernel.cu: LaunchGammaBetaBackwardCUDAKernel.
+    cuda/layer_norm_kernel.cu: LaunchGammaBetaBackwardCUDAKernel. To the byte on an H200.
     """
     source, shape, mask = args[1], args[2], args[7]
     width = math.prod(shape)
@@ -187,7 +188,9 @@ def layer_norm_backward(gpu: Hardware, args: Args, kwargs: Kwargs, result: Any) 
     if rows <= 64 * 1024 or width // 32 >= gpu.multiprocessors // 2:
         return copies
     blocks = min(32 * 1024 // _ceil(width, 32), _ceil(rows, 32))
-    return copies + sum(map(bool, mask[1:])) * (blocks * width * source.element_size(),)
+    parts, wanted = source.new_empty(blocks, width, device="meta"), sum(map(bool, mask[1:]))
+    made = wanted * (width * source.element_size(), parts.numel() * source.element_size())
+    return copies + made + (reduction_buffers(parts, [0], 4, gpu) if wanted else ())
 
 
 # --- reductions ---
