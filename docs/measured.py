@@ -33,7 +33,8 @@ def sections(results: Path) -> list[str]:
 
 def section(folder: Path) -> list[str]:
     """One GPU's: what was found in short, then its tables. Nothing where no GPU is named, as after a rehearsal."""
-    told = read_json(folder / "doctor.json").get("environment", {})
+    described = [read_json(file) for file in (folder / "doctor.json", folder / "measured" / "run.json")]
+    told = next((one["environment"] for one in described if one.get("environment")), {})
     gpu = told.get("gpu")
     if not gpu:
         return []

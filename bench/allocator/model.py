@@ -54,6 +54,7 @@ class Allocator:
     The cap is compared with the segment that a request would need from cudaMalloc: where expandable segments map less, or a granule
     more, it is refused too early, or goes over the cap by less than a granule, as in torch.
     `address_space_bytes` is what one expandable segment can grow to: 9/8 of the capacity unless given.
+    `falling`: the order of addresses, see `Addresses`.
     `record=True` keeps `trace`, the entries that torch.cuda.memory._record_memory_history would.
     """
 
@@ -64,6 +65,7 @@ class Allocator:
         *,
         allowed_bytes: int | None = None,
         address_space_bytes: int | None = None,
+        falling: bool = False,
         record: bool = False,
     ) -> None:
         self.settings = settings = settings or AllocatorSettings()
@@ -81,7 +83,7 @@ class Allocator:
         self.capacity_bytes = capacity_bytes
         self.allowed_bytes = allowed_bytes
         self.trace: list[TraceEntry] | None = [] if record else None
-        self.addresses = Addresses()
+        self.addresses = Addresses(falling=falling)
         space = address_space_bytes or (capacity_bytes * 9 // 8 if capacity_bytes else UNKNOWN_CARD_ADDRESSES)
         self._regions = Regions(self.addresses, space)
         self._plain_rounding = not settings.roundup_power2_divisions

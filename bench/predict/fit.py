@@ -58,7 +58,15 @@ class Answer:
             "predicted": told["memory"],
             **{
                 name: told[name]
-                for name in ("phases", "roles", "parameters", "at_peak", "fragmentation_bytes", "host_bytes")
+                for name in (
+                    "phases",
+                    "roles",
+                    "parameters",
+                    "at_peak",
+                    "fragmentation_bytes",
+                    "rising_order_bytes",
+                    "host_bytes",
+                )
             },
             "device_peak": {"phase": forecast.device_peak.name, "step": forecast.device_peak.step},
             **{name: told[name] for name in ("limiting_phase", "limiting_step", "limiting_role", "oom", "oom_phase")},

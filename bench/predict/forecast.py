@@ -44,8 +44,9 @@ class Predictor:
 
     def _forecast(self, simulation: Simulation, budget: int, outside: Outside, began: float) -> Forecast:
         free_run = Replay(simulation.trace, self._settings)
+        other_order = Replay(simulation.trace, self._settings, falling=False).reserved_bytes - free_run.reserved_bytes
         device = free_run.reserved_bytes + outside.expected_bytes
-        band = round(error_band().share * device) + outside.high_bytes - outside.expected_bytes
+        band = round(error_band().share * device) + outside.high_bytes - outside.expected_bytes + max(0, other_order)
         chosen = free_run
         if device + band <= budget:
             verdict: Verdict = "fits"
@@ -57,7 +58,7 @@ class Predictor:
                 chosen, verdict = capped, "tight"
             else:
                 free_run.oom, free_run.oom_phase, verdict = capped.oom, capped.oom_phase, "does not fit"
-        return _forecast(simulation, chosen, budget, verdict, band, outside, time.perf_counter() - began)
+        return _forecast(simulation, chosen, budget, verdict, band, outside, other_order, time.perf_counter() - began)
 
     def forget(self) -> None:
         """The simulations; what was learnt of operators stays."""
@@ -76,15 +77,18 @@ class Predictor:
 class Replay:
     """A trace in the allocator: peaks by phase and of all, and what was live at the highest moment (of allocated bytes).
 
-    `allowed_bytes`: what the allocator may reserve; `oom` says where that was too little.
+    `allowed_bytes`: what the allocator may reserve; `oom` says where that was too little. `falling`: the order of addresses, as
+    on native Linux (vrambench.bench.allocator.blocks.Addresses).
     """
 
-    def __init__(self, trace: Trace, settings: AllocatorSettings, allowed_bytes: int | None = None) -> None:
+    def __init__(
+        self, trace: Trace, settings: AllocatorSettings, allowed_bytes: int | None = None, *, falling: bool = True
+    ) -> None:
         self.phases: dict[tuple[str, int | None], tuple[int, int]] = {}
         self.requested_bytes = self.allocated_bytes = self.active_bytes = self.reserved_bytes = 0
         self.oom: OutOfMemory | None = None
         self.oom_phase: str | None = None
-        self.allocator = Allocator(settings, allowed_bytes=allowed_bytes)
+        self.allocator = Allocator(settings, allowed_bytes=allowed_bytes, falling=falling)
         self.trace = trace
         self.peak_event = 0
         self._run()
@@ -175,12 +179,24 @@ def _passing(place: Place, heads: set[str]) -> str:
 
 
 def _forecast(
-    simulation: Simulation, replay: Replay, budget: int, verdict: Verdict, band: int, outside: Outside, seconds: float
+    simulation: Simulation,
+    replay: Replay,
+    budget: int,
+    verdict: Verdict,
+    band: int,
+    outside: Outside,
+    other_order: int,
+    seconds: float,
 ) -> Forecast:
     context = outside.expected_bytes
     device = replay.reserved_bytes + context
     peak = replay.trace.events[replay.peak_event].place
     notes = [f"outside the allocator: {outside.reason}"]
+    if other_order:
+        notes.append(
+            f"{abs(other_order) / 2**20:,.0f} MiB {'more' if other_order > 0 else 'less'} reserved where the driver places memory"
+            " at rising addresses (Windows, WSL2); predicted is native Linux, where addresses mostly fall"
+        )
     if simulation.managed_bytes:
         notes.append(
             "managed memory (paged optimizer state) comes on top, as far as it lies on the device: the driver moves it to the host"
@@ -223,6 +239,7 @@ def _forecast(
         oom=replay.oom,
         oom_phase=replay.oom_phase,
         fragmentation_bytes=replay.reserved_bytes - replay.active_bytes,
+        rising_order_bytes=other_order,
         host_bytes=simulation.host_bytes,
         outside=outside.reason,
         notes=tuple(notes),

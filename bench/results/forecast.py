@@ -51,6 +51,7 @@ class Forecast(Record):
     """The prediction for one cell and budget. `limiting_phase`, `limiting_role`: where the most memory is in use, and
     `at_peak` what that is. `margin_bytes`: budget less device bytes, negative where it does not fit. `band_bytes`: by how much
     more a measurement may show, and `band_basis` how that is known. `oom`: where memory runs out under the budget.
+    `rising_order_bytes`: what more is reserved (less, where negative) if the driver places memory at rising addresses.
     Bytes of a cell that does not fit are those that it takes without a limit. `host_bytes`: of host memory for what is offloaded.
     `seconds`: what predicting took."""
 
@@ -70,6 +71,7 @@ class Forecast(Record):
     oom: OutOfMemory | None = None
     oom_phase: str | None = None
     fragmentation_bytes: int
+    rising_order_bytes: int = 0
     host_bytes: int
     outside: str
     notes: tuple[str, ...] = ()

@@ -29,6 +29,9 @@ from vrambench.methods.offload.simulated import SimulatedZero
 from vrambench.methods.offload.zero import ZeroOptions
 from vrambench.methods.setup import Setup
 
+LIBRARY_BYTES = 556 * 2**20
+"""NCCL's communicators, for a world of one process too: seen on an H200 with torch 2.11 (results/nvidia-h200/measured)."""
+
 
 def build_folder() -> Path:
     """Where CPUAdam is compiled, below the user's cache: one folder for each Python, torch (and CUDA) and DeepSpeed, and for each
@@ -178,4 +181,5 @@ ZERO2_OPTIMIZER = Offload(
     learner=zero_learner,
     zero_stage=2,
     prepare=load_extensions,
+    library_bytes=LIBRARY_BYTES,
 )

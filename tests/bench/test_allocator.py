@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.bench.naive_allocator import NaiveAllocator, NoMemory
 from vrambench.bench.allocator import Allocator, AllocatorSettings, DeviceOutOfMemory, replay
+from vrambench.bench.allocator.blocks import Addresses
 from vrambench.methods.errors import ConfigurationError, UnknownValue
 
 KIB = 2**10
@@ -521,6 +522,30 @@ def test_growing_runs_out_of_memory_by_granules() -> None:
 # Replay
 
 
+def test_falling_addresses_fill_the_lowest_gap_before_they_go_below() -> None:
+    allocator = make(falling=True)
+    top = Addresses.FIRST
+
+    def place(nbytes: int) -> tuple[int, int]:
+        """The new segment's address, in MiB below where addresses begin, and the handle."""
+        before = {segment.address for segment in allocator.block_map()}
+        handle = allocator.malloc(nbytes)
+        (new,) = {segment.address for segment in allocator.block_map()} - before
+        return (top - new) // MIB, handle
+
+    assert place(48 * MIB)[0] == 64  # a range of 64 MiB, of which 16 are left behind it
+    assert place(1)[0] == 16  # into the gap
+    depth, twenty = place(20 * MIB)
+    assert depth == 96  # 14 MiB are too few; 12 MiB are left behind it
+    assert place(12 * MIB)[0] == 76  # the lowest gap, and all of it
+    assert place(32 * MIB)[0] == 128
+    allocator.free(twenty)
+    allocator.empty_cache()
+    assert place(16 * MIB)[0] == 96  # where the 20 MiB were
+    assert place(64 * MIB)[0] == 192
+    assert place(14 * MIB)[0] == 14  # behind the small segment
+
+
 def test_a_replay_gives_peaks_and_the_map_at_the_highest_moment() -> None:
     events = [
         ("alloc", 1, 12 * MIB, 0),
@@ -644,15 +669,22 @@ def test_the_model_and_the_plain_implementation_agree_at_every_step(
 
 
 @hypothesis_settings(max_examples=200, deadline=None)
-@given(steps=STEPS, configuration=CONFIGURATIONS, limits=LIMITS, divisions=st.sampled_from([1, 4, 8]))
+@given(
+    steps=STEPS,
+    configuration=CONFIGURATIONS,
+    limits=LIMITS,
+    divisions=st.sampled_from([1, 4, 8]),
+    falling=st.booleans(),
+)
 def test_invariants(
     steps: list[tuple[str, int, int]],
     configuration: tuple[str, dict[str, Any]],
     limits: tuple[int | None, int | None],
     divisions: int,
+    falling: bool,
 ) -> None:
     text = f"{configuration[0]},roundup_power2_divisions:{divisions}".lstrip(",")
-    allocator = make(text, limits[0], allowed_bytes=limits[1])
+    allocator = make(text, limits[0], allowed_bytes=limits[1], falling=falling)
     driver = Driver(allocator, (DeviceOutOfMemory,))
     peaks = (0, 0, 0, 0)
     for step in steps:

@@ -65,6 +65,7 @@ def test_what_fits_is_exit_code_0(capsys: pytest.CaptureFixture[str]) -> None:
             "parameters",
             "at_peak",
             "fragmentation_bytes",
+            "rising_order_bytes",
             "host_bytes",
             "device_peak",
             "warnings",

@@ -11,9 +11,9 @@ import pytest
 from vrambench.bench.predict.band import ASSUMED_SHARE, FEWEST_CELLS, error_band
 
 
-def publish(folder: Path, gpu: str, rows: list[Any]) -> None:
-    (folder / gpu).mkdir(parents=True)
-    (folder / gpu / "accuracy.json").write_text(json.dumps({"rows": rows}))
+def publish(folder: Path, gpu: str, rows: list[Any], name: str = "accuracy.json") -> None:
+    (folder / gpu).mkdir(parents=True, exist_ok=True)
+    (folder / gpu / name).write_text(json.dumps({"rows": rows}))
 
 
 def row(predicted: int | None, measured: int | None, status: str = "ok") -> dict[str, Any]:
@@ -35,6 +35,14 @@ def test_it_is_the_most_that_any_job_took_above_its_prediction(tmp_path: Path) -
         band.basis
         == f"the most that any of {FEWEST_CELLS + 1} measured jobs took above its prediction (h100, rtx-4090)"
     )
+
+
+def test_cells_predicted_anew_stand_for_those_predicted_before(tmp_path: Path) -> None:
+    publish(tmp_path, "h100", [row(100, 150)] * FEWEST_CELLS)
+    publish(tmp_path, "h100", [row(100, 101)] * FEWEST_CELLS, "accuracy-anew.json")
+    band = error_band(tmp_path)
+    assert band.share == pytest.approx(0.01)
+    assert f"any of {FEWEST_CELLS} measured jobs" in band.basis
 
 
 def test_it_is_never_negative(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ The recordings are results/nvidia-h200/recordings: what `tests/gpu/replay.py` re
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import pickle
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from vrambench.bench.allocator import AllocatorSettings
+from vrambench.bench.allocator.blocks import Addresses
 from vrambench.bench.allocator.snapshot import replay_snapshot
 from vrambench.bench.predict import simulate
 from vrambench.bench.predict.forecast import Replay
@@ -29,6 +31,7 @@ ROWS = {row["cell"]: row for row in map(json.loads, (RESULTS / "replay.jsonl").r
 EXACT = (
     "expandable",
     "full-1b",
+    "fused-3b",
     "galore-8bit-1b",
     "galore-layerwise",
     "remax",
@@ -49,7 +52,7 @@ def gpu_replay(load_script: Callable[[str], ModuleType]) -> ModuleType:
 
 
 def test_there_are_recordings_of_many_kinds_of_jobs() -> None:
-    assert len(RECORDINGS) == 16
+    assert len(RECORDINGS) == 18
     assert {file.name.removesuffix(".pickle.gz") for file in RECORDINGS} <= set(ROWS)
 
 
@@ -60,6 +63,24 @@ def test_the_model_serves_every_request_from_the_recorded_address(file: Path) ->
     assert device.moved_entry is None
     assert device.exact
     assert device.same_end
+
+
+@pytest.mark.parametrize("name", ["fused-3b", "full-1b", "ppo-amp-value", "ppo-lora-3b", "sft-fp16-amp", "sft-fp32"])
+def test_segments_lie_in_the_order_of_falling_addresses(name: str) -> None:
+    """CUDA fills what a large job takes in the order that `Addresses` says; the first few segments may lie in older gaps."""
+    snapshot = pickle.loads(gzip.decompress((RESULTS / "recordings" / f"{name}.pickle.gz").read_bytes()))
+    (trace,) = filter(None, snapshot["device_traces"])
+    segments = [(entry["addr"], entry["size"]) for entry in trace if entry["action"] == "segment_alloc"]
+
+    def other_way(falling: bool) -> float:
+        """The share of pairs of segments that lie the other way round."""
+        addresses = Addresses(falling=falling)
+        placed = [(recorded, addresses.take(nbytes)) for recorded, nbytes in segments]
+        pairs = [(one, two) for one, two in itertools.combinations(placed, 2)]
+        return sum((one[0] < two[0]) != (one[1] < two[1]) for one, two in pairs) / len(pairs)
+
+    assert other_way(falling=True) < 0.03
+    assert other_way(falling=False) > 0.5
 
 
 @pytest.mark.parametrize("name", [*EXACT, "ppo-lora-nf4", "qlora-1b"])
