@@ -2,9 +2,9 @@
 
     sections(Path("results"))   ->  lines of Markdown, none where nothing is published
 
-A folder holds what `tests/gpu/run` packed: accuracy.json, replay.jsonl, versus_trl.jsonl, meters_cost.json, doctor.json, and the
-run folders 20b, claims, galore and repeat. accuracy-anew.json is what `compare.py --anew` wrote later. What is missing or cut short
-is left out; a folder that names no GPU is none.
+A folder holds what `tests/gpu/run` packed: accuracy.json, replay.jsonl, context.json, versus_trl.jsonl, meters_cost.json,
+doctor.json, and the run folders 20b, claims, galore and repeat. accuracy-anew.json is what `compare.py --anew` wrote later. What
+is missing or cut short is left out; a folder that names no GPU is none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 # What reads these files for `make gpu` itself, which runs before anything is installed.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "gpu"))
 
-from gpu_summary import GIB, KINDS, apart, read_json, read_rows
+from gpu_summary import GIB, KINDS, MIB, apart, environment_of, read_json, read_rows
 
 CLAIMS = ("20b", "claims", "galore")
 
@@ -33,8 +33,7 @@ def sections(results: Path) -> list[str]:
 
 def section(folder: Path) -> list[str]:
     """One GPU's: what was found in short, then its tables. Nothing where no GPU is named, as after a rehearsal."""
-    described = [read_json(file) for file in (folder / "doctor.json", folder / "measured" / "run.json")]
-    told = next((one["environment"] for one in described if one.get("environment")), {})
+    told = environment_of(folder)
     gpu = told.get("gpu")
     if not gpu:
         return []
@@ -48,7 +47,7 @@ def section(folder: Path) -> list[str]:
         f"{software}; `make gpu`, results/{folder.name}/{about}.",
         "",
     ]
-    lines += [*accuracy(folder), *replays(folder), *meters(folder), ""]
+    lines += [*accuracy(folder), *replays(folder), *outside(folder), *meters(folder), ""]
     for table in (against_trl(folder), claims(folder), repeats(folder), cells(folder)):
         lines += [*table, ""] if table else []
     return lines
@@ -76,7 +75,8 @@ def accuracy(folder: Path) -> list[str]:
 def errors(found: dict[str, Any]) -> str:
     """Of a comparison: the median and the worst by kind of bytes."""
     return "; ".join(
-        f"{kind} median {share(found['median_absolute'][kind], sign=False)}, worst {share(found['worst'][kind])}"
+        f"{kind} median {share(found['median_absolute'][kind], sign=False, places=2)}, "
+        f"worst {share(found['worst'][kind], places=2)}"
         for kind in KINDS
         if found["median_absolute"][kind] is not None
     )
@@ -88,6 +88,15 @@ def replays(folder: Path) -> list[str]:
     others = [row["cell"] for row in found if not row["exact"]]
     told = f"- The allocator's model repeated {len(exact)} of {len(found)} recorded jobs to the byte{named(others)}."
     return [told] if found else []
+
+
+def outside(folder: Path) -> list[str]:
+    """The bare context, and what one process holds with all libraries that jobs load."""
+    found = [stage["outside_bytes"] for stage in read_json(folder / "context.json").get("stages", ())]
+    if not found or None in found:
+        return []
+    first, last = (f"{nbytes / MIB:,.0f} MiB" for nbytes in (found[0], found[-1]))
+    return [f"- Outside the allocator: {first} as soon as CUDA is there, {last} with every library that our jobs load."]
 
 
 def meters(folder: Path) -> list[str]:

@@ -50,6 +50,8 @@ def results(tmp_path: Path) -> Path:
         )
     )  # fmt: skip
     (folder / "replay.jsonl").write_text('{"cell": "sft", "exact": true}\n{"cell": "ppo", "exact": null}\n')
+    stages = [{"name": name, "outside_bytes": nbytes} for name, nbytes in (("context", GIB // 2), ("last", GIB))]
+    (folder / "context.json").write_text(json.dumps({"accounting": "process", "stages": stages}))
     (folder / "meters_cost.json").write_text(json.dumps({"slow_down": 0.004, "interval_95": [-0.001, 0.009]}))
     ratio = {"tokens_per_second": 1.25, "allocated_bytes": 0.9, "reserved_bytes": None}
     sides = {"ours": {"tokens_per_second": 1250.0}, "trl": {"tokens_per_second": 1000.0}}
@@ -69,10 +71,11 @@ def test_a_results_folder_becomes_a_section(results: Path) -> None:
     assert lines[0] == "## Measured on Some GPU"
     assert "driver 580.1, torch 2.11.0, CUDA 13.0; `make gpu`, results/some-gpu/." in lines
     for expected in (
-        "- 2 cells predicted before they were measured: allocated median 1.0 %, worst +1.0 %; device median 5.0 %, worst -5.0 %. "
-        "Goals missed: allocated median.",
+        "- 2 cells predicted before they were measured: allocated median 1.00 %, worst +1.00 %; device median 5.00 %, "
+        "worst -5.00 %. Goals missed: allocated median.",
         "- At 24 GiB, of 2 cells: 1 predicted to fit that did not (gpt2 / b), 0 predicted not to fit that did.",
         "- The allocator's model repeated 1 of 2 recorded jobs to the byte (ppo).",
+        "- Outside the allocator: 512 MiB as soon as CUDA is there, 1,024 MiB with every library that our jobs load.",
         "- Meters on against off: a step takes +0.40 % (95 %: -0.10 % to +0.90 %).",
         "| sft | 1,250 | 1,000 | 1.25 | 0.90 | - |",
         "| ppo | 1,250 | ended with code 1 | - | - | - |",
@@ -88,8 +91,15 @@ def test_later_predictions_stand_beside_the_first(results: Path) -> None:
     first = json.loads((results / "some-gpu" / "accuracy.json").read_text())
     later = first | {"worst": {"allocated": 0.001, "reserved": None, "device": 0.002}}
     (results / "some-gpu" / "accuracy-anew.json").write_text(json.dumps(later))
-    told = "- The same cells predicted once more, with what the measurements taught: allocated median 1.0 %, worst +0.1 %; device"
+    told = "- The same cells predicted once more, with what the measurements taught: allocated median 1.00 %, worst +0.10 %;"
     assert any(line.startswith(told) for line in sections(results))
+
+
+def test_a_run_names_the_gpu_where_the_doctor_did_not_run(results: Path) -> None:
+    doctor = results / "some-gpu" / "doctor.json"
+    (results / "some-gpu" / "claims" / "run.json").write_text(doctor.read_text())
+    doctor.unlink()
+    assert sections(results)[0] == "## Measured on Some GPU"
 
 
 def test_what_is_not_there_is_not_told(tmp_path: Path) -> None:

@@ -353,8 +353,17 @@ def test_the_summary_tells_of_tests_cells_and_cost(gpu_run: ModuleType, tmp_path
     (tmp_path / "meters_cost.json").write_text(
         json.dumps({"slow_down": 0.004, "interval_95": [0.002, 0.006], "verdict": "under 1%"})
     )
+    stages = [("context", 500), ("first kernel", 600), ("AdamW", 600), ("decompositions", 700)]
+    stages_told = [{"name": name, "outside_bytes": count * 2**20} for name, count in stages]
+    stages_told.append({"name": "none", "outside_bytes": None, "error": "ImportError: none"})
+    (tmp_path / "context.json").write_text(json.dumps({"accounting": "device", "stages": stages_told}))
+    gpu = {"name": "Some GPU", "driver": "580"}
+    (cells.parent / "run.json").write_text(json.dumps({"environment": {"gpu": gpu, "packages": {}}}))
     part = python_part(gpu_run, "smoke", "", results="smoke")
     told = gpu_summary.summary([part], {"smoke": {"state": "ok", "seconds": 3.5}}, tmp_path)
+    assert told.startswith("Some GPU, driver 580; torch None, CUDA None\n"), "no doctor ran: the run says it"
+    assert "outside the allocator, counted by device:\n  context: 500 MiB\n  first kernel: 600 MiB\n" in told
+    assert "  first kernel: 600 MiB\n  decompositions: 700 MiB\n  none: ImportError: none\n" in told
     assert "tests: 2 tests, 1 failures, 0 errors, 0 skipped" in told
     assert "test_b: assert 1 == 2\n" in told
     assert "meters slow a step by 0.40% (95 %: 0.20% to 0.60%): under 1%" in told

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from xml.etree import ElementTree
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 KINDS = ("allocated", "reserved", "device")
 
 
@@ -38,6 +38,7 @@ def summary(plan: Sequence[Part], state: Mapping[str, Any], work: Path) -> str:
         ended = state.get(part.name, {"state": "not begun"})
         lines.append(f"{part.name:<10} {ended['state']:<20} {ended.get('seconds', '')}")
     lines += ["", *tests_told(work / "tests.xml"), *tests_told(work / "cells.xml")]
+    lines += context_told(work / "context.json")
     lines += meters_told(work / "meters_cost.json")
     lines += [*workspaces_told(work / "workspaces.jsonl"), *replay_told(work / "replay.jsonl")]
     lines += accuracy_told(work / "accuracy.json")
@@ -46,6 +47,22 @@ def summary(plan: Sequence[Part], state: Mapping[str, Any], work: Path) -> str:
         if part.results and (work / part.results / "cells").is_dir():
             lines += ["", f"== {part.name}: {part.why}", *cells_told(work / part.results)]
     return "\n".join(lines) + "\n"
+
+
+def context_told(file: Path) -> list[str]:
+    """What the device holds outside the allocator, after each thing that loads more."""
+    told = read_json(file)
+    if not told.get("stages"):
+        return []
+    lines, before = [f"outside the allocator, counted by {told['accounting']}:"], -1
+    for stage in told["stages"]:
+        outside = stage["outside_bytes"]
+        if stage.get("error"):
+            lines.append(f"  {stage['name']}: {stage['error'][:160]}")
+        elif outside is not None and outside != before:
+            lines.append(f"  {stage['name']}: {outside / MIB:.0f} MiB")
+            before = outside
+    return lines
 
 
 def trl_told(file: Path) -> list[str]:
@@ -59,12 +76,17 @@ def trl_told(file: Path) -> list[str]:
 
 
 def hardware(work: Path) -> str:
-    """The GPU, its driver and torch's version, as the doctor saw them."""
-    told = read_json(work / "doctor.json")
-    found = told.get("environment", {})
+    """The GPU, its driver and torch's version, as the doctor or a run saw them."""
+    found = environment_of(work)
     gpu = found.get("gpu")
     name = f"{gpu['name']}, driver {gpu['driver']}" if gpu else "no GPU"
     return f"{name}; torch {found.get('packages', {}).get('torch')}, CUDA {found.get('torch_cuda')}" if found else name
+
+
+def environment_of(work: Path) -> dict[str, Any]:
+    """What the doctor or else a run says of the machine; empty where neither does."""
+    told = (read_json(file).get("environment") for file in (work / "doctor.json", *sorted(work.glob("*/run.json"))))
+    return next(filter(None, told), {})
 
 
 def tests_told(report: Path) -> list[str]:
