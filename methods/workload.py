@@ -122,7 +122,7 @@ class Workload(BaseModel):
     adapter_dtype: Literal["fp32", "bf16", "fp16"] | None = "fp32"
     """The type of the adapter's weights."""
     rollout_batch: Count | None = 8
-    """Prompts in one rollout: a multiple of batch_size times gradient_accumulation_steps."""
+    """Prompts in one rollout; its responses must make up whole optimizer steps."""
     value: Literal["head", "separate"] | None = "head"
     """The value model: a scalar head on the policy's trunk, or a separate model with an optimizer of its own."""
     reference: Literal["auto", "adapter_off", "copy", "none"] | None = "auto"
