@@ -1,10 +1,13 @@
-# make setup   the virtual environment .venv, and DeepSpeed's CPU Adam compiled once
-# make run     the main job: the matrix on what is there (a GPU, or the smoke profile on the CPU), and a report
-# make test    every test that this machine can run
-# make lint    ruff, mypy, and no import that runs back
-# make accuracy  docs/accuracy.md written again: predictions against published figures
-# make gpu     on a machine with CUDA: tests, measurements and their results as one archive under $$OUT
-.PHONY: setup run test lint benchmark accuracy gpu clean
+# make setup      the virtual environment .venv, and DeepSpeed's CPU Adam compiled once
+# make run        the matrix on what is there (a GPU, or the smoke profile on the CPU), and a report
+# make test       every test that this machine can run
+# make lint       ruff, mypy, and no import that runs back
+# make benchmark  what the harness itself costs
+# make accuracy   docs/accuracy.md written again: predictions against published figures
+# make gpu        on a machine with CUDA: tests, measurements and their results as one archive under $$OUT
+# make wheel      dist/: a wheel of the tree as it is
+# make clean      removes all that the others made here, but for runs and results
+.PHONY: setup run test lint benchmark accuracy wheel gpu clean
 
 PYTHON ?= python3
 VENV   := .venv
@@ -18,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@mkdir -p $(VENV)/src/vrambench
-	@for folder in bench methods reports; do ln -sfn ../../../$$folder $(VENV)/src/vrambench/$$folder; done
+	@for name in __init__.py bench methods reports; do ln -sfn ../../../$$name $(VENV)/src/vrambench/$$name; done
 	$(BIN)/vrambench doctor --prepare || echo "some cells cannot run on this machine: the lines above say which, and why"
 	@touch $(STAMP)
 
@@ -40,8 +43,13 @@ benchmark: setup
 accuracy: setup
 	$(BIN)/python docs/accuracy.py
 
+# setuptools would pack what an earlier build left in build/, deleted modules too.
+wheel: setup
+	rm -rf build
+	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
+
 gpu:
 	tests/gpu/run $(ARGS)
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

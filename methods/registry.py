@@ -22,7 +22,7 @@ from vrambench.methods.errors import ConfigurationError, UnknownValue, did_you_m
 class Options(BaseModel):
     """Settings of one axis value, written under its `namespace` in a workload (`ppo: {epochs: 4}`, `--set ppo.epochs=4`)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     namespace: ClassVar[str]
 
 

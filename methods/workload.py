@@ -89,35 +89,64 @@ Modules = Annotated[Literal["auto", "all-linear"] | tuple[str, ...] | None, Befo
 class Workload(BaseModel):
     """One job's work. Sizes in bytes, lengths in tokens; None where the cell's axis values do not use the field."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     model: str = "tiny"
+    """The model whose shape is trained: a preset, a folder with a config.json, or a hub id."""
     weights: Literal["random", "pretrained"] = "random"
+    """`random`: seeded, made layer by layer in their final precision. `pretrained`: those of the folder or hub id."""
     data: str = "synthetic"
+    """What is trained on and prompted with: `synthetic` (a seeded Markov chain), or a text or .jsonl file."""
     batch_size: Count = 1
+    """Sequences in one forward and backward pass."""
     prompt_tokens: Count = 256
+    """Tokens of every prompt; in SFT the first part of every sequence."""
     response_tokens: Count = 256
+    """Tokens of every response, exactly as many as are generated; in SFT the rest of every sequence."""
     gradient_accumulation_steps: Count = 1
+    """Backward passes for one optimizer step."""
     gradient_checkpointing: Switch = False
+    """Whether activations inside a layer are dropped and computed once more in the backward pass."""
     compute_dtype: Literal["bf16", "fp16", "fp32"] | None = "bf16"
+    """The type in which a quantised model computes, and holds what is not quantised."""
     attention: Literal["auto", "flash", "efficient", "math"] = "auto"
+    """The kernel of scaled dot product attention; `auto` is flash in half precision, efficient in fp32."""
     lora_r: Rank | None = 16
+    """Rank of the adapter's factors."""
     lora_alpha: Positive | None = 32
+    """The factors' product is multiplied by lora_alpha / lora_r."""
     lora_dropout: Share | None = 0.0
+    """Share of the adapter's inputs that is dropped in training."""
     lora_target_modules: Modules = "auto"
+    """Layers with an adapter: `auto` (the usual ones of the architecture), `all-linear`, or a list of modules' names."""
     adapter_dtype: Literal["fp32", "bf16", "fp16"] | None = "fp32"
+    """The type of the adapter's weights."""
     rollout_batch: Count | None = 8
+    """Prompts in one rollout; its responses must make up whole optimizer steps."""
     value: Literal["head", "separate"] | None = "head"
+    """The value model: a scalar head on the policy's trunk, or a separate model with an optimizer of its own."""
     reference: Literal["auto", "adapter_off", "copy", "none"] | None = "auto"
+    """The frozen policy of before: the policy with its adapter off, a copy, or none, and then no KL term. `auto` is the first
+    that can be."""
     reward: Annotated[str | None, AfterValidator(_check_reward)] = "tokens"
+    """What scores a response: `tokens` (the share of its ids in the vocabulary's first quarter), `model` (a scalar model of
+    `reward_model`'s shape), a classifier's folder or hub id, or your own `module:attribute`."""
     reward_model: str | None = "tiny"
+    """With `reward: model`, its shape, named as `model` is."""
     learning_rate: Positive | None = None
+    """The optimizer's, constant; null is the algorithm's usual one."""
     max_grad_norm: Number = 1.0
+    """The global norm to which gradients are clipped; 0 does not clip."""
     steps: Count = 4
+    """Timed steps."""
     warmup_steps: Natural = 2
+    """Steps before them, which are not timed."""
     seed: Seed = 0
+    """Of weights, data and sampling."""
     budget: Size = 24 * 2**30
+    """The device memory that the job may use: a size, or a card's name for its usable capacity."""
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Axis values' own settings, under their namespaces."""
 
     @property
     def sequence_tokens(self) -> int:

@@ -25,13 +25,21 @@ class PPOOptions(Options):
 
     namespace: ClassVar[str] = "ppo"
     epochs: Annotated[int, Field(ge=1)] = 4
+    """Passes over each rollout."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.05
+    """Weight of the KL term in each token's reward."""
     cliprange: Annotated[float, Field(gt=0)] = 0.2
+    """How far the ratio of probabilities may leave 1 before it is clipped."""
     cliprange_value: Annotated[float, Field(gt=0)] = 0.2
+    """How far a value may leave its old one before it is clipped."""
     vf_coef: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the value loss."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Discount of rewards from token to token."""
     lam: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """Lambda of generalised advantage estimation."""
     temperature: Annotated[float, Field(gt=0)] = 0.7
+    """Of sampling; log-probabilities are those of the same distribution."""
 
 
 class ProximalPolicyOptimisation:

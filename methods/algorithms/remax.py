@@ -19,15 +19,20 @@ from vrambench.methods.rollout import GREEDY, Sampling, generate
 
 
 class ReMaxOptions(Options):
-    """`advantage`: verl's form (token rewards summed to the end, less the baseline) or the authors' repository's (the discounted
-    difference of scores, with each token's own KL term alone). `gamma`: the repository's form only."""
+    """Two published forms of one method."""
 
     namespace: ClassVar[str] = "remax"
     advantage: Literal["verl", "repository"] = "verl"
+    """verl's form (token rewards summed to the end, less the baseline) or the authors' repository's (the discounted difference of
+    scores, with each token's own KL term alone)."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.05
+    """Weight of the KL term in each token's reward."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.99
+    """Discount of the score from token to token, in the repository's form only."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Of sampling; log-probabilities are those of the same distribution."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of the distribution that is sampled from, the likeliest tokens first."""
 
 
 class ReMax:

@@ -10,10 +10,13 @@ from vrambench.methods.registry import Options
 
 
 class ZeroOptions(Options):
-    """DeepSpeed's names and defaults. The bucket, `reduce_bucket_size` elements, is allocated whatever the model's size;
-    transformers' `auto` sets it to the square of the hidden size."""
+    """DeepSpeed's names and defaults."""
 
     namespace: ClassVar[str] = "zero"
     reduce_bucket_size: Annotated[int, Field(ge=1)] = 500_000_000
+    """Elements of the bucket that gradients are reduced in, allocated whatever the model's size; transformers' `auto` sets the
+    square of the hidden size."""
     overlap_comm: bool = False
+    """Whether gradients are reduced on a second stream, with a second bucket."""
     pin_memory: bool = True
+    """Whether the host's memory for optimizer state is page-locked."""

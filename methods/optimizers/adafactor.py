@@ -17,13 +17,17 @@ from vrambench.methods.workload import Workload
 
 
 class AdafactorOptions(Options):
-    """`beta1`: a first moment as well, off by default."""
+    """Names and defaults of transformers' Adafactor."""
 
     namespace: ClassVar[str] = "adafactor"
     clip_threshold: Annotated[float, Field(gt=0)] = 1.0
+    """The root mean square to which an update is clipped."""
     decay_rate: float = -0.8
+    """The second moment's decay rate in step t is 1 - t^decay_rate."""
     beta1: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Decay rate of a first moment; null keeps none."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled, as AdamW's."""
 
 
 def build(module: nn.Module, workload: Workload) -> torch.optim.Optimizer:

@@ -25,8 +25,11 @@ class AdamWOptions(Options):
 
     namespace: ClassVar[str] = "adamw"
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decay rates of the first and the second moment."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled: this times the learning rate is taken off each weight in each step."""
 
 
 def adamw_settings(workload: Workload) -> dict[str, Any]:

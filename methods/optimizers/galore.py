@@ -36,20 +36,27 @@ SYNCHRONISES = "galore_torch's 8-bit optimizer synchronises CUDA after every par
 
 
 class GaLoreOptions(Options):
-    """Names and defaults of galore_torch. `target_modules`: `all-linear` is every linear layer but the output head; a list holds
-    parts of module names, as transformers' `optim_target_modules`. `svd`: the whole decomposition, as the package has it, or a
-    randomized one of the rank alone (arXiv 2504.20437)."""
+    """Names and defaults of galore_torch."""
 
     namespace: ClassVar[str] = "galore"
     rank: Annotated[int, Field(ge=1)] = 128
+    """Rank of the projected gradient."""
     update_proj_gap: Annotated[int, Field(ge=1)] = 200
+    """Steps from one computation of the projectors to the next."""
     scale: Annotated[float, Field(gt=0)] = 0.25
+    """What an update is multiplied by when it is projected back."""
     proj_type: Literal["std", "reverse_std", "right", "left"] = "std"
+    """The side that is projected: `std` the shorter one, `reverse_std` the longer one."""
     svd: Literal["full", "randomized"] = "full"
+    """The whole decomposition, as the package has it, or a randomized one of the rank alone (arXiv 2504.20437)."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Every linear layer but the output head, or a list of parts of modules' names (transformers' `optim_target_modules`)."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decay rates of the first and the second moment."""
     eps: Annotated[float, Field(gt=0)] = 1e-6
+    """Added to the root of the second moment."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled, as AdamW's."""
 
 
 def target_weights(module: nn.Module, options: GaLoreOptions) -> list[nn.Parameter]:

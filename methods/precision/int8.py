@@ -37,11 +37,11 @@ LIBRARY_BYTES = 64 * 2**20
 
 
 class Int8Options(Options):
-    """`threshold`: columns of the input with a value of at least this size are outliers and computed unquantised; 0 for
-    none."""
+    """bitsandbytes' name and default."""
 
     namespace: ClassVar[str] = "int8"
     threshold: float = Field(default=6.0, ge=0)
+    """Columns of the input with a value of at least this size are outliers and computed unquantised; 0 for none."""
 
 
 def quantize(linear: nn.Linear, workload: Workload) -> nn.Module:

@@ -18,11 +18,11 @@ from vrambench.methods.workload import Workload
 
 
 class Nf4Options(Options):
-    """`double_quant`: the blocks' scales are quantised to 8 bit in their turn, which saves about 0.37 bit per
-    weight."""
+    """bitsandbytes' bnb_4bit_use_double_quant."""
 
     namespace: ClassVar[str] = "nf4"
     double_quant: bool = False
+    """Whether the blocks' scales are quantised to 8 bits in their turn, which saves about 0.37 bit per weight."""
 
 
 def quantize(linear: nn.Linear, workload: Workload) -> nn.Module:

@@ -68,15 +68,20 @@ OTHER: dict[str, Any] = {
     "seed": 9,
     "budget": "9GiB",
 }
-OTHER_OPTIONS = {
-    "ppo": {"epochs": 3},
-    "remax": {"gamma": 0.5},
-    "adamw": {"eps": 0.5},
-    "adafactor": {"beta1": 0.5},
-    "galore": {"rank": 5},
-    "zero": {"overlap_comm": True},
-    "int8": {"threshold": 0},
-    "nf4": {"double_quant": True},
+
+
+def another(value: object) -> object:
+    """A value of the same kind, valid wherever the options' are."""
+    return not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else 0.5
+
+
+OTHER_OPTIONS: dict[str, dict[str, object]] = {
+    space: next(
+        {name: another(field.default)}
+        for name, field in kind.model_fields.items()
+        if isinstance(field.default, bool | int | float)
+    )
+    for space, kind in option_namespaces().items()
 }
 
 
