@@ -3,6 +3,9 @@
     data = open_data(workload, config, device)
     tokens = data.sequences(step, count, length)            # int64 [count, length] on the device
 
+    data = Ahead(data)                                      # the same, made before they are asked for
+    data.prepare(step, count, length)
+
 `data: synthetic` is a Markov chain: every token has four successors, chosen with the same skewed probabilities. What is
 left to guess after learning it is its entropy, `Chain.entropy`. `data: PATH` is a text file or JSON lines. Sequences
 depend on the workload's seed and the step alone, never on the device.
@@ -64,6 +67,25 @@ def open_data(workload: Workload, config: PreTrainedConfig, device: Device) -> D
             field="data",
         )
     return Text(workload.seed, tokens, device.torch)
+
+
+class Ahead:
+    """`source`, whose sequences for a step can be made before the step begins: they are no work of the step's.
+
+    What was prepared is given out once, so that whoever asked for it alone holds it; what was not is made when it is asked for.
+    """
+
+    def __init__(self, source: Data) -> None:
+        self.source = source
+        self._prepared: dict[tuple[int, int, int], torch.Tensor] = {}
+
+    def prepare(self, step: int, count: int, length: int) -> None:
+        """Makes what `sequences` will be asked for next, in place of whatever else was made and not asked for."""
+        self._prepared = {(step, count, length): self.source.sequences(step, count, length)}
+
+    def sequences(self, step: int, count: int, length: int) -> torch.Tensor:
+        prepared = self._prepared.pop((step, count, length), None)
+        return self.source.sequences(step, count, length) if prepared is None else prepared
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import nn
 
 from vrambench.methods.algorithms import Metrics, Trainer
 from vrambench.methods.cell import Cell
-from vrambench.methods.data import open_data
+from vrambench.methods.data import Ahead, Data, open_data
 from vrambench.methods.device import Device
 from vrambench.methods.models.load import (
     freeze,
@@ -67,10 +67,15 @@ class Job:
     def load(self) -> None:
         """Builds the data, the roles and their optimizers. Raises ConfigurationError where the workload does not fit the model."""
         self.phase("load")
-        self.data = open_data(self.cell.workload, self.config, self.device)
+        self._ahead = Ahead(open_data(self.cell.workload, self.config, self.device))
+        self.data: Data = self._ahead
         self.trainer: Trainer = self.cell.algorithm_value.trainer(self)
         self.device.empty_cache()  # what loading needed in between would be in the way of what training needs
         torch.manual_seed(self._seed("steps"))
+
+    def prepare(self, index: int) -> None:
+        """Makes the sequences of step `index`, so that the step need not. For whoever times it; memory is the same either way."""
+        self._ahead.prepare(index, self.trainer.samples, self.trainer.data_tokens)
 
     def step(self, index: int) -> Metrics:
         """One step of the algorithm: scalars on the device."""

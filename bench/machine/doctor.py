@@ -10,12 +10,9 @@ missing, `examine` ends and says so.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
-import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +22,7 @@ from typing import Any, Literal
 
 import psutil
 
+from vrambench.bench.machine import compilers
 from vrambench.bench.machine.environment import describe_environment, version
 from vrambench.bench.machine.probes import DTYPES, KERNELS, PROBES, Probe, run
 from vrambench.bench.measure.meters.host import container_limit_bytes
@@ -36,9 +34,9 @@ PROBE_SECONDS = 120.0
 PYTHON = (3, 11)
 GIB = 2**30
 
-# Below these, something is likely to fail.
 FREE_DISK = 2 * GIB
 FREE_SHM = 64 * 2**20
+"""Below these, something is likely to fail."""
 IDLE_GPU = GIB
 
 # Master weights, two moments and a gradient, in fp32, for each parameter that ZeRO-2 steps on the host.
@@ -204,6 +202,11 @@ def check_gpu_idle(machine: Machine) -> Finding:
         return Finding("GPU memory", "missing", "no GPU", "nothing is lost on the CPU")
     used = machine.environment.get("gpu_used_bytes") or 0
     usable = gpu["usable_bytes"] or gpu["total_bytes"]
+    if usable is None:
+        return Finding(
+            "GPU memory", "limited", "the driver does not tell this GPU's memory",
+            "whether others use the GPU is unknown, and so are budgets that can be verified",
+        )  # fmt: skip
     seen = f"{used / GIB:.1f} of {usable / GIB:.1f} GiB in use"
     if used > IDLE_GPU:
         return Finding(
@@ -213,9 +216,17 @@ def check_gpu_idle(machine: Machine) -> Finding:
     return Finding("GPU memory", "ok", seen, f"budgets up to {usable / GIB:.1f} GiB can be verified")
 
 
+def cells_with(package: str) -> str:
+    """`int8, nf4 cells`: those whose axis values import `package`, as they declare themselves."""
+    from vrambench.methods.axes import AXES
+
+    values = [item for registry in AXES.values() for item in registry.values().items()]
+    return f"{', '.join(name for name, value in values if package in value.requires)} cells"
+
+
 def check_bitsandbytes(machine: Machine) -> Finding:
     name, asked = "bitsandbytes", machine.probes["bitsandbytes"]
-    cells = "int8, nf4, adamw_bnb_8bit, paged_adamw_8bit and 8-bit GaLore cells"
+    cells = cells_with("bitsandbytes")
     if asked.failure:
         return Finding(name, "missing", asked.failure, f"{cells} cannot run", _pip("bitsandbytes"))
     device = asked.told["device"]
@@ -223,7 +234,7 @@ def check_bitsandbytes(machine: Machine) -> Finding:
     if device == "cpu":
         return Finding(
             name, "limited" if machine.gpu else "ok", seen,
-            "int8, nf4 and adamw_bnb_8bit cells run; paged_adamw_8bit keeps plain 8-bit state on a CPU",
+            f"{cells} run as far as a CPU can; paged_adamw_8bit keeps plain 8-bit state there",
         )  # fmt: skip
     if not asked.told["paged"]:
         return Finding(name, "limited", seen, f"{cells} run, except paged_adamw_8bit: managed memory is refused here")
@@ -248,9 +259,10 @@ def check_attention(machine: Machine) -> Finding:
 def check_galore(machine: Machine) -> Finding:
     asked = machine.probes["galore_torch"]
     if asked.failure:
-        return Finding("galore_torch", "missing", asked.failure, "galore_* cells cannot run", _pip("galore-torch"))
+        consequence = f"{cells_with('galore_torch')} cannot run"
+        return Finding("galore_torch", "missing", asked.failure, consequence, _pip("galore-torch"))
     seen = f"galore-torch {version('galore-torch')}"
-    return Finding("galore_torch", "ok", seen, "galore_adamw and galore_adamw_layerwise cells run")
+    return Finding("galore_torch", "ok", seen, f"{cells_with('galore_torch')} run")
 
 
 def check_device_only(machine: Machine) -> Finding:
@@ -274,7 +286,7 @@ def check_device_only(machine: Machine) -> Finding:
 def check_deepspeed(machine: Machine) -> Finding:
     name, asked = "deepspeed", machine.probes["deepspeed"]
     if asked.failure:
-        return Finding(name, "missing", asked.failure, "zero2_optimizer cells cannot run", _pip("deepspeed"))
+        return Finding(name, "missing", asked.failure, f"{cells_with(name)} cannot run", _pip("deepspeed"))
     seen = f"DeepSpeed {asked.told['version']} on {asked.told['accelerator']}"
     if machine.gpu and asked.told["accelerator"] != "cuda":
         return Finding(
@@ -284,25 +296,13 @@ def check_deepspeed(machine: Machine) -> Finding:
 
 
 def check_cpu_adam(machine: Machine) -> Finding:
-    """Compiled already, or whether it can be: g++, ninja, and, for a CUDA build of torch and a DeepSpeed that builds it with
-    CUDA, an nvcc of the same CUDA."""
+    """Compiled already, or whether it can be."""
     from vrambench.methods.offload.deepspeed import compiled
 
     name = "CPUAdam"
     if compiled():
         return Finding(name, "ok", "compiled for this Python and torch", "zero2_optimizer cells run")
-    lacking = []
-    if not any(shutil.which(compiler) for compiler in (os.environ.get("CXX") or "c++", "g++")):
-        lacking.append("g++")
-    if not find_ninja():
-        lacking.append("ninja")
-    build = machine.probes["torch"].told.get("cuda_build")
-    if machine.gpu and build and builds_with_cuda():
-        toolkit = nvcc_version()
-        if toolkit is None:
-            lacking.append(f"nvcc of CUDA {build}")
-        elif toolkit.split(".")[0] != build.split(".")[0]:
-            lacking.append(f"nvcc of CUDA {build} (there is {toolkit})")
+    lacking = compilers.lacking(machine.probes["torch"].told.get("cuda_build") if machine.gpu else None)
     if lacking:
         remedy = f"install {', '.join(lacking)}; then vrambench doctor --prepare"
         return Finding(
@@ -312,13 +312,6 @@ def check_cpu_adam(machine: Machine) -> Finding:
         name, "ok", "not compiled yet; the compiler is there",
         "zero2_optimizer cells run, once it is compiled (25 to 100 s)", "vrambench doctor --prepare does it now",
     )  # fmt: skip
-
-
-def builds_with_cuda() -> bool:
-    """Whether DeepSpeed has a builder of CPU Adam of its own for CUDA; since 0.19 it takes the CPU's there too."""
-    found = importlib.util.find_spec("deepspeed")
-    folders = (found.submodule_search_locations if found else None) or ()
-    return any((Path(folder) / "ops" / "op_builder" / "cpu_adam.py").exists() for folder in folders)
 
 
 def check_disk(machine: Machine) -> Finding:
@@ -382,32 +375,16 @@ CHECKS: dict[str, Callable[[Machine], Finding]] = {
 }
 
 
-def nvcc_version() -> str | None:
-    """The CUDA toolkit's version (`13.0`), of the nvcc that torch's extensions would use; None where there is none."""
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    found = (str(Path(home) / "bin" / "nvcc") if home else None) or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    try:
-        said = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    match = re.search(r"release (\d+\.\d+)", said)
-    return match[1] if match else None
-
-
-def find_ninja() -> bool:
-    """Whether ninja is on the path, or beside this Python as its package puts it."""
-    return shutil.which("ninja") is not None or (Path(sys.executable).parent / "ninja").exists()
-
-
 def _environment(driver: Callable[[], Nvml | None]) -> dict[str, Any]:
     """describe_environment, and what is in use on its GPU now; whatever fails leaves its part out."""
     try:
         found = describe_environment("auto", driver=driver)
         library = driver()
-        used = [library.device(uuid).memory().used for uuid in library.uuids()] if library is not None else []
+        memories = [library.device(uuid).memory() for uuid in library.uuids()] if library is not None else []
     except Exception:  # a broken driver is a finding, not the doctor's end
         return {}
-    return found | {"gpu_used_bytes": used[0] if len(used) == 1 else None}
+    memory = memories[0] if len(memories) == 1 else None
+    return found | {"gpu_used_bytes": None if memory is None else memory.used}
 
 
 def _guarded(name: str, check: Callable[[Machine], Finding], machine: Machine) -> Finding:

@@ -101,7 +101,8 @@ def describe_environment(device: str, *, driver: Callable[[], Nvml | None] = Nvm
 
 
 def describe_gpu(library: Nvml, device: str) -> dict[str, Any] | None:
-    """The GPU that torch calls `device`; None where there is none, or it cannot be told which one that is."""
+    """The GPU that torch calls `device`; None where there is none, or it cannot be told which one that is. Its bytes are None where
+    the driver does not tell them."""
     uuid = find_uuid(library.uuids(), device)
     if uuid is None:
         return None
@@ -114,8 +115,8 @@ def describe_gpu(library: Nvml, device: str) -> dict[str, Any] | None:
         "name": found.name,
         "key": slug(found.name),
         "compute_capability": None if capability is None else f"{capability[0]}.{capability[1]}",
-        "total_bytes": memory.total,
-        "usable_bytes": None if memory.reserved is None else memory.total - memory.reserved,
+        "total_bytes": None if memory is None else memory.total,
+        "usable_bytes": None if memory is None or memory.reserved is None else memory.total - memory.reserved,
         "driver": library.driver_version(),
         "driver_cuda": library.cuda_version(),
     }

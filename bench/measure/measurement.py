@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import math
-import statistics
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,15 +25,20 @@ from vrambench.bench.measure.meters.cpu import CpuMeter
 from vrambench.bench.measure.meters.host import room_bytes
 from vrambench.bench.measure.meters.storages import StorageTrace
 from vrambench.bench.measure.oom import parse_oom
+from vrambench.bench.measure.rates import Decompositions, Timed, throughput
 from vrambench.bench.measure.recorder import Recorder
 from vrambench.bench.results.records import Learning, Memory, Parameters, Phase, RoleBytes, Sample, Source, Throughput
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Device
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.job import Job
+from vrambench.methods.offload.learner import Learner
 from vrambench.methods.rewards import RewardError
 
 Listener = Callable[[str, int | None], None]
+
+COUNTED_TRIES = 8
+"""Steps that are taken until one is counted in which loss scaling skips nothing: each overflow halves a scale of 2^16."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Progress:
 
 
 class NotFinite(ArithmeticError):
-    """A loss or reward that is not a finite number."""
+    """A loss, a reward or another metric that is not a finite number."""
 
 
 class Measurement:
@@ -75,12 +80,14 @@ class Measurement:
         self.job = Job(cell, device, self._enter)
         self.learning: list[dict[str, float]] = []
         self.step_seconds: list[float] = []
-        self.energy_joules: float | None = None
+        self.step_joules: list[float | None] = []
         self.seconds: dict[str, float] = {}
         self.roles: dict[str, RoleBytes] = {}
         self.gradients: dict[str, int] = {}
         self.parameters: Parameters | None = None
         self._counts_gradients = False
+        self._counted_without_step = False
+        self._optimizer_steps = 0
 
     def run(self) -> Sample:
         """Load, warm-up, timed steps and one step more in which bytes are counted."""
@@ -99,6 +106,8 @@ class Measurement:
         began = time.perf_counter()
         self.meter.start()
         began = self._part("meter", began)
+        self._import()
+        began = self._part("imports", began)
         self.job.load()
         self.recorder.close()
         began = self._part("load", began)
@@ -107,35 +116,59 @@ class Measurement:
         for index in range(work.warmup_steps):
             self._step(index, timed=False)
         began = self._part("warmup", began)
-        energy = self.meter.energy_joules()
         for index in range(work.warmup_steps, work.warmup_steps + work.steps):
             self._step(index, timed=True)
-        if energy is not None:
-            self.energy_joules = (self.meter.energy_joules() or energy) - energy
         began = self._part("steps", began)
         self._check_finite()
-        self._counted_step(work.warmup_steps + work.steps)
+        self._counted_steps(work.warmup_steps + work.steps)
         self._part("counted_step", began)
 
+    def _import(self) -> None:
+        """What the cell's values import beside torch and transformers: seconds, which are no part of loading the job. What is
+        missing is missed where it is used, and named there."""
+        for name in dict.fromkeys(name for value in self.cell.values.values() for name in value.requires):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+
+    def _prepare(self, index: int) -> None:
+        began = time.perf_counter()
+        self.job.prepare(index)
+        self.seconds["data"] = self.seconds.get("data", 0.0) + time.perf_counter() - began
+
     def _step(self, index: int, *, timed: bool) -> None:
-        """One step; its wall time if it is `timed`, the device idle at both ends."""
+        """One step; its wall time and the device's energy if it is `timed`, the device idle at both ends."""
         self.recorder.step = index
+        self._prepare(index)
         self.device.synchronize()
+        energy = self.meter.energy_joules() if timed else None
         began = time.perf_counter()
         metrics = self.job.step(index)
         self.recorder.close()
         seconds = time.perf_counter() - began
+        energy_after = self.meter.energy_joules() if timed else None
         # Read now, outside the step's time: on a device that is full later, no tensor of theirs is to be made.
         self.learning.append({name: float(value) for name, value in metrics.items()})
         gc.collect()
+        self._optimizer_steps = max((learner.optimizer_steps() for learner in self._learners()), default=0)
         if timed:
             self.step_seconds.append(seconds)
+            self.step_joules.append(None if energy is None or energy_after is None else energy_after - energy)
         phases = self.recorder.phases_of(index)
         self.save(self._progress(phases, step_seconds=seconds if timed else None))
 
+    def _counted_steps(self, index: int) -> None:
+        """One more step, untimed, in which bytes are counted; one more after it where loss scaling skipped what it should hold."""
+        for step in range(index, index + COUNTED_TRIES):
+            before = self._skipped_steps()
+            self._counted_step(step)
+            if self._skipped_steps() == before:
+                return
+        self._counted_without_step = True
+
     def _counted_step(self, index: int) -> None:
-        """One more step, untimed: gradients and, on the CPU, every live storage are counted in it."""
+        """Gradients and, on the CPU, every live storage are counted in it."""
         self.recorder.step = index
+        self._prepare(index)
         self._counts_gradients = True
         if isinstance(self.meter, CpuMeter):
             with StorageTrace(self.device.kind) as self.meter.trace:
@@ -160,38 +193,59 @@ class Measurement:
         return now
 
     def _check_finite(self) -> None:
-        learning = self._learning()
-        for name in ("reward", "loss"):  # a reward that is none makes the loss none
-            for step, value in enumerate(getattr(learning, name)):
-                if value is None:
+        names = dict.fromkeys(("reward", "loss", *self._metric_names()))  # a reward that is none makes the loss none
+        for name in names:
+            for step, metrics in enumerate(self.learning):
+                if not math.isfinite(metrics.get(name, 0.0)):
                     raise NotFinite(f"the {name} of step {step} is not a finite number")
 
     def _progress(self, phases: tuple[Phase, ...], **more: Any) -> Progress:
         return Progress(self.meter.memory(), phases, source=self.meter.source, notes=self.meter.notes(), **more)
 
     def _learning(self) -> Learning:
-        series = {
-            name: tuple(step[name] if math.isfinite(step[name]) else None for step in self.learning)
-            for name in ("loss", "reward", "kl")
-            if self.learning and name in self.learning[0]
-        }
-        return Learning(**series)
+        given = [{name: value for name, value in step.items() if math.isfinite(value)} for step in self.learning]
+        series = {name: tuple(step.get(name) for step in given) for name in self._metric_names()}
+        own = {name: series.pop(name) for name in ("loss", "reward", "kl") if name in series}
+        return Learning(**own, metrics=series)
+
+    def _metric_names(self) -> list[str]:
+        """Of every metric that some step gave, in the order in which they came."""
+        return list(dict.fromkeys(name for step in self.learning for name in step))
 
     def _throughput(self) -> Throughput:
         if not self.step_seconds:
             return Throughput()
-        seconds, trainer = statistics.median(self.step_seconds), self.job.trainer
-        rollouts = [
-            phase.seconds
-            for phase in self.recorder.phases
-            if phase.name == "rollout" and phase.step is not None and phase.step >= self.cell.workload.warmup_steps
-        ][: len(self.step_seconds)]
-        return Throughput(
-            step_seconds=tuple(self.step_seconds),
-            train_tokens_per_second=trainer.train_tokens / seconds,
-            generated_tokens_per_second=trainer.generated_tokens / statistics.median(rollouts) if rollouts else None,
-            samples_per_second=trainer.samples / seconds,
-            energy_joules=self.energy_joules,
+        trainer, rollouts = self.job.trainer, self._phase_seconds("rollout")
+        timed = Timed(
+            step_seconds=self.step_seconds,
+            rollout_seconds=[rollouts[step] for step in self._timed_steps() if step in rollouts],
+            energy_joules=self.step_joules,
+            train_tokens=trainer.train_tokens,
+            generated_tokens=trainer.generated_tokens,
+            samples=trainer.samples,
+        )
+        return throughput(timed, self._decompositions())
+
+    def _timed_steps(self) -> range:
+        """Those that have been timed so far."""
+        warmup = self.cell.workload.warmup_steps
+        return range(warmup, warmup + len(self.step_seconds))
+
+    def _phase_seconds(self, name: str) -> dict[int, float]:
+        named = [phase for phase in self.recorder.phases if phase.name == name]
+        return {phase.step: phase.seconds for phase in named if phase.step is not None}
+
+    def _decompositions(self) -> Decompositions | None:
+        """The optimizer's, where it is of the kind that has some."""
+        gap = self.cell.optimizer_value.svd_gap
+        if gap is None or not self.step_seconds:
+            return None
+        return Decompositions(
+            seconds=self._phase_seconds("svd"),
+            gap=gap(self.cell.workload),
+            optimizer_steps=self._optimizer_steps / len(self.learning),
+            warmup=self.cell.workload.warmup_steps,
+            steps=self._timed_steps().stop,
         )
 
     def sample(self, status: str, **more: object) -> Sample:
@@ -207,18 +261,29 @@ class Measurement:
                 "learning": self._learning(),
                 "parameters": self.parameters,
                 "seconds": self.seconds,
-                "notes": (*self.meter.notes(), *self._skipped()),
+                "notes": (*self.meter.notes(), *self._notes()),
                 **more,
             }
         )
 
-    def _skipped(self) -> tuple[str, ...]:
-        """Says so where loss scaling left optimizer steps out: their time is a step's all the same."""
-        if self.seconds.get("counted_step") is None:
-            return ()
-        learners = [role.learner for role in self.job.roles.values() if role.learner is not None]
-        skipped = sum(learner.skipped_steps() for learner in learners)
-        return (f"loss scaling skipped {skipped} optimizer steps, whose gradients overflowed",) if skipped else ()
+    def _skipped_steps(self) -> int:
+        """Optimizer steps that loss scaling has left out, all roles'. Waits for the device."""
+        return sum(learner.skipped_steps() for learner in self._learners())
+
+    def _learners(self) -> list[Learner]:
+        return [role.learner for role in self.job.roles.values() if role.learner is not None]
+
+    def _notes(self) -> Iterator[str]:
+        """What is to be known of the rates, and of steps that loss scaling left out: their time is a step's all the same."""
+        decompositions = self._decompositions()
+        if decompositions is not None and (note := decompositions.note()):
+            yield note
+        if self.seconds.get("counted_step") is None:  # after some errors CUDA answers nothing more
+            return
+        if skipped := self._skipped_steps():
+            yield f"loss scaling skipped {skipped} optimizer steps, whose gradients overflowed"
+        if self._counted_without_step:
+            yield "it skipped the step in which bytes were counted, too: peaks may lack what an optimizer step takes"
 
     def _failed(self, error: Exception) -> Sample:
         """The sample of a job that an exception ended. Its traceback goes to the log."""

@@ -5,8 +5,8 @@
 Rules look at what axis values declare about themselves (their traits: `quantize`, `trains_base`, `layerwise`,
 `zero_stage`, ...), never at names, so that a user's own value obeys them too. A cell with a `reject` is never started:
 its result is `invalid`, with the rule's id and reason. A `warn` is shown beside the cell, which runs. Combinations
-that need care but do run have no rule: 8-bit and other optimizers under ZeRO's offload (DeepSpeed's switches for that
-are set), and GPT-2's Conv1D layers under int8 and nf4 (they are converted).
+that need care but do run have no rule: optimizers of others under ZeRO's offload (DeepSpeed's switches for that are
+set), and GPT-2's Conv1D layers under int8 and nf4 (they are converted).
 """
 
 from __future__ import annotations
@@ -347,6 +347,13 @@ RULES: tuple[Rule, ...] = (
         "ZeRO flattens parameters to one dimension, so a factored second moment is kept whole, and steps differ from those "
         "without ZeRO",
         lambda cell, _: zero(cell) and cell.optimizer_value.factored,
+    ),
+    Rule(
+        "zero-eight-bit",
+        "warn",
+        "ZeRO flattens parameters to one dimension, so the blocks of 8-bit moments reach from one into the next and embeddings "
+        "keep no 32-bit moments: steps differ from those without ZeRO",
+        lambda cell, _: zero(cell) and cell.optimizer_value.eight_bit,
     ),
     Rule(
         "int8-odd-width",

@@ -65,22 +65,27 @@ class RoleBytes(Record):
 
 
 class Throughput(Record):
-    """Over the timed steps. `step_seconds` in order; rates from their median."""
+    """Over the timed steps. `step_seconds` in order; rates from their median. Where the optimizer decomposes its matrices every so
+    many steps (GaLore), rates hold that work's share of a step, whichever steps it fell into."""
 
     step_seconds: tuple[float, ...] = ()
     train_tokens_per_second: float | None = None
+    train_tokens_per_second_without_svd: float | None = None
+    """The same without that share; None where there are no such decompositions."""
     generated_tokens_per_second: float | None = None
     samples_per_second: float | None = None
     energy_joules: float | None = None
-    """Of the device over the timed steps, where NVML counts it."""
+    """Of the device in the timed steps, from each one's begin to its end, where NVML counts it."""
 
 
 class Learning(Record):
-    """One value per step, warm-up included, the traced step not; None where it was not a finite number."""
+    """One value per step, warm-up included, the counted step not; None where it was no finite number, or the step gave none."""
 
     loss: tuple[float | None, ...] = ()
     reward: tuple[float | None, ...] = ()
     kl: tuple[float | None, ...] = ()
+    metrics: dict[str, tuple[float | None, ...]] = Field(default_factory=dict)
+    """What else the algorithm tells of each step, by the name that it gives it."""
 
 
 class Parameters(Record):
@@ -116,7 +121,9 @@ class Sample(Record):
     learning: Learning = Learning()
     parameters: Parameters | None = None
     seconds: dict[str, float] = Field(default_factory=dict)
-    """Wall time of the job by part: start, load, warm-up, steps, trace, end; and `total`."""
+    """Wall time of the job by part, in order: start, meter, imports (of packages that its axis values need), load, warmup, steps,
+    counted_step; and `total`. `data`: what making the steps' sequences took, which is in warmup, steps and counted_step, but in
+    no step's own time."""
     notes: tuple[str, ...] = ()
     """What a reader must know to trust the numbers, in sentences (how device bytes were counted, what the cap cannot emulate)."""
 

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import importlib
 import os
+from collections.abc import Iterable
 
 ALWAYS = (
     "torch",
@@ -23,16 +24,6 @@ ALWAYS = (
     "vrambench.bench.measure.measurement",
     "vrambench.methods.job",
 )
-# transformers.optimization imports PEFT, and PEFT bitsandbytes.
-CPU_ONLY = (
-    "peft",
-    "bitsandbytes",
-    "galore_torch",
-    "deepspeed",
-    "deepspeed.ops.adam",
-    "torch.utils.cpp_extension",
-    "transformers.optimization",
-)
 
 
 def load() -> None:
@@ -43,16 +34,13 @@ def load() -> None:
     os.dup2(sink, 1)
     os.dup2(sink, 2)
     try:
-        for name in (*ALWAYS, *(CPU_ONLY if device == "cpu" else ())):
-            try:
-                importlib.import_module(name)
-            except ImportError:
-                continue
+        _import(ALWAYS)
         from vrambench.methods.axes import AXES
 
-        for registry in AXES.values():
-            registry.values()
+        values = [value for registry in AXES.values() for value in registry.values().values()]
         if device == "cpu":
+            _import(name for value in values for name in value.requires)
+            _import(["torch.utils.cpp_extension"])
             # A compiler that is gone, a file cut short: the cell that needs it says so.
             with contextlib.suppress(Exception):
                 _preload_extensions()
@@ -64,6 +52,12 @@ def load() -> None:
         os.dup2(kept[1], 2)
         for handle in (sink, *kept):
             os.close(handle)
+
+
+def _import(names: Iterable[str]) -> None:
+    for name in names:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def _preload_extensions() -> None:

@@ -88,5 +88,6 @@ LORA = Adapter(
     trains_base=False,
     low_rank=True,
     can_switch_off=True,
+    requires=("peft",),
     fields=("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "adapter_dtype"),
 )

@@ -56,9 +56,12 @@ class Trainer(Protocol):
     """Tokens sampled in one step."""
     samples: int
     """Sequences trained on in one step."""
+    data_tokens: int
+    """Length of the sequences that a step takes from the data, `samples` of them: whole ones, or prompts."""
 
     def step(self, index: int) -> Metrics:
-        """Does step number `index`; gives scalars on the device: `loss`, and `reward` and `kl` where there is a rollout."""
+        """Does step number `index`; gives scalars on the device, finite ones: `loss`, `reward` and `kl` where there is a rollout,
+        and whatever else the algorithm tells of its steps, by names of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,13 +55,15 @@ class ProximalPolicyOptimisation:
         self.samples = work.rollout_batch
         self.train_tokens = work.rollout_batch * work.sequence_tokens
         self.generated_tokens = work.rollout_batch * work.response_tokens
+        self.data_tokens = work.prompt_tokens
 
     def step(self, index: int) -> Metrics:
+        """`loss` is the policy's and `vf_coef` times the value's, wherever the value comes from."""
         stage, work, options = self.stage, self.stage.workload, self.options
         start = work.prompt_tokens
 
         stage.phase("rollout")
-        prompts = stage.data.sequences(index, self.samples, start)
+        prompts = stage.data.sequences(index, self.samples, self.data_tokens)
         with self.policy.forward():
             sampling = Sampling(temperature=options.temperature)
             tokens = generate(self.policy.module.model, prompts, work.response_tokens, sampling, stage.device)
@@ -98,7 +100,9 @@ class ProximalPolicyOptimisation:
                 with self.critic.forward():
                     values = self.critic.module(tokens[rows], start)
                     miss = value_loss(values, old_values[rows], returns[rows], mask[rows], options.cliprange_value)
-                self.critic.backward(options.vf_coef * miss)
+                part = options.vf_coef * miss
+                self.critic.backward(part)
+                losses[-1] = losses[-1] + part.detach()
         kl = torch.zeros_like(score) if reference is None else (old_logprobs - reference).sum(dim=1)
         return {"loss": torch.stack(losses).mean(), "reward": score.mean(), "kl": kl.mean()}
 

@@ -47,13 +47,14 @@ class ReMax:
         self.samples = work.rollout_batch
         self.train_tokens = work.rollout_batch * work.sequence_tokens
         self.generated_tokens = 2 * work.rollout_batch * work.response_tokens
+        self.data_tokens = work.prompt_tokens
 
     def step(self, index: int) -> Metrics:
         stage, work, options = self.stage, self.stage.workload, self.options
         start, size = work.prompt_tokens, work.batch_size
 
         stage.phase("rollout")
-        prompts = stage.data.sequences(index, self.samples, start)
+        prompts = stage.data.sequences(index, self.samples, self.data_tokens)
         temperature = options.temperature
         sampling = Sampling(temperature=temperature, top_p=options.top_p)
         with self.policy.forward():

@@ -19,11 +19,12 @@ class SupervisedFineTuning:
         self.samples = work.batch_size * work.gradient_accumulation_steps
         self.train_tokens = self.samples * work.sequence_tokens
         self.generated_tokens = 0
+        self.data_tokens = work.sequence_tokens
 
     def step(self, index: int) -> Metrics:
         stage, work = self.stage, self.stage.workload
         stage.phase("learn")
-        tokens = stage.data.sequences(index, self.samples, work.sequence_tokens)
+        tokens = stage.data.sequences(index, self.samples, self.data_tokens)
         losses = []
         for batch in stage.device.alike(tokens.split(work.batch_size), work.gradient_accumulation_steps):
             stage.phase("learn")

@@ -166,6 +166,9 @@ class ZeroLearner:
         zero = self.module.optimizer
         return tensors_in([zero.single_partition_of_fp32_groups, zero.optimizer.state])
 
+    def optimizer_steps(self) -> int:
+        return int(self.module.global_steps)
+
     def skipped_steps(self) -> int:
         return int(self.module.skipped_steps)
 
@@ -181,5 +184,6 @@ ZERO2_OPTIMIZER = Offload(
     learner=zero_learner,
     zero_stage=2,
     prepare=load_extensions,
+    requires=("deepspeed", "deepspeed.ops.adam"),
     library_bytes=LIBRARY_BYTES,
 )

@@ -38,6 +38,9 @@ class Learner(Protocol):
     def optimizer_state(self) -> Iterator[torch.Tensor]:
         """Every tensor that the optimizer keeps between steps, master weights included."""
 
+    def optimizer_steps(self) -> int:
+        """How many optimizer steps were due so far, those that loss scaling left out among them."""
+
     def skipped_steps(self) -> int:
         """How many optimizer steps loss scaling has left out because gradients overflowed."""
 
@@ -57,6 +60,7 @@ class PlainLearner:
         self._accumulation = setup.workload.gradient_accumulation_steps
         self._max_grad_norm = setup.workload.max_grad_norm
         self._pending = 0
+        self._steps = 0
         self._parameters = trainable(module)
         self._optimizer = setup.optimizer.build(module, setup.workload)
         self._steps_in_backward = setup.optimizer.layerwise
@@ -71,7 +75,11 @@ class PlainLearner:
         with self._marking("learn") if self._steps_in_backward else nullcontext():
             self._scaler.scale(loss / self._accumulation).backward()
         self._pending += 1
-        if self._pending < self._accumulation or self._steps_in_backward:
+        if self._pending < self._accumulation:
+            return
+        self._pending = 0
+        self._steps += 1
+        if self._steps_in_backward:
             return
         self._phase("optimizer_step")
         optimizer: Any = self._optimizer  # typed by what is used of it; GradScaler's stubs want torch's own class
@@ -82,7 +90,6 @@ class PlainLearner:
             self._scaler.step(optimizer)
         self._scaler.update()
         self._optimizer.zero_grad()
-        self._pending = 0
 
     def _marking(self, phase: str) -> AbstractContextManager[None]:
         """Where the optimizer has phases of its own inside `phase`, it marks them there."""
@@ -93,6 +100,9 @@ class PlainLearner:
 
     def optimizer_state(self) -> Iterator[torch.Tensor]:
         return tensors_in(self._optimizer.state)
+
+    def optimizer_steps(self) -> int:
+        return self._steps
 
     def skipped_steps(self) -> int:
         """Every overflow halves the scale; it grows after 2,000 steps without one only."""

@@ -94,6 +94,7 @@ class SimulatedZero:
         self._on_host: list[torch.Tensor] = []
         self._accumulation = setup.workload.gradient_accumulation_steps
         self._micro_step = 0
+        self._steps = 0
         self._bucket_size = options.reduce_bucket_size
         self._bucket_count = 2 if options.overlap_comm else 1
         self._bucket = Bucket()
@@ -138,6 +139,7 @@ class SimulatedZero:
             self._phase("optimizer_step")
             self._step()
             self._micro_step = 0
+            self._steps += 1
 
     def gradients(self) -> Iterator[torch.Tensor]:
         """On the device: those of a backward pass that is under way, and sums in fp32. The others are on the host."""
@@ -146,6 +148,9 @@ class SimulatedZero:
     def optimizer_state(self) -> Iterator[torch.Tensor]:
         """None on the device: master weights and moments are on the host."""
         return iter(())
+
+    def optimizer_steps(self) -> int:
+        return self._steps
 
     def skipped_steps(self) -> int:
         """None: without values nothing overflows."""

@@ -36,7 +36,8 @@ class Optimizer(AxisValue):
     steps as soon as its gradient is there, inside the backward pass, which frees the gradient. `projects_gradients`: it keeps its
     state in a low-rank projection of the gradient (GaLore). `eight_bit`, `paged`, `factored`: how its state is held. `offloaded`:
     the optimizer that takes its place where state lies on the host (DeepSpeed's CPUAdam for AdamW), if there is one.
-    `mark_phases`: given a phase marker and the phase around it, the context in which it marks phases of its own (GaLore's svd)."""
+    `mark_phases`: given a phase marker and the phase around it, the context in which it marks phases of its own (GaLore's svd).
+    `svd_gap`: how many of its steps lie between two of those in which it has a phase `svd`, the first of all being one."""
 
     build: Callable[[nn.Module, Workload], Steps]
     layerwise: bool = False
@@ -46,6 +47,7 @@ class Optimizer(AxisValue):
     factored: bool = False
     offloaded: Callable[[nn.Module, Workload], torch.optim.Optimizer] | None = None
     mark_phases: Callable[[Callable[[str], None], str], AbstractContextManager[None]] | None = None
+    svd_gap: Callable[[Workload], int] | None = None
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:

@@ -44,4 +44,10 @@ def build(module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
     )
 
 
-ADAFACTOR = Optimizer(summary="factored second moment, no first", options=AdafactorOptions, build=build, factored=True)
+ADAFACTOR = Optimizer(
+    summary="factored second moment, no first",
+    options=AdafactorOptions,
+    build=build,
+    requires=("transformers.optimization",),
+    factored=True,
+)

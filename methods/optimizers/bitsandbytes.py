@@ -56,7 +56,8 @@ def _simulate_paging(optimizer: Any) -> None:
 
 
 def _with_32_bit_embeddings(optimizer: Any, module: nn.Module) -> torch.optim.Optimizer:
-    """Moments of embeddings in 32 bits, as transformers' Trainer sets it for these optimizers.
+    """Moments of embeddings in 32 bits, as transformers' Trainer sets it for these optimizers: by module, since bitsandbytes before
+    0.50 does not look at what is set by parameter after the optimizer was made (pid2config).
 
     In a manager of this optimizer's own: bitsandbytes' common one would take another optimizer's parameters, which have the same
     numbers, for these.
@@ -67,17 +68,22 @@ def _with_32_bit_embeddings(optimizer: Any, module: nn.Module) -> torch.optim.Op
     optimizer.mng.initialize()
     for part in module.modules():
         if isinstance(part, nn.Embedding) and part.weight.requires_grad:
-            optimizer.mng.override_config(part.weight, "optim_bits", 32)
+            optimizer.mng.register_module_override(part, "weight", {"optim_bits": 32})
     return optimizer
 
 
 ADAMW_BNB_8BIT = Optimizer(
-    summary="bitsandbytes' AdamW, 8-bit moments", options=AdamWOptions, build=build_8bit, eight_bit=True
+    summary="bitsandbytes' AdamW, 8-bit moments",
+    options=AdamWOptions,
+    build=build_8bit,
+    requires=("bitsandbytes",),
+    eight_bit=True,
 )
 PAGED_ADAMW_8BIT = Optimizer(
     summary="bitsandbytes' AdamW, 8-bit moments in paged memory",
     options=AdamWOptions,
     build=build_paged_8bit,
+    requires=("bitsandbytes",),
     eight_bit=True,
     paged=True,
 )

@@ -111,6 +111,12 @@ def mark_projections(phase: Callable[[str], None], around: str) -> Iterator[None
         GaLoreProjector.get_orthogonal_matrix = compute
 
 
+def svd_gap(workload: Workload) -> int:
+    """Optimizer steps from one decomposition of every target to the next."""
+    options: GaLoreOptions = workload.of(GaLoreOptions)
+    return options.update_proj_gap
+
+
 def _group(parameters: list[nn.Parameter], options: GaLoreOptions, projected: bool) -> dict[str, Any]:
     group: dict[str, Any] = {"params": parameters}
     if projected:
@@ -222,16 +228,20 @@ GALORE_ADAMW = Optimizer(
     summary="AdamW in a low-rank projection of the gradient",
     options=GaLoreOptions,
     build=build_adamw,
+    requires=("galore_torch",),
     projects_gradients=True,
     mark_phases=mark_projections,
+    svd_gap=svd_gap,
     library_bytes=LIBRARY_BYTES,
 )
 GALORE_ADAMW_LAYERWISE = Optimizer(
     summary="GaLore, stepping layer by layer inside backward",
     options=GaLoreOptions,
     build=build_adamw_layerwise,
+    requires=("galore_torch",),
     projects_gradients=True,
     mark_phases=mark_projections,
+    svd_gap=svd_gap,
     library_bytes=LIBRARY_BYTES,
     layerwise=True,
 )
@@ -239,8 +249,10 @@ GALORE_ADAMW_8BIT = Optimizer(
     summary="GaLore with 8-bit moments",
     options=GaLoreOptions,
     build=build_adamw_8bit,
+    requires=("galore_torch", "bitsandbytes"),
     projects_gradients=True,
     mark_phases=mark_projections,
+    svd_gap=svd_gap,
     library_bytes=LIBRARY_BYTES,
     eight_bit=True,
     cuda_only=SYNCHRONISES,
@@ -249,8 +261,10 @@ GALORE_ADAMW_8BIT_LAYERWISE = Optimizer(
     summary="GaLore with 8-bit moments, stepping layer by layer",
     options=GaLoreOptions,
     build=build_adamw_8bit_layerwise,
+    requires=("galore_torch", "bitsandbytes"),
     projects_gradients=True,
     mark_phases=mark_projections,
+    svd_gap=svd_gap,
     library_bytes=LIBRARY_BYTES,
     eight_bit=True,
     layerwise=True,

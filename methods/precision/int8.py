@@ -134,6 +134,7 @@ INT8 = Precision(
     bits=8,
     options=Int8Options,
     fields=("compute_dtype",),
+    requires=("bitsandbytes",),
     workspaces=WORKSPACES,
     library_bytes=LIBRARY_BYTES,
 )

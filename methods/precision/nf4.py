@@ -125,5 +125,6 @@ NF4 = Precision(
     bits=4,
     options=Nf4Options,
     fields=("compute_dtype",),
+    requires=("bitsandbytes",),
     workspaces=WORKSPACES,
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vrambench.bench.machine import doctor, probes
+from vrambench.bench.machine import compilers, doctor, probes
 from vrambench.bench.machine.doctor import Finding, Machine, as_document, as_rows, examine
 from vrambench.bench.machine.probes import Probe
 
@@ -104,7 +104,12 @@ def test_on_a_good_gpu_machine_all_is_well() -> None:
             "limited",
             "bf16 (flash)",
         ),
-        ("galore_torch", {"galore_torch": "ImportError: x"}, "missing", "galore_* cells cannot run"),
+        (
+            "galore_torch",
+            {"galore_torch": "ImportError: x"},
+            "missing",
+            "galore_adamw, galore_adamw_layerwise, galore_adamw_8bit",
+        ),
         ("deepspeed", {"deepspeed": "ImportError: x"}, "missing", "zero2_optimizer cells cannot run"),
         ("deepspeed", {"deepspeed": {"accelerator": "cpu"}}, "limited", "cannot run on the GPU"),
     ],
@@ -118,6 +123,29 @@ def test_what_is_wrong_is_said_with_its_consequence(check: str, answers: dict[st
 def test_a_gpu_that_others_use_is_no_place_to_measure() -> None:
     finding = doctor.check_gpu_idle(machine(GPU | {"gpu_used_bytes": 30 * GIB}))
     assert (finding.state, finding.seen) == ("limited", "30.0 of 79.0 GiB in use")
+
+
+def test_a_gpu_whose_memory_the_driver_does_not_tell_is_said_so() -> None:
+    gpu = GPU["gpu"] | {"total_bytes": None, "usable_bytes": None}  # type: ignore[operator]
+    silent = machine({"gpu": gpu, "gpu_used_bytes": None})
+    finding = doctor.check_gpu_idle(silent)
+    assert (finding.state, finding.seen) == ("limited", "the driver does not tell this GPU's memory")
+    assert doctor.check_gpu(silent).state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("package", "cells"),
+    [
+        (
+            "bitsandbytes",
+            "int8, nf4, adamw_bnb_8bit, paged_adamw_8bit, galore_adamw_8bit, galore_adamw_8bit_layerwise cells",
+        ),
+        ("peft", "lora, dora cells"),
+        ("deepspeed", "zero2_optimizer cells"),
+    ],
+)
+def test_a_packages_cells_are_those_whose_values_require_it(package: str, cells: str) -> None:
+    assert doctor.cells_with(package) == cells
 
 
 @pytest.mark.parametrize(
@@ -138,14 +166,14 @@ def test_what_cpu_adam_needs(
 
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(deepspeed, "compiled", lambda: False)
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/bin/{name}" if name in tools else None)
-    monkeypatch.setattr(doctor, "find_ninja", lambda: "ninja" in tools)
-    monkeypatch.setattr(doctor, "nvcc_version", lambda: toolkit)
-    monkeypatch.setattr(doctor, "builds_with_cuda", lambda: True)
+    monkeypatch.setattr(compilers.shutil, "which", lambda name: f"/bin/{name}" if name in tools else None)
+    monkeypatch.setattr(compilers, "find_ninja", lambda: "ninja" in tools)
+    monkeypatch.setattr(compilers, "nvcc_version", lambda: toolkit)
+    monkeypatch.setattr(compilers, "builds_with_cuda", lambda: True)
     finding = doctor.check_cpu_adam(machine())
     assert finding.state == state
     assert lacks in (finding.remedy or "")
-    monkeypatch.setattr(doctor, "builds_with_cuda", lambda: False)
+    monkeypatch.setattr(compilers, "builds_with_cuda", lambda: False)
     assert "nvcc" not in (doctor.check_cpu_adam(machine()).remedy or "")
 
 
@@ -155,9 +183,9 @@ def test_nvccs_version_is_its_releases(tmp_path: Path, monkeypatch: pytest.Monke
     compiler.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.4, V12.4.131'\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    assert doctor.nvcc_version() == "12.4"
+    assert compilers.nvcc_version() == "12.4"
     compiler.write_text("#!/bin/sh\nexit 1\n")
-    assert doctor.nvcc_version() is None
+    assert compilers.nvcc_version() is None
 
 
 def test_a_check_that_fails_is_a_finding_itself() -> None:

@@ -21,10 +21,13 @@ GIB = 2**30
 class FakeDevice:
     name = "NVIDIA H100 80GB HBM3"
     compute_capability = (9, 0)
+    tells_memory = True
 
     def memory(self) -> Any:
         from vrambench.bench.measure.meters.nvml import DeviceMemory
 
+        if not self.tells_memory:
+            return None
         return DeviceMemory(total=80 * GIB, used=0, free=79 * GIB, reserved=1 * GIB)
 
 
@@ -71,6 +74,14 @@ def test_a_gpu_run_names_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         "driver": "580.159.04",
         "driver_cuda": "13.0",
     }
+
+
+def test_a_gpu_whose_memory_the_driver_does_not_tell_is_described_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = described(monkeypatch)
+    monkeypatch.setattr(FakeDevice, "tells_memory", False)
+    found = described(monkeypatch)
+    assert found["gpu"] == known["gpu"] | {"total_bytes": None, "usable_bytes": None}
+    assert env.same_hardware(found, found) == []
 
 
 def test_a_cpu_run_asks_no_driver() -> None:

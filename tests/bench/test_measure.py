@@ -34,7 +34,7 @@ def test_a_sample_says_all_that_the_schema_asks_for(plan: Any) -> None:
     assert sample.memory.reserved_bytes is None, "there is no caching allocator, so nothing is known of it"
     assert sample.memory.device_bytes is None
     assert sample.memory.host_rss_bytes > 10 * 2**20
-    assert set(sample.seconds) == {"meter", "load", "warmup", "steps", "counted_step", "total"}
+    assert set(sample.seconds) == {"meter", "imports", "load", "data", "warmup", "steps", "counted_step", "total"}
 
 
 def test_phases_cover_the_steps(plan: Any) -> None:

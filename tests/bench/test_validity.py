@@ -145,6 +145,18 @@ CASES = [
         kind="warn",
     ),
     Case(
+        "zero-eight-bit",
+        {"optimizer": "adamw_bnb_8bit", "offload": "zero2_optimizer"},
+        {"optimizer": "adamw_torch"},
+        kind="warn",
+    ),
+    Case(
+        "zero-eight-bit",
+        {"optimizer": "paged_adamw_8bit", "offload": "zero2_optimizer"},
+        {"offload": "none"},
+        kind="warn",
+    ),
+    Case(
         "rollout-dropout",
         {"adapter": "lora", "algorithm": "ppo", "lora_dropout": 0.1},
         {"algorithm": "sft"},
@@ -209,7 +221,6 @@ def test_every_rule_has_a_case() -> None:
         {"precision": "nf4", "adapter": "lora", "algorithm": "remax"},
         {"precision": "int8", "adapter": "lora", "algorithm": "ppo", "reference": "adapter_off"},
         {**LAYERWISE, "algorithm": "ppo"},
-        {"offload": "zero2_optimizer", "optimizer": "adamw_bnb_8bit"},
         {"precision": "fp16", "optimizer": "adafactor"},
     ],
 )

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from vrambench.methods.data import SUCCESSORS, Chain, Text, open_data, read_documents
+from vrambench.methods.data import SUCCESSORS, Ahead, Chain, Text, open_data, read_documents
 from vrambench.methods.device import get_device
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.load import model_config
@@ -171,3 +171,23 @@ def test_meta_has_shapes_and_reads_nothing() -> None:
     assert tokens.shape == (3, 7)
     assert tokens.is_meta
     assert tokens.dtype == torch.long
+
+
+def test_what_was_prepared_is_given_out_once_and_is_the_same() -> None:
+    chain = Chain(3, 16, torch.device("cpu"))
+    made: list[tuple[int, ...]] = []
+
+    class Counting:
+        def sequences(self, *asked: int) -> torch.Tensor:
+            made.append(asked)
+            return chain.sequences(*asked)
+
+    ahead = Ahead(Counting())
+    ahead.prepare(4, 2, 8)
+    assert torch.equal(ahead.sequences(4, 2, 8), chain.sequences(4, 2, 8))
+    assert made == [(4, 2, 8)]
+    assert torch.equal(ahead.sequences(4, 2, 8), chain.sequences(4, 2, 8))
+    assert made == [(4, 2, 8)] * 2
+    ahead.prepare(5, 2, 8)
+    assert torch.equal(ahead.sequences(6, 2, 8), chain.sequences(6, 2, 8)), "another step's are made"
+    assert torch.equal(ahead.sequences(5, 3, 8), chain.sequences(5, 3, 8))

@@ -91,6 +91,20 @@ def test_a_norm_that_is_small_enough_is_left_alone() -> None:
     clip_gradients([nn.Parameter(torch.zeros(4))], 0.1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_near_nothing_is_held_apart_from_it(dtype: torch.dtype) -> None:
+    """max_norm / (norm + 1e-6): with a norm of 1e-6, half of what it would be; in each type."""
+    ours, theirs = (nn.Parameter(torch.zeros(1, dtype=dtype)) for _ in range(2))
+    for parameter in (ours, theirs):
+        parameter.grad = torch.tensor([1e-6], dtype=dtype)
+    clip_gradients([ours], 5e-7)
+    torch.nn.utils.clip_grad_norm_([theirs], 5e-7)
+    assert ours.grad is not None
+    assert float(ours.grad) == pytest.approx(2.5e-7, rel=0.01)
+    assert theirs.grad is not None
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=2**-7, atol=0)
+
+
 def test_clipping_happens_once_for_an_accumulated_gradient(job: MakeJob) -> None:
     free = job(max_grad_norm=0, gradient_accumulation_steps=2)
     held = job(max_grad_norm=0.125, gradient_accumulation_steps=2)
@@ -121,6 +135,32 @@ def test_fp16_autocast_scales_the_loss_and_skips_a_step_that_overflows(job: Make
     assert learner._scaler.get_scale() == scale / 2
     assert norms[0] <= 1.0 + 1e-3  # clipped after the scale was taken out
     assert all(torch.isfinite(weight).all() for weight in weights(made))
+
+
+@pytest.mark.parametrize("max_norm", [0.125, 1e6])
+def test_fp16_autocast_clips_what_the_gradients_are_without_the_scale(job: MakeJob, max_norm: float) -> None:
+    """Clipped while still scaled, a gradient would come out 65,536 times too small."""
+    plain, scaled = job(max_grad_norm=0), job(precision="fp16_amp", max_grad_norm=max_norm)
+    free, clipped = norms_at_the_step(plain), norms_at_the_step(scaled)
+    plain.step(0)
+    scaled.step(0)
+    assert free[0] > 0.25
+    assert clipped == [pytest.approx(min(max_norm, free[0]), rel=0.02)]
+
+
+def test_optimizer_steps_are_counted(job: MakeJob) -> None:
+    cases: list[tuple[dict[str, Any], int]] = [
+        ({}, 1),
+        ({"gradient_accumulation_steps": 3}, 1),
+        ({"algorithm": "ppo", "ppo": {"epochs": 3}}, 6),
+        ({"optimizer": "galore_adamw_layerwise", "max_grad_norm": 0, "galore": {"rank": 4}}, 1),
+    ]
+    for settings, steps in cases:
+        for device in ("cpu", "meta"):
+            made = job(device=device, **(settings | ({"ppo": {"epochs": 1}} if device == "meta" else {})))
+            made.step(0)
+            expected = 2 if device == "meta" and "algorithm" in settings else steps
+            assert policy(made).optimizer_steps() == expected, settings
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16_amp"])

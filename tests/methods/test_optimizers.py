@@ -271,9 +271,21 @@ def test_8_bit_galore_is_not_given_positions_that_mean_something_else(job: MakeJ
     assert ranks.count(128) == (14 if name.endswith("layerwise") else 1)
 
 
+class Unread(dict[int, Any]):
+    """bitsandbytes' pid2config as versions before 0.50 have it: nobody looks into it when a state is made."""
+
+    def __contains__(self, key: object) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("name", ["adamw_bnb_8bit", "paged_adamw_8bit"])
-def test_embeddings_keep_32_bit_moments_as_under_transformers_trainer(job: MakeJob, name: str) -> None:
+def test_embeddings_keep_32_bit_moments_as_under_transformers_trainer(job: MakeJob, name: str, older: bool) -> None:
     made = job(optimizer=name, algorithm="ppo", value="separate")
+    if older:
+        for role in ("policy", "value"):
+            optimizer: Any = made.roles[role].learner._optimizer  # type: ignore[union-attr]
+            optimizer.mng.pid2config = Unread()
     made.step(0)
     for role in ("policy", "value"):
         learner: Any = made.roles[role].learner

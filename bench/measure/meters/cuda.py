@@ -176,22 +176,27 @@ class CudaMeter:
         except LookupError:
             self._notes.append("device bytes are unknown: NVML does not know the device that torch uses")
             return
-        sampler = Sampler(device, before.get(device.uuid))
+        memory, seen = device.memory(), before.get(device.uuid)
+        sampler = Sampler(device, seen)
         sampler.identify(self._probe)
         if sampler.accounting is None:
             why = "it was not seen before the job" if fresh else "CUDA was in use before the meter"
+            if memory is None:
+                why = "it does not tell this device's memory"
             self._notes.append(f"device bytes are unknown: NVML does not show this process, and {why}")
             return
         self._sampler = sampler
         if sampler.accounting == "process":
             self._notes.append("device bytes are this process' own, as NVML counts them")
         else:
+            assert seen is not None
+            assert seen.used is not None
             self._notes.append(
                 "device bytes are the device's change since before the job (NVML does not show this process, as in many"
-                f" containers): {size(before[device.uuid].used)} of others was subtracted, and whatever others took or"
+                f" containers): {size(seen.used)} of others was subtracted, and whatever others took or"
                 " gave back meanwhile counts as this job's"
             )
-        if device.memory().reserved is None:
+        if memory is not None and memory.reserved is None:
             self._notes.append("this driver (before 510) counts what it reserves for itself as used")
         self._count_context()
 
@@ -252,7 +257,7 @@ class CudaMeter:
         """What an idle device offers to processes: its memory less what the driver keeps."""
         assert self._sampler is not None
         told = self._sampler.device.memory()
-        return min(total, told.total - (told.reserved or 0))
+        return total if told is None else min(total, told.total - (told.reserved or 0))
 
     def _cap_note(self) -> str:
         assert self._allowed is not None

@@ -41,9 +41,10 @@ class DeviceMemory:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A GPU before the job: bytes in use, and by which process ids as far as NVML shows them."""
+    """A GPU before the job: bytes in use, None where the driver does not tell, and by which process ids as far as NVML shows
+    them."""
 
-    used: int
+    used: int | None
     processes: dict[int, int | None] = field(default_factory=dict)
 
 
@@ -120,8 +121,9 @@ class NvmlDevice:
             return None
         return int(major), int(minor)
 
-    def memory(self) -> DeviceMemory:
-        """Bytes now, by the versioned query; the first one counts what the driver reserves as used."""
+    def memory(self) -> DeviceMemory | None:
+        """Bytes now, by the versioned query; the first one counts what the driver reserves as used. None where the driver has
+        neither (GB10 and others, whose memory is the host's)."""
         if self._versioned:
             try:
                 told = self._library.nvmlDeviceGetMemoryInfo(self._handle, version=self._library.nvmlMemory_v2)
@@ -129,7 +131,10 @@ class NvmlDevice:
                 self._versioned = False
             else:
                 return DeviceMemory(int(told.total), int(told.used), int(told.free), int(told.reserved))
-        told = self._library.nvmlDeviceGetMemoryInfo(self._handle)
+        try:
+            told = self._library.nvmlDeviceGetMemoryInfo(self._handle)
+        except self._library.NVMLError_NotSupported:
+            return None
         return DeviceMemory(int(told.total), int(told.used), int(told.free), None)
 
     def processes(self) -> dict[int, int | None]:
@@ -149,14 +154,15 @@ class NvmlDevice:
             return None
 
     def baseline(self) -> Baseline:
-        return Baseline(self.memory().used, self.processes())
+        memory = self.memory()
+        return Baseline(None if memory is None else memory.used, self.processes())
 
 
 class Sampler:
     """This job's bytes on one GPU, now and at most, kept by a thread of its own.
 
     `before` is the GPU before the job, None where it was not seen then. Until `identify` has found the job among
-    NVML's processes, its bytes are the device's change since `before`, and None where there is no `before` either.
+    NVML's processes, its bytes are the device's change since `before`, and None where that is not known either.
     Job and thread share the numbers under a lock; a reading is a query of the driver.
     """
 
@@ -189,7 +195,7 @@ class Sampler:
         """How bytes are counted: those of the job's process, or the device's change; None where neither can be."""
         if self._counted is not None:
             return "process"
-        return None if self._before is None else "device"
+        return None if self._before is None or self._before.used is None else "device"
 
     def identify(self, grow: Callable[[], Callable[[], None]]) -> None:
         """Finds the job among NVML's processes. `grow` takes some device memory and gives what releases it again.
@@ -231,9 +237,10 @@ class Sampler:
     def _query(self) -> int | None:
         if self._counted is not None:
             return self.device.processes().get(self._counted)
-        if self._before is not None:
-            return max(0, self.device.memory().used - self._before.used)
-        return None
+        if self._before is None or self._before.used is None:
+            return None
+        memory = self.device.memory()
+        return None if memory is None else max(0, memory.used - self._before.used)
 
     @property
     def peak_bytes(self) -> int | None:

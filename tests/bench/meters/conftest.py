@@ -16,6 +16,10 @@ class NVMLError(Exception):
     """What pynvml raises."""
 
 
+class NVMLError_NotSupported(NVMLError):
+    """What it raises where a device has no such thing."""
+
+
 @dataclass
 class FakeGpu:
     """One card: `others` is what foreign processes hold, `processes` what NVML lists (by id; None: bytes kept from
@@ -30,6 +34,7 @@ class FakeGpu:
     processes: dict[int, int | None] = field(default_factory=dict)
     millijoules: int | None = 5_000
     hides_versioned: bool = False
+    hides_memory: bool = False
     queries: int = 0
 
     @property
@@ -41,6 +46,7 @@ class FakeNvml:
     """The functions of pynvml that the meters use, over `gpus`."""
 
     NVMLError = NVMLError
+    NVMLError_NotSupported = NVMLError_NotSupported
     nvmlMemory_v2 = 0x02000028
 
     def __init__(self, *gpus: FakeGpu) -> None:
@@ -79,6 +85,8 @@ class FakeNvml:
 
     def nvmlDeviceGetMemoryInfo(self, gpu: FakeGpu, version: int | None = None) -> Any:
         gpu.queries += 1
+        if gpu.hides_memory:
+            raise NVMLError_NotSupported("Not Supported")
         if version is None:
             return SimpleNamespace(
                 total=gpu.total, used=gpu.used + gpu.reserved, free=gpu.total - gpu.used - gpu.reserved

@@ -76,6 +76,16 @@ def test_peaks_of_a_phase_that_broke_off_are_readable(gpu: Any, make_nvml: Any, 
     assert watch.end_phase().allocated_bytes == 2_000 * MIB
 
 
+def test_the_allocators_retries_count_from_the_jobs_start(gpu: Any, make_nvml: Any, make_cuda: Any) -> None:
+    cuda = make_cuda(gpu, listed_as=os.getpid())
+    cuda.num_alloc_retries = 3
+    watch = meter(cuda, make_nvml(gpu))
+    watch.start()
+    assert watch.memory().num_alloc_retries == 0
+    cuda.num_alloc_retries = 5
+    assert watch.memory().num_alloc_retries == 2
+
+
 def test_the_identification_leaves_no_trace_in_the_peaks(gpu: Any, make_nvml: Any, make_cuda: Any) -> None:
     cuda = make_cuda(gpu, listed_as=os.getpid())
     watch = meter(cuda, make_nvml(gpu))
@@ -111,9 +121,10 @@ def test_in_a_container_the_devices_change_counts_and_the_note_says_so(
     )
 
 
-@pytest.mark.parametrize("why", ["no NVML", "unknown device", "CUDA was in use before"])
+@pytest.mark.parametrize("why", ["no NVML", "unknown device", "CUDA was in use before", "memory not supported"])
 def test_unknown_device_bytes_stay_unknown(why: str, gpu: Any, make_nvml: Any, make_cuda: Any) -> None:
     cuda = make_cuda(gpu, listed_as=None, initialized=why == "CUDA was in use before")
+    gpu.hides_memory, gpu.millijoules = why == "memory not supported", None
     nvml = None if why == "no NVML" else make_nvml(*([] if why == "unknown device" else [gpu]))
     watch = meter(cuda, nvml, budget=8 * GIB)
     watch.start()
@@ -127,6 +138,22 @@ def test_unknown_device_bytes_stay_unknown(why: str, gpu: Any, make_nvml: Any, m
     assert cuda.fraction is None
     assert any("device bytes are unknown" in note for note in watch.notes())
     assert any("budget of 8.00 GiB is not enforced" in note for note in watch.notes())
+    assert any("does not tell this device's memory" in note for note in watch.notes()) == gpu.hides_memory
+
+
+def test_a_device_without_a_memory_query_is_measured_by_its_process(gpu: Any, make_nvml: Any, make_cuda: Any) -> None:
+    """GB10: NVML lists this process and its bytes, and has no total."""
+    gpu.hides_memory = True
+    cuda = make_cuda(gpu, listed_as=os.getpid())
+    watch = meter(cuda, make_nvml(gpu), budget=8 * GIB)
+    watch.start()
+    watch.begin_phase("learn", 0)
+    cuda.take(GIB)
+    watch.end_phase()
+    assert watch.memory().device_bytes == GIB + cuda.CONTEXT
+    assert watch.source == "verified"
+    assert watch.allowed_bytes == 8 * GIB - cuda.CONTEXT
+    assert not [note for note in watch.notes() if "unknown" in note or "before 510" in note]
 
 
 def test_the_cap_is_the_budget_less_what_lies_outside(gpu: Any, make_nvml: Any, make_cuda: Any) -> None:

@@ -63,6 +63,32 @@ def test_an_old_driver_cannot_tell_them_apart(gpu: Any, make_nvml: Any) -> None:
     assert (memory.used, memory.reserved) == (100 * MIB + gpu.reserved, None)
 
 
+def test_a_device_may_have_no_memory_query_at_all(gpu: Any, make_nvml: Any) -> None:
+    gpu.hides_memory = True
+    driver = Nvml(make_nvml(gpu))
+    assert driver.device(gpu.uuid).memory() is None
+    assert driver.snapshot()[gpu.uuid].used is None
+    watch = sampler(make_nvml(gpu), gpu)
+    assert (watch.accounting, watch.read(), watch.peak_bytes) == (None, None, None)
+
+
+def test_a_memory_query_that_fails_otherwise_is_an_error(gpu: Any, make_nvml: Any) -> None:
+    nvml = make_nvml(gpu)
+
+    def lost(*args: Any, **kwargs: Any) -> Any:
+        raise nvml.NVMLError("GPU is lost")
+
+    nvml.nvmlDeviceGetMemoryInfo = lost
+    with pytest.raises(nvml.NVMLError, match="GPU is lost"):
+        Nvml(nvml).device(gpu.uuid).memory()
+
+
+def test_the_drivers_library_calls_its_errors_as_the_fake_does() -> None:
+    pynvml = pytest.importorskip("pynvml")
+    assert issubclass(pynvml.NVMLError_NotSupported, pynvml.NVMLError)
+    assert type(pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)) is pynvml.NVMLError_NotSupported
+
+
 def test_versions_and_energy_in_our_units(gpu: Any, make_nvml: Any) -> None:
     driver = Nvml(make_nvml(gpu))
     assert (driver.driver_version(), driver.cuda_version()) == ("580.159.04", "13.0")
