@@ -132,11 +132,6 @@ def eps_too_small(cell: Cell) -> bool:
     return bool(eps < (FP16_EPS_PROJECTED if optimizer.projects_gradients else FP16_EPS))
 
 
-def step_sequences(cell: Cell) -> int:
-    """Sequences in one optimizer step."""
-    return cell.workload.batch_size * cell.workload.gradient_accumulation_steps
-
-
 def remax_temperature(cell: Cell) -> float | None:
     return cell.workload.options.get("remax", {}).get("temperature")
 
@@ -306,14 +301,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "rollout-batch",
         "reject",
-        "a rollout must be a whole number of optimizer steps: rollout_batch a multiple of batch_size times "
-        "gradient_accumulation_steps",
-        lambda cell, _: (
-            cell.workload.rollout_batch is not None and cell.workload.rollout_batch % step_sequences(cell) != 0
-        ),
+        "a rollout must be a whole number of optimizer steps, each of batch_size times gradient_accumulation_steps sequences",
+        lambda cell, _: (cell.workload.rollout_batch or 0) % cell.rollout_unit != 0,
         lambda cell: (
-            f"rollout_batch {cell.workload.rollout_batch} is no multiple of {step_sequences(cell)}; the nearest above is "
-            f"{-(-(cell.workload.rollout_batch or 0) // step_sequences(cell)) * step_sequences(cell)}"
+            f"rollout_batch {cell.workload.rollout_batch} is no multiple of {cell.rollout_unit}; the nearest above is "
+            f"{-(-(cell.workload.rollout_batch or 0) // cell.rollout_unit) * cell.rollout_unit}"
         ),
     ),
     Rule(
