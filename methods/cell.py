@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from vrambench.methods.adapters import ADAPTERS, Adapter
 from vrambench.methods.algorithms import ALGORITHMS, Algorithm
 from vrambench.methods.axes import AXES
-from vrambench.methods.errors import ConfigurationError, UnknownValue, complaint, did_you_mean, shown
+from vrambench.methods.errors import ConfigurationError, UnknownValue, brief, complaint, did_you_mean, shown
 from vrambench.methods.offload import OFFLOADS, Offload
 from vrambench.methods.optimizers import OPTIMIZERS, Optimizer
 from vrambench.methods.precision import PRECISIONS, Precision
@@ -77,6 +77,12 @@ class Cell(BaseModel):
         values = self.precision_value, self.adapter_value, self.optimizer_value
         return Setup(*values, self.workload, self.offload_value.zero_stage)
 
+    @property
+    def rollout_unit(self) -> int:
+        """The fewest prompts whose responses are a whole number of optimizer steps."""
+        step = self.workload.batch_size * self.workload.gradient_accumulation_steps
+        return step // math.gcd(step, self.algorithm_value.sequences_per_prompt(self.workload))
+
     @cached_property
     def id(self) -> str:
         """Twelve hex digits of a hash of the content; the same on every machine and version that gives a cell the same fields."""
@@ -105,51 +111,92 @@ def resolve(axes: Mapping[str, str], settings: Mapping[str, Any]) -> Cell:
     does not use are checked and then left out. Raises ConfigurationError with the field, the value and the nearest valid one.
     """
     values = {axis: registry.get(axes[axis]) for axis, registry in AXES.items()}
-    namespaces = option_namespaces(values.values())
-    conditional = conditional_fields().union(*(value.fields for value in values.values()))
+    namespaces = option_namespaces(values)
+    _check_fields(values)
+    used = {name for value in values.values() for name in value.fields}
+    unused = conditional_fields() - used
     # A cell's file holds None where the cell does not use a field; so None there says nothing, and the default stands.
     fields = {
-        key: value for key, value in settings.items() if key in FIELDS and not (value is None and key in conditional)
+        key: value for key, value in settings.items() if key in FIELDS and not (value is None and key in unused | used)
     }
-    options: dict[str, dict[str, Any]] = {}
-    for key, value in settings.items():
-        if key in FIELDS:
-            continue
-        if key not in namespaces:
-            raise unknown_field(key, namespaces)
-        options[key] = _validated(namespaces[key], value if value is not None else {}, prefix=key + ".").model_dump(
-            mode="json"
-        )
     workload: Workload = _validated(Workload, fields)
+    options = _options(settings, values, namespaces)
+    changes = dict.fromkeys(unused) | _decided(workload, values, unused) | {"options": options}
+    return Cell(**axes, workload=workload.model_copy(update=changes))
 
-    used = {value.options.namespace: value.options for value in values.values() if value.options}
-    filled = {name: options.get(name, kind().model_dump(mode="json")) for name, kind in used.items()}
-    unused = conditional - {field for value in values.values() for field in value.fields}
-    changes: dict[str, Any] = dict.fromkeys(unused) | {"options": filled}
+
+def _options(
+    settings: Mapping[str, Any], values: Mapping[str, AxisValue], namespaces: Mapping[str, type[Options]]
+) -> dict[str, dict[str, Any]]:
+    """Every option of the cell's own values, by namespace, as `settings` or its default says; all that `settings` says is
+    checked."""
+    given = {key: value for key, value in settings.items() if key not in FIELDS}
+    own = [value.options.namespace for value in values.values() if value.options]
+    options: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys((*given, *own)):
+        if name not in namespaces:
+            raise unknown_field(name, namespaces)
+        said = given.get(name)
+        made = _validated(namespaces[name], {} if said is None else said, prefix=name + ".")
+        options[name] = made.model_dump(mode="json")
+    return {name: options[name] for name in own}
+
+
+def _decided(workload: Workload, values: Mapping[str, AxisValue], unused: Collection[str]) -> dict[str, Any]:
+    """What the axis values decide where the workload left it to them."""
     algorithm, precision, adapter = values["algorithm"], values["precision"], values["adapter"]
     assert isinstance(algorithm, Algorithm)
     assert isinstance(precision, Precision)
     assert isinstance(adapter, Adapter)
+    decided: dict[str, Any] = {}
     if workload.learning_rate is None:
-        changes["learning_rate"] = algorithm.learning_rate
+        decided["learning_rate"] = algorithm.learning_rate
     if workload.attention == "auto":
-        changes["attention"] = precision.attention(workload)
+        decided["attention"] = precision.attention(workload)
     if "reference" not in unused and workload.reference == "auto":
-        changes["reference"] = "adapter_off" if adapter.can_switch_off else "copy"
+        decided["reference"] = "adapter_off" if adapter.can_switch_off else "copy"
     if workload.reward != "model":
-        changes["reward_model"] = None
-    return Cell(**axes, workload=workload.model_copy(update=changes))
+        decided["reward_model"] = None
+    return decided
 
 
 def conditional_fields() -> set[str]:
-    """The workload's fields that some axis value declares as its own."""
+    """The workload's fields that some built-in axis value declares as its own."""
     return {field for registry in AXES.values() for value in registry.values().values() for field in value.fields}
 
 
-def option_namespaces(values: Any = ()) -> dict[str, type[Options]]:
-    """Every namespace that a workload may hold: the built-in values' and those of `values` (a user's own among them)."""
-    known = [value for registry in AXES.values() for value in registry.values().values()]
-    return {value.options.namespace: value.options for value in (*known, *values) if value.options}
+def _check_fields(values: Mapping[str, AxisValue]) -> None:
+    """That the workload has every field that a value declares."""
+    for axis, value in values.items():
+        for name in value.fields:
+            if name not in FIELDS:
+                raise ConfigurationError(
+                    f"{axis}: its value declares the field {shown(name)}, which no workload has{did_you_mean(name, FIELDS)}",
+                    field=axis,
+                )
+
+
+def option_namespaces(values: Mapping[str, AxisValue] | None = None) -> dict[str, type[Options]]:
+    """Every namespace that a workload may hold: the built-in values' and those of `values`, by axis (a user's own among
+    them). Raises ConfigurationError where two values' options would have one name, or an option a field's."""
+    known = [(axis, value) for axis, registry in AXES.items() for value in registry.values().values()]
+    namespaces: dict[str, type[Options]] = {}
+    for axis, value in (*known, *(values or {}).items()):
+        kind = value.options
+        if kind is None:
+            continue
+        name = getattr(kind, "namespace", None)
+        if not isinstance(name, str) or not name.isidentifier() or name in (*FIELDS, *AXES, "options"):
+            raise ConfigurationError(
+                f"{axis}: the options {kind.__name__} need a namespace of their own, not {shown(name)}", field=axis
+            )
+        if namespaces.setdefault(name, kind) is not kind:
+            raise ConfigurationError(
+                f"{axis}: the options {kind.__name__} have the namespace {name!r}, which is that of "
+                f"{namespaces[name].__name__}; give them another",
+                field=axis,
+            )
+    return namespaces
 
 
 def _validated(kind: type[BaseModel], data: object, *, prefix: str = "") -> Any:
@@ -188,9 +235,12 @@ def explain(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> 
         return unknown_option(name, kind, prefix)
     if first["type"] == "literal_error":
         annotation = str(first["ctx"]["expected"])
-        return UnknownValue(field, first["input"], [part.strip().strip("'") for part in re_split(annotation)])
+        return UnknownValue(
+            field, first["input"], [part.strip("'") for part in annotation.replace(" or ", ", ").split(", ")]
+        )
     message, value = complaint(first), shown(first["input"])
-    if first["type"] != "value_error" or value not in message:  # our own messages may name it already
+    lacking = first["type"] == "missing" and len(first["loc"]) == 1  # the value given is the whole mapping
+    if not lacking and (first["type"] != "value_error" or value not in message):  # our own messages may name it already
         message = f"{value}: {message}"
     return ConfigurationError(f"{field}: {message}", field=field)
 
@@ -199,7 +249,7 @@ def unknown_option(name: str, kind: type[BaseModel], prefix: str) -> Configurati
     """That `kind`, whose fields are written after `prefix`, has none called `name`."""
     choices = [choice for choice in kind.model_fields if choice != "options"]
     return ConfigurationError(
-        f"{prefix}{name}: no such field{did_you_mean(name, choices)} (there are {', '.join(choices)})",
+        f"{prefix}{brief(name)}: no such field{did_you_mean(name, choices)} (there are {', '.join(choices)})",
         field=prefix + name,
     )
 
@@ -207,10 +257,5 @@ def unknown_option(name: str, kind: type[BaseModel], prefix: str) -> Configurati
 def unknown_field(name: str, namespaces: Iterable[str]) -> ConfigurationError:
     """That a workload has neither a field nor a namespace called `name`."""
     return ConfigurationError(
-        f"workload: unknown field {name!r}{did_you_mean(name, (*FIELDS, *namespaces))}", field=name
+        f"workload: unknown field {shown(name)}{did_you_mean(name, (*FIELDS, *namespaces))}", field=name
     )
-
-
-def re_split(expected: str) -> list[str]:
-    """`'a', 'b' or 'c'` in parts."""
-    return expected.replace(" or ", ", ").split(", ")

@@ -5,20 +5,63 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters, which a terminal obeys, and halves of pairs, which no file can hold."""
+
+ALIASES = {
+    "4bit": "nf4",
+    "int4": "nf4",
+    "8bit": "int8",
+    "half": "fp16",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "float32": "fp32",
+    "adam": "adamw_torch",
+    "adamw": "adamw_torch",
+    "adamw_8bit": "adamw_bnb_8bit",
+    "galore": "galore_adamw",
+    "lr": "learning_rate",
+    "rank": "lora_r",
+    "lora_rank": "lora_r",
+    "target_modules": "lora_target_modules",
+    "per_device_train_batch_size": "batch_size",
+    "accumulation": "gradient_accumulation_steps",
+    "checkpointing": "gradient_checkpointing",
+    "attn_implementation": "attention",
+    "max_prompt_length": "prompt_tokens",
+    "max_completion_length": "response_tokens",
+    "max_new_tokens": "response_tokens",
+    "max_steps": "steps",
+    "h100": "h100-80gb",
+    "v100": "v100-16gb",
+}
+"""What the field calls some values and fields, and what they are called here."""
+
+EXPLAINED = {
+    "qlora": "QLoRA is precision nf4 with adapter lora",
+    "full": "full fine-tuning is adapter none",
+    "max_length": "a sequence is prompt_tokens and response_tokens together",
+    "max_seq_length": "a sequence is prompt_tokens and response_tokens together",
+    "sequence_tokens": "a sequence is prompt_tokens and response_tokens together",
+    "a100": "there are a100-40gb and a100-80gb",
+}
+"""What the field calls something that is more than one value or field here."""
+
 
 class ConfigurationError(ValueError):
-    """A mistake in a matrix, on the command line or in a workload. `str(error)` is one line for people.
+    """A mistake in a matrix, on the command line or in a workload. `str(error)` is one printable line for people.
 
     `field` is the dotted name of what was wrong (`workload.ppo.epochs`), or None where no single field is to blame;
     `line` the line of the file it stands on, added by whoever read that file.
     """
 
     def __init__(self, message: str, *, field: str | None = None, line: int | None = None) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], message)
+        super().__init__(self.message)
         self.field = field
         self.line = line
 
@@ -28,35 +71,62 @@ class UnknownValue(ConfigurationError):
 
     def __init__(self, field: str, value: object, choices: Iterable[str], *, line: int | None = None) -> None:
         self.choices = tuple(choices)
-        hint = nearest(str(value), self.choices)
         message = f"{field}: {shown(value)} is not one of {', '.join(self.choices)}"
-        super().__init__(message + (f"; did you mean {hint!r}?" if hint else ""), field=field, line=line)
+        super().__init__(message + did_you_mean(str(value), self.choices), field=field, line=line)
 
 
 def nearest(value: str, choices: Iterable[str]) -> str | None:
-    """The choice most like `value`, or None where nothing comes near."""
+    """The choice that `value` is another name of, a slip of, or a part of; None where there is none.
+
+    Choices with other digits are other things: nobody who writes `llama-3.1-8b` means `llama-3.2-3b`.
+    """
+    typed = value.lower()
     lowered = {choice.lower(): choice for choice in choices}
-    matches = difflib.get_close_matches(value.lower(), lowered, n=1, cutoff=0.5)
-    return lowered[matches[0]] if matches else None
+    if ALIASES.get(typed) in lowered:
+        return lowered[ALIASES[typed]]
+    alike = {name: choice for name, choice in lowered.items() if _digits(name) == _digits(typed)}
+    matches = difflib.get_close_matches(typed, alike, n=1, cutoff=0.7)
+    if not matches and len(typed) > 2:
+        holding = [name for name in alike if typed in name]
+        matches = holding if len(holding) == 1 else []
+    return alike[matches[0]] if matches else lowered.get(typed.partition(":")[0])
+
+
+def _digits(text: str) -> list[str]:
+    return sorted(letter for letter in text if letter.isdigit())
 
 
 def did_you_mean(value: str, choices: Iterable[str]) -> str:
     """`; did you mean 'ppo'?`, or nothing where no choice comes near."""
+    if value.lower() in EXPLAINED:
+        return f"; {EXPLAINED[value.lower()]}"
     hint = nearest(value, choices)
     return f"; did you mean {hint!r}?" if hint else ""
 
 
+def brief(text: str, length: int = 100) -> str:
+    """`text`, or where it is longer than `length` its two ends and how long it is."""
+    if len(text) <= length:
+        return text
+    return f"{text[: length // 2]}...{text[-length // 4 :]} ({len(text):,} characters)"
+
+
 def shown(value: object) -> str:
-    """A value as it is written in YAML, quoted where it is text: `null`, `true`, `.inf`, `'ppoo'`, `[4, 'x']`."""
+    """A value as it is written in YAML, quoted where it is text: `null`, `true`, `.inf`, `'ppoo'`, `[4, 'x']`; what is
+    long is told in brief."""
+    if isinstance(value, str):
+        if len(value) > 100:
+            return f"{value[:50]!r}...{value[-25:]!r} ({len(value):,} characters)"
+        return repr(value)
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, float) and not math.isfinite(value):
         return ".nan" if value != value else ".inf" if value > 0 else "-.inf"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(shown, value))}]"
+        return brief(f"[{', '.join(map(shown, value))}]")
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {shown(held)}' for key, held in value.items())}}}"
-    return repr(value)
+        return brief(f"{{{', '.join(f'{key}: {shown(held)}' for key, held in value.items())}}}")
+    return brief(repr(value))
 
 
 _WANTED = {

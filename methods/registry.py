@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from vrambench.methods.errors import ConfigurationError, UnknownValue, did_you_mean
+from vrambench.methods.errors import ConfigurationError, UnknownValue, brief, did_you_mean, shown
 
 
 class Options(BaseModel):
@@ -82,12 +82,21 @@ class Registry(Generic[Value]):
                     f"{self.axis}: {name!r} is of type {type(found).__name__}, not {self.kind.__name__}",
                     field=self.axis,
                 )
+            if found.options is not None and not _holds_options(found.options):
+                raise ConfigurationError(
+                    f"{self.axis}: {name!r} has options that are no class of {Options.__module__}:Options",
+                    field=self.axis,
+                )
             self._found[name] = found
         return self._found[name]
 
     def values(self) -> dict[str, Value]:
         """Every built-in value by name, in order."""
         return {name: self.get(name) for name in self}
+
+
+def _holds_options(found: object) -> bool:
+    return isinstance(found, type) and issubclass(found, Options)
 
 
 def load_attribute(reference: str, *, field: str) -> Any:
@@ -103,10 +112,12 @@ def load_attribute(reference: str, *, field: str) -> Any:
     except BaseException as error:  # a user's module may raise anything while it is imported, SystemExit too
         reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         reason = reason.splitlines()[0] if reason else ""
-        raise ConfigurationError(f"{field}: {reference!r} cannot be imported: {reason}", field=field) from error
+        raise ConfigurationError(
+            f"{field}: {shown(reference)} cannot be imported: {brief(reason, 300)}", field=field
+        ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             hint = did_you_mean(part, (name for name in dir(found) if not name.startswith("_")))
-            raise ConfigurationError(f"{field}: {reference!r}: there is no {part!r}{hint}", field=field)
+            raise ConfigurationError(f"{field}: {shown(reference)}: there is no {shown(part)}{hint}", field=field)
         found = getattr(found, part)
     return found

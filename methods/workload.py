@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from vrambench.methods.cards import CAPACITIES
-from vrambench.methods.errors import did_you_mean, shown
+from vrambench.methods.cards import CAPACITIES, CARDS
+from vrambench.methods.errors import UNPRINTABLE, did_you_mean, shown
 from vrambench.methods.registry import Options
 
 Kind = TypeVar("Kind", bound=Options)
@@ -41,12 +41,15 @@ def parse_size(value: object) -> int:
     unlike = f"{shown(value)} is not a size; write 24GiB, 16GB or a card: {', '.join(CAPACITIES)}"
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(unlike)
+    hint = did_you_mean(str(value), CAPACITIES)
     if isinstance(value, str):
         if value.lower() in CAPACITIES:
             return CAPACITIES[value.lower()]
+        if value.lower() in CARDS:
+            raise ValueError(f"{shown(value)} is a card whose usable capacity is not known here; write it, as in 22GiB")
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", value.lower())
         if not match:
-            raise ValueError(unlike + (did_you_mean(value, CAPACITIES) if value[:1].isalpha() else ""))
+            raise ValueError(unlike + hint)
         if match[2] not in UNITS:
             raise ValueError(f"{unlike}; did you mean '{match[1]}GiB'?")
         unit = match[2]
@@ -56,8 +59,23 @@ def parse_size(value: object) -> int:
     if not 1 <= size < 2**60:
         raise ValueError(f"{shown(value)} is not a size of at least one byte and less than 1 EiB")
     if unit == "" and size < SMALLEST_BARE:
-        raise ValueError(f"{shown(value)} would be bytes; write its unit, as in 24GiB")
+        raise ValueError(f"{shown(value)} would be bytes; write its unit, as in 24GiB{hint}")
     return int(size)
+
+
+LONGEST_NAME = 1000
+"""Characters of a model, a file or a function."""
+
+
+def _check_name(value: str) -> str:
+    """That `value` can name a file, whether or not it names one."""
+    if not value:
+        raise ValueError("must not be empty")
+    if UNPRINTABLE.search(value):
+        raise ValueError(f"{shown(value)} has a character that cannot be printed")
+    if len(value) > LONGEST_NAME or any(len(part.encode()) > 255 for part in value.split("/")):
+        raise ValueError(f"{shown(value)} is longer than any name")
+    return value
 
 
 def _check_reward(value: str | None) -> str | None:
@@ -67,10 +85,12 @@ def _check_reward(value: str | None) -> str | None:
 
 
 def _check_modules(value: object) -> object:
+    if isinstance(value, str) and "," in value:
+        value = [name.strip() for name in value.split(",")]
     names = isinstance(value, list | tuple) and value and all(isinstance(name, str) and name for name in value)
     if value is None or value in ("auto", "all-linear") or names:
         return value
-    raise ValueError("must be auto, all-linear or a list of modules' names ([q_proj, v_proj])")
+    raise ValueError("must be auto, all-linear or a list of modules' names (q_proj,v_proj or [q_proj])")
 
 
 # The upper bounds are far beyond what any device does: they catch a slip of the hand before a job allocates for it.
@@ -82,6 +102,7 @@ Number = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1, strict=True, allow_inf_nan=False)]
 Switch = Annotated[bool, Field(strict=True)]
+Name = Annotated[str, AfterValidator(_check_name)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 Modules = Annotated[Literal["auto", "all-linear"] | tuple[str, ...] | None, BeforeValidator(_check_modules)]
 
@@ -91,11 +112,11 @@ class Workload(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    model: str = "tiny"
+    model: Name = "tiny"
     """The model whose shape is trained: a preset, a folder with a config.json, or a hub id."""
     weights: Literal["random", "pretrained"] = "random"
     """`random`: seeded, made layer by layer in their final precision. `pretrained`: those of the folder or hub id."""
-    data: str = "synthetic"
+    data: Name = "synthetic"
     """What is trained on and prompted with: `synthetic` (a seeded Markov chain), or a text or .jsonl file."""
     batch_size: Count = 1
     """Sequences in one forward and backward pass."""
@@ -128,10 +149,10 @@ class Workload(BaseModel):
     reference: Literal["auto", "adapter_off", "copy", "none"] | None = "auto"
     """The frozen policy of before: the policy with its adapter off, a copy, or none, and then no KL term. `auto` is the first
     that can be."""
-    reward: Annotated[str | None, AfterValidator(_check_reward)] = "tokens"
+    reward: Annotated[Name | None, AfterValidator(_check_reward)] = "tokens"
     """What scores a response: `tokens` (the share of its ids in the vocabulary's first quarter), `model` (a scalar model of
     `reward_model`'s shape), a classifier's folder or hub id, or your own `module:attribute`."""
-    reward_model: str | None = "tiny"
+    reward_model: Name | None = "tiny"
     """With `reward: model`, its shape, named as `model` is."""
     learning_rate: Positive | None = None
     """The optimizer's, constant; null is the algorithm's usual one."""

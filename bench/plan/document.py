@@ -4,9 +4,9 @@
     document.data                                      plain lists, dictionaries and scalars
     document.where("axes", "algorithm", 2)             "matrix.yaml:14: "
 
-Two things differ from PyYAML's safe loader: a key that is written twice is an error (PyYAML keeps the last one in
-silence), and `1e-3` is a number, as YAML 1.2 and everybody's intuition have it. Anchors, aliases and merge keys (`<<`)
-work.
+Three things differ from PyYAML's safe loader: a key that is written twice is an error (PyYAML keeps the last one in
+silence); `1e-3` is a number, as YAML 1.2 and everybody's intuition have it; and what a file or a value may come to is bounded,
+so that reading ends soon and small. Anchors, aliases and merge keys (`<<`) work.
 """
 
 from __future__ import annotations
@@ -19,16 +19,37 @@ from typing import Any
 
 import yaml
 
-from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.errors import ConfigurationError, brief, shown
 
 Key = str | int
 MERGE = "tag:yaml.org,2002:merge"
 PLAIN_LIST = "tag:yaml.org,2002:seq"
 PLAIN_MAPPING = "tag:yaml.org,2002:map"
 
+MOST_BYTES = 2**18
+MOST_DEPTH = 30
+"""Lists and mappings inside each other."""
+MOST_VALUES = 100_000
+"""Keys and values, each as often as aliases repeat it."""
+LONGEST_NUMBER = 100
+"""Characters of a number, so that no number is too long to be shown or too large for a float."""
+
 
 class Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with YAML 1.2's floats."""
+    """PyYAML's safe loader, with YAML 1.2's floats and a limit to nesting."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.depth > MOST_DEPTH:
+            raise yaml.MarkedYAMLError(
+                problem=f"more than {MOST_DEPTH} lists or mappings inside each other",
+                problem_mark=self.peek_event().start_mark,
+            )
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 Loader.add_implicit_resolver(
@@ -64,7 +85,7 @@ def dotted(path: tuple[Key, ...]) -> str:
     """`profiles.smoke.include[2]`, for people."""
     text = ""
     for key in path:
-        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
+        text += f"[{key}]" if isinstance(key, int) else f".{brief(key)}" if text else brief(key)
     return text
 
 
@@ -72,7 +93,13 @@ def load(path: Path) -> Document:
     """What the YAML file at `path` holds. Raises ConfigurationError, with file and line, where it cannot be read."""
     name = str(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        if path.exists() and not path.is_file() and not path.is_dir() and not _open_descriptor(path):
+            raise ConfigurationError(f"{name}: is not a regular file")
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ConfigurationError(f"{name}: has more than {MOST_BYTES:,} bytes")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{name}: is not a text file (no UTF-8 at byte {error.start})") from None
     except OSError as error:
@@ -80,9 +107,16 @@ def load(path: Path) -> Document:
     return parse(text, name)
 
 
+def _open_descriptor(path: Path) -> bool:
+    """Whether `path` names what this process has open already, as a shell's `<(...)` does: reading it waits for nobody to come."""
+    return path.parts[:2] in (("/", "dev"), ("/", "proc")) and path.is_fifo()
+
+
 def parse(text: str, name: str) -> Document:
     """What YAML `text` holds; `name` is what errors call it."""
     lines: dict[tuple[Key, ...], int] = {}
+    if len(text) > MOST_BYTES:
+        raise _error(name, 1, f"more than {MOST_BYTES:,} characters")
     try:
         loader = Loader(text)
         node = loader.get_single_node()
@@ -91,31 +125,36 @@ def parse(text: str, name: str) -> Document:
         raise _explained(error, name) from None
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
-        message = f"{name}:{line}: character {text[error.position]!r} is not allowed"
-        raise ConfigurationError(message, line=line) from None
+        raise _error(name, line, f"character {text[error.position]!r} is not allowed") from None
+    except ConfigurationError:
+        raise
+    except (ValueError, OverflowError):  # chr(), of which PyYAML's scanner asks whatever \\U is followed by
+        raise _error(name, loader.line + 1, "an escape that stands for no character") from None
     return Document(name, data, lines)
 
 
 def parse_value(text: str) -> Any:
-    """One value as YAML reads it: `4`, `true`, `[q_proj, v_proj]`, `1e-3`. Raises ValueError, in half a sentence."""
+    """One value as YAML reads it: `4`, `true`, `[q_proj, v_proj]`, `1e-3`. Raises ValueError with what follows the value in a
+    sentence: `is not a YAML value (...)`."""
     try:
-        return yaml.load(text, Loader)
-    except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or "a character that is not allowed"
-        raise ValueError(f"{text!r} is not a YAML value ({problem})") from None
-    except ValueError as error:
-        raise ValueError(f"{text!r} is not a YAML value ({error})") from None
+        return parse(text, "").data
+    except ConfigurationError as error:
+        raise ValueError(f"is not a YAML value ({error.message})") from None
 
 
 def _explained(error: yaml.MarkedYAMLError, name: str) -> ConfigurationError:
     mark = error.problem_mark or error.context_mark
-    line = mark.line + 1 if mark else 1
     problem = error.problem or "not YAML"
     if "'\\t'" in problem:
         problem = "a tab where YAML wants spaces"
-    elif error.context:
+    elif error.context and name:
         problem = f"{problem} ({error.context})"
-    return ConfigurationError(f"{name}:{line}: {problem}", line=line)
+    return _error(name, mark.line + 1 if mark else 1, brief(problem, 300))
+
+
+def _error(name: str, line: int, message: str) -> ConfigurationError:
+    """An error on a line of the file called `name`; without a name it is about one value, which has no lines."""
+    return ConfigurationError(f"{name}:{line}: {message}" if name else message, line=line)
 
 
 class _Reader:
@@ -126,15 +165,17 @@ class _Reader:
         self._name = name
         self._lines = lines
         self._open: list[yaml.Node] = []
+        self._values = 0
 
     def read(self, node: yaml.Node, path: tuple[Key, ...]) -> Any:
+        self._count(node)
         self._lines.setdefault(path, node.start_mark.line + 1)
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
         if any(node is outer for outer in self._open):
-            raise self._error(node, f"{dotted(path)} is an alias of what it stands in")
+            raise self._error(node, f"{dotted(path) or 'this'} is an alias of what it stands in")
         if node.tag not in (PLAIN_LIST, PLAIN_MAPPING):
-            raise self._error(node, f"the tag {node.tag!r} has no meaning here")
+            raise self._error(node, f"the tag {shown(node.tag)} has no meaning here")
         self._open.append(node)
         data: Any
         if isinstance(node, yaml.SequenceNode):
@@ -147,38 +188,54 @@ class _Reader:
         self._open.pop()
         return data
 
-    def _scalar(self, node: yaml.ScalarNode) -> Any:
+    def _count(self, node: yaml.Node) -> None:
+        self._values += 1
+        if self._values > MOST_VALUES:
+            raise self._error(node, f"more than {MOST_VALUES:,} values, counting what aliases repeat")
+
+    def _scalar(self, node: yaml.ScalarNode) -> str | int | float | bool | None:
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        if kind in ("int", "float") and len(node.value) > LONGEST_NUMBER:
+            raise self._error(node, f"a number of {len(node.value):,} characters; at most {LONGEST_NUMBER}")
         try:
-            return self._loader.construct_object(node, deep=True)
+            value = self._loader.construct_object(node, deep=True)
         except ValueError as error:
-            raise self._error(node, f"{node.value!r} cannot be read: {error}") from None
+            raise self._error(node, f"{shown(node.value)} cannot be read: {error}") from None
+        except (
+            AttributeError,
+            LookupError,
+            TypeError,
+        ):  # PyYAML's constructors take for granted that a written tag fits
+            raise self._error(node, f"{shown(node.value)} does not fit the tag !!{kind}") from None
+        if value is not None and not isinstance(value, str | int | float | bool):
+            raise self._error(node, f"{shown(node.value)} is a {type(value).__name__} to YAML; quote it if it is text")
+        return value
 
     def _pairs(self, node: yaml.Node) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
         """Keys and values: those merged in first, without the ones that the mapping writes itself."""
-        own: dict[str, yaml.Node] = {}
+        own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for key_node, value in node.value:
+            self._count(key_node)
             if key_node.tag == MERGE:
                 sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
                 for source in reversed(sources):  # the first one named wins
                     if not isinstance(source, yaml.MappingNode) or source in self._open:
                         raise self._error(value, "'<<' merges mappings (*name of one, or a list of them)")
+                    self._open.append(source)
                     merged |= {key: (key_node, held) for key, key_node, held in self._pairs(source)}
+                    self._open.pop()
                 continue
             key = self._scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str):
-                raise self._error(
-                    key_node, f"a key must be a name, not {getattr(key_node, 'value', 'a list')!r}; quote it"
-                )
+                written = shown(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
+                raise self._error(key_node, f"a key must be a name, not {written}; quote it")
             if key in own:
-                first = own[key].start_mark.line + 1
-                raise self._error(key_node, f"{key!r} is written twice (first on line {first})")
-            own[key] = key_node
-        yield from ((key, key_node, value) for key, (key_node, value) in merged.items() if key not in own)
-        for key_node, value in node.value:
-            if key_node.tag != MERGE:
-                yield self._scalar(key_node), key_node, value
+                first = own[key][0].start_mark.line + 1
+                raise self._error(key_node, f"{shown(key)} is written twice (first on line {first})")
+            own[key] = (key_node, value)
+        yield from ((key, *nodes) for key, nodes in merged.items() if key not in own)
+        yield from ((key, *nodes) for key, nodes in own.items())
 
     def _error(self, node: yaml.Node, message: str) -> ConfigurationError:
-        line = node.start_mark.line + 1
-        return ConfigurationError(f"{self._name}:{line}: {message}", line=line)
+        return _error(self._name, node.start_mark.line + 1, message)

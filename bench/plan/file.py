@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vrambench.bench.plan.document import Document, Key, dotted, load
-from vrambench.methods.errors import ConfigurationError, UnknownValue, complaint, did_you_mean, shown
+from vrambench.methods.errors import ConfigurationError, UnknownValue, brief, complaint, did_you_mean, shown
 
 Coverage = Literal["full", "pairwise"]
 MOST_SAMPLES = 1000
@@ -58,7 +58,7 @@ def read(path: Path) -> tuple[Document, MatrixFile]:
         if name not in file.profiles:
             at = ("default_profile", kind)
             if not file.profiles:
-                raise document.error(at, f"{dotted(at)}: {name!r}: the matrix has no profiles")
+                raise document.error(at, f"{dotted(at)}: {shown(name)}: the matrix has no profiles")
             raise UnknownValue(document.where(*at) + dotted(at), name, file.profiles, line=document.line(*at))
     return document, file
 
@@ -78,7 +78,7 @@ def _explained(error: ValidationError, document: Document) -> ConfigurationError
     wanted = {
         "dict_type": "a mapping (name: value)",
         "model_type": "a mapping (name: value)",
-        "list_type": f"a list ([{given}])" if isinstance(given, str | int | float) else "a list",
+        "list_type": f"a list ([{brief(str(given))}])" if isinstance(given, str | int | float) else "a list",
         "string_type": "a name",
     }.get(first["type"])
     if wanted:

@@ -1,19 +1,19 @@
-"""matrix.yaml: what a matrix holds, and the combinations that it comes to.
+"""matrix.yaml: what a matrix says, level by level.
 
     matrix = load_matrix(Path("matrix.yaml"))
     layer = matrix.layer("smoke")              the top level with a profile laid over it
-    combinations(layer)                        axes' product, less exclude, with include as GitHub Actions has it
 
 Modules that need torch are imported inside the functions that need them, so that `load_matrix` is quick about a slip in
 the file. Every setting remembers where it was written (its origin), so that an error found much later, when a cell is resolved,
-still names the line of the file or the words of the command line. From combinations to cells: `plan.py`.
+still names the line of the file or the words of the command line. From a layer to combinations: `combinations.py`; from
+those to cells: `plan.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from vrambench.bench.plan.document import Document, Key, dotted
 from vrambench.bench.plan.file import Coverage, Section, read
-from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
+from vrambench.methods.errors import ConfigurationError, UnknownValue, brief, shown
 from vrambench.methods.workload import AXIS_NAMES, FIELDS
 
 
@@ -79,16 +79,6 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Combination:
-    """One value for each axis, by axis, and what `include` adds to it. `included`: made by include, not by the axes'
-    product."""
-
-    axes: Mapping[str, str]
-    added: Settings
-    included: bool = False
-
-
-@dataclass(frozen=True)
 class Matrix:
     """A matrix file. `name`: the file, as errors call it."""
 
@@ -104,7 +94,7 @@ class Matrix:
         if profile not in self.profiles:
             if not self.profiles:
                 raise ConfigurationError(
-                    f"profile: {self.name} has no profiles, so there is no {profile!r}", field="profile"
+                    f"profile: {self.name} has no profiles, so there is no {shown(profile)}", field="profile"
                 )
             raise UnknownValue("profile", profile, self.profiles)
         return self.profiles[profile].over(self.top)
@@ -165,21 +155,6 @@ def _check_name(name: str, namespaces: Mapping[str, type[BaseModel]], *, own: bo
         raise unknown_field(namespace, namespaces)
 
 
-def idle_excludes(matrix: Matrix, profile: str | None) -> tuple[str, ...]:
-    """A sentence about each exclude entry in use with `profile` that removes nothing: neither here nor in any other
-    profile that it holds for does a combination have all of its values."""
-    layers = [matrix.top, *(matrix.layer(name) for name in matrix.profiles)]
-
-    def fits(entry: Entry, layer: Layer) -> bool:
-        return all(any(value.value == name for value in layer.axes.get(axis, ())) for axis, name in entry.axes.items())
-
-    return tuple(
-        f"{entry.origin}: matches no combination of the axes, and removes nothing"
-        for entry in matrix.layer(profile).exclude or ()
-        if not any(fits(entry, layer) for layer in layers if any(entry is one for one in layer.exclude or ()))
-    )
-
-
 def located(error: ConfigurationError, settings: Settings) -> ConfigurationError:
     """`error`, beginning with the origin of the setting that it is about."""
     about = error.field or ""
@@ -191,76 +166,6 @@ def located(error: ConfigurationError, settings: Settings) -> ConfigurationError
         message = message.removeprefix("workload: ")
         origin = origin.removesuffix(".") + ("" if origin.endswith(" ") else ": ")
     return ConfigurationError(origin + message, field=error.field)
-
-
-def combinations(layer: Layer, named: Collection[str] = ()) -> list[Combination]:
-    """The axes' product, less what `exclude` names, with `include`'s settings and further combinations, as GitHub
-    Actions has it.
-
-    An exclude entry removes every combination that has all of its values. An include entry is added to every
-    combination of the product whose axis values it does not contradict: the axes are never overwritten, settings that
-    an earlier entry added are. An entry that fits nowhere makes a combination of its own, to which no later entry is
-    added. `named`: axes whose values the command line named; an entry about other values of them is left out. Where it
-    named all five, it said which combinations there are: exclude removes none, and entries of include that name all five
-    as well, each a combination of its own, are left out.
-    """
-    check_axes(layer)
-    originals = [
-        Combination({axis: value.value for axis, value in zip(AXIS_NAMES, values, strict=True)}, {})
-        for values in product(*(layer.axes.get(axis, ()) for axis in AXIS_NAMES))
-    ]
-    complete = all_named(named)
-    exclude = () if complete else layer.exclude or ()
-    kept = [one for one in originals if not any(_matches(entry, one) for entry in exclude)]
-    wanted = {axis: [value.value for value in layer.axes[axis]] for axis in named}
-    further = []
-    for entry in layer.include or ():
-        if any(entry.axes.get(axis, values[0]) not in values for axis, values in wanted.items()):
-            continue
-        if complete and all_named(entry.axes):
-            continue
-        if any(_matches(entry, one) for one in kept):
-            kept = [
-                replace(one, added={**one.added, **entry.settings}) if _matches(entry, one) else one for one in kept
-            ]
-        elif all_named(entry.axes):
-            further.append(Combination({axis: entry.axes[axis] for axis in AXIS_NAMES}, entry.settings, included=True))
-        else:
-            missing = ", ".join(axis for axis in AXIS_NAMES if axis not in entry.axes)
-            raise ConfigurationError(
-                f"{entry.origin}: fits no combination of the matrix, and cannot make one of its own without {missing}",
-                field="include",
-            )
-    return kept + further
-
-
-def all_named(axes: Collection[str]) -> bool:
-    """Whether `axes` are all five."""
-    return set(axes) == set(AXIS_NAMES)
-
-
-def removing(layer: Layer, only: Mapping[str, Collection[str]]) -> list[Entry]:
-    """The exclude entries that remove combinations whose values are among those of `only`."""
-    return [
-        entry
-        for entry in layer.exclude or ()
-        if all(name in only.get(axis, [name]) for axis, name in entry.axes.items())
-        and all(any(value.value == name for value in layer.axes.get(axis, ())) for axis, name in entry.axes.items())
-    ]
-
-
-def check_axes(layer: Layer) -> None:
-    """Every axis has values, all of which exist; or there are no axes, and include names all. Raises
-    ConfigurationError."""
-    for axis, values in layer.axes.items():
-        for value in values:
-            check_value(axis, value.value, value.origin)
-    for entry in layer.include or ():
-        for axis, name in entry.axes.items():
-            check_value(axis, name, entry.origin + ".")
-    missing = [axis for axis in AXIS_NAMES if not layer.axes.get(axis)]
-    if missing and (layer.axes or not layer.include):
-        raise ConfigurationError(f"{layer.origin}axes: no values for {', '.join(missing)}", field=f"axes.{missing[0]}")
 
 
 def check_builtin(axis: str, name: str, origin: str) -> None:
@@ -288,7 +193,7 @@ def check_field(name: str, origin: str) -> None:
         raise ConfigurationError(f"{origin}{name} is an axis: its values are listed under axes", field=name)
     whole, _, option = name.partition(".")
     if option and whole in FIELDS:
-        raise ConfigurationError(f"{origin}{name}: {whole} is a field, and has no options", field=name)
+        raise ConfigurationError(f"{origin}{brief(name)}: {whole} is a field, and has no options", field=name)
 
 
 def flatten(data: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, Setting]:
@@ -302,7 +207,7 @@ def flatten(data: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, Se
         ):
             check_field(name, origin)
             if name in settings:
-                raise ConfigurationError(f"{origin}{name} is set twice, nested and dotted", field=name)
+                raise ConfigurationError(f"{origin}{brief(name)} is set twice, nested and dotted", field=name)
             settings[name] = Setting(one, origin)
     return settings
 
@@ -323,16 +228,13 @@ def unflatten(settings: Settings) -> dict[str, Any]:
 
 def repeated(values: Sequence[Any]) -> int | None:
     """Where the first value stands that stands before already; true is not 1."""
-    seen: list[tuple[bool, Any]] = []
+    seen: set[str] = set()
     for index, value in enumerate(values):
-        if (isinstance(value, bool), value) in seen:
+        written = json.dumps(value, sort_keys=True)
+        if written in seen:
             return index
-        seen.append((isinstance(value, bool), value))
+        seen.add(written)
     return None
-
-
-def _matches(entry: Entry, one: Combination) -> bool:
-    return all(one.axes[axis] == value for axis, value in entry.axes.items())
 
 
 @dataclass(frozen=True)
@@ -373,7 +275,9 @@ class _Reader:
             raise self.document.error((*path, axis), f"{dotted((*path, axis))}: no values")
         for index, name in enumerate(names):
             if name in values:
-                raise self.document.error((*path, axis, index), f"{dotted(path)}.{axis}: {name!r} is listed twice")
+                raise self.document.error(
+                    (*path, axis, index), f"{dotted((*path, axis))}: {shown(name)} is listed twice"
+                )
             values[name] = Setting(name, f"{self.document.where(*path, axis, index)}{dotted(path)}.")
         return tuple(values.values())
 
@@ -389,7 +293,7 @@ class _Reader:
             if excludes and (key in FIELDS or "." in key or isinstance(value, Mapping)):
                 names = ", ".join(AXIS_NAMES)
                 raise self.document.error(
-                    (*path, key), f"{dotted(path)}.{key}: {key} is no axis; exclude names values of {names}"
+                    (*path, key), f"{dotted((*path, key))}: {brief(key)} is no axis; exclude names values of {names}"
                 )
             if excludes and key not in AXIS_NAMES:
                 raise UnknownValue(where, key, AXIS_NAMES, line=self.document.line(*path, key))
@@ -411,11 +315,11 @@ class _Reader:
             origin = f"{self.document.where(*path, name)}{dotted(path)}."
             check_field(name, origin)
             if not values:
-                raise self.document.error((*path, name), f"{dotted(path)}.{name}: no values to sweep over")
+                raise self.document.error((*path, name), f"{dotted((*path, name))}: no values to sweep over")
             twice = repeated(values)
             if twice is not None:
                 raise self.document.error(
-                    (*path, name, twice), f"{dotted(path)}.{name}: {shown(values[twice])} is listed twice"
+                    (*path, name, twice), f"{dotted((*path, name))}: {shown(values[twice])} is listed twice"
                 )
             dimensions[name] = tuple(Setting(value, origin) for value in values)
         return dimensions

@@ -11,33 +11,31 @@ be valid, and one invalid cell for each value or pair that never is, so that the
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vrambench.bench.plan.coverage import pairwise, witnesses
-from vrambench.bench.plan.file import Coverage
-from vrambench.bench.plan.matrix import (
+from vrambench.bench.plan.combinations import (
     Combination,
-    Matrix,
-    Settings,
     all_named,
-    check_names,
+    check_number,
     combinations,
     idle_excludes,
-    located,
     removing,
-    unflatten,
 )
+from vrambench.bench.plan.coverage import pairwise, witnesses
+from vrambench.bench.plan.file import Coverage
+from vrambench.bench.plan.matrix import Entry, Layer, Matrix, Setting, Settings, check_names, located, unflatten
 from vrambench.bench.plan.selection import Selection
 from vrambench.bench.plan.validity import Finding, check
 from vrambench.methods.axes import AXES
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import Kind
-from vrambench.methods.errors import ConfigurationError, UnknownValue
+from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
 from vrambench.methods.models.load import model_config
 from vrambench.methods.models.presets import PRESETS
 from vrambench.methods.registry import load_attribute
@@ -151,56 +149,95 @@ def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: boo
     named = selection.layer()
     check_names(matrix, named)
     layer = named.over(matrix.layer(profile))
-    fixed, swept, only = selection.settings(), selection.sweeps(), selection.kept()
-    sweep = {name: values for name, values in (layer.sweep or {}).items() if name not in fixed and name not in swept}
-    coverage: Coverage = layer.coverage or "full"
-    if all_named(selection.axes):  # whoever names every value means every combination
-        coverage = named.coverage or "full"
+    said = _Said.of(layer, selection)
+    only = selection.kept()
+    # Whoever names every value means every combination.
+    coverage: Coverage = (named if all_named(selection.axes) else layer).coverage or "full"
 
     combined = combinations(layer, named=selection.axes)
-    cells: dict[str, PlannedCell] = {}
+    _check_values(only, combined)
+    said.check_number(len(combined))
     every: list[PlannedCell] = []
-    dimensions = {**sweep, **swept}
-    for point in product(*dimensions.values()):
-        values = dict(zip(dimensions, point, strict=True))
-        lower = {name: value for name, value in values.items() if name in sweep}
-        upper = {**fixed, **{name: value for name, value in values.items() if name in swept}}
-        candidates = [
-            _Candidate(_planned(one, {**layer.workload, **lower}, upper, tuple(values), device_kind, bf16), one)
-            for one in combined
-        ]
+    cells: dict[str, PlannedCell] = {}
+    for point in said.points():
+        candidates = [_Candidate(_planned(one, point, device_kind, bf16), one) for one in combined]
         every += [candidate.planned for candidate in candidates]
         for candidate in _covering(candidates) if coverage == "pairwise" else candidates:
             cells.setdefault(candidate.planned.id, candidate.planned)
 
-    _check_values(only, combined)
     kept = [planned for planned in cells.values() if _kept(planned, only)]
     if not kept:
-        more = any(_kept(planned, only) for planned in every)
-        hint = "; pairwise coverage left it out, --coverage full has it" if more else ""
-        words = selection.words()
-        entries = [] if all_named(selection.axes) else removing(layer, only)
-        if entries:
-            hint += f"; removed by {', '.join(entry.origin for entry in entries)}"
-        raise ConfigurationError(f"{matrix.name}: no cell is left" + (f" by {words}" if words else "") + hint)
+        left_out = any(_kept(planned, only) for planned in every)
+        raise _nothing_left(matrix, selection, [] if all_named(selection.axes) else removing(layer, only), left_out)
     narrowed = bool(selection.axes or only)
-    _check_used({**{n: (s,) for n, s in fixed.items()}, **swept, **({} if narrowed else sweep)}, kept)
+    _check_used(said.fixed, said.swept, {} if narrowed else said.sweep, cells=kept)
     assert len({planned.name for planned in kept}) == len(kept), "two cells of one name"
     warnings = () if narrowed else idle_excludes(matrix, profile)
     return Plan(matrix.name, profile, device_kind, coverage, layer.repeat or 1, tuple(kept), warnings)
 
 
-def _planned(
-    one: Combination, lower: Settings, upper: Settings, swept: tuple[str, ...], device_kind: Kind, bf16: bool
-) -> PlannedCell:
-    """The cell of one combination: `lower` settings, what include adds to them, `upper` settings."""
-    cell = _resolved(one.axes, {**lower, **one.added, **upper})
-    shown = dict.fromkeys(swept)
-    if one.included:
-        plain = _fields(_resolved(one.axes, {**lower, **upper}))
-        flat = _fields(cell)
-        shown |= {name: None for name in one.added if flat.get(name) != plain.get(name)}
+@dataclass(frozen=True)
+class _Point:
+    """One value of each swept field, with all other settings. Settings that include adds are laid over `lower`, and `upper` over
+    those. `swept`: the swept fields, which a cell's name shows."""
+
+    lower: Settings
+    upper: Settings
+    swept: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What is said of the workload: `workload` and `sweep` by the file, `fixed` (`--set`) and `swept` (`--sweep`) by the command
+    line, which takes fields out of the file's sweep."""
+
+    workload: Settings
+    sweep: Mapping[str, Sequence[Setting]]
+    fixed: Settings
+    swept: Mapping[str, Sequence[Setting]]
+
+    @classmethod
+    def of(cls, layer: Layer, selection: Selection) -> _Said:
+        fixed, swept = selection.settings(), selection.sweeps()
+        sweep = {name: held for name, held in (layer.sweep or {}).items() if name not in fixed and name not in swept}
+        return cls(layer.workload, sweep, fixed, swept)
+
+    def check_number(self, combined: int) -> None:
+        """That so many combinations with each point are no more cells than a plan can have."""
+        sizes = [len(values) for values in (*self.sweep.values(), *self.swept.values())]
+        factors = " x ".join(f"{size:,}" for size in (combined, *sizes))
+        check_number(math.prod(sizes) * combined, f"combinations and swept values ({factors})")
+
+    def points(self) -> Iterator[_Point]:
+        names = (*self.sweep, *self.swept)
+        for values in product(*self.sweep.values(), *self.swept.values()):
+            point = dict(zip(names, values, strict=True))
+            lower = {name: value for name, value in point.items() if name in self.sweep}
+            upper = {name: value for name, value in point.items() if name in self.swept}
+            yield _Point({**self.workload, **lower}, {**self.fixed, **upper}, names)
+
+
+def _nothing_left(
+    matrix: Matrix, selection: Selection, removing: Sequence[Entry], left_out: bool
+) -> ConfigurationError:
+    """That no cell is left, and why: `removing` are entries of exclude that took some, `left_out` says that coverage did."""
+    words = selection.words()
+    message = f"{matrix.name}: no cell is left" + (f" by {words}" if words else "")
+    if left_out:
+        message += "; pairwise coverage left it out, --coverage full has it"
+    if removing:
+        message += f"; removed by {', '.join(entry.origin for entry in removing)}"
+    return ConfigurationError(message)
+
+
+def _planned(one: Combination, point: _Point, device_kind: Kind, bf16: bool) -> PlannedCell:
+    """The cell of one combination at one point of the sweeps."""
+    cell = _resolved(one.axes, {**point.lower, **one.added, **point.upper})
     flat = _fields(cell)
+    shown = dict.fromkeys(point.swept)
+    if one.included:
+        plain = _fields(_resolved(one.axes, {**point.lower, **point.upper}))
+        shown |= {name: None for name in one.added if flat.get(name) != plain.get(name)}
     parts = [f"{name}={_text(flat[name])}" for name in shown if flat.get(name) is not None]
     return PlannedCell(cell, " ".join([cell.name, *parts]), check(cell, device_kind, bf16=bf16))
 
@@ -210,9 +247,7 @@ def _resolved(axes: Mapping[str, str], settings: Settings) -> Cell:
     try:
         cell = resolve(axes, unflatten(settings))
         for name in ("model", "reward_model"):
-            model = getattr(cell.workload, name)
-            if model is not None and model not in PRESETS and "/" not in model:  # no hub id: nothing to ask the network
-                model_config(model, field=name)
+            _check_model(getattr(cell.workload, name), name)
         _check_data(cell.workload.data)
         _check_reward(cell.workload.reward)
     except ConfigurationError as error:
@@ -220,17 +255,31 @@ def _resolved(axes: Mapping[str, str], settings: Settings) -> Cell:
     return cell
 
 
+def _check_model(model: str | None, field: str) -> None:
+    """That a folder holds a model that can be trained here. What may be a hub id (`owner/name`) is left to the network."""
+    if model is None or model in PRESETS:
+        return
+    if model.count("/") != 1 or model.startswith((".", "/", "~")) or Path(model).exists():
+        model_config(model, field=field)
+
+
 def _check_data(data: str) -> None:
     """That the file can be read; what is in it the job says."""
+    if data == "synthetic":
+        return
+    path, reason = Path(data), None
     try:
-        if data != "synthetic":
-            with Path(data).open("rb") as file:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            reason = "it is not a regular file"  # opening a pipe would wait for whoever writes to it
+        else:
+            with path.open("rb") as file:
                 file.read(1)
     except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
         raise ConfigurationError(
-            f"data: {data!r} cannot be read: {error.strerror or error}; give a text or .jsonl file, or 'synthetic'",
-            field="data",
-        ) from None
+            f"data: {shown(data)} cannot be read: {reason}; give a text or .jsonl file, or 'synthetic'", field="data"
+        )
 
 
 def _check_reward(reward: str | None) -> None:
@@ -240,7 +289,7 @@ def _check_reward(reward: str | None) -> None:
     found = load_attribute(reward, field="reward")
     if not callable(found):
         raise ConfigurationError(
-            f"reward: {reward!r} is of type {type(found).__name__}, not a function of (prompts, responses)",
+            f"reward: {shown(reward)} is of type {type(found).__name__}, not a function of (prompts, responses)",
             field="reward",
         )
 
@@ -269,10 +318,11 @@ def _check_values(only: Mapping[str, tuple[str, ...]], combined: Iterable[Combin
                 raise UnknownValue(f"--only {axis}", name, there)
 
 
-def _check_used(fields: Mapping[str, Sequence[Any]], cells: Iterable[PlannedCell]) -> None:
+def _check_used(fixed: Settings, *sweeps: Mapping[str, Sequence[Setting]], cells: Iterable[PlannedCell]) -> None:
     """That every field which was set or swept is one that some cell has: settings without effect are mistakes."""
     flats = [_fields(planned.cell) for planned in cells]
-    for name, settings in fields.items():
+    said = {name: (setting,) for name, setting in fixed.items()}
+    for name, settings in [pair for one in (said, *sweeps) for pair in one.items()]:
         null = all(setting.value is None for setting in settings)
         if not null and all(flat.get(name) is None for flat in flats):
             raise ConfigurationError(f"{settings[0].origin}{name}: no cell here uses it{_users(name)}", field=name)

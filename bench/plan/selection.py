@@ -16,7 +16,7 @@ from typing import Any, get_args
 from vrambench.bench.plan.document import parse_value
 from vrambench.bench.plan.file import MOST_SAMPLES, Coverage
 from vrambench.bench.plan.matrix import Layer, Setting, Settings, check_field, repeated
-from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
+from vrambench.methods.errors import ConfigurationError, UnknownValue, brief, shown
 from vrambench.methods.workload import AXIS_NAMES
 
 
@@ -42,13 +42,13 @@ class Selection:
     def words(self) -> str:
         """The selectors that leave cells out, as they were typed, for an error about what is left."""
         return ", ".join(
-            [f"--{axis} {values}" for axis, values in self.axes.items()] + [f"--only {one}" for one in self.only]
+            [_words(axis, values) for axis, values in self.axes.items()] + [_words("only", one) for one in self.only]
         )
 
     def layer(self) -> Layer:
         """What replaces the matrix' own: axes, coverage, repeat."""
         axes = {
-            axis: tuple(Setting(name, f"--{axis} {text}: ") for name in _names(text, f"--{axis} {text}"))
+            axis: tuple(Setting(name, f"{_words(axis, text)}: ") for name in _names(text, _words(axis, text)))
             for axis, text in self.axes.items()
         }
         if self.coverage is not None and self.coverage not in get_args(Coverage):
@@ -65,7 +65,7 @@ class Selection:
         for option, name, text, words in self._assignments():
             if name in found:
                 raise ConfigurationError(
-                    f"{words}: {name} is set already, by {found[name].origin.removesuffix(': ')}", field=name
+                    f"{words}: {brief(name)} is set already, by {found[name].origin.removesuffix(': ')}", field=name
                 )
             found[name] = Setting(_value(text, words) if option == "set" else text, f"{words}: ")
         return found
@@ -75,17 +75,17 @@ class Selection:
         found: dict[str, tuple[Setting, ...]] = {}
         fixed = self.settings()
         for typed in self.sweep:
-            words = f"--sweep {typed}"
+            words = _words("sweep", typed)
             name, text = _assignment(typed, words, "FIELD=VALUE,VALUE")
             if name in found:
                 raise ConfigurationError(
-                    f"{words}: {name} is swept already; write all its values in one --sweep", field=name
+                    f"{words}: {brief(name)} is swept already; write all its values in one --sweep", field=name
                 )
             if name in fixed:
                 raise ConfigurationError(
-                    f"{words}: {name} is set as well, by {fixed[name].origin.removesuffix(': ')}", field=name
+                    f"{words}: {brief(name)} is set as well, by {fixed[name].origin.removesuffix(': ')}", field=name
                 )
-            values = _value(f"[{text}]", words, shown=text)
+            values = _value(text, words, several=True)
             twice = repeated(values)
             if twice is not None:
                 raise ConfigurationError(f"{words}: {shown(values[twice])} is named twice", field=name)
@@ -96,7 +96,7 @@ class Selection:
         """What `--only` says: by axis, the values whose cells are kept."""
         found: dict[str, tuple[str, ...]] = {}
         for typed in self.only:
-            words = f"--only {typed}"
+            words = _words("only", typed)
             axis, separator, text = typed.partition("=")
             if not separator:
                 raise ConfigurationError(f"{words}: write --only AXIS=VALUE,VALUE", field="only")
@@ -112,10 +112,16 @@ class Selection:
     def _assignments(self) -> list[tuple[str, str, str, str]]:
         """Option, field, text and the words, of everything that sets one field."""
         short = {"model": self.model, "budget": self.budget}
-        given = [(name, name, text, f"--{name} {text}") for name, text in short.items() if text is not None]
+        given = [(name, name, text, _words(name, text)) for name, text in short.items() if text is not None]
         return given + [
-            ("set", *_assignment(typed, f"--set {typed}", "FIELD=VALUE"), f"--set {typed}") for typed in self.set
+            ("set", *_assignment(typed, _words("set", typed), "FIELD=VALUE"), _words("set", typed))
+            for typed in self.set
         ]
+
+
+def _words(option: str, typed: str) -> str:
+    """What was typed, as errors repeat it."""
+    return f"--{option} {brief(typed)}"
 
 
 def _assignment(typed: str, words: str, form: str) -> tuple[str, str]:
@@ -125,26 +131,25 @@ def _assignment(typed: str, words: str, form: str) -> tuple[str, str]:
         raise ConfigurationError(f"{words}: write {option} {form}", field=option.removeprefix("--"))
     name = name.strip()
     if name in AXIS_NAMES:
-        raise ConfigurationError(f"{words}: {name} is an axis; write --{name} {text}", field=name)
+        raise ConfigurationError(f"{words}: {name} is an axis; write {_words(name, text)}", field=name)
     check_field(name, f"{words}: ")
     if not text.strip():
         raise ConfigurationError(f"{words}: no value after '=' (null is written null)", field=name)
     return name, text
 
 
-def _value(text: str, words: str, shown: str | None = None) -> Any:
+def _value(typed: str, words: str, *, several: bool = False) -> Any:
     try:
-        return parse_value(text)
+        return parse_value(f"[{typed}]" if several else typed)
     except ValueError as error:
-        message = str(error).replace(repr(text), repr(shown)) if shown else str(error)
-        raise ConfigurationError(f"{words}: {message}") from None
+        raise ConfigurationError(f"{words}: {shown(typed)} {error}") from None
 
 
 def _names(text: str, words: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(","))
     if "" in names:
         raise ConfigurationError(f"{words}: an empty value; separate values by single commas")
-    twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
-    if twice:
-        raise ConfigurationError(f"{words}: {twice!r} is named twice")
+    twice = repeated(names)
+    if twice is not None:
+        raise ConfigurationError(f"{words}: {shown(names[twice])} is named twice")
     return names

@@ -2,36 +2,39 @@
 
     check(cell, "cpu")   ->   (Finding("quantized-full", "reject", "a plain loop ..."),)
 
-Rules look at what axis values declare about themselves (their traits: `quantize`, `trains_base`, `layerwise`,
-`zero_stage`, ...), never at names, so that a user's own value obeys them too. A cell with a `reject` is never started:
-its result is `invalid`, with the rule's id and reason. A `warn` is shown beside the cell, which runs. Combinations
-that need care but do run have no rule: optimizers of others under ZeRO's offload (DeepSpeed's switches for that are
-set), and GPT-2's Conv1D layers under int8 and nf4 (they are converted).
+Rules look at what axis values declare about themselves (`quantize`, `trains_base`, `layerwise`, `zero_stage`, ...; see
+`traits.py`), never at names, so that a user's own value obeys them too. A cell with a `reject` is never started: its result
+is `invalid`, with the rule's id and reason. A `warn` is shown beside the cell, which runs. The table has the rejections
+first.
 """
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from vrambench.bench.plan.traits import (
+    eps_too_small,
+    full,
+    odd_widths,
+    positions,
+    product_dtype,
+    projects,
+    quantized,
+    remax_temperature,
+    trained_dtype,
+    uses_bf16,
+    weight_dtype,
+    window,
+    zero,
+)
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Kind
-from vrambench.methods.errors import ConfigurationError
-from vrambench.methods.models.load import model_config
-from vrambench.methods.precision import DTYPES
 
 Severity = Literal["reject", "warn"]
-
-# The least eps, in powers of ten, with which fp16 state was seen to train (tiny Llama): squares of gradients below 5e-3
-# underflow there, and eps alone is left to divide by. With 1e-5 (1e-7 under GaLore) the loss rose from 5.5 to 7.8 (16)
-# in six steps.
-FP16_EPS = 1e-4
-FP16_EPS_PROJECTED = 1e-6
 
 
 @dataclass(frozen=True)
@@ -88,90 +91,6 @@ def cuda_only(cell: Cell, explained: set[str]) -> list[Finding]:
         for axis, value in cell.values.items()
         if value.cuda_only and value.cuda_only not in explained
     ]
-
-
-def quantized(cell: Cell) -> bool:
-    return cell.precision_value.quantize is not None
-
-
-def full(cell: Cell) -> bool:
-    """The base's own weights are trained."""
-    return cell.adapter_value.trains_base
-
-
-def zero(cell: Cell) -> bool:
-    return cell.offload_value.zero_stage > 0
-
-
-def projects(cell: Cell) -> bool:
-    return cell.optimizer_value.projects_gradients
-
-
-def weight_dtype(cell: Cell) -> torch.dtype:
-    """Of every base weight that is not quantised."""
-    return cell.precision_value.dtype(cell.workload)
-
-
-def trained_dtype(cell: Cell) -> torch.dtype:
-    """Of the weights that are trained, before any engine casts them."""
-    return weight_dtype(cell) if full(cell) else DTYPES[cell.workload.adapter_dtype or "fp32"]
-
-
-def product_dtype(cell: Cell) -> torch.dtype:
-    """In which attention computes."""
-    return cell.precision_value.autocast or weight_dtype(cell)
-
-
-def eps_too_small(cell: Cell) -> bool:
-    """The optimizer keeps its state in fp16, as the trained weights are, with an eps that does not hold it up (8-bit
-    optimizers compute in fp32, and ZeRO steps an fp32 master copy)."""
-    optimizer = cell.optimizer_value
-    eps = getattr(cell.workload.of(optimizer.options), "eps", None) if optimizer.options else None
-    if eps is None or optimizer.eight_bit or trained_dtype(cell) != torch.float16 or zero(cell):
-        return False
-    return bool(eps < (FP16_EPS_PROJECTED if optimizer.projects_gradients else FP16_EPS))
-
-
-def step_sequences(cell: Cell) -> int:
-    """Sequences in one optimizer step."""
-    return cell.workload.batch_size * cell.workload.gradient_accumulation_steps
-
-
-def remax_temperature(cell: Cell) -> float | None:
-    return cell.workload.options.get("remax", {}).get("temperature")
-
-
-def uses_bf16(cell: Cell) -> bool:
-    return torch.bfloat16 in (product_dtype(cell), weight_dtype(cell), trained_dtype(cell))
-
-
-@functools.cache
-def configured(model: str) -> object:
-    """The language model's configuration of `model`; one without any field where it cannot be read here (the job then says why)."""
-    try:
-        return model_config(model).get_text_config()
-    except ConfigurationError:
-        return object()
-
-
-def positions(model: str) -> float:
-    """How many tokens a sequence of `model` may have; no limit where its configuration names none."""
-    return getattr(configured(model), "max_position_embeddings", None) or math.inf
-
-
-def window(model: str) -> float:
-    """How many tokens back every token of `model` sees; no limit where it sees all."""
-    config = configured(model)
-    kinds = getattr(config, "layer_types", None)
-    slides = kinds is None or any(kind != "full_attention" for kind in kinds)
-    return (getattr(config, "sliding_window", None) or math.inf) if slides else math.inf
-
-
-def odd_widths(model: str) -> dict[str, int]:
-    """By the configuration's names, the widths of `model`'s layers that are no multiple of 4."""
-    names = ("hidden_size", "intermediate_size", "ffn_dim", "n_inner")
-    widths = {name: getattr(configured(model), name, None) for name in names}
-    return {name: width for name, width in widths.items() if width is not None and width % 4}
 
 
 RULES: tuple[Rule, ...] = (
@@ -306,14 +225,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "rollout-batch",
         "reject",
-        "a rollout must be a whole number of optimizer steps: rollout_batch a multiple of batch_size times "
-        "gradient_accumulation_steps",
-        lambda cell, _: (
-            cell.workload.rollout_batch is not None and cell.workload.rollout_batch % step_sequences(cell) != 0
-        ),
+        "a rollout must be a whole number of optimizer steps, each of batch_size times gradient_accumulation_steps sequences",
+        lambda cell, _: (cell.workload.rollout_batch or 0) % cell.rollout_unit != 0,
         lambda cell: (
-            f"rollout_batch {cell.workload.rollout_batch} is no multiple of {step_sequences(cell)}; the nearest above is "
-            f"{-(-(cell.workload.rollout_batch or 0) // step_sequences(cell)) * step_sequences(cell)}"
+            f"rollout_batch {cell.workload.rollout_batch} is no multiple of {cell.rollout_unit}; the nearest above is "
+            f"{-(-(cell.workload.rollout_batch or 0) // cell.rollout_unit) * cell.rollout_unit}"
         ),
     ),
     Rule(
@@ -321,6 +237,19 @@ RULES: tuple[Rule, ...] = (
         "reject",
         "this device has no bf16 arithmetic (compute_dtype: fp16 serves int8 and nf4)",
         lambda cell, target: not target.bf16 and uses_bf16(cell),
+    ),
+    Rule(
+        "int8-odd-width",
+        "reject",
+        "cuBLASLt has no int8 product for a layer whose outputs are no multiple of 4, from some hundred tokens on (seen on "
+        "an H200 with 5,461 outputs and 1,024 tokens)",
+        lambda cell, target: (
+            target.kind == "cuda"
+            and quantized(cell)
+            and cell.precision_value.bits == 8
+            and bool(odd_widths(cell.workload.model))
+        ),
+        lambda cell: ", ".join(f"{name} is {width}" for name, width in odd_widths(cell.workload.model).items()),
     ),
     Rule(
         "galore-fp32",
@@ -354,19 +283,6 @@ RULES: tuple[Rule, ...] = (
         "ZeRO flattens parameters to one dimension, so the blocks of 8-bit moments reach from one into the next and embeddings "
         "keep no 32-bit moments: steps differ from those without ZeRO",
         lambda cell, _: zero(cell) and cell.optimizer_value.eight_bit,
-    ),
-    Rule(
-        "int8-odd-width",
-        "reject",
-        "cuBLASLt has no int8 product for a layer whose outputs are no multiple of 4, from some hundred tokens on (seen on "
-        "an H200 with 5,461 outputs and 1,024 tokens)",
-        lambda cell, target: (
-            target.kind == "cuda"
-            and quantized(cell)
-            and cell.precision_value.bits == 8
-            and bool(odd_widths(cell.workload.model))
-        ),
-        lambda cell: ", ".join(f"{name} is {width}" for name, width in odd_widths(cell.workload.model).items()),
     ),
     Rule(
         "int8-checkpointing",

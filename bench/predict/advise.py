@@ -245,8 +245,7 @@ def largest(
 
 def _unit(cell: Cell, field: str) -> int:
     """Between two valid values of `field`."""
-    workload = cell.workload
-    return workload.batch_size * workload.gradient_accumulation_steps if field == "rollout_batch" else 1
+    return cell.rollout_unit if field == "rollout_batch" else 1
 
 
 def _along(cell: Cell, field: str, value: int) -> dict[str, int]:
@@ -254,7 +253,7 @@ def _along(cell: Cell, field: str, value: int) -> dict[str, int]:
     workload = cell.workload
     if workload.rollout_batch is None or field not in ("batch_size", "gradient_accumulation_steps"):
         return {}
-    return {"rollout_batch": workload.rollout_batch // getattr(workload, field) * value}
+    return {"rollout_batch": workload.rollout_batch * value // getattr(workload, field)}
 
 
 def advise(

@@ -67,11 +67,12 @@ class Trainer(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Algorithm(AxisValue):
     """`trainer`: sets the algorithm up on a stage (it asks for the roles that it needs). `learning_rate`: its usual one, used
-    where the workload names none. `roles`: the models it can hold."""
+    where the workload names none. `sequences_per_prompt`: how many responses to each of a rollout's prompts it trains on, where
+    that is not one."""
 
     trainer: Callable[[Stage], Trainer]
     learning_rate: float
-    roles: tuple[str, ...]
+    sequences_per_prompt: Callable[[Workload], int] = lambda workload: 1
 
 
 ALGORITHMS = Registry(

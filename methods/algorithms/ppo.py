@@ -172,7 +172,6 @@ PPO = Algorithm(
     summary="proximal policy optimisation, with a value model",
     trainer=ProximalPolicyOptimisation,
     learning_rate=3e-6,
-    roles=("policy", "reference", "value", "reward"),
     options=PPOOptions,
     fields=(*ROLLOUT_FIELDS, "value"),
 )

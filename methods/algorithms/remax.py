@@ -119,7 +119,6 @@ REMAX = Algorithm(
     summary="REINFORCE with the greedy response's score as baseline, no value model",
     trainer=ReMax,
     learning_rate=1e-6,
-    roles=("policy", "reference", "reward"),
     options=ReMaxOptions,
     fields=ROLLOUT_FIELDS,
 )

@@ -35,4 +35,4 @@ class SupervisedFineTuning:
         return {"loss": torch.stack(losses).mean()}
 
 
-SFT = Algorithm(summary="supervised fine-tuning", trainer=SupervisedFineTuning, learning_rate=2e-5, roles=("policy",))
+SFT = Algorithm(summary="supervised fine-tuning", trainer=SupervisedFineTuning, learning_rate=2e-5)

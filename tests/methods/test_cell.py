@@ -21,6 +21,7 @@ from vrambench.methods.axes import AXES
 from vrambench.methods.cards import CAPACITIES
 from vrambench.methods.cell import Cell, conditional_fields, from_flat, option_namespaces, resolve
 from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
+from vrambench.methods.optimizers import OPTIMIZERS
 from vrambench.methods.optimizers.galore import GaLoreOptions
 from vrambench.methods.workload import AXIS_NAMES, FIELDS, parse_size
 
@@ -166,6 +167,7 @@ def test_each_algorithm_has_its_learning_rate(algorithm: str, rate: float) -> No
         (PPO_AXES, {}, {"reward_model": "tiny-gpt2"}),
         (PPO_AXES, {}, {"adamw": {"betas": [0.9, 0.999]}}),
         (PPO_AXES, {"lora_target_modules": ["a", "b"]}, {"lora_target_modules": ("a", "b")}),
+        (PPO_AXES | {"adapter": "lora"}, {"lora_target_modules": ["a", "b"]}, {"lora_target_modules": "a, b"}),
         (PPO_AXES, {}, {"int8": {"threshold": 6}, "nf4": {"double_quant": True}}),
         (PPO_AXES, {}, {"lora_r": None, "rollout_batch": None, "learning_rate": None}),
     ],
@@ -254,12 +256,63 @@ def test_a_user_s_own_value_brings_options_and_fields(tmp_path: Path, monkeypatc
         resolve(axes, {"mine": {"speed": "fast"}})
 
 
+@pytest.mark.parametrize(
+    ("body", "declared", "said"),
+    [
+        (
+            "namespace = 'ppo'",
+            "options=Mine",
+            "optimizer: the options Mine have the namespace 'ppo', which is that of PPOOptions; give them another",
+        ),
+        (
+            "namespace = 'steps'",
+            "options=Mine",
+            "optimizer: the options Mine need a namespace of their own, not 'steps'",
+        ),
+        ("speed: int = 1", "options=Mine", "optimizer: the options Mine need a namespace of their own, not null"),
+        ("namespace = 'mine'\n    speed: int", "options=Mine", "mine.speed: lacks a value"),
+        ("namespace = 'mine'", "options=Mine()", "optimizer: 'own_axis:MINE' has options that are no class of "),
+        (
+            "namespace = 'mine'",
+            "fields=('lora_rr',)",
+            "optimizer: its value declares the field 'lora_rr', which no workload has; did you mean 'lora_r'?",
+        ),
+    ],
+)
+def test_what_a_user_s_own_value_declares_is_checked(
+    body: str, declared: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_axis.py").write_text(
+        "from vrambench.methods.optimizers import Optimizer\n"
+        "from vrambench.methods.registry import Options\n"
+        f"class Mine(Options):\n    {body}\n"
+        f"MINE = Optimizer(summary='mine', build=lambda module, cell: None, {declared})\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_axis", raising=False)
+    monkeypatch.setattr(OPTIMIZERS, "_found", {})
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
+        resolve(SFT_AXES | {"optimizer": "own_axis:MINE"}, {})
+
+
+def test_two_values_may_share_a_class_of_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_ppo.py").write_text(
+        "from dataclasses import replace\n"
+        "from vrambench.methods.algorithms.ppo import PPO\n"
+        "MINE = replace(PPO, learning_rate=1e-4)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert (
+        resolve(PPO_AXES | {"algorithm": "own_ppo:MINE"}, {"ppo": {"epochs": 3}}).workload.options["ppo"]["epochs"] == 3
+    )
+
+
 SIZES = f"write 24GiB, 16GB or a card: {', '.join(CAPACITIES)}"
-MODULES = "must be auto, all-linear or a list of modules' names ([q_proj, v_proj])"
+MODULES = "must be auto, all-linear or a list of modules' names (q_proj,v_proj or [q_proj])"
 ERRORS: list[tuple[dict[str, Any], str, str]] = [
     ({"batch_sice": 2}, "batch_sice", "workload: unknown field 'batch_sice'; did you mean 'batch_size'?"),
     ({"galor": {}}, "galor", "workload: unknown field 'galor'; did you mean 'galore'?"),
-    ({"options": {}}, "options", "workload: unknown field 'options'; did you mean 'prompt_tokens'?"),
+    ({"options": {}}, "options", "workload: unknown field 'options'"),
     (
         {"weights": "randon"},
         "weights",
@@ -316,10 +369,27 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
             ("model", None, "null: must be text"),
             ("model", 4, "4: must be text"),
             ("weights", None, "null is not one of random, pretrained"),
-            ("budget", "rtx-4909", f"'rtx-4909' is not a size; {SIZES}; did you mean 'rtx-4090'?"),
+            ("budget", "rtx4090", f"'rtx4090' is not a size; {SIZES}; did you mean 'rtx-4090'?"),
             ("budget", None, f"null is not a size; {SIZES}"),
             ("lora_target_modules", "q_proj", f"'q_proj': {MODULES}"),
+            ("lora_target_modules", "q_proj,", f"'q_proj,': {MODULES}"),
             ("lora_target_modules", [], f"[]: {MODULES}"),
+            ("model", "", "'': must not be empty"),
+            ("data", "a\0b", "'a\\x00b' has a character that cannot be printed"),
+            ("reward", "own:\ud800", "'own:\\ud800' has a character that cannot be printed"),
+            ("model", "m" * 5000, f"{'m' * 50!r}...{'m' * 25!r} (5,000 characters) is longer than any name"),
+            ("data", "f" * 256, f"{'f' * 50!r}...{'f' * 25!r} (256 characters) is longer than any name"),
+            (
+                "reward_model",
+                "a/" * 501,
+                f"{'a/' * 25!r}...{'/' + 'a/' * 12!r} (1,002 characters) is longer than any name",
+            ),
+            ("steps", "4" * 5000, f"{'4' * 50!r}...{'4' * 25!r} (5,000 characters): must be a whole number"),
+            ("budget", "l4", "'l4' is a card whose usable capacity is not known here; write it, as in 22GiB"),
+            ("budget", "a10", f"'a10' is not a size; {SIZES}"),
+            ("budget", "a100", f"'a100' is not a size; {SIZES}; there are a100-40gb and a100-80gb"),
+            ("budget", "4090", "'4090' would be bytes; write its unit, as in 24GiB; did you mean 'rtx-4090'?"),
+            ("budget", 3090, "3090 would be bytes; write its unit, as in 24GiB; did you mean 'rtx-3090'?"),
             ("lora_target_modules", [1], f"[1]: {MODULES}"),
         ]
     ),

@@ -10,7 +10,7 @@ import pytest
 
 from vrambench.methods.algorithms import ALGORITHMS, Algorithm
 from vrambench.methods.axes import AXES
-from vrambench.methods.errors import ConfigurationError, UnknownValue
+from vrambench.methods.errors import ConfigurationError, UnknownValue, nearest
 from vrambench.methods.optimizers import OPTIMIZERS
 from vrambench.methods.registry import Registry, load_attribute
 from vrambench.methods.workload import FIELDS
@@ -70,6 +70,15 @@ def test_values_keep_the_table_s_order() -> None:
         ("precision", "BF16", "; did you mean 'bf16'?"),
         ("optimizer", "adamw_tourch", "; did you mean 'adamw_torch'?"),
         ("offload", "quux", ""),
+        ("optimizer", "adamw", "; did you mean 'adamw_torch'?"),
+        ("precision", "4bit", "; did you mean 'nf4'?"),
+        ("precision", "int4", "; did you mean 'nf4'?"),
+        ("precision", "fp8", ""),
+        ("adapter", "qlora", "; QLoRA is precision nf4 with adapter lora"),
+        ("algorithm", "grpo", ""),
+        ("algorithm", "dpo", ""),
+        ("optimizer", "paged_adamw_32bit", ""),
+        ("offload", "zero3_offload", ""),
     ],
 )
 def test_an_unknown_value_is_answered_with_the_nearest(axis: str, name: str, hint: str) -> None:
@@ -155,3 +164,20 @@ def test_a_value_of_another_kind_is_refused(here: Path, value: str) -> None:
         OPTIMIZERS.get("own_kind:MINE")
     assert str(caught.value) == f"optimizer: 'own_kind:MINE' is of type {type(found).__name__}, not Optimizer"
     assert caught.value.field == "optimizer"
+
+
+@pytest.mark.parametrize(
+    ("value", "choices", "meant"),
+    [
+        ("llama-3.1-8b", ("llama-3.2-3b", "llama-2-7b"), None),
+        ("llama-2-7b-chat", ("llama-3.2-3b", "llama-2-7b"), "llama-2-7b"),
+        ("cpu:1", ("auto", "cpu", "cuda:N"), "cpu"),
+        ("algo", ("adapter", "algorithm"), "algorithm"),
+        ("num_generations", FIELDS, None),
+        ("torch_compile", FIELDS, None),
+        ("loss_type", FIELDS, None),
+        ("max_new_tokens", FIELDS, "response_tokens"),
+    ],
+)
+def test_nothing_else_is_taken_for_what_was_meant(value: str, choices: tuple[str, ...], meant: str | None) -> None:
+    assert nearest(value, choices) == meant

@@ -241,11 +241,13 @@ def test_reasons_are_sentences_for_people() -> None:
 
 OWN = """
 from dataclasses import replace
+from vrambench.methods.algorithms.ppo import PPO
 from vrambench.methods.optimizers.adamw import ADAMW_TORCH
 from vrambench.methods.offload.none import NONE
 
 STEPPING = replace(ADAMW_TORCH, summary="steps in backward", layerwise=True)
 CARD = replace(ADAMW_TORCH, summary="a kernel of its own", cuda_only="its kernel is CUDA")
+GROUPS = replace(PPO, summary="four responses to each prompt", sequences_per_prompt=lambda workload: 4)
 ENGINE = replace(NONE, summary="another engine", zero_stage=1)
 """
 
@@ -278,3 +280,20 @@ def test_galores_8bit_optimizers_give_their_reason_once() -> None:
 def test_a_temperature_that_no_rule_covers_is_an_error() -> None:
     with pytest.raises(ConfigurationError, match=r"ppo\.temperature"):
         cell_of(algorithm="ppo", ppo={"temperature": 0})
+
+
+@pytest.mark.usefixtures("own_values")
+def test_a_rollout_of_several_responses_to_each_prompt_is_whole_in_sequences() -> None:
+    def found(**said: int) -> list[tuple[str, str]]:
+        cell = cell_of(algorithm="own_axis_values:GROUPS", **said)
+        return [(finding.rule, finding.reason.rpartition(": ")[2]) for finding in check(cell, "cuda")]
+
+    assert found(batch_size=8, rollout_batch=2) == []
+    assert found(batch_size=2, gradient_accumulation_steps=4, rollout_batch=4) == []
+    said = "rollout_batch 3 is no multiple of 2; the nearest above is 4"
+    assert found(batch_size=8, rollout_batch=3) == [("rollout-batch", said)]
+
+
+def test_the_table_has_the_rejections_first() -> None:
+    kinds = [rule.kind for rule in RULES]
+    assert kinds == sorted(kinds)

@@ -3,6 +3,8 @@ mean."""
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vrambench.bench.plan.combinations import Combination, combinations
 from vrambench.bench.plan.document import load, parse, parse_value
-from vrambench.bench.plan.matrix import Combination, Entry, Layer, Setting, combinations, load_matrix
+from vrambench.bench.plan.matrix import Entry, Layer, Setting, load_matrix
 from vrambench.bench.plan.plan import select
 from vrambench.bench.plan.selection import Selection
 from vrambench.methods.axes import AXES
@@ -58,6 +61,46 @@ def test_unreadable_file(tmp_path: Path, make: Any, reason: str) -> None:
     make(path)
     with pytest.raises(ConfigurationError, match=f"matrix.yaml: cannot be read: {reason}"):
         load_matrix(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "matrix.yaml")
+    with pytest.raises(ConfigurationError, match=r"matrix.yaml: is not a regular file$"):
+        load_matrix(tmp_path / "matrix.yaml")
+
+
+def test_what_a_shell_has_opened_is_read() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading), os.fdopen(writing, "w") as file:
+        file.write("a: 1\n")
+        file.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writing)
+        assert load(Path(f"/dev/fd/{reading}")).data == {"a": 1}
+
+
+def tenfold(first: str, wrap: str) -> str:
+    """Nine levels of ten aliases each."""
+    levels = [f"a{n}: &a{n} {wrap.replace('X', ', '.join([f'*a{n - 1}'] * 10))}\n" for n in range(1, 10)]
+    return f"a0: &a0 {first}\n" + "".join(levels)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[" * 500 + "]" * 500, "more than 30 lists or mappings inside each other"),
+        ("- " * 5000, "more than 30 lists or mappings inside each other"),
+        ("a: " + "9" * 5000, "a number of 5,000 characters; at most 100"),
+        ("a: 0x" + "f" * 5000, "a number of 5,002 characters; at most 100"),
+        ("a: 1" + ":1" * 5000, "a number of 10,001 characters; at most 100"),
+        (tenfold("[x, x]", "[X]"), "more than 100,000 values, counting what aliases repeat"),
+        (tenfold("{x: 1}", "{<<: [X]}"), "more than 100,000 values, counting what aliases repeat"),
+        ("a: {<<: &b {<<: *b}}", "'<<' merges mappings (*name of one, or a list of them)"),
+        ("a: " + "x" * 2**18, "more than 262,144 characters"),
+    ],
+)
+def test_what_a_file_comes_to_is_bounded(text: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^x.yaml:\d+: " + re.escape(said) + "$"):
+        parse(text, "x.yaml")
 
 
 class TestLocated:

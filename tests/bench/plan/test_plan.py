@@ -3,10 +3,12 @@ promises."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from vrambench.methods.axes import AXES
 from vrambench.methods.errors import ConfigurationError, UnknownValue
 from vrambench.methods.models.presets import PRESETS
 
-SHIPPED = Path(__file__).parents[2] / "matrix.yaml"
+SHIPPED = Path(__file__).parents[3] / "matrix.yaml"
 
 SMALL = """
 axes:
@@ -465,3 +467,45 @@ def test_ctrl_c_while_a_users_module_is_imported_is_no_mistake_of_it(
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(KeyboardInterrupt):
         small(set=("reward=own_interrupted:score",))
+
+
+@pytest.mark.parametrize("model", ["./missing", "/missing/model", "~/missing", "a/b/missing"])
+def test_a_folder_that_is_not_there_is_no_model(small: Make, model: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^--model {model}: model: '{model}' "):
+        small(model=model)
+
+
+@pytest.mark.parametrize("option", ["set", "sweep"])
+def test_data_that_is_a_pipe_is_not_waited_for(small: Make, tmp_path: Path, option: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigurationError, match="pipe' cannot be read: it is not a regular file; give a text"):
+        small(**{option: (f"data={tmp_path / 'pipe'}",)})
+
+
+PIECES = [
+    "lora_r", "steps", "data", "model", "ppo", "ppo.epochs", "budget", "reward", "learning_rate", "lora_target_modules",
+    "precision", ".", "=", "==", ",", "[", "]", "{", "}", ": ", "&a ", "*a", "- ", "? ", "#", "|", ">", "%", "@", "`", "<<",
+    "'", '"',
+    "!!bool ", "!!int ", "!!float ", "!!timestamp ", "!!binary ", "!!set ", "!!omap ", "!!null ", "!!str ", "!!merge ", "!x ",
+    "maybe", "null", "true", "4", "-1", "0x", "0b", "1e9", "1e999", ".inf", ".nan", "2024-01-01", "1:1", "~", "/", "//",
+    "\\U00110000",
+    "\0", "\x1b[31m", "\x85", "\ud800", "\u2028", "\n", "\t", "é", "x" * 5000, "9" * 5000, "f" * 5000, "[" * 3000, "{a: " * 2000,
+    "1," * 3000, ":1" * 3000, "/dev/zero", "no:module", "os:path", "./", "24GiB", "4090",
+]  # fmt: skip
+
+
+def test_no_mangled_setting_ends_in_anything_but_one_sentence(small: Make) -> None:
+    random = Random(0)
+    said: list[str] = []
+    for _ in range(400):
+        name = random.choice(("steps", "data", "model", "ppo", "ppo.epochs", "budget", "lora_target_modules", "reward"))
+        mangled = "".join(random.choices(PIECES, k=random.randint(1, 4)))
+        typed = mangled if random.random() < 0.3 else f"{name}={mangled}"
+        try:
+            small(only=("precision=bf16", "algorithm=ppo"), **{random.choice(("set", "sweep")): (typed,)})
+        except ConfigurationError as error:
+            said.append(error.message)
+    assert len(said) > 300
+    assert [
+        message for message in said if len(message) > 1500 or not message.replace("\u2028", " ").isprintable()
+    ] == []

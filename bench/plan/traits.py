@@ -1,0 +1,98 @@
+"""What the rules of `validity.py` ask of a cell: its axis values' declarations, its settings, its model's configuration."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+
+from vrambench.methods.cell import Cell
+from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.models.load import model_config
+from vrambench.methods.precision import DTYPES
+
+# The least eps, in powers of ten, with which fp16 state was seen to train (tiny Llama): squares of gradients below 5e-3
+# underflow there, and eps alone is left to divide by. With 1e-5 (1e-7 under GaLore) the loss rose from 5.5 to 7.8 (16)
+# in six steps.
+FP16_EPS = 1e-4
+FP16_EPS_PROJECTED = 1e-6
+
+
+def quantized(cell: Cell) -> bool:
+    return cell.precision_value.quantize is not None
+
+
+def full(cell: Cell) -> bool:
+    """The base's own weights are trained."""
+    return cell.adapter_value.trains_base
+
+
+def zero(cell: Cell) -> bool:
+    return cell.offload_value.zero_stage > 0
+
+
+def projects(cell: Cell) -> bool:
+    return cell.optimizer_value.projects_gradients
+
+
+def weight_dtype(cell: Cell) -> torch.dtype:
+    """Of every base weight that is not quantised."""
+    return cell.precision_value.dtype(cell.workload)
+
+
+def trained_dtype(cell: Cell) -> torch.dtype:
+    """Of the weights that are trained, before any engine casts them."""
+    return weight_dtype(cell) if full(cell) else DTYPES[cell.workload.adapter_dtype or "fp32"]
+
+
+def product_dtype(cell: Cell) -> torch.dtype:
+    """In which attention computes."""
+    return cell.precision_value.autocast or weight_dtype(cell)
+
+
+def eps_too_small(cell: Cell) -> bool:
+    """The optimizer keeps its state in fp16, as the trained weights are, with an eps that does not hold it up (8-bit
+    optimizers compute in fp32, and ZeRO steps an fp32 master copy)."""
+    optimizer = cell.optimizer_value
+    eps = getattr(cell.workload.of(optimizer.options), "eps", None) if optimizer.options else None
+    if eps is None or optimizer.eight_bit or trained_dtype(cell) != torch.float16 or zero(cell):
+        return False
+    return bool(eps < (FP16_EPS_PROJECTED if optimizer.projects_gradients else FP16_EPS))
+
+
+def remax_temperature(cell: Cell) -> float | None:
+    return cell.workload.options.get("remax", {}).get("temperature")
+
+
+def uses_bf16(cell: Cell) -> bool:
+    return torch.bfloat16 in (product_dtype(cell), weight_dtype(cell), trained_dtype(cell))
+
+
+@functools.cache
+def configured(model: str) -> object:
+    """The language model's configuration of `model`; one without any field where it cannot be read here (the job then says why)."""
+    try:
+        return model_config(model).get_text_config()
+    except ConfigurationError:
+        return object()
+
+
+def positions(model: str) -> float:
+    """How many tokens a sequence of `model` may have; no limit where its configuration names none."""
+    return getattr(configured(model), "max_position_embeddings", None) or math.inf
+
+
+def window(model: str) -> float:
+    """How many tokens back every token of `model` sees; no limit where it sees all."""
+    config = configured(model)
+    kinds = getattr(config, "layer_types", None)
+    slides = kinds is None or any(kind != "full_attention" for kind in kinds)
+    return (getattr(config, "sliding_window", None) or math.inf) if slides else math.inf
+
+
+def odd_widths(model: str) -> dict[str, int]:
+    """By the configuration's names, the widths of `model`'s layers that are no multiple of 4."""
+    names = ("hidden_size", "intermediate_size", "ffn_dim", "n_inner")
+    widths = {name: getattr(configured(model), name, None) for name in names}
+    return {name: width for name, width in widths.items() if width is not None and width % 4}
