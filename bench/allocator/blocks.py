@@ -232,6 +232,7 @@ class Addresses:
             return False
         self._ranges.insert(index, (address, end))
         self._next = max(self._next, -(-end // SMALL_SEGMENT_BYTES) * SMALL_SEGMENT_BYTES)
+        self._lowest = min(self._lowest, address // self.RANGE_BYTES * self.RANGE_BYTES)
         return True
 
     def give_back(self, address: int, nbytes: int) -> None:

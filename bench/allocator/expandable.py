@@ -20,7 +20,7 @@ class Regions:
 
     def __init__(self, addresses: Addresses, size: int) -> None:
         self._addresses = addresses
-        self._size = size
+        self.size = size
 
     def find(self, pool: Pool, size: int) -> WorkingBlock:
         """The lowest cached or unmapped block from which `size` bytes can be had by mapping; a new region if there is none."""
@@ -33,9 +33,10 @@ class Regions:
         return self._new_region(pool)
 
     def restore(self, pool: Pool, base: int) -> Region:
-        """A region known to begin at `base`; its blocks are the caller's to make."""
+        """A region known to begin at `base`; its blocks are the caller's to make. Raises ValueError where others are in its way."""
         region = Region(base, self._rounded(pool.granule), pool.granule)
-        self._addresses.claim(base, region.size)
+        if not self._addresses.claim(base, region.size):
+            raise ValueError(f"the expandable segment at {base} overlaps another")
         return region
 
     def forget(self, pool: Pool, block: WorkingBlock) -> None:
@@ -53,7 +54,7 @@ class Regions:
         return block
 
     def _rounded(self, granule: int) -> int:
-        return -(-self._size // granule) * granule
+        return -(-self.size // granule) * granule
 
 
 def map_bytes(block: WorkingBlock, nbytes: int) -> int:

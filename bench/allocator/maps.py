@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 from vrambench.bench.allocator.blocks import FREE, STATES, UNMAPPED, Block, Pool, Region, Segment, WorkingBlock, link
@@ -37,9 +37,14 @@ def map_of(blocks: Iterable[WorkingBlock]) -> list[Segment]:
     return segments
 
 
-def working_blocks(segments: Iterable[Segment], pool_of: PoolOf, regions: Regions) -> Iterator[WorkingBlock]:
-    """The blocks of `segments`, linked, with the unmapped ones between and after those of an expandable segment, which is taken
-    to begin at the lowest of its mapped ranges."""
+def working_blocks(
+    segments: Iterable[Segment], pool_of: PoolOf, regions: Regions, bases: Mapping[tuple[int, bool], int]
+) -> Iterator[WorkingBlock]:
+    """The blocks of `segments`, linked, with the unmapped ones before, between and after those of an expandable segment.
+
+    It begins at the lowest of its mapped ranges, or at its address in `bases` (by stream and whether it is the small pool) if that
+    is lower.
+    """
     last: dict[Pool, WorkingBlock] = {}
     for segment in sorted(segments, key=lambda each: each.address):
         pool = pool_of(segment.stream, small=segment.pool == "small")
@@ -47,14 +52,23 @@ def working_blocks(segments: Iterable[Segment], pool_of: PoolOf, regions: Region
         before: WorkingBlock | None = None
         if segment.expandable:
             before = last.get(pool)
+            lowest = (
+                segment.address
+                if before
+                else min(segment.address, bases.get((pool.stream, pool.small), segment.address))
+            )
             if before is not None:
                 region = before.region
                 assert region is not None
                 inside = segment.address + segment.size <= region.base + region.size
-                gap = _unmapped_until(before, segment.address if inside else region.base + region.size)
+                gap = _unmapped(pool, region, before, segment.address if inside else region.base + region.size)
                 yield from gap
                 region, before = (region, gap[-1] if gap else before) if inside else (None, None)
-            region = region or regions.restore(pool, segment.address)
+            if region is None:
+                region = regions.restore(pool, lowest)
+                gap = _unmapped(pool, region, None, segment.address)
+                yield from gap
+                before = gap[-1] if gap else None
         for record in segment.blocks:
             state = next(number for number, name in STATES.items() if name == record.state)
             block = WorkingBlock(segment.address + record.offset, record.size, pool, region, state)
@@ -65,15 +79,16 @@ def working_blocks(segments: Iterable[Segment], pool_of: PoolOf, regions: Region
         if segment.expandable:
             assert before is not None, "a segment has blocks"
             last[pool] = before
-    for block in last.values():
+    for pool, block in last.items():
         assert block.region is not None
-        yield from _unmapped_until(block, block.region.base + block.region.size)
+        yield from _unmapped(pool, block.region, block, block.region.base + block.region.size)
 
 
-def _unmapped_until(before: WorkingBlock, end: int) -> list[WorkingBlock]:
-    start = before.address + before.size
+def _unmapped(pool: Pool, region: Region, before: WorkingBlock | None, end: int) -> list[WorkingBlock]:
+    """The addresses from `before` (None: from the region's beginning) to `end`, as a block; none where there are none."""
+    start = region.base if before is None else before.address + before.size
     if start >= end:
         return []
-    gap = WorkingBlock(start, end - start, before.pool, before.region, UNMAPPED)
+    gap = WorkingBlock(start, end - start, pool, region, UNMAPPED)
     link(before, gap, None)
     return [gap]

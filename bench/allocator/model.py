@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from vrambench.bench.allocator.blocks import (
     ALLOCATED,
     FREE,
     PENDING,
-    UNKNOWN_CARD_ADDRESSES,
     UNMAPPED,
     Addresses,
     AllocatorStats,
@@ -31,7 +31,8 @@ from vrambench.bench.allocator.blocks import (
     WorkingBlock,
     is_whole,
 )
-from vrambench.bench.allocator.expandable import Regions, map_bytes, map_front, reach, unmap_whole_granules
+from vrambench.bench.allocator.driver import Driver, TraceEntry
+from vrambench.bench.allocator.expandable import reach
 from vrambench.bench.allocator.maps import map_of, working_blocks
 from vrambench.bench.allocator.settings import (
     MIN_BLOCK_BYTES,
@@ -41,9 +42,6 @@ from vrambench.bench.allocator.settings import (
     AllocatorSettings,
 )
 from vrambench.methods.errors import ConfigurationError
-
-TraceEntry = tuple[str, int, int, int]
-"""Action (torch's names), address (for `oom`: bytes the driver has left, 0 if unknown), bytes, stream."""
 
 
 class Allocator:
@@ -80,12 +78,9 @@ class Allocator:
                 "PYTORCH_ALLOC_CONF.garbage_collection_threshold: under a memory fraction it frees segments by their age, "
                 "which this model does not follow; leave one of the two out"
             )
-        self.capacity_bytes = capacity_bytes
-        self.allowed_bytes = allowed_bytes
         self.trace: list[TraceEntry] | None = [] if record else None
         self.addresses = Addresses(falling=falling)
-        space = address_space_bytes or (capacity_bytes * 9 // 8 if capacity_bytes else UNKNOWN_CARD_ADDRESSES)
-        self._regions = Regions(self.addresses, space)
+        self._driver = Driver(settings, self.addresses, capacity_bytes, allowed_bytes, address_space_bytes, self.trace)
         self._plain_rounding = not settings.roundup_power2_divisions
         self._plain_fit = not settings.expandable_segments and settings.max_split_bytes == UNLIMITED
         self._small: dict[int, Pool] = {}
@@ -94,43 +89,26 @@ class Allocator:
         self._pending: dict[int, WorkingBlock] = {}
         self._events: dict[int, deque[WorkingBlock]] = {}
         self._done: dict[int, int] = {}
-        self._requested = self._allocated = self._active = self._reserved = 0
-        self._peak_requested = self._peak_allocated = self._peak_active = self._peak_reserved = 0
+        self._requested = self._allocated = self._active = 0
+        self._peak_requested = self._peak_allocated = self._peak_active = 0
         self._num_alloc_retries = self._num_ooms = 0
-        self._missing = 0
 
-    @classmethod
     def restore(
-        cls,
-        segments: Iterable[Segment],
-        settings: AllocatorSettings | None = None,
-        capacity_bytes: int | None = None,
-        *,
-        allowed_bytes: int | None = None,
-        address_space_bytes: int | None = None,
-        record: bool = False,
-    ) -> Allocator:
-        """An allocator that holds `segments` (a `block_map`): handles are the addresses of their active blocks.
+        self, segments: Sequence[Segment], region_bases: Mapping[tuple[int, bool], int] = MappingProxyType({})
+    ) -> None:
+        """Makes a fresh allocator hold `segments` (a `block_map`): handles are the addresses of their active blocks.
 
-        A block that waits for other streams has lost which: it ends with `end_free`. An expandable segment is taken to begin where
-        its lowest mapped range does.
+        Peaks begin here. A block that waits for other streams has lost which: it ends with `end_free`. An expandable segment is
+        taken to begin where its lowest mapped range does, or lower where `region_bases` (by stream and whether it is the small
+        pool) says so. Raises ValueError for segments that overlap.
         """
-        allocator = cls(
-            settings,
-            capacity_bytes,
-            allowed_bytes=allowed_bytes,
-            address_space_bytes=address_space_bytes,
-            record=record,
-        )
-        segments = list(segments)
         for segment in segments:
-            if not segment.expandable and not allocator.addresses.claim(segment.address, segment.size):
+            if not segment.expandable and not self.addresses.claim(segment.address, segment.size):
                 raise ValueError(f"the segment at {segment.address} overlaps another")
-            allocator._reserved += segment.size
-        for block in working_blocks(segments, allocator._pool, allocator._regions):
-            allocator._hold(block)
-        allocator.reset_peaks()
-        return allocator
+            self._driver.reserved += segment.size
+        for block in working_blocks(segments, self._pool, self._driver.regions, region_bases):
+            self._hold(block)
+        self.reset_peaks()
 
     @property
     def stats(self) -> AllocatorStats:
@@ -138,7 +116,7 @@ class Allocator:
             Stat(self._requested, self._peak_requested),
             Stat(self._allocated, self._peak_allocated),
             Stat(self._active, self._peak_active),
-            Stat(self._reserved, self._peak_reserved),
+            Stat(self._driver.reserved, self._driver.peak_reserved),
             self._num_alloc_retries,
             self._num_ooms,
         )
@@ -146,7 +124,7 @@ class Allocator:
     @property
     def fragmentation_bytes(self) -> int:
         """Reserved and not active: cached, whether reusable or not."""
-        return self._reserved - self._active
+        return self._driver.reserved - self._active
 
     @property
     def rounding_bytes(self) -> int:
@@ -156,7 +134,7 @@ class Allocator:
     def reset_peaks(self) -> None:
         """Peaks count from now on (torch.cuda.reset_peak_memory_stats)."""
         self._peak_requested, self._peak_allocated = self._requested, self._allocated
-        self._peak_active, self._peak_reserved = self._active, self._reserved
+        self._peak_active, self._driver.peak_reserved = self._active, self._driver.reserved
 
     def malloc(self, nbytes: int, stream: int = 0) -> int:
         """A block for `nbytes` on `stream`: its address; 0 for 0 bytes, which takes nothing (C++: malloc, alloc_found_block).
@@ -257,7 +235,7 @@ class Allocator:
             self._process_events()
         for pools in (self._large, self._small):
             for stream in sorted(pools):
-                self._release_cached(pools[stream])
+                self._driver.release_cached(pools[stream])
 
     def release_segment(self, address: int) -> bool:
         """One cached segment goes back to the driver, as a trace's `segment_free` says; False if `address` is no such segment."""
@@ -266,7 +244,7 @@ class Allocator:
                 for _, at, block in pool.free:
                     if at == address and is_whole(block):
                         pool.remove(block)
-                        self._release(block)
+                        self._driver.release(block)
                         return True
         return False
 
@@ -341,108 +319,19 @@ class Allocator:
 
         C++: alloc_block, release_available_cached_blocks, release_cached_blocks; num_alloc_retries counts the last.
         """
-        asked = self.settings.segment_bytes(size)
-        block = self._from_driver(pool, size, asked)
-        if block is None and self._release_oversize(pool, size):
-            block = self._from_driver(pool, size, asked)
+        driver = self._driver
+        block = driver.take(pool, size)
+        if block is None and driver.release_oversize(pool, size):
+            block = driver.take(pool, size)
         if block is None:
             self.empty_cache()
             self._num_alloc_retries += 1
-            block = self._from_driver(pool, size, asked)
+            block = driver.take(pool, size)
         if block is None:
             self._num_ooms += 1
-            self._note("oom", max((self.capacity_bytes or 0) - self._reserved, 0), size, pool.stream)
-            raise DeviceOutOfMemory(nbytes, asked, self._missing)
+            driver.note("oom", driver.free_bytes, size, pool.stream)
+            raise DeviceOutOfMemory(nbytes, self.settings.segment_bytes(size), driver.missing)
         return block
-
-    def _from_driver(self, pool: Pool, size: int, asked: int) -> WorkingBlock | None:
-        if self.allowed_bytes is not None and self._reserved + asked > self.allowed_bytes:
-            self._missing = self._reserved + asked - self.allowed_bytes
-            return None
-        if self.settings.expandable_segments:
-            return self._expand(pool, size)
-        if not self._driver_has(asked):
-            return None
-        block = WorkingBlock(self.addresses.take(asked), asked, pool, None, FREE)
-        self._reserve(asked)
-        self._note("segment_alloc", block.address, asked, pool.stream)
-        return block
-
-    def _expand(self, pool: Pool, size: int) -> WorkingBlock | None:
-        """C++: try_allocate_expandable_block. What was mapped before the driver ran out stays cached."""
-        block = self._regions.find(pool, size)
-        if block.state == UNMAPPED and not self._map(block, min(size, block.size)):
-            return None
-        while block.size < size:
-            following = block.next
-            assert following is not None, "a block that was found to have room is followed by it"
-            if not self._map(following, min(size - block.size, following.size)):
-                return None
-            block = following
-        pool.remove(block)
-        return block
-
-    def _map(self, block: WorkingBlock, nbytes: int) -> bool:
-        granules = map_bytes(block, nbytes)
-        if not self._driver_has(granules):
-            return False
-        address, size = map_front(block, granules)
-        self._reserve(size)
-        self._note("segment_map", address, size, block.pool.stream)
-        return True
-
-    def _driver_has(self, nbytes: int) -> bool:
-        if self.capacity_bytes is None or self._reserved + nbytes <= self.capacity_bytes:
-            return True
-        self._missing = self._reserved + nbytes - self.capacity_bytes
-        return False
-
-    def _reserve(self, nbytes: int) -> None:
-        self._reserved += nbytes
-        self._peak_reserved = max(self._peak_reserved, self._reserved)
-
-    def _release_oversize(self, pool: Pool, size: int) -> bool:
-        """With max_split_size set: the smallest cached block of the stream that would do goes back to the driver, or the largest
-        ones until they add up to it; False if they do not (those released stay so)."""
-        most = self.settings.max_split_bytes
-        if most == UNLIMITED:
-            return False
-        wanted = max(size, most)
-        free = pool.free
-        index = bisect_left(free, (wanted,))
-        if index < len(free) and free[index][2].region is None:
-            self._release(free.pop(index)[2])
-            return True
-        released = 0
-        index -= 1
-        while index >= 0 and released < wanted and free[index][0] >= most:
-            block = free[index][2]
-            if block.region is None:
-                del free[index]
-                released += block.size
-                self._release(block)
-            index -= 1
-        return released >= wanted
-
-    def _release_cached(self, pool: Pool) -> None:
-        expandable = [block for _, _, block in pool.free if block.region is not None]
-        whole = [block for _, _, block in pool.free if block.region is None and is_whole(block)]
-        if whole:
-            pool.free[:] = [entry for entry in pool.free if entry[2].region is not None or not is_whole(entry[2])]
-            for block in whole:
-                self._release(block)
-        for block in expandable:
-            change = unmap_whole_granules(block)
-            if change is not None:
-                self._reserved -= change[1]
-                self._note("segment_unmap", *change, pool.stream)
-                if is_whole(block):
-                    self._regions.forget(pool, block)
-
-    def _release(self, block: WorkingBlock) -> None:
-        self._reserved -= block.size
-        self.addresses.give_back(block.address, block.size)
-        self._note("segment_free", block.address, block.size, block.pool.stream)
 
     def _begin_free(self, handle: int) -> WorkingBlock:
         block = self._live.pop(handle, None)
@@ -496,7 +385,3 @@ class Allocator:
                     self._cache(block)
             if not waiting:
                 del self._events[stream]
-
-    def _note(self, action: str, address: int, nbytes: int, stream: int) -> None:
-        if self.trace is not None:
-            self.trace.append((action, address, nbytes, stream))

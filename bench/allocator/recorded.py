@@ -1,19 +1,19 @@
-"""What a recorded trace of the allocator shows by itself, without any choice of the model: its peaks, and how it began.
+"""What a recorded trace of the allocator shows by itself, without any choice of the model: its peaks, and how far segments grow.
 
-In: a trace's entries, and the segments at its end. `vrambench.bench.allocator.snapshot` reads both from a file.
+In: a trace's entries, and the segments at its start. `vrambench.bench.allocator.snapshot` reads the entries from a file,
+`vrambench.bench.allocator.beginning` works the start out.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
 
-from vrambench.bench.allocator.blocks import Block, Segment, State
+from vrambench.bench.allocator.blocks import Segment
 from vrambench.bench.allocator.settings import SMALL_BYTES, SMALL_SEGMENT_BYTES, AllocatorSettings
-from vrambench.methods.errors import ConfigurationError
 
 MEMORY_ACTIONS = (
     "alloc",
@@ -28,6 +28,14 @@ Entry = tuple[str, int, int, int]
 """Action (torch's name), address, bytes (as asked for, with alloc and free), stream."""
 
 
+class Start(NamedTuple):
+    """What was there before the first entry, by address. `region_bases`: by stream and whether it is the small pool, the lowest
+    address at which an expandable segment of the start grew later. It may lie below all that was mapped then."""
+
+    segments: tuple[Segment, ...] = ()
+    region_bases: Mapping[tuple[int, bool], int] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class RecordedPeaks:
     """Peaks in bytes: reserved from the segment events, requested from allocs and frees; allocated, whose block sizes a trace does
@@ -38,24 +46,13 @@ class RecordedPeaks:
     reserved_bytes: int
 
 
-def start_of(entries: Sequence[Entry], end: Sequence[Segment], settings: AllocatorSettings) -> tuple[Segment, ...]:
-    """What the device held when the recording began: the `end`, with every entry undone from the last to the first.
-
-    The size of a block that was freed in the recording is not in it. It is the rounded request and, in the large pool, all of a
-    gap of at most 1 MiB that follows (free memory there always comes in larger pieces; only a tail that was not split off is as
-    small); a tail that already had free memory behind it cannot be told from that memory. Raises ConfigurationError where the
-    entries do not agree with each other, and for expandable segments that were there before.
-    """
-    return _Backwards(settings).start(entries, end)
-
-
-def recorded_peaks(start: Sequence[Segment], entries: Sequence[Entry], settings: AllocatorSettings) -> RecordedPeaks:
+def recorded_peaks(start: Start, entries: Sequence[Entry], settings: AllocatorSettings) -> RecordedPeaks:
     """What the trace shows by itself: no choice of the model enters."""
     layout = _Layout(settings)
     requested = allocated = reserved = 0
     asked: dict[int, int] = {}
     sizes: dict[int, int] = {}
-    for segment in start:
+    for segment in start.segments:
         reserved += segment.size
         layout.add_segment(segment.address, segment.size, expandable=segment.expandable)
         for block in segment.blocks:
@@ -88,93 +85,6 @@ def recorded_peaks(start: Sequence[Segment], entries: Sequence[Entry], settings:
                 layout.free(address, sizes.pop(address))
         peaks = [max(peak, now) for peak, now in zip(peaks, (requested, allocated, reserved), strict=True)]
     return RecordedPeaks(*peaks)
-
-
-class _Backwards:
-    """What a device held when its recording began: the end, with every entry undone from the last to the first."""
-
-    def __init__(self, settings: AllocatorSettings) -> None:
-        self._settings = settings
-        self._segments: dict[int, Segment] = {}
-        self._mapped = 0
-        self._blocks: dict[int, tuple[int, int | None, State]] = {}
-
-    def start(self, entries: Sequence[Entry], end: Sequence[Segment]) -> tuple[Segment, ...]:
-        for segment in end:
-            self._mapped += segment.size if segment.expandable else 0
-            if not segment.expandable:
-                self._segments[segment.address] = segment
-            for block in segment.blocks:
-                if block.state != "inactive":
-                    self._blocks[segment.address + block.offset] = block.requested, block.size, block.state
-        for index in range(len(entries) - 1, -1, -1):
-            self._undo(index, entries[index])
-        if self._mapped:
-            raise ConfigurationError("snapshot: expandable segments must be recorded from the first allocation on")
-        segments = []
-        addresses = sorted(self._blocks)
-        for at, segment in sorted(self._segments.items()):
-            low, high = bisect_left(addresses, at), bisect_left(addresses, at + segment.size)
-            segments.append(replace(segment, blocks=tuple(self._tiles(segment, addresses[low:high]))))
-            del addresses[low:high]
-        if addresses:
-            raise ConfigurationError(f"snapshot: the block at {addresses[0]} lies in no segment")
-        return tuple(segments)
-
-    def _undo(self, index: int, entry: Entry) -> None:
-        action, address, nbytes, stream = entry
-        blocks = self._blocks
-        match action:
-            case "segment_map":
-                self._mapped -= nbytes
-            case "segment_unmap":
-                self._mapped += nbytes
-            case "segment_alloc":
-                self._agree(address in self._segments, index, entry)
-                del self._segments[address]
-            case "segment_free":
-                self._agree(address not in self._segments, index, entry)
-                pool: Literal["small", "large"] = "small" if nbytes == SMALL_SEGMENT_BYTES else "large"
-                self._segments[address] = Segment(address, nbytes, stream, pool, ())
-            case "alloc":
-                self._agree(address in blocks, index, entry)
-                del blocks[address]
-            case "free_completed":
-                self._agree(address not in blocks, index, entry)
-                blocks[address] = nbytes, None, "active_pending_free"
-            case "free_requested":
-                self._agree(address in blocks, index, entry)
-                requested, size, _ = blocks[address]
-                blocks[address] = requested, size, "active_allocated"
-
-    @staticmethod
-    def _agree(right: bool, index: int, entry: Entry) -> None:
-        if not right:
-            raise ConfigurationError(
-                f"snapshot: entry {index} ({entry[0]} of {entry[2]} bytes at {entry[1]}) does not agree with what follows it; "
-                "was the trace recorded without some of its actions?"
-            )
-
-    def _tiles(self, segment: Segment, addresses: Sequence[int]) -> list[Block]:
-        tiles: list[Block] = []
-        end = segment.address + segment.size
-        at = segment.address
-        for address, following in pairwise([*addresses, end]):
-            if at < address:
-                tiles.append(Block(at - segment.address, address - at, 0, "inactive"))
-            requested, size, state = self._blocks[address]
-            if size is None:
-                size = self._settings.rounded(requested)
-                tail = following - address - size
-                if segment.pool == "large" and (tail <= SMALL_BYTES or size >= self._settings.max_split_bytes):
-                    size += tail
-            tiles.append(Block(address - segment.address, size, requested, state))
-            at = address + size
-            if at > following:
-                raise ConfigurationError(f"snapshot: the block at {address} overlaps the next one at {following}")
-        if at < end:
-            tiles.append(Block(at - segment.address, end - at, 0, "inactive"))
-        return tiles
 
 
 class _Layout:
@@ -214,18 +124,42 @@ class _Layout:
         return size + rest if rest <= SMALL_BYTES or size >= self._settings.max_split_bytes else size
 
 
-def address_space(entries: Sequence[Entry]) -> int | None:
-    """How far apart the expandable segments of a trace lie, which none of them outgrows; None with fewer than two.
+def address_space(start: Start, entries: Sequence[Entry], settings: AllocatorSettings) -> int | None:
+    """The size of an expandable segment's range of addresses, as far as it shows: from the beginning of each there are at least as
+    many, in its whole granules, up to whatever lies above it. None where nothing does.
 
-    Memory that is mapped elsewhere than at the end, or inside, of what was mapped before begins a new one.
+    Memory that is mapped elsewhere than at the end, or inside, of what was mapped before begins a new one. What was mapped at the
+    start is of one if it is of one stream and pool and nothing else lies between.
     """
-    reached: list[tuple[int, int]] = []
+    regions: list[tuple[int, int, int]] = []
+    granules = {True: SMALL_SEGMENT_BYTES, False: settings.large_segment_bytes}
+    above = [segment.address for segment in start.segments if not segment.expandable]
+    above += [address for action, address, _, _ in entries if action == "segment_alloc"]
+    last: Segment | None = None
+    for segment in start.segments:
+        if segment.expandable:
+            small = segment.pool == "small"
+            same = last is not None and (last.expandable, last.stream, last.pool) == (
+                True,
+                segment.stream,
+                segment.pool,
+            )
+            lowest = min(start.region_bases.get((segment.stream, small), segment.address), segment.address)
+            regions.append((regions.pop()[0] if same else lowest, segment.address + segment.size, granules[small]))
+        last = segment
     for action, address, nbytes, _ in entries:
         if action != "segment_map":
             continue
-        index = bisect_right(reached, (address, 2**63)) - 1
-        if index >= 0 and address <= reached[index][1]:
-            reached[index] = reached[index][0], max(reached[index][1], address + nbytes)
+        index = bisect_right(regions, (address, 2**64)) - 1
+        if index >= 0 and address <= regions[index][1]:
+            begin, end, granule = regions[index]
+            regions[index] = begin, max(end, address + nbytes), granule
         else:
-            insort(reached, (address, address + nbytes))
-    return min((second[0] - first[0] for first, second in pairwise(reached)), default=None)
+            insort(regions, (address, address + nbytes, granules[nbytes == SMALL_SEGMENT_BYTES]))
+    above = sorted([*above, *(begin for begin, _, _ in regions)])
+    spaces = []
+    for begin, end, granule in regions:
+        index = bisect_left(above, max(end, begin + 1))
+        if index < len(above):
+            spaces.append((above[index] - begin) // granule * granule)
+    return min(spaces, default=None)

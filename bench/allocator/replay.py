@@ -6,8 +6,9 @@ result.stats.reserved.peak, result.oom, result.block_map
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from vrambench.bench.allocator.blocks import AllocatorStats, DeviceOutOfMemory, Segment
 from vrambench.bench.allocator.model import Allocator
@@ -73,10 +74,13 @@ def replay(
     *,
     allowed_bytes: int | None = None,
     address_space_bytes: int | None = None,
+    falling: bool = False,
     start: Sequence[Segment] = (),
+    region_bases: Mapping[tuple[int, bool], int] = MappingProxyType({}),
     ids_are_addresses: bool = False,
 ) -> ReplayResult:
     """Replays until the end or until memory runs out. `start` holds what is there before; ids of its blocks are their addresses.
+    The limits, `falling` and `region_bases` are those of `Allocator` and its `restore`.
 
     Runs twice where the peak is not at the end, the second time up to it: keeping every map on the way would cost more. Raises
     ValueError for an id that is not in use, UnknownValue for an unknown action.
@@ -84,9 +88,14 @@ def replay(
     events = events if isinstance(events, list) else list(events)
 
     def fresh() -> _Run:
-        allocator = Allocator.restore(
-            start, settings, capacity_bytes, allowed_bytes=allowed_bytes, address_space_bytes=address_space_bytes
+        allocator = Allocator(
+            settings,
+            capacity_bytes,
+            allowed_bytes=allowed_bytes,
+            address_space_bytes=address_space_bytes,
+            falling=falling,
         )
+        allocator.restore(start, region_bases)
         return _Run(allocator, start)
 
     run = fresh()
@@ -121,7 +130,8 @@ class _Run:
     def through(self, events: list[Event], *, ids_are_addresses: bool = False) -> None:
         allocator, handles = self.allocator, self.handles
         malloc, free = allocator.malloc, allocator.free
-        peak = allocator._reserved
+        driver = allocator._driver
+        peak = driver.reserved
         for index, (action, ident, nbytes, stream) in enumerate(events):
             if action == "alloc":
                 if ident in handles:
@@ -131,8 +141,8 @@ class _Run:
                 except DeviceOutOfMemory as error:
                     self.oom = ReplayOutOfMemory(index, nbytes, error.asked_bytes, error.missing_bytes)
                 handles[ident] = handle if self.oom is None else 0
-                if allocator._reserved > peak:
-                    peak = allocator._reserved
+                if driver.reserved > peak:
+                    peak = driver.reserved
                     self.peak_event = index
                 if self.oom is not None:
                     return

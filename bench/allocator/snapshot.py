@@ -1,203 +1,154 @@
-"""Real recordings of CUDA's caching allocator against the model of it: does the model put every block where the GPU did?
+"""Torch's file of what its CUDA allocator did: read, checked, and written.
 
     torch.cuda.memory._record_memory_history(context=None)      # on a GPU, before the job
     torch.cuda.memory._dump_snapshot("job.pickle")              # after it
 
-    for device in replay_snapshot(read_snapshot(Path("job.pickle"))):
-        device.exact, device.predicted.reserved.peak, device.recorded.reserved_bytes
-
-In: a dump of `torch.cuda.memory._snapshot()`, or that dictionary. Out: per device, the peaks that the trace itself shows beside
-those of the model that was given only the requests, and the first request that the model served from another address. With
-the requests the same, an error of this replay is an error of the allocator model alone.
-
-A recording may begin when memory is in use already: what was there is worked out backwards from the segments at its end. The
-other way round, `snapshot_of` writes what a simulated allocator did in torch's form, for pytorch.org/memory_viz.
+In: such a file, gzip'd or not, the dictionary in it (`torch.cuda.memory._snapshot()`), or the bare list of segments that
+`torch.cuda.memory_snapshot()` gives. Out: a `Snapshot`, whose every number has been checked; `vrambench.bench.allocator.comparison`
+replays it. The other way round, `snapshot_of` writes what a simulated allocator did in torch's form, for pytorch.org/memory_viz.
 """
 
 from __future__ import annotations
 
+import gzip
 import io
 import pickle
+import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, NotRequired
 
-from vrambench.bench.allocator import Allocator, AllocatorSettings, AllocatorStats, Block, Event, Segment, replay
-from vrambench.bench.allocator.blocks import State
-from vrambench.bench.allocator.recorded import (
-    MEMORY_ACTIONS,
-    Entry,
-    RecordedPeaks,
-    address_space,
-    recorded_peaks,
-    start_of,
-)
-from vrambench.bench.allocator.settings import UNLIMITED
-from vrambench.methods.errors import ConfigurationError, UnknownValue
+from pydantic import BaseModel, Field, ValidationError
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
-OTHER_ACTIONS = ("oom", "snapshot", "user_defined")
-STATES: dict[str, State] = {
-    "active_allocated": "active_allocated",
-    "active_pending_free": "active_pending_free",
-    "active_awaiting_free": "active_pending_free",  # the name in torch's documentation
-    "inactive": "inactive",
-}
+from vrambench.bench.allocator.blocks import Segment
+from vrambench.bench.allocator.model import Allocator
+from vrambench.bench.allocator.settings import UNLIMITED, AllocatorSettings
+from vrambench.methods.errors import ConfigurationError
+
 CONF_KEYS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+DEFAULT_POOL = (0, 0)
+"""Other pools are private: those of CUDA graphs and of torch.cuda.MemPool."""
+
+Bytes = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Whole = Annotated[int, Field(strict=True)]
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceTrace:
-    """One device's part of a snapshot: what it held when the recording began, what happened, and what it held at the end."""
-
-    device: int
-    start: tuple[Segment, ...]
-    entries: tuple[Entry, ...]
-    end: tuple[Segment, ...]
+class RawBlock(BaseModel):
+    size: Annotated[Bytes, Field(gt=0)]
+    requested_size: Bytes | None = None
+    state: str
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceComparison:
-    """`moved_entry` is the first entry of the trace that the model answered with another address; `same_end` says whether it ended
-    with the recorded segments and blocks, to the byte; `began_empty` whether nothing was worked out backwards. `at_peak` is the
-    model's map when reserved memory was at its peak."""
+class RawSegment(BaseModel):
+    device: Whole = 0
+    address: Bytes
+    total_size: Annotated[Bytes, Field(gt=0)]
+    stream: Whole
+    segment_type: str
+    segment_pool_id: tuple[Whole, Whole] = DEFAULT_POOL
+    is_expandable: bool = False
+    blocks: list[RawBlock]
 
-    device: int
-    recorded: RecordedPeaks
-    predicted: AllocatorStats
-    began_empty: bool
-    moved_entry: int | None
-    same_end: bool
-    at_peak: tuple[Segment, ...]
 
-    @property
-    def exact(self) -> bool:
-        """Every block where it was, and the three peaks equal."""
-        peaks = self.predicted
-        return (
-            self.moved_entry is None
-            and self.same_end
-            and (peaks.requested.peak, peaks.allocated.peak, peaks.reserved.peak)
-            == (self.recorded.requested_bytes, self.recorded.allocated_bytes, self.recorded.reserved_bytes)
+class RawEntry(TypedDict):
+    """No model: there may be millions, and a dictionary is checked five times as fast. `addr` is missing where memory ran out."""
+
+    action: str
+    addr: NotRequired[Bytes]
+    size: Bytes
+    stream: Whole
+    pool_id: NotRequired[tuple[Whole, Whole]]
+
+
+class RawSettings(BaseModel):
+    """`max_split_size` is -1, or all bits set, where there is none."""
+
+    PYTORCH_CUDA_ALLOC_CONF: str | None = None
+    PYTORCH_ALLOC_CONF: str | None = None
+    max_split_size: Whole | None = None
+    expandable_segments: bool | None = None
+
+
+class Snapshot(BaseModel):
+    """What a file holds and the model needs, under torch's names; a segment's blocks tile it. One trace for each device."""
+
+    segments: list[RawSegment]
+    device_traces: list[list[RawEntry]]
+    allocator_settings: RawSettings = RawSettings()
+
+    @classmethod
+    def of(cls, snapshot: Snapshot | Mapping[str, Any] | Sequence[Any]) -> Snapshot:
+        """Raises ConfigurationError that names the first field that is wrong."""
+        if isinstance(snapshot, Snapshot):
+            return snapshot
+        if isinstance(snapshot, list):
+            snapshot = {"segments": snapshot, "device_traces": []}
+        try:
+            checked = cls.model_validate(snapshot)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(["snapshot", *map(str, first["loc"])])
+            raise ConfigurationError(f"{place}: {reprlib.repr(first['input'])}: {first['msg']}", field=place) from None
+        for segment in checked.segments:
+            held = sum(block.size for block in segment.blocks)
+            if held != segment.total_size:
+                raise ConfigurationError(
+                    f"snapshot: the blocks of the segment at {segment.address} hold {held} bytes of its {segment.total_size}"
+                )
+        return checked
+
+    def settings(self) -> AllocatorSettings:
+        """The allocator's settings when the snapshot was taken; torch's defaults where it holds none."""
+        stored = self.allocator_settings
+        settings = AllocatorSettings.parse(stored.PYTORCH_CUDA_ALLOC_CONF or stored.PYTORCH_ALLOC_CONF or "")
+        most = settings.max_split_bytes if stored.max_split_size is None else stored.max_split_size
+        expandable = stored.expandable_segments
+        return replace(
+            settings,
+            expandable_segments=settings.expandable_segments if expandable is None else expandable,
+            max_split_bytes=most if 0 <= most < UNLIMITED else UNLIMITED,
         )
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """A pickle may call anything while it is read; a snapshot needs only containers, numbers and text."""
+OTHER_OPCODES = (
+    "REDUCE BUILD INST OBJ NEWOBJ NEWOBJ_EX EXT1 EXT2 EXT4 PERSID BINPERSID EMPTY_SET ADDITEMS FROZENSET BYTEARRAY8"
+)
+"""Names of pickle's opcodes that could call or build anything but containers, numbers and text."""
+
+
+class _PlainUnpickler(pickle._Unpickler):
+    """Reads containers, numbers and text.
+
+    This is Python's own implementation, about 6 MB a second. The faster one in C takes memory for as many objects as a file says
+    that it will name, and it cannot be told which opcodes to leave out.
+    """
+
+    dispatch: ClassVar = pickle._Unpickler.dispatch.copy()
+    for name in OTHER_OPCODES.split():
+        del dispatch[getattr(pickle, name)[0]]
 
     def find_class(self, module: str, name: str) -> Any:
         raise ConfigurationError(f"snapshot: holds {module}.{name}; only plain containers, numbers and text are read")
 
 
-def read_snapshot(source: Path | bytes) -> dict[str, Any]:
-    """The dictionary in a dump of torch.cuda.memory._dump_snapshot. Raises ConfigurationError for anything else, and runs nothing
-    that a pickle might want to run."""
-    data = source.read_bytes() if isinstance(source, Path) else source
+def read_snapshot(source: Path | bytes) -> Snapshot:
+    """What a dump of torch.cuda.memory._dump_snapshot holds. Raises ConfigurationError for anything else, and runs nothing that a
+    pickle might want to run."""
+    if isinstance(source, Path) and not source.is_file():
+        raise ConfigurationError(f"snapshot: {source} is no file")
     try:
-        snapshot = _PlainUnpickler(io.BytesIO(data)).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, ConfigurationError):
-            raise
-        raise ConfigurationError(f"snapshot: not a pickle that can be read ({error})") from error
-    if not isinstance(snapshot, dict) or not {"segments", "device_traces"} <= snapshot.keys():
-        raise ConfigurationError("snapshot: no dictionary with 'segments' and 'device_traces'")
-    return snapshot
-
-
-def settings_of(snapshot: Mapping[str, Any]) -> AllocatorSettings:
-    """The allocator's settings when the snapshot was taken; torch's defaults where it holds none."""
-    stored = snapshot.get("allocator_settings") or {}
-    settings = AllocatorSettings.parse(next((stored[key] for key in CONF_KEYS if stored.get(key)), ""))
-    most = stored.get("max_split_size", settings.max_split_bytes)  # unlimited is -1: all bits set
-    return replace(
-        settings,
-        expandable_segments=bool(stored.get("expandable_segments", settings.expandable_segments)),
-        max_split_bytes=most if 0 <= most < UNLIMITED else UNLIMITED,
-    )
-
-
-def device_traces(snapshot: Mapping[str, Any], settings: AllocatorSettings | None = None) -> list[DeviceTrace]:
-    """The devices that a snapshot tells about. Raises ConfigurationError for private pools (CUDA graphs), which the model does not
-    have, and for traces that do not agree with the segments."""
-    settings = settings or settings_of(snapshot)
-    ends: dict[int, list[Segment]] = {}
-    for raw in snapshot["segments"]:
-        ends.setdefault(raw.get("device", 0), []).append(_segment(raw))
-    traces = []
-    for device, raw_entries in enumerate(snapshot["device_traces"]):
-        entries = _entries(raw_entries)
-        end = tuple(sorted(ends.get(device, ()), key=lambda segment: segment.address))
-        if entries or end:
-            traces.append(DeviceTrace(device, start_of(entries, end, settings), tuple(entries), end))
-    return traces
-
-
-def events_of(trace: DeviceTrace, settings: AllocatorSettings) -> tuple[list[Event], list[int]]:
-    """The trace as events for `replay` (ids are addresses), and for each the entry that it comes from.
-
-    Segments that go back to the driver are the user's doing (empty_cache) or a full card's, neither of which the requests tell:
-    they are passed on, as one empty_cache for a whole run of them (each by itself where max_split_size lets single ones go).
-    """
-    events: list[Event] = []
-    positions: list[int] = []
-    releasing = False
-    entries = trace.entries
-    skip = -1
-    for index, (action, address, nbytes, stream) in enumerate(entries):
-        event: Event | None = None
-        if action == "alloc":
-            event = action, address, nbytes, stream
-        elif action == "free_requested":
-            following = entries[index + 1] if index + 1 < len(entries) else None
-            at_once = following is not None and following[:2] == ("free_completed", address)
-            skip = index + 1 if at_once else skip
-            event = "free" if at_once else action, address, nbytes, stream
-        elif action == "free_completed" and index != skip:
-            event = action, address, nbytes, stream
-        elif action in ("segment_alloc", "segment_map"):
-            event = "segment_placed", address, nbytes, stream
-        elif action == "segment_free" and settings.max_split_bytes != UNLIMITED:
-            event = "segment_released", address, 0, 0
-        elif action in ("segment_free", "segment_unmap") and not releasing:
-            event = "empty_cache", 0, 0, 0
-        releasing = action in ("segment_free", "segment_unmap") or (releasing and action not in MEMORY_ACTIONS)
-        if event is not None:
-            events.append(event)
-            positions.append(index)
-    return events, positions
-
-
-def replay_snapshot(
-    snapshot: Mapping[str, Any], settings: AllocatorSettings | None = None, total_bytes: int | None = None
-) -> list[DeviceComparison]:
-    """Replays each device's requests through the model, and lays its peaks beside the recorded ones.
-
-    `settings` are the snapshot's own unless given; `total_bytes` is the card's memory, which sets how far an expandable segment can
-    grow.
-    """
-    settings = settings or settings_of(snapshot)
-    comparisons = []
-    for trace in device_traces(snapshot, settings):
-        events, positions = events_of(trace, settings)
-        result = replay(
-            events,
-            settings,
-            address_space_bytes=total_bytes * 9 // 8 if total_bytes else address_space(trace.entries),
-            start=trace.start,
-            ids_are_addresses=True,
-        )
-        comparisons.append(
-            DeviceComparison(
-                device=trace.device,
-                recorded=recorded_peaks(trace.start, trace.entries, settings),
-                predicted=result.stats,
-                began_empty=not trace.start,
-                moved_entry=None if result.moved_event is None else positions[result.moved_event],
-                same_end=result.final_map == trace.end,
-                at_peak=result.block_map,
-            )
-        )
-    return comparisons
+        data = source.read_bytes() if isinstance(source, Path) else source
+        if data.startswith(b"\x1f\x8b"):
+            data = gzip.decompress(data)
+        loaded = _PlainUnpickler(io.BytesIO(data)).load()
+    except ConfigurationError:
+        raise
+    except Exception as error:  # a damaged pickle may raise anything
+        told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise ConfigurationError(f"snapshot: not a pickle that can be read ({told})") from error
+    return Snapshot.of(loaded)
 
 
 def snapshot_of(allocator: Allocator, device: int = 0) -> dict[str, Any]:
@@ -250,56 +201,3 @@ def _raw_segment(segment: Segment, device: int) -> dict[str, Any]:
             for block in segment.blocks
         ],
     }
-
-
-def _segment(raw: Mapping[str, Any]) -> Segment:
-    if tuple(raw.get("segment_pool_id", (0, 0))) != (0, 0):
-        raise ConfigurationError(
-            "snapshot: holds private pools (CUDA graphs or torch.cuda.MemPool), which the model does not have"
-        )
-    blocks = []
-    offset = 0
-    for block in raw["blocks"]:
-        if block["state"] not in STATES:
-            raise UnknownValue("snapshot.segments.blocks.state", block["state"], STATES)
-        state = STATES[block["state"]]
-        requested = 0 if state == "inactive" else block.get("requested_size", block["size"])
-        blocks.append(Block(offset, block["size"], requested, state))
-        offset += block["size"]
-    pool: Literal["small", "large"] = "small" if raw["segment_type"] == "small" else "large"
-    expandable = bool(raw.get("is_expandable", False))
-    return Segment(raw["address"], raw["total_size"], raw["stream"], pool, tuple(blocks), expandable)
-
-
-def _entries(raw_entries: Sequence[Mapping[str, Any]]) -> list[Entry]:
-    entries: list[Entry] = []
-    for raw in raw_entries:
-        action = raw["action"]
-        if action not in MEMORY_ACTIONS + OTHER_ACTIONS:
-            raise UnknownValue("snapshot.device_traces.action", action, MEMORY_ACTIONS + OTHER_ACTIONS)
-        if tuple(raw.get("pool_id", (0, 0))) != (0, 0) and action in MEMORY_ACTIONS:
-            raise ConfigurationError(
-                "snapshot: holds private pools (CUDA graphs or torch.cuda.MemPool), which the model does not have"
-            )
-        entries.append((action, raw.get("addr", 0), raw["size"], raw["stream"]))
-    if _requests_left_out(entries):
-        return [
-            each
-            for entry in entries
-            for each in ([("free_requested", *entry[1:]), entry] if entry[0] == "free_completed" else [entry])
-        ]
-    return entries
-
-
-def _requests_left_out(entries: Sequence[Entry]) -> bool:
-    """Recorded with skip_actions=["free_requested"]: something allocated in the recording was freed, and no free was asked for.
-    (Of a block that was there before, the free may have been asked for before, too.)"""
-    allocated: set[int] = set()
-    left_out = False
-    for action, address, _, _ in entries:
-        if action == "free_requested":
-            return False
-        if action == "alloc":
-            allocated.add(address)
-        left_out = left_out or (action == "free_completed" and address in allocated)
-    return left_out

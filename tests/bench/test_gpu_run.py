@@ -7,6 +7,7 @@ import ast
 import gzip
 import json
 import os
+import pickle
 import signal
 import statistics
 import subprocess
@@ -452,7 +453,7 @@ def test_a_recording_that_the_model_made_is_repeated_and_a_changed_one_is_not(
     gpu_replay: ModuleType, tmp_path: Path
 ) -> None:
     from vrambench.bench.allocator import Allocator
-    from vrambench.bench.allocator.snapshot import read_snapshot, snapshot_of
+    from vrambench.bench.allocator.snapshot import snapshot_of
 
     allocator = Allocator(record=True)
     handles = [allocator.malloc(size) for size in (1000, 3 * 2**20, 2000)]
@@ -467,7 +468,7 @@ def test_a_recording_that_the_model_made_is_repeated_and_a_changed_one_is_not(
 
     keep = tmp_path / "kept.pickle.gz"
     gpu_replay.keep_snapshot(snapshot, keep)
-    assert gpu_replay.replayed(read_snapshot(gzip.decompress(keep.read_bytes()))) == row
+    assert gpu_replay.replayed(pickle.loads(gzip.decompress(keep.read_bytes()))) == row
 
     last = [entry for entry in snapshot["device_traces"][0] if entry["action"] == "alloc"][-1]
     last["addr"] += 512

@@ -7,7 +7,7 @@
     tests/gpu/replay.py --done replay.jsonl      without those that this file has
 
 Each cell has a process of its own and a time limit. Its job loads and takes two steps while the allocator's history is
-recorded; `vrambench.bench.allocator.snapshot` then replays the requests. One JSON object a line: `cell`, the `recorded` and the
+recorded; `vrambench.bench.allocator.comparison` then replays the requests. One JSON object a line: `cell`, the `recorded` and the
 `predicted` peaks (requested, allocated, reserved bytes), `exact`, `moved_entry` (the first entry of the trace that the
 model served from another address), `same_end`, `events`, the `gpu` and the versions; `simulated` has the same peaks from
 the simulated job, which knows nothing of the recording, and `apart` what was live at the one's peak of requested bytes and
@@ -37,8 +37,9 @@ import torch
 from gpu_summary import done_before
 
 from vrambench.bench.allocator import Allocator, AllocatorSettings
+from vrambench.bench.allocator.comparison import replay_snapshot
 from vrambench.bench.allocator.settings import ENVIRONMENT
-from vrambench.bench.allocator.snapshot import replay_snapshot, snapshot_of
+from vrambench.bench.allocator.snapshot import snapshot_of
 from vrambench.bench.predict.forecast import Replay
 from vrambench.bench.predict.simulate import STEPS, Simulator
 from vrambench.bench.predict.tracing.trace import ALLOC, EMPTY, FREE, Trace

@@ -18,7 +18,7 @@ import pytest
 
 from vrambench.bench.allocator import AllocatorSettings
 from vrambench.bench.allocator.blocks import Addresses
-from vrambench.bench.allocator.snapshot import replay_snapshot
+from vrambench.bench.allocator.comparison import replay_snapshot
 from vrambench.bench.predict import simulate
 from vrambench.bench.predict.forecast import Replay
 from vrambench.bench.predict.unseen.workspaces import cublaslt_workspace
