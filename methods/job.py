@@ -21,6 +21,7 @@ from vrambench.methods.algorithms import Metrics, Trainer
 from vrambench.methods.cell import Cell
 from vrambench.methods.data import Ahead, Data, open_data
 from vrambench.methods.device import Device
+from vrambench.methods.dtypes import DTYPES
 from vrambench.methods.models.load import (
     freeze,
     hidden_width,
@@ -31,7 +32,6 @@ from vrambench.methods.models.load import (
 )
 from vrambench.methods.models.policy import Critic, Policy
 from vrambench.methods.offload.learner import Learner, PhaseMarker
-from vrambench.methods.precision import DTYPES
 from vrambench.methods.reference import Reference
 from vrambench.methods.registry import load_attribute
 from vrambench.methods.rewards import Reward, checked, token_rule

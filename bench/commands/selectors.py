@@ -23,23 +23,44 @@ if TYPE_CHECKING:
 
 def selectors(
     *,
-    profile: Annotated[list[str] | None, typer.Option(help="One of the matrix' profiles.", metavar="NAME")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Keep cells with these values.", metavar="AXIS=V,V")] = None,
+    profile: Annotated[list[str] | None, typer.Option(help="A profile of the matrix.", metavar="NAME")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Keep only cells with these values; may be repeated.", metavar="AXIS=V,V")
+    ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Set a field or option.", metavar="FIELD=VALUE")
+        list[str] | None,
+        typer.Option("--set", help="Set a workload field or an option; may be repeated.", metavar="FIELD=VALUE"),
     ] = None,
-    sweep: Annotated[list[str] | None, typer.Option(help="A cell for each value.", metavar="FIELD=V,V")] = None,
-    repeat: Annotated[list[int] | None, typer.Option(help="Samples of each cell.", metavar="N")] = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option(help="Make a cell of each value; may be repeated.", metavar="FIELD=V,V")
+    ] = None,
+    repeat: Annotated[
+        list[int] | None, typer.Option(help="How many samples of each cell are measured.", metavar="N")
+    ] = None,
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="A preset, hub id or folder.", metavar="MODEL")
+        list[str] | None, typer.Option("--model", help="A preset, a hub id or a folder.", metavar="MODEL")
     ] = None,
-    budget: Annotated[list[str] | None, typer.Option(help="24GiB, or a card's name.", metavar="SIZE|CARD")] = None,
-    coverage: Annotated[list[str] | None, typer.Option(help="full or pairwise.", metavar="HOW")] = None,
-    precision: Annotated[list[str] | None, typer.Option(help="These precisions instead.", metavar="V,V")] = None,
-    adapter: Annotated[list[str] | None, typer.Option(help="These adapters instead.", metavar="V,V")] = None,
-    optimizer: Annotated[list[str] | None, typer.Option(help="These optimizers instead.", metavar="V,V")] = None,
-    offload: Annotated[list[str] | None, typer.Option(help="These offloads instead.", metavar="V,V")] = None,
-    algorithm: Annotated[list[str] | None, typer.Option(help="These algorithms instead.", metavar="V,V")] = None,
+    budget: Annotated[
+        list[str] | None, typer.Option(help="The device memory that a cell may use.", metavar="SIZE|CARD")
+    ] = None,
+    coverage: Annotated[
+        list[str] | None, typer.Option(help="full: every combination; pairwise: every pair of values.", metavar="HOW")
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="These precisions instead of the matrix'.", metavar="V,V")
+    ] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="These adapters instead of the matrix'.", metavar="V,V")
+    ] = None,
+    optimizer: Annotated[
+        list[str] | None, typer.Option(help="These optimizers instead of the matrix'.", metavar="V,V")
+    ] = None,
+    offload: Annotated[
+        list[str] | None, typer.Option(help="These offloads instead of the matrix'.", metavar="V,V")
+    ] = None,
+    algorithm: Annotated[
+        list[str] | None, typer.Option(help="These algorithms instead of the matrix'.", metavar="V,V")
+    ] = None,
 ) -> Selection:
     """What the selectors say. `--only`, `--set` and `--sweep` may be repeated, the others may not."""
     from vrambench.bench.plan.selection import Selection

@@ -126,7 +126,7 @@ def probe_attention() -> dict[str, Any]:
     import torch.nn.functional as F
 
     from vrambench.methods.device import get_device
-    from vrambench.methods.precision import DTYPES as TORCH_DTYPES
+    from vrambench.methods.dtypes import DTYPES as TORCH_DTYPES
 
     device = get_device("auto")
     works: dict[str, list[str]] = {kernel: [] for kernel in KERNELS}

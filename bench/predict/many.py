@@ -14,13 +14,13 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any
 
 from vrambench.bench.predict.forecast import Predictor
+from vrambench.bench.predict.quiet import hush
 from vrambench.bench.processes import without_main
 from vrambench.bench.results.forecast import Outcome
 from vrambench.methods.cards import CARDS
@@ -98,8 +98,7 @@ def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.dup2(2, 1)  # libraries that print do so where a parent's --json document is not
-    warnings.simplefilter("ignore", FutureWarning)  # transformers' about its own names, one for each model
-    warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU")  # where none is meant to run
+    hush()
     torch.set_num_threads(1)
     global _predictor
     _predictor = Predictor()

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from vrambench.methods.registry import AxisValue, Registry
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from vrambench.methods.workload import Workload
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from vrambench.methods.adapters import Adapter
+from vrambench.methods.dtypes import DTYPES
 from vrambench.methods.errors import ConfigurationError, did_you_mean
-from vrambench.methods.precision import DTYPES
 from vrambench.methods.workload import Workload
 
 # What `auto` stands for: every linear layer of a block where models of an architecture are usually trained so, else

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from vrambench.methods.registry import AxisValue, Registry
 
 if TYPE_CHECKING:
+    import torch
+
     from vrambench.methods.data import Data
     from vrambench.methods.device import Device
     from vrambench.methods.offload.learner import Learner, PhaseMarker
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vrambench.methods.rewards import Reward
     from vrambench.methods.workload import Workload
 
-Metrics = dict[str, torch.Tensor]
+Metrics: TypeAlias = "dict[str, torch.Tensor]"
 
 ROLLOUT_FIELDS = ("rollout_batch", "reference", "reward", "reward_model")
 

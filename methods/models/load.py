@@ -32,11 +32,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from vrambench.methods.amp import recompute_contexts
 from vrambench.methods.device import Device
+from vrambench.methods.dtypes import DTYPES
 from vrambench.methods.errors import ConfigurationError, did_you_mean
 from vrambench.methods.models.attention import implementation
 from vrambench.methods.models.fill import build, fill
 from vrambench.methods.models.presets import PRESETS
-from vrambench.methods.precision import DTYPES
 from vrambench.methods.precision.nf4 import forbid_repacking
 from vrambench.methods.setup import Setup
 

@@ -7,12 +7,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import nn
-
 from vrambench.methods.registry import AxisValue, Registry
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from vrambench.methods.workload import Workload
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from vrambench.methods.registry import AxisValue, Registry
 from vrambench.methods.workload import Workload
 
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +31,13 @@ class Precision(AxisValue):
 
     def dtype(self, workload: Workload) -> torch.dtype:
         """The type of every weight that is not quantised."""
+        from vrambench.methods.dtypes import DTYPES
+
         return self.weights or DTYPES[workload.compute_dtype or "bf16"]
 
     def attention(self, workload: Workload) -> str:
         """The kernel that `attention: auto` stands for: flash, which takes half precision only, or else efficient."""
-        return "flash" if (self.autocast or self.dtype(workload)) != torch.float32 else "efficient"
+        return "flash" if (self.autocast or self.dtype(workload)).itemsize < 4 else "efficient"
 
 
 PRECISIONS = Registry(

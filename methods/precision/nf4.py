@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from vrambench.methods.precision import DTYPES, Precision
+from vrambench.methods.dtypes import DTYPES
+from vrambench.methods.precision import Precision
 from vrambench.methods.registry import Options
 from vrambench.methods.workload import Workload
 

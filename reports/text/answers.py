@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from vrambench.bench.plan.plan import Plan, PlannedCell
@@ -21,14 +19,14 @@ from vrambench.bench.predict.fit import Answer
 from vrambench.bench.results.forecast import Forecast
 from vrambench.bench.results.records import OutOfMemory
 from vrambench.reports import units
-from vrambench.reports.text.terminal import Output
+from vrambench.reports.text.terminal import Output, plain
 
 SMALLEST_SHARE = 0.0005
 """Of what is live: smaller ones are told together."""
 COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red"}
 
 
-def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]], out: TextIO) -> Console:
+def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]], out: TextIO) -> Output:
     """A table of texts (Rich's markup in them), and the console that it was printed on."""
     console = Output(out)
     console.print(_table(headings, rows))
@@ -47,21 +45,21 @@ def print_plan(planned: Plan, out: TextIO) -> None:
         why = refused or (["warning: " + ", ".join(finding.rule for finding in warned)] if warned else [])
         if one.outcome and one.outcome.reason:
             why = [*why, f"not predicted: {one.outcome.reason}"]
+        if one.outcome and one.outcome.forecast and one.outcome.forecast.memory.num_alloc_retries:
+            why = [*why, _retried(one.outcome.forecast)]
         colour = "green" if one.verdict == "valid" else "dim"
         told = _prediction(one) if predicted else ()
-        rows.append((f"[{colour}]{escape(one.name)}[/]", one.verdict, *told, escape("\n".join(why))))
+        rows.append((f"[{colour}]{plain(one.name)}[/]", one.verdict, *told, "\n".join(map(plain, why))))
     headings = ("cell", "verdict", *(("predicted", "of budget", "fit") if predicted else ()), "why")
     console = print_rows(headings, rows, out)
     for rule, reason in warnings.items():
-        console.print(f"warning {rule}: {reason}", markup=False, soft_wrap=True)
+        console.tell(f"warning {rule}: {reason}")
     counts = planned.counts
     profile = f", profile {planned.profile}" if planned.profile else ""
-    console.print(
+    console.tell(
         f"{units.plural(counts['cells'], 'cell')}: {counts['valid']} valid ({counts['warned']} with warnings), "
         f"{counts['invalid']} invalid; {planned.matrix}{profile}, {planned.coverage} coverage, on {planned.device}"
-        + (", predictions for CUDA" if predicted else ""),
-        markup=False,
-        soft_wrap=True,
+        + (", predictions for CUDA" if predicted else "")
     )
 
 
@@ -70,18 +68,18 @@ def print_fit(answer: Answer, out: TextIO, profile: str | None = None) -> None:
     forecast = answer.forecast
     console = Output(out)
     colour = COLOURS[forecast.verdict]
-    console.print(f"[{colour}]{forecast.verdict}[/]: {escape(_verdict(answer))}", soft_wrap=True)
+    console.print(f"[{colour}]{forecast.verdict}[/]: {plain(_verdict(answer))}", soft_wrap=True)
     whose = f" (profile {profile})" if profile else ""
-    console.print(escape(f"{answer.cell.name}, {_work(answer)}{whose}"), soft_wrap=True)
+    console.tell(f"{answer.cell.name}, {_work(answer)}{whose}")
     for finding in answer.warnings:
-        console.print(f"warning {finding.rule}: {finding.reason}", markup=False, soft_wrap=True)
+        console.tell(f"warning {finding.rule}: {finding.reason}")
     console.print(_table(("ledger", "bytes", ""), list(_ledger(forecast))))
     console.print(_table(("phase", "step", "allocated", "reserved", "device"), list(_phases(forecast))))
     if forecast.roles:
         console.print(_table(("role", "weights", "gradients", "optimizer", ""), list(_roles(forecast))))
     console.print(_table(("live at the peak", "bytes", "share", ""), list(_at_peak(forecast))))
     for line in _rests_on(answer):
-        console.print(line, markup=False, soft_wrap=True)
+        console.tell(line)
     if answer.max:
         _print_max(answer.max, console)
     if answer.advice:
@@ -118,9 +116,14 @@ def _verdict(answer: Answer) -> str:
     if forecast.verdict == "fits":
         return f"{need} of {budget} predicted, {units.size(forecast.margin_bytes)} to spare, more than the error band of {band}"
     if forecast.memory.num_alloc_retries:
-        times = units.plural(forecast.memory.num_alloc_retries, "time")
-        return f"{need} of {budget} predicted, after the allocator gave back cached memory {times}; the error band is {band}"
+        return f"{need} of {budget} predicted, but it {_retried(forecast)}; the error band is {band}"
     return f"{need} of {budget} predicted, {units.size(forecast.margin_bytes)} to spare, less than the error band of {band}"
+
+
+def _retried(forecast: Forecast) -> str:
+    """Why it is tight, however much room is left."""
+    times = units.plural(forecast.memory.num_alloc_retries or 0, "time")
+    return f"fits only after cached memory is given back ({times})"
 
 
 def _runs_out(phase: str | None, oom: OutOfMemory | None) -> str:
@@ -174,14 +177,14 @@ def _phases(forecast: Forecast) -> Iterator[tuple[str, ...]]:
     for phase in forecast.phases:
         here = (phase.name, phase.step) == (forecast.limiting_phase, forecast.limiting_step)
         numbers = map(units.size, (phase.allocated_bytes, phase.reserved_bytes, phase.device_bytes))
-        row = (escape(phase.name), units.DASH if phase.step is None else str(phase.step), *numbers)
+        row = (plain(phase.name), units.DASH if phase.step is None else str(phase.step), *numbers)
         yield tuple(f"[bold]{text}[/]" for text in row) if here else row
 
 
 def _roles(forecast: Forecast) -> Iterator[tuple[str, ...]]:
     for name, role in forecast.roles.items():
         sizes = map(units.size, (role.weights_bytes, role.gradients_bytes, role.optimizer_bytes))
-        yield escape(name), *sizes, f"shares {escape(role.shares)}'s" if role.shares else ""
+        yield plain(name), *sizes, f"shares {plain(role.shares)}'s" if role.shares else ""
 
 
 def _at_peak(forecast: Forecast) -> Iterator[tuple[str, str, str, str]]:
@@ -195,7 +198,7 @@ def _at_peak(forecast: Forecast) -> Iterator[tuple[str, str, str, str]]:
             continue
         kind = share.kind.replace("_", " ")
         whose = f"{share.role}'s {kind}" if share.role else kind
-        yield escape(whose), units.size(share.nbytes), f"{share.nbytes / total:.1%}", KINDS.get(share.kind, "")
+        yield plain(whose), units.size(share.nbytes), f"{share.nbytes / total:.1%}", KINDS.get(share.kind, "")
     if small:
         yield "others", units.size(small), f"{small / total:.1%}", ""
 
@@ -218,7 +221,7 @@ def _rests_on(answer: Answer) -> Iterator[str]:
     yield from forecast.notes
 
 
-def _print_max(found: Maximum, console: Console) -> None:
+def _print_max(found: Maximum, console: Output) -> None:
     rows = [
         (
             str(probe.value),
@@ -229,31 +232,27 @@ def _print_max(found: Maximum, console: Console) -> None:
     ]
     console.print(_table((found.field, "device", "verdict"), rows))
     if found.value is None:
-        console.print(f"largest {found.field}: none fits ({found.bound})", markup=False, soft_wrap=True)
+        console.tell(f"largest {found.field}: none fits ({found.bound})")
         return
     along = "".join(f", with {name} {value}" for name, value in found.along.items())
-    console.print(
-        f"largest {found.field}: {found.value}{along} ({units.size(found.device_bytes)}; {found.bound})",
-        markup=False,
-        soft_wrap=True,
-    )
+    console.tell(f"largest {found.field}: {found.value}{along} ({units.size(found.device_bytes)}; {found.bound})")
 
 
-def _print_advice(advice: Advice, console: Console) -> None:
+def _print_advice(advice: Advice, console: Output) -> None:
     if advice.suggestions:
         rows = [
             (
-                escape("\n".join(f"{name}: {_value(value)}" for name, value in one.changes.items())),
+                "\n".join(plain(f"{name}: {_value(value)}") for name, value in one.changes.items()),
                 units.size(one.device_bytes),
                 units.size(one.margin_bytes),
                 f"[{COLOURS[one.verdict]}]{one.verdict}[/]",
-                escape("\n".join(one.price)),
+                "\n".join(map(plain, one.price)),
             )
             for one in advice.suggestions
         ]
         console.print(_table(("change to", "device", "to spare", "verdict", "at the price of"), rows))
     predictions = units.plural(advice.predictions, "prediction")
-    console.print(f"advice: {advice.ending} ({predictions})", markup=False, soft_wrap=True)
+    console.tell(f"advice: {advice.ending} ({predictions})")
 
 
 def _value(value: object) -> str:

@@ -1,6 +1,6 @@
 """What is seen of a run at work, on stderr: a live display on a terminal, else a plain line for each cell that ends.
 
-    with listening(Console(stderr=True), size=str, seconds=str) as listener:
+    with listening(Output(sys.stderr), size=str, seconds=str) as listener:
         run(planned, folder, listener=listener)
 
 `size` and `seconds` turn bytes and seconds into text.
@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,15 +23,16 @@ from rich.progress import (
 
 from vrambench.bench.results.records import FAILED, Result
 from vrambench.bench.run.session import Listener
+from vrambench.reports.text.terminal import Output, visible
 
-Text = Callable[[int], str]
+Size = Callable[[int], str]
 Duration = Callable[[float], str]
 
 COLOURS = {"ok": "green", "oom": "yellow", "invalid": "dim"} | dict.fromkeys(FAILED, "red")
 
 
 @contextmanager
-def listening(console: Console, size: Text, seconds: Duration) -> Iterator[Listener]:
+def listening(console: Output, size: Size, seconds: Duration) -> Iterator[Listener]:
     """The listener that suits the console."""
     if not console.is_terminal:
         yield PlainListener(console, size, seconds)
@@ -45,14 +44,14 @@ def listening(console: Console, size: Text, seconds: Duration) -> Iterator[Liste
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[running]}"),
+        TextColumn("{task.fields[running]}", markup=False),
         console=console,
         transient=True,
     ) as progress:
-        yield LiveListener(progress, size, seconds)
+        yield LiveListener(progress, console, size, seconds)
 
 
-def ending(result: Result, size: Text, seconds: Duration) -> str:
+def ending(result: Result, size: Size, seconds: Duration) -> str:
     """How a cell ended, in a line: status, peak, time; for one that did not end well the phase and the reason."""
     memory = result.memory
     peak = memory.device_bytes if memory.device_bytes is not None else memory.allocated_bytes
@@ -69,7 +68,7 @@ def ending(result: Result, size: Text, seconds: Duration) -> str:
 class PlainListener:
     """One line per cell, when it ends."""
 
-    def __init__(self, console: Console, size: Text, seconds: Duration) -> None:
+    def __init__(self, console: Output, size: Size, seconds: Duration) -> None:
         self._console = console
         self._size = size
         self._seconds = seconds
@@ -84,15 +83,16 @@ class PlainListener:
         self.message(f"{result.id}  {result.name}: {ending(result, self._size, self._seconds)}")
 
     def message(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.tell(text)
 
 
 class LiveListener:
     """Cells done and time left; below, each running cell with its phase and the live bytes' peak; above, the cells
     that ended."""
 
-    def __init__(self, progress: Progress, size: Text, seconds: Duration) -> None:
+    def __init__(self, progress: Progress, console: Output, size: Size, seconds: Duration) -> None:
         self._progress = progress
+        self._console = console
         self._size = size
         self._seconds = seconds
         self._cells: TaskID | None = None
@@ -114,14 +114,13 @@ class LiveListener:
     def finished(self, result: Result) -> None:
         self._running.pop(result.name, None)
         colour = COLOURS.get(result.status, "white")
-        text = escape(ending(result, self._size, self._seconds))
-        self._progress.console.print(f"[{colour}]{escape(result.name)}: {text}[/]", highlight=False)
+        self._console.tell(f"{result.name}: {ending(result, self._size, self._seconds)}", colour)
         if self._cells is not None:
             self._progress.advance(self._cells)
         self._show()
 
     def message(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, highlight=False)
+        self._console.tell(text)
 
     def _show(self) -> None:
         if self._cells is None:
@@ -129,5 +128,5 @@ class LiveListener:
         lines = []
         for name, phase in self._running.items():
             peak = f", peak {self._size(self._peaks[name])}" if self._peaks.get(name) else ""
-            lines.append(escape(f"{name}: {phase}{peak}"))
+            lines.append(visible(f"{name}: {phase}{peak}"))
         self._progress.update(self._cells, running="\n".join(lines))

@@ -9,13 +9,15 @@ width are the console's affair, so NO_COLOR, pipes and narrow windows are respec
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -40,16 +42,26 @@ PIPED_WIDTH = 200
 
 
 class Output(Console):
-    """A console on a text stream, as wide as its terminal, else PIPED_WIDTH. Where the reader has gone, printing raises
-    BrokenPipeError as `print` does."""
+    """A console on a text stream, as wide as its terminal, else PIPED_WIDTH. `:smile:` is text."""
 
-    def __init__(self, out: TextIO) -> None:
-        super().__init__(file=out, highlight=False)
+    def __init__(self, out: TextIO, **more: Any) -> None:
+        super().__init__(file=out, highlight=False, emoji=False, **more)
         if not self.is_terminal:
             self.width = PIPED_WIDTH
 
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
+    def tell(self, text: str, style: str = "") -> None:
+        """Prints a line as it is: no markup, no line breaks of our own, nothing that a terminal would obey."""
+        self.print(Text(visible(text), style=style), soft_wrap=True)
+
+
+def visible(text: str) -> str:
+    """`text` in one line, with a mark in place of whatever a terminal would obey: escapes, carriage returns, line ends."""
+    return units.printable(re.sub("[\t\n\r]+", " ", text))
+
+
+def plain(text: str) -> str:
+    """`visible` text for where Rich reads markup, which it then is not."""
+    return escape(visible(text))
 
 
 def print_table(folders: Sequence[Path], out: TextIO) -> None:
@@ -63,7 +75,7 @@ def print_table(folders: Sequence[Path], out: TextIO) -> None:
         missing = len({cell["id"] for cell in store.info.get("cells", [])} - {result.id for result in results})
         corrupted = tuple(str(file) for file in store.corrupted)
         for line in summary_lines(results, not_run=missing, corrupted=corrupted):
-            console.print(line, markup=False, soft_wrap=True)
+            console.tell(line)
 
 
 def results_table(results: Sequence[Result]) -> Table:
@@ -104,7 +116,7 @@ def summary_lines(results: Sequence[Result], *, not_run: int = 0, corrupted: Seq
             f"{units.plural(len(failed), 'measurement')} failed; run again with --retry {','.join(_retryable(failed))}"
         )
     lines += [f"cannot be read: {name}" for name in corrupted]
-    return [units.printable(line) for line in lines]
+    return [visible(line) for line in lines]
 
 
 def _retryable(failed: Sequence[Result]) -> list[str]:
@@ -113,9 +125,9 @@ def _retryable(failed: Sequence[Result]) -> list[str]:
 
 def _texts(row: Row, basis: str | None) -> list[Text]:
     peak = getattr(row.memory, basis) if basis else None
-    cell = Text(units.printable(row.name))
+    cell = Text(visible(row.name))
     if why := _why(row):
-        cell.append("\n" + units.printable(why), style="dim")
+        cell.append("\n" + visible(why), style="dim")
     return [
         Text(row.status, style=STYLES.get(row.status, "")),
         cell,

@@ -97,6 +97,29 @@ def test_tight_is_exit_code_0_and_said(capsys: pytest.CaptureFixture[str]) -> No
     code, out = fit(f"--budget {told['predicted']['device_bytes'] + 1}", capsys)
     assert code == 0
     assert out.startswith("tight: ")
+    assert fit(f"--strict --budget {told['predicted']['device_bytes'] + 1}", capsys)[0] == 1
+    assert fit("--strict --budget 24GiB", capsys)[0] == 0
+
+
+@pytest.mark.parametrize(("retries", "said"), [(0, "less than the error band"), (2, "is given back (2 times)")])
+def test_tight_says_why(retries: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import io
+
+    from vrambench.bench.predict.fit import Answer
+    from vrambench.bench.results.forecast import Forecast
+    from vrambench.methods.cell import from_flat
+    from vrambench.reports.text.answers import print_fit
+
+    _, told = document("--budget 24GiB", capsys)
+    cell = from_flat(told["cell"])
+    from vrambench.bench.predict.forecast import Predictor
+
+    forecast = Predictor().forecast(cell)
+    memory = forecast.memory.model_copy(update={"num_alloc_retries": retries})
+    tight: Forecast = forecast.model_copy(update={"verdict": "tight", "memory": memory})
+    out = io.StringIO()
+    print_fit(Answer(cell, None, tight), out)
+    assert said in out.getvalue().splitlines()[0]
 
 
 def test_a_card_s_name_is_its_capacity_and_its_hardware(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from rich.console import Console
-
 from vrambench.bench.results.records import Memory, Result
 from vrambench.reports.text.progress import LiveListener, PlainListener, ending, listening
+from vrambench.reports.text.terminal import Output
 
 
 def result(status: str, **more: Any) -> Result:
@@ -36,7 +35,7 @@ def test_endings() -> None:
 
 def test_without_a_terminal_a_line_per_cell() -> None:
     out = io.StringIO()
-    with listening(Console(file=out, width=20), size, seconds) as listener:
+    with listening(Output(out), size, seconds) as listener:
         assert isinstance(listener, PlainListener)
         listener.message("preparing offload zero2_optimizer")
         listener.started("fp32 [none] sft", 1, 2)
@@ -52,7 +51,8 @@ def test_without_a_terminal_a_line_per_cell() -> None:
 
 def test_on_a_terminal_what_runs_is_seen_live() -> None:
     out = io.StringIO()
-    console = Console(file=out, force_terminal=True, width=160, color_system=None)
+    console = Output(out, force_terminal=True, color_system=None)
+    console.width = 160
     with listening(console, size, seconds) as listener:
         assert isinstance(listener, LiveListener)
         listener.finished(INVALID)
@@ -66,3 +66,23 @@ def test_on_a_terminal_what_runs_is_seen_live() -> None:
     assert "2/4" in shown
     assert "fp32 [none] sft: optimizer_step, step 1, peak 9 B" in shown
     assert "fp32 [none] sft: ok  peak 7 B" in out.getvalue()
+
+
+HOSTILE = "[red]star:star[/]\x1b]0;title\x07\r\nfits"
+
+
+def test_names_are_text_that_no_terminal_obeys() -> None:
+    for terminal in (False, True):
+        out = io.StringIO()
+        console = Output(out, force_terminal=terminal, color_system=None)
+        console.width = 160
+        with listening(console, size, seconds) as listener:
+            listener.message(HOSTILE)
+            listener.started(HOSTILE, 1, 1)
+            listener.phase(HOSTILE, "learn", 1, 9)
+            if isinstance(listener, LiveListener):
+                listener._progress.refresh()
+            listener.finished(OOM.model_copy(update={"name": HOSTILE, "reason": HOSTILE}))
+        assert "[red]star:star[/]\ufffd]0;title\ufffd fits" in out.getvalue()
+        assert "\x1b]0" not in out.getvalue()
+        assert "\x07" not in out.getvalue()

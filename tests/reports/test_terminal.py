@@ -11,7 +11,7 @@ from rich.console import Console
 from tests.reports import made
 from vrambench.bench.results.records import Learning, Memory, Result
 from vrambench.bench.results.store import RunFolder
-from vrambench.reports.text.terminal import print_table, results_table, summary_lines
+from vrambench.reports.text.terminal import Output, print_table, results_table, summary_lines
 
 
 def printed(results: list[Result], width: int = 240) -> str:
@@ -106,3 +106,9 @@ def test_a_run_folder_is_printed(tmp_path: Path) -> None:
     print_table([folder.path], out)
     assert "12 GiB" in out.getvalue()
     assert "2 cells: 1 ok, 1 not run" in out.getvalue()
+
+
+def test_a_line_is_one_line_of_text() -> None:
+    out = io.StringIO()
+    Output(out).tell("[b]:smile:[/b]\x1b[31m\r\nnext " + "x" * 300)
+    assert out.getvalue() == "[b]:smile:[/b]\ufffd[31m next " + "x" * 300 + "\n"

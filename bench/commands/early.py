@@ -1,0 +1,117 @@
+"""What can be wrong with the matrix and the selectors by their words alone: told at once and together, before anything heavy
+is imported.
+
+    matrix = load(path, selection)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vrambench.bench.commands.shared import Mistakes, default_matrix
+from vrambench.methods.errors import ConfigurationError, did_you_mean, shown
+from vrambench.methods.workload import FIELDS
+
+if TYPE_CHECKING:
+    from vrambench.bench.plan.matrix import Matrix, Setting
+    from vrambench.bench.plan.selection import Selection
+
+
+def load(path: Path | None, selection: Selection) -> Matrix:
+    """The matrix file at `path`, else the default one. Raises Mistakes with every line about it and the selectors that can be
+    said without importing torch; what is left, `select` says."""
+    from vrambench.bench.plan.matrix import load_matrix
+
+    _check_blanks(path, selection)
+    messages = list(_about(selection))
+    try:
+        matrix = load_matrix(path or default_matrix())
+        messages += _about_matrix(matrix, selection.profile)
+    except ConfigurationError as error:
+        messages.insert(0, error.message)
+    if messages:
+        raise Mistakes(list(dict.fromkeys(messages)))
+    return matrix
+
+
+def _check_blanks(path: Path | None, selection: Selection) -> None:
+    """`--set batch_size 4` sets nothing, and takes 4 for the matrix: says what was probably meant."""
+    if path is None or path.exists():
+        return
+    for option, given in (("set", selection.set), ("sweep", selection.sweep), ("only", selection.only)):
+        for typed in given:
+            if "=" not in typed:
+                raise ConfigurationError(
+                    f"--{option} {typed} {path}: write --{option} {typed}={path}, without a blank", field=option
+                )
+
+
+def _about(selection: Selection) -> Iterator[str]:
+    """A line for each mistake in what was typed; those between two selectors only where each alone is right."""
+    from vrambench.bench.plan.selection import Selection
+
+    parts = [
+        *(Selection(axes={axis: text}) for axis, text in selection.axes.items()),
+        *(Selection(only=(typed,)) for typed in selection.only),
+        *(Selection(set=(typed,)) for typed in selection.set),
+        *(Selection(sweep=(typed,)) for typed in selection.sweep),
+        Selection(coverage=selection.coverage),
+        Selection(repeat=selection.repeat),
+    ]
+    found = [message for part in parts for message in _of(part)]
+    yield from found or _of(replace(selection, axes={}))
+
+
+def _of(selection: Selection) -> list[str]:
+    """The mistakes in one selector; in several, the first."""
+    from vrambench.bench.plan.matrix import check_builtin
+
+    messages: list[str] = []
+
+    def check(function: Callable[[], object]) -> None:
+        try:
+            function()
+        except ConfigurationError as error:
+            messages.append(error.message)
+
+    def check_axes() -> None:
+        for axis, settings in selection.layer().axes.items():
+            for setting in settings:
+                check(partial(check_builtin, axis, setting.value, setting.origin))
+
+    check(check_axes)
+    check(lambda: _check_fields({name: (setting,) for name, setting in selection.settings().items()}))
+    check(lambda: _check_fields(selection.sweeps()))
+    check(selection.kept)
+    return messages
+
+
+def _check_fields(settings: Mapping[str, tuple[Setting, ...]]) -> None:
+    """That no field is a slip of another's name. One unlike all fields may be a namespace, which only the axes' values know."""
+    for name, values in settings.items():
+        if name in FIELDS or "." in name or any(isinstance(one.value, Mapping) for one in values):
+            continue
+        hint = did_you_mean(name, FIELDS)
+        if hint:
+            raise ConfigurationError(f"{values[0].origin}unknown field {shown(name)}{hint}", field=name)
+
+
+def _about_matrix(matrix: Matrix, profile: str | None) -> Iterator[str]:
+    """A line for each unknown axis value in the file, and for an unknown profile."""
+    from vrambench.bench.plan.matrix import check_builtin
+
+    for layer in (matrix.top, *matrix.profiles.values()):
+        for axis, settings in layer.axes.items():
+            for setting in settings:
+                try:
+                    check_builtin(axis, setting.value, setting.origin)
+                except ConfigurationError as error:
+                    yield error.message
+    try:
+        matrix.layer(profile)
+    except ConfigurationError as error:
+        yield error.message

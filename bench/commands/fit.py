@@ -1,0 +1,100 @@
+"""`vrambench fit`: whether one cell fits."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vrambench.bench.commands.early import load
+from vrambench.bench.commands.selectors import with_selectors
+from vrambench.bench.commands.shared import EXIT_DOES_NOT_FIT, Json, MatrixPath, card_named, say, stdout_kept_clean
+from vrambench.methods.errors import ConfigurationError, shown
+from vrambench.methods.workload import AXIS_NAMES, FIELDS
+
+if TYPE_CHECKING:
+    from vrambench.bench.plan.plan import Plan
+    from vrambench.bench.plan.selection import Selection
+    from vrambench.methods.cell import Cell
+
+MOST_SHOWN = 6
+"""Values of a field that an error lists."""
+
+
+@with_selectors
+def fit(
+    matrix: MatrixPath = None,
+    *,
+    selection: Selection,
+    maximum: Annotated[
+        str | None, typer.Option("--max", help="The field whose largest value that fits is wanted.", metavar="FIELD")
+    ] = None,
+    advices: Annotated[
+        int | None,
+        typer.Option("--advise", help="Suggest the N nearest configurations that fit.", min=1, metavar="N"),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 for `tight` as well.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Predict whether one cell fits on a GPU.
+
+    It takes seconds, and neither a GPU nor weights. Exit code 0: it fits, even if tightly; 1: it does not."""
+    loaded = load(matrix, selection)
+    with stdout_kept_clean() as out:
+        from vrambench.bench.plan.plan import select
+        from vrambench.bench.predict.fit import fit as fit_cell
+        from vrambench.bench.predict.fit import has_bf16
+
+        card = card_named(selection)
+        planned = select(loaded, selection, "cuda", bf16=has_bf16(card))
+        cell = only_cell(planned, maximum)
+        answer = fit_cell(cell, card, maximum=maximum, advices=advices, tell=say)
+        if as_json:
+            print(json.dumps(answer.document(), indent=1), file=out)
+        else:
+            from vrambench.reports.text.answers import print_fit
+
+            print_fit(answer, out, planned.profile)
+    fits = answer.forecast.verdict == "fits" if strict else answer.forecast.fits
+    return 0 if fits else EXIT_DOES_NOT_FIT
+
+
+def only_cell(plan: Plan, searched: str | None = None) -> Cell:
+    """The plan's one cell; of several that differ in the `searched` field alone, the one with its least value.
+    ConfigurationError where there are others, with what they differ in, or where a rule forbids it."""
+    from vrambench.bench.predict.advise import check_searched
+
+    planned = plan.cells[0]
+    if searched is not None:
+        check_searched(planned.cell, searched)
+    if len(plan.cells) > 1:
+        flats = [one.cell.flat() for one in plan.cells]
+        others = [{name: value for name, value in flat.items() if name != searched} for flat in flats]
+        if searched is None or searched not in FIELDS or any(other != others[0] for other in others):
+            raise ConfigurationError(f"{len(plan.cells)} cells are left, and fit answers for one; {_narrowing(flats)}")
+        planned = min(plan.cells, key=lambda one: getattr(one.cell.workload, searched))
+    rule = planned.rejection
+    if rule is not None:
+        raise ConfigurationError(f"{planned.name}: invalid on CUDA by the rule {rule.rule}: {rule.reason}")
+    return planned.cell
+
+
+def _narrowing(flats: list[dict[str, Any]]) -> str:
+    """How to come to one of several cells: each axis, or else each field, that still has several values."""
+    several: dict[str, list[Any]] = {}
+    for name in dict.fromkeys(name for flat in flats for name in flat):
+        values = [flat.get(name) for flat in flats]
+        distinct = [value for place, value in enumerate(values) if value is not None and value not in values[:place]]
+        if len(distinct) > 1:
+            several[name] = distinct
+    axes = {name: values for name, values in several.items() if name in AXIS_NAMES}
+    parts = []
+    for name, values in (axes or several).items():
+        texts = [str(value) if isinstance(value, str) else shown(value) for value in values]
+        listed = ", ".join(texts[:MOST_SHOWN]) + (
+            f" and {len(texts) - MOST_SHOWN} more" if len(texts) > MOST_SHOWN else ""
+        )
+        option = f"--{name} {texts[0]}" if name in AXIS_NAMES else f"--set {name}={texts[0]}"
+        parts.append(f"{name} is {listed} (as in {option})")
+    return "choose one value each: " + "; ".join(parts) if parts else "name all five axes"

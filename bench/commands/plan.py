@@ -1,0 +1,62 @@
+"""`vrambench plan`: what a matrix comes to, before anything runs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vrambench.bench.commands.early import load
+from vrambench.bench.commands.selectors import with_selectors
+from vrambench.bench.commands.shared import (
+    Json,
+    MatrixPath,
+    check_device,
+    device_here,
+    planned_for,
+    predictions,
+    stdout_kept_clean,
+)
+
+if TYPE_CHECKING:
+    from vrambench.bench.plan.selection import Selection
+
+
+@with_selectors
+def plan(
+    matrix: MatrixPath = None,
+    *,
+    selection: Selection,
+    device: Annotated[
+        str, typer.Option("--device", help="The device whose rules hold: auto, cpu, cuda, cuda:N.", metavar="DEVICE")
+    ] = "auto",
+    predict: Annotated[
+        bool | None,
+        typer.Option(
+            "--predict/--no-predict",
+            help="Predict each valid cell's peak on CUDA.",
+            show_default="predict where the rules are CUDA's",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the cells: valid or not, and why.
+
+    A cell is valid, and then predicted to fit or not, or a rule forbids it.
+
+    Naming all five axes asks for every combination of the values named: the matrix' exclude and coverage then leave none
+    out, and entries of its include that name all five axes are left out."""
+    check_device(device)
+    loaded = load(matrix, selection)
+    with stdout_kept_clean() as out:
+        # Unlike one to run on, a device to plan for need not be there.
+        planned = planned_for(loaded, selection, device_here(device) if device == "auto" else device)
+        if predict or (predict is None and planned.device == "cuda"):
+            planned = planned.predicted(predictions(selection)(planned.valid, None))
+        if as_json:
+            print(json.dumps(planned.document(), indent=1), file=out)
+        else:
+            from vrambench.reports.text.answers import print_plan
+
+            print_plan(planned, out)

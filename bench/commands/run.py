@@ -1,0 +1,209 @@
+"""`vrambench run`: planned cells are measured, each in a process of its own."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+import typing
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vrambench.bench.commands.early import load
+from vrambench.bench.commands.report import write_report
+from vrambench.bench.commands.selectors import with_selectors
+from vrambench.bench.commands.shared import (
+    MatrixPath,
+    check_device,
+    device_here,
+    has_bf16,
+    planned_for,
+    predictions,
+    say,
+    stdout_kept_clean,
+)
+from vrambench.methods.errors import ConfigurationError, UnknownValue
+
+if TYPE_CHECKING:
+    from vrambench.bench.plan.plan import PlannedCell
+    from vrambench.bench.plan.selection import Selection
+    from vrambench.bench.run.session import Summary
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise typer.BadParameter("must be a finite number of seconds.")
+    return value
+
+
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="auto, cpu, cuda, cuda:N.", metavar="DEVICE", show_default="auto"),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="The run's folder; where it holds a run, that run is resumed.",
+        metavar="DIR",
+        show_default="runs/<time>",
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        help="Cells at a time; on a GPU it can only be 1.",
+        min=1,
+        metavar="N",
+        show_default="one per core on the CPU",
+    ),
+]
+Timeout = Annotated[float, typer.Option(help="Seconds that a cell may take.", min=1, metavar="S", callback=_finite)]
+Retry = Annotated[
+    str | None,
+    typer.Option(help="Run cells that ended so again: timeout, crashed, error, pruned.", metavar="STATUS,.."),
+]
+Prune = Annotated[
+    bool,
+    typer.Option(
+        "--prune/--no-prune", help="Predict first, and do not start what needs far more than its budget (CUDA)."
+    ),
+]
+StorePredictions = Annotated[
+    bool,
+    typer.Option("--predict/--no-predict", help="Store predictions beside what is measured (CUDA); --prune does too."),
+]
+
+
+@with_selectors
+def run(
+    context: typer.Context,
+    matrix: MatrixPath = None,
+    *,
+    selection: Selection,
+    out: Out = None,
+    device: Device = None,
+    jobs: Jobs = None,
+    timeout: Timeout = 1800,
+    retry: Retry = None,
+    prune: Prune = False,
+    predict: StorePredictions = False,
+) -> int:
+    """Run the valid cells and write a report.
+
+    Each cell runs in a process of its own, and what it gave is stored as soon as it ends.
+
+    Naming all five axes asks for every combination of the values named: the matrix' exclude and coverage then leave none
+    out, and entries of its include that name all five axes are left out."""
+    statuses = _statuses(retry)
+    if device is not None:
+        check_device(device)
+    folder = out or _new_folder(Path("runs"))
+    if matrix is None and selection.empty and (folder / "run.json").exists():
+        cells, settings = _stored_plan(folder, device)
+    else:
+        cells, settings = _new_plan(folder, matrix, selection, device or "auto")
+    if predict or prune:
+        option = "--prune" if prune else "--predict"
+        if settings["device"] == "cpu":
+            raise ConfigurationError(f"{option}: predictions are for CUDA, and this run is on the CPU", field="prune")
+        settings |= {"predict": predictions(selection), "prune": prune}
+    settings["about"]["command"] = shlex.join(["vrambench", *context.obj])
+    settings |= {"jobs": jobs or _jobs(settings["device"]), "timeout": timeout, "retry": statuses}
+    with stdout_kept_clean() as stdout:
+        summary = _run(cells, folder, settings)
+        print_results([folder], stdout)
+        if summary.interrupted:
+            _say_how_to_go_on(folder)
+        written = folder / "report.html"
+        write_report([folder], written)
+        print(f"wrote {written}", file=stdout)
+    return summary.exit_code
+
+
+def _run(cells: Sequence[PlannedCell], folder: Path, settings: dict[str, Any]) -> Summary:
+    """Runs the cells, which is seen on stderr."""
+    from vrambench.bench.run.session import run as run_cells
+    from vrambench.reports import units
+    from vrambench.reports.text.progress import listening
+    from vrambench.reports.text.terminal import Output
+
+    try:
+        with listening(Output(sys.stderr), units.size, units.seconds) as listener:
+            return run_cells(cells, folder, listener=listener, **settings)
+    except KeyboardInterrupt:  # a second one, while jobs were being ended
+        _say_how_to_go_on(folder)
+        raise
+
+
+def _say_how_to_go_on(folder: Path) -> None:
+    say(f"go on with: vrambench run --out {shlex.quote(str(folder))}")
+
+
+def _jobs(device: str) -> int:
+    """One cell for each core, which then has one thread; on a GPU one cell."""
+    from vrambench.bench.machine.environment import usable_threads
+
+    return usable_threads() if device == "cpu" else 1
+
+
+def _statuses(text: str | None) -> frozenset[str]:
+    """The statuses of `--retry`."""
+    from vrambench.bench.results.records import FAILED
+
+    choices = (*FAILED, "pruned")
+    names = [name.strip() for name in text.split(",")] if text else []
+    for name in names:
+        if name not in choices:
+            raise UnknownValue("--retry", name, choices)
+    return frozenset(names)
+
+
+def _new_folder(parent: Path) -> Path:
+    """A folder for a run that begins now."""
+    stamp = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    names = (stamp if number == 1 else f"{stamp}-{number}" for number in range(1, 1000))
+    return next(parent / name for name in names if not (parent / name).exists())
+
+
+def _new_plan(
+    folder: Path, matrix: Path | None, selection: Selection, device: str
+) -> tuple[list[PlannedCell], dict[str, Any]]:
+    """The cells that the matrix and the selectors come to, and how they are run."""
+    is_run = (folder / "run.json").exists()
+    if folder.exists() and not is_run and any(folder.iterdir() if folder.is_dir() else [folder]):
+        raise ConfigurationError(f"--out {folder}: is there already, and is no run's folder; name another", field="out")
+    loaded = load(matrix, selection)
+    name = device_here(device)
+    planned = planned_for(loaded, selection, name)
+    about = {"matrix": planned.matrix, "profile": planned.profile, "coverage": planned.coverage}
+    return list(planned.cells), {"device": name, "repeat": planned.repeat, "about": about}
+
+
+def _stored_plan(folder: Path, device: str | None) -> tuple[list[PlannedCell], dict[str, Any]]:
+    """The cells of a run that was begun before, and how they were run."""
+    from vrambench.bench.plan.plan import PlannedCell
+    from vrambench.bench.plan.validity import check
+    from vrambench.bench.results.store import RunFolder
+    from vrambench.methods.cell import from_flat
+
+    info = RunFolder.open(folder).info
+    name = device_here(device or info["device"])
+    kind = typing.cast(Any, name.partition(":")[0])
+    bf16 = has_bf16(name)
+    cells = []
+    for stored in info["cells"]:
+        cell = from_flat({key: value for key, value in stored.items() if key not in ("id", "name")})
+        cells.append(PlannedCell(cell, stored["name"], check(cell, kind, bf16=bf16)))
+    about = {key: info[key] for key in ("matrix", "profile", "coverage") if key in info}
+    return cells, {"device": name, "repeat": info["repeat"], "about": about}
+
+
+def print_results(folders: Sequence[Path], out: typing.TextIO) -> None:
+    """The table of what each cell gave."""
+    from vrambench.reports.text.terminal import print_table
+
+    print_table(folders, out)

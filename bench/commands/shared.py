@@ -1,0 +1,140 @@
+"""What several commands use: exit codes, common options, what they print where, and how a plan is made and predicted."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vrambench.methods.errors import UnknownValue
+from vrambench.reports.units import printable
+
+if TYPE_CHECKING:
+    from vrambench.bench.plan.matrix import Matrix
+    from vrambench.bench.plan.plan import Plan
+    from vrambench.bench.plan.selection import Selection
+    from vrambench.bench.results.forecast import Outcome
+    from vrambench.bench.run.session import Predict
+    from vrambench.methods.cards import Card
+    from vrambench.methods.cell import Cell
+
+EXIT_DOES_NOT_FIT, EXIT_USAGE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 4, 130, 141
+
+MatrixPath = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[MATRIX]", help="The matrix file; ./matrix.yaml, else the one that is shipped.", show_default=False
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
+
+DEVICES = ("auto", "cpu", "cuda", "cuda:N")
+
+
+class Mistakes(Exception):
+    """Several mistakes in one call. `messages`: a line for each."""
+
+    def __init__(self, messages: Sequence[str]) -> None:
+        super().__init__("\n".join(messages))
+        self.messages = tuple(messages)
+
+
+@contextlib.contextmanager
+def stdout_kept_clean() -> Iterator[typing.TextIO]:
+    """The real stdout, for what the command has to say; whatever libraries print there meanwhile goes to stderr."""
+    real = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        yield real
+    real.flush()
+
+
+def say(text: str, end: str = "\n") -> None:
+    """On stderr. What a terminal would obey is shown as a mark."""
+    print("\n".join(printable(line) for line in text.split("\n")), end=end, file=sys.stderr, flush=True)
+
+
+def default_matrix() -> Path:
+    """./matrix.yaml if there is one, else the one that is shipped."""
+    import vrambench.bench
+
+    here = Path("matrix.yaml")
+    return here if here.exists() else Path(vrambench.bench.__file__).resolve().parent.parent / "matrix.yaml"
+
+
+def planned_for(loaded: Matrix, selection: Selection, device: str) -> Plan:
+    """The plan for a device by its full name; what the matrix is warned of goes to stderr."""
+    from vrambench.bench.plan.plan import select
+    from vrambench.bench.predict.quiet import hush
+
+    hush()
+    kind, _, _ = device.partition(":")
+    planned = select(loaded, selection, typing.cast(Any, kind), bf16=has_bf16(device))
+    for warning in planned.warnings:
+        say(f"warning: {warning}")
+    return planned
+
+
+def card_named(selection: Selection) -> Card | None:
+    """The card that the command line names as the budget, if it names one."""
+    from vrambench.methods.cards import CARDS
+
+    named = selection.settings().get("budget")
+    return CARDS.get(named.value.lower()) if named and isinstance(named.value, str) else None
+
+
+def predictions(selection: Selection) -> Predict:
+    """How cells are predicted: in processes of their own, with a line on stderr that says how many are done; for the GPU that they
+    run on, else for the card that the budget names."""
+    from vrambench.bench.predict.many import predict_all
+
+    named = card_named(selection)
+
+    def tell(done: int, total: int) -> None:
+        live = sys.stderr.isatty()
+        if live or done in (0, total):
+            print(
+                f"{chr(13) if live else ''}predicted {done} of {total} cells",
+                end="\n" if done == total or not live else "",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def predict(cells: Sequence[Cell], here: Card | None) -> Mapping[str, Outcome]:
+        card = here or named
+        return predict_all(cells, card.name if card else None, tell=tell)
+
+    return predict
+
+
+def check_device(device: str) -> None:
+    """That `device` is written as one, wherever it is. Raises UnknownValue."""
+    kind, colon, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (colon and not (kind == "cuda" and index.isdecimal())):
+        raise UnknownValue("--device", device, DEVICES)
+
+
+def device_here(device: str) -> str:
+    """The device to run on, by its full name. Raises ConfigurationError where it is not there."""
+    from vrambench.methods.device import get_device
+
+    check_device(device)
+    return str(get_device(device).torch)
+
+
+def has_bf16(device: str) -> bool:
+    """Whether the device has bf16 arithmetic: a GPU of compute capability 8.0, a CPU, or one that is not here to
+    ask."""
+    if not device.startswith("cuda"):
+        return True
+    from vrambench.bench.machine.environment import describe_gpu
+    from vrambench.bench.measure.meters.nvml import Nvml
+
+    library = Nvml.open()
+    gpu = describe_gpu(library, device) if library else None
+    capability = gpu["compute_capability"] if gpu else None
+    return capability is None or float(capability) >= 8.0

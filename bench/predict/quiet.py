@@ -1,0 +1,20 @@
+"""What libraries say about the machine where nothing is to run on it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+KERNELS = "Failed to load CPU gemm_4bit_forward from kernels-community"
+"""bitsandbytes, where an optional package of faster CPU kernels is not installed."""
+
+
+def hush() -> None:
+    """Keeps three sentences, and no others, off stderr."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_news)
+    warnings.simplefilter("ignore", FutureWarning)  # transformers' about its own names, one for each model
+    warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU")  # where none is meant to run
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(KERNELS)

@@ -1,0 +1,225 @@
+"""The command line: exit codes, one line for each mistake, clean stdout."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vrambench.bench.commands.app import main
+from vrambench.bench.commands.shared import default_matrix
+from vrambench.methods.errors import ConfigurationError
+
+
+def test_help_is_quick_and_lists_what_exists() -> None:
+    code = "import sys; from vrambench.bench.commands.app import main; main(['--help']); print('torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout
+    commands = [line.split()[0] for line in told.partition("Commands:")[2].splitlines() if line.startswith("  ")]
+    assert commands == ["plan", "fit", "run", "report", "doctor"]
+    assert told.splitlines()[-1] == "False"
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vrambench {importlib.metadata.version('vrambench')}\n"
+
+
+def test_nothing_typed_shows_help_and_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert capsys.readouterr().out.startswith("Usage: vrambench")
+
+
+@pytest.mark.usefixtures("matrix")
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("plam", "no such command 'plam'. Did you mean 'plan'?"),
+        ("plan --foo", "no such option: --foo"),
+        ("plan --set batch_size 4", "--set batch_size 4: write --set batch_size=4, without a blank"),
+        ("run --timeout inf", "invalid value for '--timeout': 'inf': must be a finite number of seconds"),
+        ("run --timeout nan", "invalid value for '--timeout': 'nan': "),
+        ("plan --profile", "option '--profile' requires an argument"),
+        ("plan absent.yaml", "absent.yaml: cannot be read: No such file or directory"),
+        ("plan .", ".: cannot be read: Is a directory"),
+        ("plan --profile smoke", "profile: matrix.yaml has no profiles, so there is no 'smoke'"),
+        ("plan --device cude", "--device: 'cude' is not one of auto, cpu, cuda, cuda:N; did you mean 'cuda'?"),
+        ("plan --device cpu:1", "--device: 'cpu:1' is not one of auto, cpu, cuda, cuda:N; did you mean 'cpu'?"),
+        ("plan --only algorithm=ppoo", "--only algorithm: 'ppoo' is not one of sft, ppo; did you mean 'ppo'?"),
+        ("plan --set steps=0", "--set steps=0: steps: 0: must be at least 1"),
+        ("plan --budget 24Gx", "--budget 24Gx: budget: '24Gx' is not a size; write 24GiB, 16GB or a card: "),
+        ("plan --precision fp32 --precision nf4", "--precision is given 2 times; write --precision fp32,nf4"),
+        ("plan --model tiny --model gpt2", "--model is given 2 times: tiny, gpt2"),
+        ("plan --repeat 1 --repeat 2", "--repeat is given 2 times: 1, 2"),
+        ("plan --repeat many", "invalid value for '--repeat': 'many': "),
+        ("plan --repeat 0", "--repeat 0: must be at least 1"),
+        ("run --jobs 0", "invalid value for '--jobs': '0': "),
+        ("run --timeout soon", "invalid value for '--timeout': "),
+        ("run --retry oops", "--retry: 'oops' is not one of timeout, crashed, error, pruned"),
+        ("run --device cpu --prune", "--prune: predictions are for CUDA, and this run is on the CPU"),
+        ("run --device cpu --predict", "--predict: predictions are for CUDA, and this run is on the CPU"),
+        ("run --device meta", "--device: 'meta' is not one of auto, cpu, cuda, cuda:N"),
+        ("run --device tpu", "--device: 'tpu' is not one of auto, cpu, cuda, cuda:N"),
+        ("run --out matrix.yaml", "--out matrix.yaml: is there already, and is no run's folder; name another"),
+        ("run --out .", "--out .: is there already, and is no run's folder; name another"),
+        ("report", "missing argument 'RUN...'"),
+        ("report nowhere -o .", "-o .: is a folder; name a file"),
+        ("report nowhere -o there/report.html", "-o there/report.html: there is no folder there"),
+        (
+            "report nowhere -o matrix.yaml",
+            "-o matrix.yaml: is there already, and is no report of ours; --force overwrites it",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(typed: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(typed.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {message}")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "axes: [\n", "\tx: 1\n"])
+def test_a_broken_matrix_is_one_line(text: str, matrix: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    matrix.write_text(text)
+    assert main(["plan"]) == 2
+    assert capsys.readouterr().err.startswith("error: matrix.yaml:")
+
+
+def test_without_a_matrix_here_the_shipped_one_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert default_matrix() == Path(__file__).parents[3] / "matrix.yaml"
+    (tmp_path / "matrix.yaml").write_text("axes: {}\n")
+    assert default_matrix() == Path("matrix.yaml")
+
+
+@pytest.mark.usefixtures("matrix")
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        (ConfigurationError("x: wrong"), 2, "error: x: wrong\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+        (OSError(28, "No space left on device", "results"), 4, "error: results: No space left on device\n"),
+        (ZeroDivisionError(), 4, "error: vrambench failed; the lines above say where\n"),
+    ],
+)
+def test_errors_become_exit_codes_in_one_place(
+    raised: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import vrambench.bench.plan.plan
+
+    def fail(*given: Any, **more: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(vrambench.bench.plan.plan, "select", fail)
+    assert main(["plan", "--device", "cpu"]) == code
+    err = capsys.readouterr().err
+    assert err.endswith(message)
+    assert ("Traceback" in err) == isinstance(raised, ZeroDivisionError)
+
+
+COMMAND = "import sys; from vrambench.bench.commands.app import main; sys.exit(main(sys.argv[1:]))"
+
+
+def started(typed: str, **streams: Any) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    command = [sys.executable, "-P", "-c", COMMAND, *typed.split()]
+    return subprocess.run(command, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | streams)
+
+
+@pytest.mark.usefixtures("matrix")
+@pytest.mark.parametrize("typed", ["--help", "fit -h", "--version", "plan --device cpu --json"])
+def test_a_reader_that_goes_is_141(typed: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as nobody:
+        done = started(typed, stdout=nobody)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.usefixtures("matrix")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+def test_an_output_that_is_full_is_a_failure_with_a_sentence() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = started("plan --device cpu --json", stdout=full)
+    assert (done.returncode, done.stderr) == (4, "error: standard output: No space left on device\n")
+
+
+@pytest.mark.usefixtures("matrix")
+def test_a_broken_stderr_changes_nothing() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as nobody:
+        wrong = started("plan --algorithm ppoo", stderr=nobody)
+        done = started("plan --device cpu", stderr=nobody)
+    assert wrong.returncode == 2
+    assert done.returncode == 0
+    assert done.stdout.endswith("on cpu\n")
+
+
+@pytest.mark.usefixtures("matrix")
+def test_ascii_is_enough() -> None:
+    done = started("plan --device cpu --predict --only precision=fp32", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0
+    assert "fits" in done.stdout
+    assert done.stdout.isascii()
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "plan --algorithm ppoo",
+        "plan --only axis=ppo",
+        "plan --set batchsize=4",
+        "plan --set batch_size",
+        "plan --profile smok",
+        "plan --device cude",
+        "plan broken.yaml",
+        "plan wrong.yaml",
+        "fit --optimizer adam",
+        "run --device tpu",
+        "run --retry oops",
+    ],
+)
+def test_mistakes_are_told_without_torch(typed: str, matrix: Path) -> None:
+    (matrix.parent / "broken.yaml").write_text("axes: [\n")
+    (matrix.parent / "wrong.yaml").write_text(matrix.read_text().replace("nf4", "nf5"))
+    code = "import sys; from vrambench.bench.commands.app import main; code = main(sys.argv[1:])"
+    heavy = "sys.exit(code if not {'torch', 'transformers'} & set(sys.modules) else 99)"
+    command = [sys.executable, "-P", "-c", f"{code}; {heavy}", *typed.split()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+
+
+def test_all_mistakes_are_told_at_once(matrix: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    matrix.write_text("axes: [\n")
+    typed = (
+        "plan --algorithm ppoo,sftt --precision nf5 --only x=ppo --set batchsize=4 --set steps --sweep seed= --repeat 0"
+    )
+    assert main(typed.split()) == 2
+    told = [line.split(": ")[:3] for line in capsys.readouterr().err.splitlines()]
+    assert [line[1] for line in told] == [
+        told[0][1],
+        "--precision nf5",
+        "--algorithm ppoo,sftt",
+        "--algorithm ppoo,sftt",
+        "--only x=ppo",
+        "--set batchsize=4",
+        "--set steps",
+        "--sweep seed=",
+        "--repeat 0",
+    ]
+    assert told[0][1].startswith("matrix.yaml:")
+
+
+def test_control_characters_are_not_obeyed(matrix: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--set", "batch\x1b]0;title\x07size=4"]) == 2
+    assert main(["plam\x1b[31m"]) == 2
+    told = capsys.readouterr().err
+    assert "\x1b" not in told
+    assert "\x07" not in told

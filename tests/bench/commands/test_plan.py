@@ -1,0 +1,93 @@
+"""`vrambench plan`: what it shows, and what it predicts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vrambench.bench.commands.app import main
+from vrambench.bench.results.forecast import Outcome
+
+
+@pytest.mark.usefixtures("matrix")
+def test_plan_shows_every_cell_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--device", "cpu", "--adapter", "none,lora"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [line for line in lines if "nf4 none adamw_torch none sft" in line]
+    assert "invalid" in row
+    assert "quantized-full: without an adapter a quantised model" in row
+    assert any("nf4 lora adamw_torch none ppo" in line and " valid " in line for line in lines)
+    assert lines[-1] == "8 cells: 6 valid (0 with warnings), 2 invalid; matrix.yaml, full coverage, on cpu"
+
+
+@pytest.mark.usefixtures("matrix")
+def test_plan_shows_predictions_where_they_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["plan", "--device", "cpu", "--predict", "--only", "algorithm=sft", "--budget", "rtx-3090", "--json"]
+    assert main(typed) == 0
+    captured = capsys.readouterr()
+    assert "predicted 1 of 1 cells" in captured.err
+    valid, invalid = json.loads(captured.out)["cells"]
+    assert valid["fit"] == "fits"
+    assert valid["margin_bytes"] == int(23.68 * 2**30) - valid["predicted"]["device_bytes"]
+    assert (invalid["verdict"], invalid["fit"], invalid["predicted"], invalid["margin_bytes"]) == (
+        "invalid",
+        *[None] * 3,
+    )
+
+
+@pytest.mark.usefixtures("matrix")
+def test_plan_predicts_by_default_for_cuda_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vrambench.bench.predict.many
+
+    asked: list[int] = []
+
+    def failing(cells: list[Any], card: str | None, *, tell: Any) -> dict[str, Outcome]:
+        asked.append(len(cells))
+        return {cell.id: Outcome(reason="no such operator") for cell in cells}
+
+    monkeypatch.setattr(vrambench.bench.predict.many, "predict_all", failing)
+    assert main(["plan", "--device", "cpu"]) == 0
+    assert main(["plan", "--device", "cuda", "--no-predict"]) == 0
+    assert asked == []
+    assert "of budget" not in capsys.readouterr().out
+    assert main(["plan", "--device", "cuda"]) == 0
+    assert asked == [2]
+    assert capsys.readouterr().out.count("not predicted: no such operator") == 2
+
+
+@pytest.mark.usefixtures("matrix")
+def test_plan_json_is_one_document_whatever_libraries_print(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vrambench.bench.plan.plan
+
+    real = vrambench.bench.plan.plan.select
+
+    def chatty(*given: Any, **more: Any) -> Any:
+        print("a library says hello")
+        return real(*given, **more)
+
+    monkeypatch.setattr(vrambench.bench.plan.plan, "select", chatty)
+    assert main(["plan", "--json", "--device", "cuda", "--no-predict"]) == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert (document["device"], document["repeat"], document["counts"]["cells"]) == ("cuda", 2, 4)
+    assert "a library says hello" in captured.err
+
+
+def test_warnings_of_the_matrix_go_to_stderr(
+    matrix: Path, runner: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    runner({"ok": 1})
+    matrix.write_text(matrix.read_text() + "exclude: [{adapter: lora}]\n")
+    for typed in ("plan --json --device cpu", "run --device cpu --out first"):
+        assert main(typed.split()) == 0
+        captured = capsys.readouterr()
+        assert "warning: matrix.yaml:10: exclude[0]: matches no combination" in captured.err
+        assert "matches no combination" not in captured.out

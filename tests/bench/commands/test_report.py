@@ -1,0 +1,57 @@
+"""`vrambench report`: where it writes, and what it says where it cannot."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vrambench.bench.commands import report as command
+from vrambench.bench.commands.app import main
+
+
+def test_report_overwrites_a_report_and_with_force_anything(
+    matrix: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[list[Path], Path]] = []
+    monkeypatch.setattr(command, "write_report", lambda folders, out: asked.append((folders, out)) or out)
+    ours = matrix.parent / "report.html"
+    ours.write_text('<!doctype html><html><head><meta name="generator" content="vrambench 0.1.0"></head></html>')
+    assert main(["report", "one", "two"]) == 0
+    assert main(["report", "one", "-o", "matrix.yaml", "--force"]) == 0
+    assert asked == [([Path("one"), Path("two")], Path("report.html")), ([Path("one")], Path("matrix.yaml"))]
+    assert capsys.readouterr().out == "wrote report.html\nwrote matrix.yaml\n"
+
+
+def test_what_is_no_file_is_refused_with_force_too(matrix: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(matrix.parent / "pipe")
+    for force in ([], ["--force"]):
+        assert main(["report", "one", "-o", "pipe", *force]) == 2
+        assert capsys.readouterr().err == "error: -o pipe: is a pipe or a device, not a file; name a file\n"
+        assert main(["report", "one", "-o", os.devnull, *force]) == 2
+        capsys.readouterr()
+    assert Path(os.devnull).is_char_device()
+
+
+def test_what_is_no_run_is_said(matrix: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "nowhere"]) == 2
+    assert capsys.readouterr().err == "error: nowhere is not a run's folder: it has no run.json\n"
+
+
+@pytest.mark.parametrize(
+    ("ending", "said"),
+    [
+        ("os.abort()", "drawing ended with SIGABRT: no output"),
+        ("raise MemoryError('no room')", "drawing ended with exit code 1: MemoryError: no room"),
+    ],
+)
+def test_a_drawing_that_crashes_is_a_sentence(
+    ending: str, said: str, matrix: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The process that draws runs a module that ends as the drawing library does."""
+    (matrix.parent / "breaking.py").write_text(f"import os\ndef draw(): {ending}\n")
+    monkeypatch.setenv("PYTHONPATH", str(matrix.parent))
+    monkeypatch.setattr(command, "__name__", "breaking")
+    assert main(["report", "one"]) == 4
+    assert capsys.readouterr().err == f"error: report.html: the report could not be drawn; {said}\n"

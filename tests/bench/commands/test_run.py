@@ -1,0 +1,125 @@
+"""`vrambench run`: what it hands on to the runner, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vrambench.bench.commands import run as command
+from vrambench.bench.commands.app import main
+from vrambench.methods.cards import CARDS
+
+Fake = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.mark.parametrize(
+    ("counts", "interrupted", "code"),
+    [
+        ({"ok": 2, "invalid": 2}, False, 0),
+        ({"ok": 1, "oom": 1, "invalid": 2}, False, 0),
+        ({"ok": 1, "crashed": 1}, False, 4),
+        ({"ok": 1}, True, 130),
+    ],
+)
+def test_runs_exit_code(runner: Fake, counts: Any, interrupted: bool, code: int) -> None:
+    runner(counts, interrupted)
+    assert main(["run", "--device", "cpu", "--out", "first"]) == code
+
+
+def test_run_hands_on_what_was_typed(runner: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    calls = runner({"ok": 2})
+    typed = "run --device cpu --out first --jobs 2 --timeout 30 --retry error,timeout --only algorithm=ppo"
+    assert main(typed.split()) == 0
+    (call,) = calls
+    assert [one.name for one in call["planned"]] == ["fp32 none adamw_torch none ppo", "nf4 none adamw_torch none ppo"]
+    assert (call["folder"], call["device"], call["repeat"]) == (Path("first"), "cpu", 2)
+    assert (call["jobs"], call["timeout"], call["retry"]) == (2, 30.0, frozenset({"error", "timeout"}))
+    assert call["about"] == {
+        "matrix": "matrix.yaml",
+        "profile": None,
+        "coverage": "full",
+        "command": f"vrambench {typed}",
+    }
+    assert capsys.readouterr().out == "the table\nwrote first/report.html\n"
+
+
+@pytest.mark.parametrize(("typed", "prune"), [("--prune", True), ("--predict", False)])
+def test_a_run_on_cuda_predicts_first_where_asked(
+    typed: str, prune: bool, runner: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vrambench.bench.commands.shared
+    import vrambench.bench.predict.many
+
+    cards: list[str | None] = []
+    monkeypatch.setattr(command, "device_here", lambda device: "cuda:0")
+    monkeypatch.setattr(vrambench.bench.commands.shared, "has_bf16", lambda device: True)
+    monkeypatch.setattr(
+        vrambench.bench.predict.many, "predict_all", lambda cells, card, *, tell: cards.append(card) or {"seen": cells}
+    )
+    calls = runner({"ok": 2})
+    assert main(["run", "--device", "cuda", "--out", "first", "--budget", "rtx-4090", typed]) == 0
+    (call,) = calls
+    assert call["prune"] is prune
+    assert call["predict"](["a cell"], None) == {"seen": ["a cell"]}
+    call["predict"](["a cell"], CARDS["h100-80gb"])
+    assert cards == ["rtx-4090", "h100-80gb"], "the GPU that is there, else the one that the budget names"
+
+
+def test_an_interrupted_run_says_how_to_go_on(runner: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    runner({"ok": 1}, interrupted=True)
+    assert main(["run", "--device", "cpu", "--out", "the first"]) == 130
+    assert "go on with: vrambench run --out 'the first'" in capsys.readouterr().err
+
+
+def test_the_same_folder_without_selectors_resumes(runner: Fake, matrix: Path) -> None:
+    calls = runner({"ok": 2})
+    assert main(["run", "--device", "cpu", "--out", "first", "--sweep", "seed=1,2"]) == 0
+    matrix.write_text("axes: a matrix that has since been broken\n")
+    assert main(["run", "--out", "first", "--jobs", "2"]) == 0
+    first, second = calls
+    assert second["planned"] == first["planned"]
+    assert (second["device"], second["repeat"], second["jobs"]) == ("cpu", 2, 2)
+    assert second["about"]["matrix"] == "matrix.yaml"
+
+
+def test_a_run_gets_a_folder_of_its_own(runner: Fake) -> None:
+    calls = runner({"ok": 2})
+    assert main(["run", "--device", "cpu"]) == main(["run", "--device", "cpu"]) == 0
+    folders = {call["folder"] for call in calls}
+    assert len(folders) == 2
+    assert {folder.parent for folder in folders} == {Path("runs")}
+
+
+def test_the_table_is_printed_before_a_report_that_cannot_be_drawn(
+    runner: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runner({"ok": 1}, interrupted=True)
+
+    def fail(folders: list[Path], out: Path) -> None:
+        raise OSError(f"{out}: the report could not be drawn")
+
+    monkeypatch.setattr(command, "write_report", fail)
+    assert main(["run", "--device", "cpu", "--out", "first"]) == 4
+    said = capsys.readouterr()
+    assert said.out == "the table\n"
+    assert said.err.splitlines() == [
+        "go on with: vrambench run --out first",
+        "error: first/report.html: the report could not be drawn",
+    ]
+
+
+def test_interrupted_twice_it_says_how_to_go_on(
+    runner: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import vrambench.bench.run.session
+
+    def interrupted(*given: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    runner({})
+    monkeypatch.setattr(vrambench.bench.run.session, "run", interrupted)
+    assert main(["run", "--device", "cpu", "--out", "first"]) == 130
+    assert capsys.readouterr().err == "go on with: vrambench run --out first\nerror: interrupted\n"
