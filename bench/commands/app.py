@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vrambench.bench.commands.selectors import with_selectors
+from vrambench.bench.predict import NotPredicted
 from vrambench.methods.errors import ConfigurationError, UnknownValue
 
 if TYPE_CHECKING:
@@ -55,6 +56,10 @@ MatrixPath = Annotated[
     typer.Argument(
         metavar="[MATRIX]", help="The matrix file; ./matrix.yaml, else the one that is shipped.", show_default=False
     ),
+]
+AllocConf = Annotated[
+    str | None,
+    typer.Option("--alloc-conf", help="As PYTORCH_ALLOC_CONF.", metavar="OPTIONS", show_default="the environment's"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
 
@@ -86,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", EXIT_FAILED)
+    except NotPredicted as error:
+        return _fail(str(error), EXIT_FAILED)
     except Exception:
         import traceback
 
@@ -140,6 +147,7 @@ def plan(
             show_default="predict where rules are CUDA's",
         ),
     ] = None,
+    alloc_conf: AllocConf = None,
     as_json: Json = False,
 ) -> None:
     """Every cell of the matrix: valid and predicted to fit or not, or forbidden by which rule and why. All five axes by
@@ -148,7 +156,7 @@ def plan(
         loaded = _load(matrix)
         planned = _plan(loaded, selection, _planned_for(device))
         if predict or (predict is None and planned.device == "cuda"):
-            planned = planned.predicted(_predict_all(selection)(planned.valid, None))
+            planned = planned.predicted(_predict_all(selection, alloc_conf)(planned.valid, None))
         if as_json:
             print(json.dumps(planned.document(), indent=1), file=out)
         else:
@@ -169,6 +177,7 @@ def fit(
     advices: Annotated[
         int | None, typer.Option("--advise", help="The N nearest configurations that fit.", min=1, metavar="N")
     ] = None,
+    alloc_conf: AllocConf = None,
     as_json: Json = False,
 ) -> int:
     """Whether one cell fits its budget on a GPU, predicted in seconds; no GPU and no weights are needed. Exit code 0: it
@@ -182,7 +191,7 @@ def fit(
         card = _card(selection)
         planned = select(loaded, selection, "cuda", bf16=has_bf16(card))
         cell = only_cell(planned, maximum)
-        answer = fit_cell(cell, card, maximum=maximum, advices=advices, tell=_say)
+        answer = fit_cell(cell, card, maximum=maximum, advices=advices, alloc_conf=alloc_conf, tell=_say)
         if as_json:
             print(json.dumps(answer.document(), indent=1), file=out)
         else:
@@ -388,7 +397,7 @@ def _card(selection: Selection) -> Card | None:
     return CARDS.get(named.value.lower()) if named and isinstance(named.value, str) else None
 
 
-def _predict_all(selection: Selection) -> Predict:
+def _predict_all(selection: Selection, alloc_conf: str | None = None) -> Predict:
     """How cells are predicted: in processes of their own, with a line on stderr that says how many are done; for the GPU that they
     run on, else for the card that the budget names."""
     from vrambench.bench.predict.many import predict_all
@@ -403,7 +412,7 @@ def _predict_all(selection: Selection) -> Predict:
 
     def predict(cells: Sequence[Cell], here: Card | None) -> Mapping[str, Outcome]:
         card = here or named
-        return predict_all(cells, card.name if card else None, tell=tell)
+        return predict_all(cells, card.name if card else None, alloc_conf=alloc_conf, tell=tell)
 
     return predict
 

@@ -145,7 +145,7 @@ def test_plan_predicts_by_default_for_cuda_alone(
 
     asked: list[int] = []
 
-    def failing(cells: list[Any], card: str | None, *, tell: Any) -> dict[str, Outcome]:
+    def failing(cells: list[Any], card: str | None, *, alloc_conf: str | None, tell: Any) -> dict[str, Outcome]:
         asked.append(len(cells))
         return {cell.id: Outcome(reason="no such operator") for cell in cells}
 
@@ -295,7 +295,9 @@ def test_a_run_on_cuda_predicts_first_where_asked(
     monkeypatch.setattr(cli, "_device_name", lambda device: "cuda:0")
     monkeypatch.setattr(cli, "_has_bf16", lambda device: True)
     monkeypatch.setattr(
-        vrambench.bench.predict.many, "predict_all", lambda cells, card, *, tell: cards.append(card) or {"seen": cells}
+        vrambench.bench.predict.many,
+        "predict_all",
+        lambda cells, card, *, alloc_conf, tell: cards.append(card) or {"seen": cells},
     )
     calls = runner({"ok": 2})
     assert cli.main(["run", "--device", "cuda", "--out", "first", "--budget", "rtx-4090", typed]) == 0

@@ -39,7 +39,7 @@ from gpu_summary import done_before
 from vrambench.bench.allocator import Allocator, AllocatorSettings
 from vrambench.bench.allocator.settings import ENVIRONMENT
 from vrambench.bench.allocator.snapshot import replay_snapshot, snapshot_of
-from vrambench.bench.predict.forecast import Replay
+from vrambench.bench.predict.replay import Replay
 from vrambench.bench.predict.simulate import STEPS, Simulator
 from vrambench.bench.predict.tracing.trace import ALLOC, EMPTY, FREE, Trace
 from vrambench.bench.predict.unseen.hardware import card_here
