@@ -21,6 +21,7 @@ import typer
 
 from vrambench.bench.commands.shared import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PIPE, EXIT_USAGE, Mistakes, say
 from vrambench.bench.commands.streams import ReaderGone, streams
+from vrambench.bench.predict import NotPredicted
 from vrambench.methods.errors import ConfigurationError
 
 COMMANDS = (
@@ -99,6 +100,8 @@ def _ended(typed: list[str]) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", code=EXIT_FAILED)
+    except NotPredicted as error:
+        return _fail(str(error), code=EXIT_FAILED)
     except Exception:
         import traceback
 

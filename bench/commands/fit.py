@@ -9,7 +9,15 @@ import typer
 
 from vrambench.bench.commands.early import load
 from vrambench.bench.commands.selectors import with_selectors
-from vrambench.bench.commands.shared import EXIT_DOES_NOT_FIT, Json, MatrixPath, card_named, say, stdout_kept_clean
+from vrambench.bench.commands.shared import (
+    EXIT_DOES_NOT_FIT,
+    AllocConf,
+    Json,
+    MatrixPath,
+    card_named,
+    say,
+    stdout_kept_clean,
+)
 from vrambench.methods.errors import ConfigurationError, shown
 from vrambench.methods.workload import AXIS_NAMES, FIELDS
 
@@ -35,6 +43,7 @@ def fit(
         typer.Option("--advise", help="Suggest the N nearest configurations that fit.", min=1, metavar="N"),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 for `tight` as well.")] = False,
+    alloc_conf: AllocConf = None,
     as_json: Json = False,
 ) -> int:
     """Predict whether one cell fits on a GPU.
@@ -49,7 +58,7 @@ def fit(
         card = card_named(selection)
         planned = select(loaded, selection, "cuda", bf16=has_bf16(card))
         cell = only_cell(planned, maximum)
-        answer = fit_cell(cell, card, maximum=maximum, advices=advices, tell=say)
+        answer = fit_cell(cell, card, maximum=maximum, advices=advices, alloc_conf=alloc_conf, tell=say)
         if as_json:
             print(json.dumps(answer.document(), indent=1), file=out)
         else:
@@ -63,7 +72,7 @@ def fit(
 def only_cell(plan: Plan, searched: str | None = None) -> Cell:
     """The plan's one cell; of several that differ in the `searched` field alone, the one with its least value.
     ConfigurationError where there are others, with what they differ in, or where a rule forbids it."""
-    from vrambench.bench.predict.advise import check_searched
+    from vrambench.bench.predict.reach import check_searched
 
     planned = plan.cells[0]
     if searched is not None:

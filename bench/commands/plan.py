@@ -10,6 +10,7 @@ import typer
 from vrambench.bench.commands.early import load
 from vrambench.bench.commands.selectors import with_selectors
 from vrambench.bench.commands.shared import (
+    AllocConf,
     Json,
     MatrixPath,
     check_device,
@@ -39,6 +40,7 @@ def plan(
             show_default="predict where the rules are CUDA's",
         ),
     ] = None,
+    alloc_conf: AllocConf = None,
     as_json: Json = False,
 ) -> None:
     """List the cells: valid or not, and why.
@@ -53,7 +55,7 @@ def plan(
         # Unlike one to run on, a device to plan for need not be there.
         planned = planned_for(loaded, selection, device_here(device) if device == "auto" else device)
         if predict or (predict is None and planned.device == "cuda"):
-            planned = planned.predicted(predictions(selection)(planned.valid, None))
+            planned = planned.predicted(predictions(selection, alloc_conf)(planned.valid, None))
         if as_json:
             print(json.dumps(planned.document(), indent=1), file=out)
         else:

@@ -31,6 +31,10 @@ MatrixPath = Annotated[
         metavar="[MATRIX]", help="The matrix file; ./matrix.yaml, else the one that is shipped.", show_default=False
     ),
 ]
+AllocConf = Annotated[
+    str | None,
+    typer.Option("--alloc-conf", help="As PYTORCH_ALLOC_CONF.", metavar="OPTIONS", show_default="the environment's"),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
 
 DEVICES = ("auto", "cpu", "cuda", "cuda:N")
@@ -87,7 +91,7 @@ def card_named(selection: Selection) -> Card | None:
     return CARDS.get(named.value.lower()) if named and isinstance(named.value, str) else None
 
 
-def predictions(selection: Selection) -> Predict:
+def predictions(selection: Selection, alloc_conf: str | None = None) -> Predict:
     """How cells are predicted: in processes of their own, with a line on stderr that says how many are done; for the GPU that they
     run on, else for the card that the budget names."""
     from vrambench.bench.predict.many import predict_all
@@ -106,7 +110,7 @@ def predictions(selection: Selection) -> Predict:
 
     def predict(cells: Sequence[Cell], here: Card | None) -> Mapping[str, Outcome]:
         card = here or named
-        return predict_all(cells, card.name if card else None, tell=tell)
+        return predict_all(cells, card.name if card else None, alloc_conf=alloc_conf, tell=tell)
 
     return predict
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vrambench.bench.plan.validity import Finding, check
-from vrambench.bench.predict.advise import Advice, Maximum, advise, largest
+from vrambench.bench.predict.advise import Advice, advise
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.quiet import hush
+from vrambench.bench.predict.reach import Maximum, largest
 from vrambench.bench.results.forecast import Forecast
 from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell
@@ -59,6 +60,7 @@ class Answer:
                     "fragmentation_bytes",
                     "rising_order_bytes",
                     "host_bytes",
+                    "alloc_conf",
                 )
             },
             "device_peak": {"phase": forecast.device_peak.name, "step": forecast.device_peak.step},
@@ -77,20 +79,24 @@ def fit(
     *,
     maximum: str | None = None,
     advices: int | None = None,
+    alloc_conf: str | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Answer:
     """Predicts `cell` under its budget. `maximum`: a field whose largest value is wanted; `advices`: how many configurations
-    that fit. `tell` hears of each further prediction."""
+    that fit. `alloc_conf`: see Predictor. `tell` hears of each further prediction."""
     hush()
-    predictor = Predictor()
+    predictor = Predictor(alloc_conf)
     bf16 = has_bf16(card)
 
     def ask(one: Cell) -> Forecast:
         return predictor.forecast(one, card=card)
 
+    def expandable(one: Cell) -> Forecast:
+        return predictor.forecast(one, card=card, expandable=True)
+
     forecast = ask(cell)
     reach = largest(cell, maximum, ask, bf16=bf16, tell=tell) if maximum is not None else None
-    advice = advise(cell, advices, ask, bf16=bf16, tell=tell) if advices else None
+    advice = advise(cell, advices, ask, expandable=expandable, bf16=bf16, tell=tell) if advices else None
     warned = tuple(finding for finding in check(cell, "cuda", bf16=bf16) if finding.kind == "warn")
     return Answer(cell, card, forecast, warned, reach, advice)
 

@@ -19,6 +19,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any
 
+from vrambench.bench.predict import NotPredicted
+from vrambench.bench.predict.alloc_conf import read
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.quiet import hush
 from vrambench.bench.processes import without_main
@@ -42,18 +44,21 @@ def predict_all(
     card: str | None = None,
     *,
     processes: int = PROCESSES,
+    alloc_conf: str | None = None,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Outcome]:
     """Each cell's outcome under its own budget, by the cell's id. `card`: the name of the one that the budget was given as, if
-    it was. `tell` hears how many are done, of how many. What goes wrong with a cell is its outcome's reason."""
+    it was. `alloc_conf`: see Predictor. `tell` hears how many are done, of how many. What goes
+    wrong with a cell is its outcome's reason."""
     distinct = list({cell.id: cell for cell in cells}.values())
     chunks = [distinct[start : start + CHUNK] for start in range(0, len(distinct), CHUNK)]
     outcomes: dict[str, Outcome] = {}
     if not chunks:
         return outcomes
+    read(alloc_conf)  # a mistake in it is told here, once
     used = min(processes, len(chunks)) if len(distinct) > WORTH_A_PROCESS else 1
     tell(0, len(distinct))
-    with _pool(used) as pool, without_main():
+    with _pool(used, alloc_conf) as pool, without_main():
         futures = {pool.submit(_predict, [cell.flat() for cell in chunk], card): chunk for chunk in chunks}
         left: set[Future[list[Outcome]]] = set(futures)
         while left:
@@ -73,9 +78,11 @@ def _outcomes(future: Future[list[Outcome]], count: int) -> list[Outcome]:
 
 
 @contextlib.contextmanager
-def _pool(processes: int) -> Iterator[Executor]:
+def _pool(processes: int, alloc_conf: str | None) -> Iterator[Executor]:
     """Processes that end with the block, whether they are done or not."""
-    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
+    pool = ProcessPoolExecutor(
+        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(alloc_conf,)
+    )
     try:
         yield pool
     except BaseException:
@@ -91,7 +98,7 @@ def _pool(processes: int) -> Iterator[Executor]:
 _predictor: Predictor | None = None  # one for each process of the pool, which has no other place to keep it
 
 
-def _begin() -> None:
+def _begin(alloc_conf: str | None) -> None:
     """What a process does before its first prediction: Ctrl-C is its parent's affair, and no GPU is touched."""
     import torch
 
@@ -101,7 +108,7 @@ def _begin() -> None:
     hush()
     torch.set_num_threads(1)
     global _predictor
-    _predictor = Predictor()
+    _predictor = Predictor(alloc_conf)
 
 
 def _predict(flats: Sequence[dict[str, Any]], card: str | None) -> list[Outcome]:
@@ -114,8 +121,8 @@ def outcome(predictor: Predictor, flat: dict[str, Any], card: str | None) -> Out
     """One cell's, given as in result files. Whatever a prediction raises is its reason: the others go on."""
     try:
         return Outcome(forecast=predictor.forecast(from_flat(flat), card=CARDS[card] if card else None))
-    except ConfigurationError as error:
-        return Outcome(reason=error.message)
+    except (ConfigurationError, NotPredicted) as error:
+        return Outcome(reason=str(error))
     except Exception as error:
         return Outcome(
             reason=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")

@@ -53,6 +53,7 @@ class Forecast(Record):
     more a measurement may show, and `band_basis` how that is known. `oom`: where memory runs out under the budget.
     `rising_order_bytes`: what more is reserved (less, where negative) if the driver places memory at rising addresses.
     Bytes of a cell that does not fit are those that it takes without a limit. `host_bytes`: of host memory for what is offloaded.
+    `alloc_conf`: the allocator's options that it rests on, where they are not PyTorch's defaults.
     `seconds`: what predicting took."""
 
     budget_bytes: int
@@ -73,6 +74,7 @@ class Forecast(Record):
     fragmentation_bytes: int
     rising_order_bytes: int = 0
     host_bytes: int
+    alloc_conf: str = ""
     outside: str
     notes: tuple[str, ...] = ()
     seconds: float

@@ -14,8 +14,9 @@ from rich import box
 from rich.table import Table
 
 from vrambench.bench.plan.plan import Plan, PlannedCell
-from vrambench.bench.predict.advise import Advice, Maximum
+from vrambench.bench.predict.advise import Advice
 from vrambench.bench.predict.fit import Answer
+from vrambench.bench.predict.reach import Maximum
 from vrambench.bench.results.forecast import Forecast
 from vrambench.bench.results.records import OutOfMemory
 from vrambench.reports import units

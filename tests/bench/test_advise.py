@@ -6,16 +6,10 @@ from typing import Any
 
 import pytest
 
-from vrambench.bench.predict.advise import (
-    CHANGES,
-    Ask,
-    advise,
-    changed,
-    integer_fields,
-    largest,
-    rejection,
-)
+from vrambench.bench.predict.advise import advise
+from vrambench.bench.predict.changes import CHANGES, changed
 from vrambench.bench.predict.forecast import Predictor
+from vrambench.bench.predict.reach import Ask, integer_fields, largest, rejection
 from vrambench.bench.results.forecast import Forecast
 from vrambench.methods.axes import AXES
 from vrambench.methods.cell import Cell, resolve

@@ -40,7 +40,7 @@ from vrambench.bench.allocator import Allocator, AllocatorSettings
 from vrambench.bench.allocator.comparison import replay_snapshot
 from vrambench.bench.allocator.settings import ENVIRONMENT
 from vrambench.bench.allocator.snapshot import snapshot_of
-from vrambench.bench.predict.forecast import Replay
+from vrambench.bench.predict.replay import Replay
 from vrambench.bench.predict.simulate import STEPS, Simulator
 from vrambench.bench.predict.tracing.trace import ALLOC, EMPTY, FREE, Trace
 from vrambench.bench.predict.unseen.hardware import card_here

@@ -57,7 +57,9 @@ def test_a_run_on_cuda_predicts_first_where_asked(
     monkeypatch.setattr(command, "device_here", lambda device: "cuda:0")
     monkeypatch.setattr(vrambench.bench.commands.shared, "has_bf16", lambda device: True)
     monkeypatch.setattr(
-        vrambench.bench.predict.many, "predict_all", lambda cells, card, *, tell: cards.append(card) or {"seen": cells}
+        vrambench.bench.predict.many,
+        "predict_all",
+        lambda cells, card, *, alloc_conf, tell: cards.append(card) or {"seen": cells},
     )
     calls = runner({"ok": 2})
     assert main(["run", "--device", "cuda", "--out", "first", "--budget", "rtx-4090", typed]) == 0

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from vrambench.bench.predict.forecast import Predictor, Replay
+from vrambench.bench.predict.forecast import Predictor
+from vrambench.bench.predict.replay import Replay
 from vrambench.bench.predict.unseen.hardware import outside_allocator
 from vrambench.bench.predict.unseen.workspaces import cublas_workspace_bytes
 from vrambench.bench.results.forecast import KINDS, Forecast

@@ -20,7 +20,7 @@ from vrambench.bench.allocator import AllocatorSettings
 from vrambench.bench.allocator.blocks import Addresses
 from vrambench.bench.allocator.comparison import replay_snapshot
 from vrambench.bench.predict import simulate
-from vrambench.bench.predict.forecast import Replay
+from vrambench.bench.predict.replay import Replay
 from vrambench.bench.predict.unseen.workspaces import cublaslt_workspace
 from vrambench.methods.cards import CARDS
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vrambench.bench.allocator import AllocatorSettings
-from vrambench.bench.predict.forecast import Replay
+from vrambench.bench.predict.replay import Replay
 from vrambench.bench.predict.simulate import Simulation, Simulator
 from vrambench.bench.predict.tracing.decode_steps import NotRegular, with_all_steps
 from vrambench.bench.predict.tracing.trace import ALLOC, BEGIN, END, FREE, Event, Place, Trace

@@ -1,0 +1,147 @@
+"""How far one field goes: the largest value that is not predicted out of memory.
+
+ask = lambda cell: predictor.forecast(cell, budget, card)
+largest(cell, "batch_size", ask)        Maximum: the value, what stops the next one, and every value that was tried
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vrambench.bench.plan.validity import Finding, check
+from vrambench.bench.predict.changes import changed
+from vrambench.bench.results.forecast import Forecast, Verdict
+from vrambench.bench.results.records import OutOfMemory, Record
+from vrambench.methods.cell import Cell
+from vrambench.methods.errors import ConfigurationError, UnknownValue
+
+Ask = Callable[[Cell], Forecast]
+
+NOT_SEARCHED = {
+    "steps": "every step after the second holds what the second held",
+    "warmup_steps": "every step after the second holds what the second held",
+    "seed": "memory does not depend on it",
+    "lora_alpha": "a factor, on which memory does not depend",
+}
+"""Integer fields that memory does not depend on, with the reason."""
+
+FARTHEST = {"gradient_accumulation_steps": 64}
+"""How far a field is searched whose own bytes stop growing while predicting takes longer and longer. The others end at a rule, at
+the budget or at the field's own bound."""
+
+
+class Probe(Record):
+    """One value that was tried; where it does not fit, in which phase memory runs out, and of what request."""
+
+    value: int
+    device_bytes: int
+    verdict: Verdict
+    oom_phase: str | None = None
+    oom: OutOfMemory | None = None
+
+
+class Maximum(Record):
+    """The largest `value` of `field` that is not predicted out of memory (None: not even the smallest one), found by doubling and
+    bisection. `along`: what else had to change with it for the cell to stay valid. `bound`: what stops the next value."""
+
+    field: str
+    value: int | None
+    device_bytes: int | None
+    along: dict[str, int]
+    bound: str
+    probes: tuple[Probe, ...]
+
+
+def integer_fields(cell: Cell) -> tuple[str, ...]:
+    """The workload's fields that are whole numbers in this cell and that its memory depends on."""
+    return tuple(
+        name
+        for name, value in cell.workload.model_dump(exclude={"options", "budget"}).items()
+        if isinstance(value, int) and not isinstance(value, bool) and name not in NOT_SEARCHED
+    )
+
+
+def check_searched(cell: Cell, field: str) -> None:
+    """UnknownValue or ConfigurationError where `field` is none whose largest value can be asked for."""
+    fields = integer_fields(cell)
+    if field in NOT_SEARCHED:
+        raise ConfigurationError(f"--max {field}: {NOT_SEARCHED[field]}; take one of {', '.join(fields)}", field=field)
+    if field not in fields:
+        raise UnknownValue("--max", field, fields)
+
+
+def rejection(cell: Cell, *, bf16: bool = True) -> Finding | None:
+    """The rule that forbids `cell` on CUDA."""
+    return next((finding for finding in check(cell, "cuda", bf16=bf16) if finding.kind == "reject"), None)
+
+
+def largest(
+    cell: Cell, field: str, ask: Ask, *, bf16: bool = True, tell: Callable[[str], None] = lambda text: None
+) -> Maximum:
+    """The largest value of `field` whose verdict is not "does not fit": doubled from the cell's own, then bisected.
+
+    Where there is a rollout, `batch_size` and `gradient_accumulation_steps` take `rollout_batch` along, so that it stays as
+    many optimizer steps; `rollout_batch` itself goes by whole ones. That memory grows with the field is taken for granted.
+    Raises UnknownValue where `field` is none of `integer_fields(cell)`.
+    """
+    check_searched(cell, field)
+    probes: dict[int, Probe] = {}
+    stops: dict[int, str] = {}
+    unit = _unit(cell, field)
+
+    def fits(count: int) -> bool:
+        value = count * unit
+        if value in stops or value in probes:
+            return value in probes and probes[value].verdict != "does not fit"
+        if value > FARTHEST.get(field, value):
+            stops[value] = f"not searched beyond {FARTHEST[field]}"
+            return False
+        try:
+            variant = changed(cell, {field: value} | _along(cell, field, value))
+        except ConfigurationError as error:
+            stops[value] = error.message
+            return False
+        rule = rejection(variant, bf16=bf16)
+        if rule is not None:
+            stops[value] = f"{rule.rule}: {rule.reason}"
+            return False
+        forecast = ask(variant)
+        probes[value] = Probe(
+            value=value,
+            device_bytes=forecast.memory.device_bytes or 0,
+            verdict=forecast.verdict,
+            oom_phase=forecast.oom_phase,
+            oom=forecast.oom,
+        )
+        tell(f"{field} {value}: {forecast.verdict}")
+        return forecast.fits
+
+    own = max(1, getattr(cell.workload, field) // unit)
+    low, high = (own, 2 * own) if fits(own) else (0, own)
+    while low and fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    value, over = low * unit, high * unit
+    return Maximum(
+        field=field,
+        value=value or None,
+        device_bytes=probes[value].device_bytes if value else None,
+        along=_along(cell, field, value) if value else {},
+        bound=stops.get(over) or f"{field} {over} does not fit",
+        probes=tuple(probes.values()),
+    )
+
+
+def _unit(cell: Cell, field: str) -> int:
+    """Between two valid values of `field`."""
+    return cell.rollout_unit if field == "rollout_batch" else 1
+
+
+def _along(cell: Cell, field: str, value: int) -> dict[str, int]:
+    """What changes with `field`, so that a rollout stays as many optimizer steps as it is."""
+    workload = cell.workload
+    if workload.rollout_batch is None or field not in ("batch_size", "gradient_accumulation_steps"):
+        return {}
+    return {"rollout_batch": workload.rollout_batch * value // getattr(workload, field)}

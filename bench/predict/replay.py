@@ -1,0 +1,113 @@
+"""A trace in the model of CUDA's caching allocator: peaks by phase, where memory runs out, and whose memory is live at the peak.
+
+replay = Replay(trace, AllocatorSettings(), allowed_bytes=20 * GIB)
+replay.reserved_bytes, replay.phases, replay.oom, shares(replay)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from vrambench.bench.allocator import Allocator, AllocatorSettings, DeviceOutOfMemory
+from vrambench.bench.predict.tracing.trace import ALLOC, EMPTY, FREE, MARK, Event, Place, Trace
+from vrambench.bench.results.forecast import Share
+from vrambench.bench.results.records import OutOfMemory
+
+
+class Replay:
+    """A trace in the allocator: peaks by phase and of all, and what was live at the highest moment (of allocated bytes).
+
+    `allowed_bytes`: what the allocator may reserve; `oom` says where that was too little. `falling`: the order of addresses, as
+    on native Linux (vrambench.bench.allocator.blocks.Addresses).
+    """
+
+    def __init__(
+        self, trace: Trace, settings: AllocatorSettings, allowed_bytes: int | None = None, *, falling: bool = True
+    ) -> None:
+        self.phases: dict[tuple[str, int | None], tuple[int, int]] = {}
+        self.requested_bytes = self.allocated_bytes = self.active_bytes = self.reserved_bytes = 0
+        self.oom: OutOfMemory | None = None
+        self.oom_phase: str | None = None
+        self.allocator = Allocator(settings, allowed_bytes=allowed_bytes, falling=falling)
+        self.trace = trace
+        self.peak_event = 0
+        self._run()
+
+    def _run(self) -> None:
+        allocator, handles = self.allocator, dict[int, int]()
+        malloc, free = allocator.malloc, allocator.free
+        highest = 0
+        phase: tuple[str, int | None] | None = None
+        for index, (kind, ident, nbytes, _, place) in enumerate(self.trace.events):
+            if kind == ALLOC:
+                try:
+                    handles[ident] = malloc(nbytes)
+                except DeviceOutOfMemory as error:
+                    self.oom = OutOfMemory(
+                        where="device", asked_bytes=error.asked_bytes, missing_bytes=error.missing_bytes or None
+                    )
+                    self.oom_phase = place.phase
+                    break
+                if allocator._allocated > highest:
+                    highest = allocator._allocated
+                    self.peak_event = index
+            elif kind == FREE:
+                free(handles.pop(ident))
+            elif kind == EMPTY:
+                allocator.empty_cache()
+            elif kind == MARK:
+                self._close(phase)
+                phase = (place.phase or "", place.step)
+        self._close(phase)
+
+    def _close(self, phase: tuple[str, int | None] | None) -> None:
+        stats = self.allocator.stats
+        self.requested_bytes = max(self.requested_bytes, stats.requested.peak)
+        self.allocated_bytes = max(self.allocated_bytes, stats.allocated.peak)
+        self.active_bytes = max(self.active_bytes, stats.active.peak)
+        self.reserved_bytes = max(self.reserved_bytes, stats.reserved.peak)
+        if phase is not None:
+            before = self.phases.get(phase, (0, 0))
+            self.phases[phase] = (max(before[0], stats.allocated.peak), max(before[1], stats.reserved.peak))
+        self.allocator.reset_peaks()
+
+    @property
+    def num_alloc_retries(self) -> int:
+        return self.allocator.stats.num_alloc_retries
+
+    def live_at_peak(self) -> list[Event]:
+        """The allocs that were live when the most was allocated."""
+        live: dict[int, Event] = {}
+        for event in self.trace.events[: self.peak_event + 1]:
+            if event.kind == ALLOC:
+                live[event.ident] = event
+            elif event.kind == FREE:
+                del live[event.ident]
+        return list(live.values())
+
+
+def shares(replay: Replay) -> tuple[Share, ...]:
+    """Whose the memory is that is live at the peak, largest first."""
+    sums: Counter[tuple[str | None, str]] = Counter()
+    for event in replay.live_at_peak():
+        owner = replay.trace.owners.get(event.ident)
+        if owner is not None:
+            sums[owner.role, owner.kind] += event.nbytes
+        elif event.ident in replay.trace.hidden:
+            sums[None, "workspace"] += event.nbytes
+        else:
+            sums[event.place.role, _passing(event.place, replay.trace.heads)] += event.nbytes
+    return tuple(Share(role=role, kind=kind, nbytes=count) for (role, kind), count in sums.most_common())
+
+
+def _passing(place: Place, heads: set[str]) -> str:
+    """What is called that nobody keeps, by where it was made."""
+    if place.phase in ("optimizer_step", "svd"):
+        return "step_temporaries"
+    if place.phase == "load":
+        return "load_temporaries"
+    if place.role is None:
+        return "data"
+    if place.module in heads or not place.module:
+        return "backward_temporaries" if place.backward else "logits_and_loss"
+    return "activations"
