@@ -83,6 +83,20 @@ def test_a_memory_query_that_fails_otherwise_is_an_error(gpu: Any, make_nvml: An
         Nvml(nvml).device(gpu.uuid).memory()
 
 
+def test_a_gpu_that_does_not_answer_keeps_no_other_from_being_seen(gpu: Any, make_nvml: Any) -> None:
+    other = replace(gpu, uuid="GPU-ffffffff-0000-0000-0000-000000000000")
+    nvml = make_nvml(other, gpu)
+    answer = nvml.nvmlDeviceGetMemoryInfo
+
+    def partly(asked: Any, **options: Any) -> Any:
+        if asked is other:
+            raise nvml.NVMLError("GPU is lost")
+        return answer(asked, **options)
+
+    nvml.nvmlDeviceGetMemoryInfo = partly
+    assert list(Nvml(nvml).snapshot()) == [gpu.uuid]
+
+
 def test_the_drivers_library_calls_its_errors_as_the_fake_does() -> None:
     pynvml = pytest.importorskip("pynvml")
     assert issubclass(pynvml.NVMLError_NotSupported, pynvml.NVMLError)
