@@ -34,9 +34,9 @@ PROBE_SECONDS = 120.0
 PYTHON = (3, 11)
 GIB = 2**30
 
+# Below these, something is likely to fail.
 FREE_DISK = 2 * GIB
 FREE_SHM = 64 * 2**20
-"""Below these, something is likely to fail."""
 IDLE_GPU = GIB
 
 # Master weights, two moments and a gradient, in fp32, for each parameter that ZeRO-2 steps on the host.
@@ -47,8 +47,7 @@ Runner = Callable[[str, float], Probe]
 
 @dataclass(frozen=True)
 class Finding:
-    """`seen`: what is there. `consequence`: what that means for cells. `remedy`: what to install or do, where
-    something would help."""
+    """`seen`: what is there. `consequence`: what that means for cells. `remedy`: what to install or do, if that would help."""
 
     name: str
     state: State

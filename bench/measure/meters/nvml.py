@@ -12,6 +12,7 @@ CUDA_VISIBLE_DEVICES renames torch's. `pynvml` is handed in, so that every line 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
@@ -82,8 +83,12 @@ class Nvml:
         return [_text(self._library.nvmlDeviceGetUUID(handle)) for handle in handles]
 
     def snapshot(self) -> dict[str, Baseline]:
-        """What is on every GPU now, by its UUID."""
-        return {uuid: self.device(uuid).baseline() for uuid in self.uuids()}
+        """What is on every GPU now, by its UUID; without those that do not answer, which may not be the job's."""
+        found = {}
+        for uuid in self.uuids():
+            with contextlib.suppress(LookupError, self._library.NVMLError):
+                found[uuid] = self.device(uuid).baseline()
+        return found
 
     def device(self, uuid: str) -> NvmlDevice:
         """The GPU (or MIG slice) with this UUID, with or without its prefix, as torch prints it. LookupError where

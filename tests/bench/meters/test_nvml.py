@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from vrambench.bench.measure.meters import nvml as nvml_module
 from vrambench.bench.measure.meters.nvml import Nvml, Sampler
 
 MIB = 2**20
@@ -81,6 +82,20 @@ def test_a_memory_query_that_fails_otherwise_is_an_error(gpu: Any, make_nvml: An
     nvml.nvmlDeviceGetMemoryInfo = lost
     with pytest.raises(nvml.NVMLError, match="GPU is lost"):
         Nvml(nvml).device(gpu.uuid).memory()
+
+
+def test_a_gpu_that_does_not_answer_keeps_no_other_from_being_seen(gpu: Any, make_nvml: Any) -> None:
+    other = replace(gpu, uuid="GPU-ffffffff-0000-0000-0000-000000000000")
+    nvml = make_nvml(other, gpu)
+    answer = nvml.nvmlDeviceGetMemoryInfo
+
+    def partly(asked: Any, **options: Any) -> Any:
+        if asked is other:
+            raise nvml.NVMLError("GPU is lost")
+        return answer(asked, **options)
+
+    nvml.nvmlDeviceGetMemoryInfo = partly
+    assert list(Nvml(nvml).snapshot()) == [gpu.uuid]
 
 
 def test_the_drivers_library_calls_its_errors_as_the_fake_does() -> None:
@@ -177,46 +192,57 @@ def test_the_thread_sees_what_comes_and_goes_and_ends_when_told(gpu: Any, make_n
     assert gpu.queries == asked
 
 
-def test_a_slow_driver_is_asked_less_often(gpu: Any, make_nvml: Any) -> None:
+class Clock:
+    """The time as the sampler reads it; a query of the driver takes `cost` of it, a wait what it asks for, `waits` times."""
+
+    def __init__(self, nvml: Any, monkeypatch: pytest.MonkeyPatch, cost: float, waits: int = 0) -> None:
+        self.now, self.cost, self.left = 100.0, cost, waits
+        self.waited: list[float] = []
+        self._answer = nvml.nvmlDeviceGetMemoryInfo
+        nvml.nvmlDeviceGetMemoryInfo = self._query
+        monkeypatch.setattr(nvml_module, "time", self)
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> bool:
+        self.waited.append(seconds)
+        self.now += seconds
+        self.left -= 1
+        return self.left < 0
+
+    def _query(self, *arguments: Any, **options: Any) -> Any:
+        self.now += self.cost
+        return self._answer(*arguments, **options)
+
+
+def test_a_slow_driver_is_asked_less_often(gpu: Any, make_nvml: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A query of 2 ms is to take 0.5 % of the thread's time."""
     nvml = make_nvml(gpu)
-    quick = nvml.nvmlDeviceGetMemoryInfo
-
-    def slow(*args: Any, **kwargs: Any) -> Any:
-        time.sleep(0.002)
-        return quick(*args, **kwargs)
-
-    nvml.nvmlDeviceGetMemoryInfo = slow
     watch = sampler(nvml, gpu, period=0.001)
-    began = time.monotonic()
-    watch.start()
-    time.sleep(0.5)
-    watch.stop()
-    assert 1 <= watch.samples <= 5
-    assert watch.query_seconds <= 0.05 * (time.monotonic() - began)
+    clock = Clock(nvml, monkeypatch, cost=0.002, waits=3)
+    watch._ended = clock  # type: ignore[assignment]
+    watch._run()
+    assert clock.waited == pytest.approx([0.001, 0.4, 0.4, 0.4])
+    assert watch.samples == 3
+    assert watch.query_seconds == pytest.approx(0.006)
 
 
-def test_borders_inside_steps_ask_no_more_than_their_share(gpu: Any, make_nvml: Any) -> None:
+def test_borders_inside_steps_ask_no_more_than_their_share(
+    gpu: Any, make_nvml: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A query of 2 ms may be asked every 0.4 s."""
     nvml = make_nvml(gpu)
     watch = sampler(nvml, gpu)
-    asked: list[float] = []
-    answer = nvml.nvmlDeviceGetMemoryInfo
-
-    def slow(*args: Any, **kwargs: Any) -> Any:
-        asked.append(time.perf_counter())
-        time.sleep(0.002)
-        return answer(*args, **kwargs)
-
-    nvml.nvmlDeviceGetMemoryInfo = slow
-    assert watch.read_if_due() == watch.peak_bytes
-    deadline = time.monotonic() + 5
-    told = []
-    while len(asked) < 2 and time.monotonic() < deadline:
-        told.append(watch.read_if_due())
-    assert told[:-1] == [None] * (len(told) - 1)
-    assert told[-1] is not None
-    assert asked[1] - asked[0] >= 0.2, "a query of 2 ms may be asked five times a second"
-    watch.read()
-    assert len(asked) == 3, "whoever must know asks"
+    clock = Clock(nvml, monkeypatch, cost=0.002)
+    assert watch.read_if_due() == 0
+    clock.now += 0.39
+    assert watch.read_if_due() is None
+    clock.now += 0.02
+    assert watch.read_if_due() == 0
+    assert watch.read_if_due() is None
+    gpu.own = 5 * MIB
+    assert watch.read() == 5 * MIB, "whoever must know asks"
 
 
 def test_a_driver_that_fails_ends_the_sampling_and_says_so(gpu: Any, make_nvml: Any) -> None:
