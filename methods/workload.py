@@ -108,37 +108,65 @@ Modules = Annotated[Literal["auto", "all-linear"] | tuple[str, ...] | None, Befo
 
 
 class Workload(BaseModel):
-    """One job's work. Sizes in bytes, lengths in tokens; None where the cell's axis values do not use the field."""
+    """One job's work. Sizes in bytes, lengths in tokens; None where the cell's axis values do not use the field. The sentence
+    below a field is its description."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     model: Name = "tiny"
+    """The model that is trained: a preset, a folder with a config.json, or a hub id."""
     weights: Literal["random", "pretrained"] = "random"
+    """Where weights come from; memory and speed are the same, and random ones need no download."""
     data: Name = "synthetic"
+    """What is trained on: a synthetic process with something to learn, or a text or .jsonl file."""
     batch_size: Count = 1
+    """Sequences in one forward and backward pass."""
     prompt_tokens: Count = 256
+    """Length of every prompt."""
     response_tokens: Count = 256
+    """Length of every response; SFT trains on prompt and response together."""
     gradient_accumulation_steps: Count = 1
+    """Passes whose gradients are summed before one optimizer step."""
     gradient_checkpointing: Switch = False
+    """Whether activations inside a layer are dropped in the forward pass and computed again in the backward pass."""
     compute_dtype: Literal["bf16", "fp16", "fp32"] | None = "bf16"
+    """What int8 and nf4 compute in; their norms, embeddings and head are held in it."""
     attention: Literal["auto", "flash", "efficient", "math"] = "auto"
+    """The attention kernel; auto is flash where products are in half precision, else efficient."""
     lora_r: Rank | None = 16
+    """The rank of the adapter's factors."""
     lora_alpha: Positive | None = 32
+    """The adapter's output is multiplied by lora_alpha / lora_r."""
     lora_dropout: Share | None = 0.0
+    """The probability with which an element of the adapter's input is dropped."""
     lora_target_modules: Modules = "auto"
+    """Layers that get an adapter: by name, all-linear, or auto for the architecture's usual ones."""
     adapter_dtype: Literal["fp32", "bf16", "fp16"] | None = "fp32"
+    """What the adapter's weights are held in."""
     rollout_batch: Count | None = 8
+    """Prompts of one rollout."""
     value: Literal["head", "separate"] | None = "head"
+    """The value model: a head on the policy's trunk, or a model of its own."""
     reference: Literal["auto", "adapter_off", "copy", "none"] | None = "auto"
+    """Where log-probabilities before training come from: the policy with its adapter off, a frozen copy, or nowhere."""
     reward: Annotated[Name | None, AfterValidator(_check_reward)] = "tokens"
+    """What scores a response: a rule on tokens, a model, a hub id or folder of a classifier, or module:attribute."""
     reward_model: Name | None = "tiny"
+    """The model that scores where reward is model."""
     learning_rate: Positive | None = None
+    """The optimizer's; where it is not named, the algorithm's usual one."""
     max_grad_norm: Number = 1.0
+    """Gradients are clipped to this global norm; 0 does not clip."""
     steps: Count = 4
+    """Training steps that are timed."""
     warmup_steps: Natural = 2
+    """Training steps before those, not timed."""
     seed: Seed = 0
+    """What weights, data and samples are drawn from."""
     budget: Size = 24 * 2**30
+    """Device memory that the cell must fit in: a size or a card."""
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Axis values' own options, by namespace; in files they stand beside the fields."""
 
     @property
     def sequence_tokens(self) -> int:
