@@ -108,7 +108,8 @@ Modules = Annotated[Literal["auto", "all-linear"] | tuple[str, ...] | None, Befo
 
 
 class Workload(BaseModel):
-    """One job's work. Sizes in bytes, lengths in tokens; None where the cell's axis values do not use the field."""
+    """One job's work. Sizes in bytes, lengths in tokens; None where the cell's axis values do not use the field. The sentence
+    below a field is its description."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 

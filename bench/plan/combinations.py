@@ -14,8 +14,8 @@ from vrambench.bench.plan.matrix import Entry, Layer, Matrix, Settings, check_va
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.workload import AXIS_NAMES
 
-MOST_CELLS = 100_000
-"""Combinations times swept values: what is planned within minutes."""
+MOST_CELLS = 20_000
+"""Combinations times swept values: what is planned within two minutes."""
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def load(path: Path) -> Document:
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{name}: is not a text file (no UTF-8 at byte {error.start})") from None
     except OSError as error:
-        raise ConfigurationError(f"{name}: cannot be read: {error.strerror or error}") from None
+        raise ConfigurationError(f"{brief(name, 300)}: cannot be read: {error.strerror or error}") from None
     return parse(text, name)
 
 

@@ -28,8 +28,9 @@ from markupsafe import Markup
 from vrambench.bench.results.store import RunFolder, write_atomically
 from vrambench.reports import units
 from vrambench.reports.page import charts
-from vrambench.reports.page.cells import CellsData
-from vrambench.reports.page.views import VIEWS, ChartsData, View
+from vrambench.reports.page.view import ChartsData, View
+from vrambench.reports.page.views import VIEWS
+from vrambench.reports.page.views.cells import CellsData
 from vrambench.reports.report import Report
 from vrambench.reports.rows import Run
 
@@ -52,7 +53,7 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 @dataclass(frozen=True)
-class Section:
+class Shown:
     """A view that has something to show, rendered."""
 
     view: View
@@ -63,22 +64,20 @@ def render(runs: Sequence[Run], *, draw: Callable[[charts.Chart], str] = charts.
     """The page about `runs`; `draw` gives a chart's static drawing."""
     report = Report(runs)
     templates = _templates()
-    sections: list[Section] = []
+    sections: list[Shown] = []
     living: dict[str, Any] = {}
     table: dict[str, Any] = {"keys": {}, "labels": [], "shared": ""}
     for view in VIEWS:
-        shown = view.data(report)
-        if shown is None:
+        data = view.data(report)
+        if data is None:
             continue
         drawings: list[Markup] = []
-        if isinstance(shown, ChartsData):
-            drawings = [Markup(draw(chart)) for chart in shown.charts]
-            living |= {chart.id: _living(chart) for chart in shown.charts}
-        if isinstance(shown, CellsData):
-            table = _table(shown)
-        sections.append(
-            Section(view, Markup(templates.get_template(view.template).render(data=shown, drawings=drawings)))
-        )
+        if isinstance(data, ChartsData):
+            drawings = [Markup(draw(chart)) for chart in data.charts]
+            living |= {chart.id: _living(chart) for chart in data.charts}
+        if isinstance(data, CellsData):
+            table = _table(data)
+        sections.append(Shown(view, Markup(templates.get_template(view.template).render(data=data, drawings=drawings))))
     css, script, bundle = _text("report.css"), _text("report.js"), charts.bundle()
     page = templates.get_template("page.html").render(
         title=_title(report),

@@ -24,7 +24,7 @@ from rich.text import Text
 from vrambench.bench.results.records import FAILED, Result
 from vrambench.bench.results.store import RunFolder
 from vrambench.reports import units
-from vrambench.reports.page.views import verdict
+from vrambench.reports.page.views.verdict import verdict
 from vrambench.reports.report import PEAKS, Report
 from vrambench.reports.rows import STATUSES, Row, Run, peak_basis, rows_of
 

@@ -23,7 +23,7 @@ from vrambench.methods.cell import Cell, conditional_fields, from_flat, option_n
 from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
 from vrambench.methods.optimizers import OPTIMIZERS
 from vrambench.methods.optimizers.galore import GaLoreOptions
-from vrambench.methods.workload import AXIS_NAMES, FIELDS, parse_size
+from vrambench.methods.workload import AXIS_NAMES, FIELDS, Workload, parse_size
 
 PPO_AXES = {
     "precision": "int8",
@@ -443,6 +443,11 @@ def test_nothing_of_pydantics_own_words_or_pythons_is_left() -> None:
                 said = str(error)
                 assert said.startswith(f"{name}: ")
                 assert not re.search(r"[Ii]nput should|valid (integer|number)|None|True|(?<!\.)\b(inf|nan)\b", said)
+
+
+def test_every_field_has_a_sentence() -> None:
+    described = {name: field.description or "" for name, field in Workload.model_fields.items()}
+    assert [name for name, words in described.items() if not words.endswith(".")] == []
 
 
 def test_the_axes_names_are_known_without_torch() -> None:

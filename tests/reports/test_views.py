@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.reports import made
 from vrambench.bench.results.records import Learning, Memory, RoleBytes
-from vrambench.reports.page import charts
-from vrambench.reports.page.cells import cells
-from vrambench.reports.page.views import VIEWS, environment, learning, ledger, tradeoff, verdict
+from vrambench.reports.page import charts, views
+from vrambench.reports.page.html import TEMPLATES
+from vrambench.reports.page.views import ORDER, VIEWS
+from vrambench.reports.page.views.cells import cells
+from vrambench.reports.page.views.environment import environment
+from vrambench.reports.page.views.learning import CURVE_POINTS, group_names, learning
+from vrambench.reports.page.views.ledger import LEDGER_CELLS, ledger, segments
+from vrambench.reports.page.views.tradeoff import tradeoff
+from vrambench.reports.page.views.verdict import verdict
 from vrambench.reports.report import Report
 from vrambench.reports.rows import STATUSES, Run, rows_of
 
@@ -149,6 +157,12 @@ def test_the_scatter_holds_what_has_both_numbers(every: Report) -> None:
     assert data.text.startswith("2 cells of 2 lie")
 
 
+def test_every_file_of_a_view_is_listed_once_and_has_its_template() -> None:
+    assert sorted(ORDER) == sorted(path.stem for path in Path(views.__file__).parent.glob("[!_]*.py"))
+    assert [view.id for view in VIEWS] == list(ORDER)
+    assert all((TEMPLATES / view.template).is_file() for view in VIEWS)
+
+
 def test_nothing_to_draw_is_no_view() -> None:
     report = Report([made.run_of([made.result(status="error")])])
     assert [view.id for view in VIEWS if view.data(report) is not None] == ["verdict", "cells", "environment"]
@@ -169,7 +183,7 @@ def test_the_front_that_is_drawn_is_the_front() -> None:
 
 def test_the_ledgers_parts_add_up() -> None:
     (row,) = rows_of([made.run_of([made.full("a1")])])
-    parts = dict(charts.segments(row))
+    parts = dict(segments(row))
     assert sum(parts.values()) == 12 * GIB
     assert parts["held by the allocator"] == GIB
     assert parts["outside PyTorch"] == GIB
@@ -181,7 +195,7 @@ def test_roles_beyond_the_peak_are_said_not_hidden() -> None:
     report = Report(
         [made.run_of([made.result(roles=host, memory=Memory(allocated_bytes=3 * GIB, reserved_bytes=4 * GIB))])]
     )
-    assert [name for name, _ in charts.segments(report.rows[0])] == [
+    assert [name for name, _ in segments(report.rows[0])] == [
         "policy weights",
         "policy gradients",
         "policy optimizer",
@@ -192,18 +206,18 @@ def test_roles_beyond_the_peak_are_said_not_hidden() -> None:
 
 
 def test_the_ledger_follows_the_tables_first_cells() -> None:
-    results = [made.full(f"a{place}") for place in range(charts.LEDGER_CELLS + 5)]
+    results = [made.full(f"a{place}") for place in range(LEDGER_CELLS + 5)]
     data = ledger(Report([made.run_of(results)]))
     assert data
-    assert [len(chart.rows) for chart in data.charts] == [charts.LEDGER_CELLS + 5] * 2
-    assert all(chart.limit == charts.LEDGER_CELLS for chart in data.charts)
-    assert data.remarks == (f"Drawn: the first {charts.LEDGER_CELLS} cells, in the order and selection of the table.",)
+    assert [len(chart.rows) for chart in data.charts] == [LEDGER_CELLS + 5] * 2
+    assert all(chart.limit == LEDGER_CELLS for chart in data.charts)
+    assert data.remarks == (f"Drawn: the first {LEDGER_CELLS} cells, in the order and selection of the table.",)
 
 
 def test_seeds_are_one_group() -> None:
     results = [made.full("a1", seed=0), made.full("a2", seed=1), made.full("a3", seed=1, learning_rate=1.0)]
     rows = rows_of([made.run_of(results)])
-    groups = charts.group_names(rows, {row.index: row.id for row in rows})
+    groups = group_names(rows, {row.index: row.id for row in rows})
     assert groups == {0: "a1", 1: "a1", 2: "a3"}
 
 
@@ -228,12 +242,12 @@ def test_curves_leave_out_what_is_not_finite() -> None:
 
 
 def test_long_curves_are_thinned_to_means() -> None:
-    steps = charts.CURVE_POINTS * 2
+    steps = CURVE_POINTS * 2
     long = made.result(learning=Learning(loss=tuple(float(step % 2) for step in range(steps))))
     data = learning(Report([made.run_of([long])]))
     assert data
     (curve,) = data.charts[0].spec["datasets"]["curves"]
-    assert len(curve["value"]) == charts.CURVE_POINTS
+    assert len(curve["value"]) == CURVE_POINTS
     assert set(curve["value"]) == {0.5}
     assert data.remarks == ("loss: long curves are drawn as means over equal stretches of steps.",)
 

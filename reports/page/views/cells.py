@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
 from vrambench.bench.results.records import Memory, Sample
 from vrambench.reports import units
+from vrambench.reports.page.view import View
 from vrambench.reports.report import Report
 from vrambench.reports.rows import AXES, Row, axis_options, setting_options
 
@@ -118,77 +120,33 @@ def cells(report: Report) -> CellsData | None:
 
 
 def _columns(report: Report) -> tuple[Column, ...]:
-    def text(key: str, label: str, title: str, value: Callable[[Row], str]) -> Column:
-        return Column(key, label, title, value, value, kind="text")
-
-    def axis(name: str) -> Column:
-        return text(name, name, f"axis: {name}", lambda row: row.axes[AXES.index(name)])
-
-    def setting(name: str) -> Column:
-        return text(name, name, f"workload: {name}", lambda row: _setting(row, name))
-
-    def peak(key: str, label: str, title: str) -> Column:
-        return Column(
-            key.removesuffix("_bytes"),
-            label,
-            title,
-            lambda row: units.size(getattr(row.memory, key)),
-            lambda row: getattr(row.memory, key),
-            missing=NOT_MEASURED[key],
-        )
-
-    mean = "mean over the first and over the last quarter of the steps"
     several = len({run.name for run in report.runs}) > 1
     return (
-        *([text("run", "run", "the run's folder", lambda row: row.run)] if several else []),
-        *(axis(name) for name in AXES),
-        Column(
-            "fit",
-            "fits",
-            "whether the cell's device memory is within its budget",
-            _fit_text,
-            lambda row: {"fits": 0, "tight": 1, "does not fit": 2}.get(row.verdict.fit),
-            kind="fit",
-            missing="not known: no device memory was measured or predicted, or the cell was not started",
+        *([_text_column("run", "the run's folder", lambda row: row.run)] if several else []),
+        *(_text_column(axis, f"axis: {axis}", partial(_axis, place=place)) for place, axis in enumerate(AXES)),
+        *MEASURED,
+        *(
+            _text_column(name, f"workload: {name}", partial(_setting, name=name))
+            for name in report.swept[:SWEPT_COLUMNS]
         ),
-        peak("allocated_bytes", "alloc.", "peak of allocated memory: live tensors"),
-        peak("reserved_bytes", "reserved", "peak of memory that PyTorch's allocator reserved"),
-        peak("device_bytes", "device", "peak of device memory, as the driver counts it"),
-        peak("host_rss_bytes", "host", "peak of the process' resident host memory"),
-        Column(
-            "step",
-            "step",
-            "median of the timed steps",
-            lambda row: units.seconds(row.step_seconds),
-            lambda row: row.step_seconds,
-            missing="no timed step",
-        ),
-        Column(
-            "tokens",
-            "tokens/s",
-            "train tokens per second over the whole step's time",
-            lambda row: units.rate(row.tokens_per_second),
-            lambda row: row.tokens_per_second,
-            missing="no timed step",
-        ),
-        Column(
-            "loss",
-            "loss",
-            f"loss, {mean}; sorted by the last",
-            lambda row: units.change(row.loss),
-            lambda row: row.loss[1] if row.loss else None,
-            missing="no loss was recorded",
-        ),
-        Column(
-            "reward",
-            "reward",
-            f"reward, {mean}; sorted by the last",
-            lambda row: units.change(row.reward),
-            lambda row: row.reward[1] if row.reward else None,
-            missing="no reward was recorded: the algorithm has none, or the cell ended too early",
-        ),
-        *(setting(name) for name in report.swept[:SWEPT_COLUMNS]),
     )
+
+
+def _text_column(key: str, title: str, text: Callable[[Row], str]) -> Column:
+    return Column(key, key, title, text, text, kind="text")
+
+
+def _peak_column(key: str, label: str, title: str) -> Column:
+    def peak(row: Row) -> int | None:
+        found: int | None = getattr(row.memory, key)
+        return found
+
+    shown = key.removesuffix("_bytes")
+    return Column(shown, label, title, lambda row: units.size(peak(row)), peak, missing=NOT_MEASURED[key])
+
+
+def _axis(row: Row, place: int) -> str:
+    return row.axes[place]
 
 
 def _fit_text(row: Row) -> str:
@@ -208,6 +166,57 @@ def _setting(row: Row, name: str) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return units.size(value) if name == "budget" and isinstance(value, int) else str(value)
+
+
+MEAN = "mean over the first and over the last quarter of the steps"
+MEASURED = (
+    Column(
+        "fit",
+        "fits",
+        "whether the cell's device memory is within its budget",
+        _fit_text,
+        lambda row: {"fits": 0, "tight": 1, "does not fit": 2}.get(row.verdict.fit),
+        kind="fit",
+        missing="not known: no device memory was measured or predicted, or the cell was not started",
+    ),
+    _peak_column("allocated_bytes", "alloc.", "peak of allocated memory: live tensors"),
+    _peak_column("reserved_bytes", "reserved", "peak of memory that PyTorch's allocator reserved"),
+    _peak_column("device_bytes", "device", "peak of device memory, as the driver counts it"),
+    _peak_column("host_rss_bytes", "host", "peak of the process' resident host memory"),
+    Column(
+        "step",
+        "step",
+        "median of the timed steps",
+        lambda row: units.seconds(row.step_seconds),
+        lambda row: row.step_seconds,
+        missing="no timed step",
+    ),
+    Column(
+        "tokens",
+        "tokens/s",
+        "train tokens per second over the whole step's time",
+        lambda row: units.rate(row.tokens_per_second),
+        lambda row: row.tokens_per_second,
+        missing="no timed step",
+    ),
+    Column(
+        "loss",
+        "loss",
+        f"loss, {MEAN}; sorted by the last",
+        lambda row: units.change(row.loss),
+        lambda row: row.loss[1] if row.loss else None,
+        missing="no loss was recorded",
+    ),
+    Column(
+        "reward",
+        "reward",
+        f"reward, {MEAN}; sorted by the last",
+        lambda row: units.change(row.reward),
+        lambda row: row.reward[1] if row.reward else None,
+        missing="no reward was recorded: the algorithm has none, or the cell ended too early",
+    ),
+)
+"""The columns of what was measured or predicted."""
 
 
 def _line(
@@ -347,3 +356,6 @@ def _sample_table(row: Row) -> Table | None:
         for number, sample in enumerate(samples, 1)
     )
     return Table("Samples", ("sample", "status", "allocated", "device", "step", "tokens/s"), lines)
+
+
+VIEW = View("cells", "Every cell", "cells.html", cells)
