@@ -267,6 +267,9 @@ def simulated(request: pytest.FixtureRequest, cell: MakeCell) -> tuple[str, Trac
     """A case's name, and what the simulated device did: with the host's buffers on it, and as it is."""
     made = cell(**SMALL | CASES[request.param])
     with stand_in("meta"):
+        # What is made once for all is there from now on. (bitsandbytes logs its first failure to load a kernel; while the log is
+        # kept, as pytest does, the error in it keeps the weight that was being quantised.)
+        Job(made, get_device("meta")).load()
         both = traced(made, "meta")
     return request.param, both, traced(made, "meta")
 
