@@ -21,7 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any
 
 from vrambench.bench.predict.forecast import Predictor
-from vrambench.bench.processes import without_main
+from vrambench.bench.processes import fresh_start
 from vrambench.bench.results.forecast import Outcome
 from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import Cell, from_flat
@@ -53,7 +53,7 @@ def predict_all(
         return outcomes
     used = min(processes, len(chunks)) if len(distinct) > WORTH_A_PROCESS else 1
     tell(0, len(distinct))
-    with _pool(used) as pool, without_main():
+    with _pool(used) as pool, fresh_start():
         futures = {pool.submit(_predict, [cell.flat() for cell in chunk], card): chunk for chunk in chunks}
         left: set[Future[list[Outcome]]] = set(futures)
         while left:

@@ -16,7 +16,7 @@ from vrambench.reports import units
 from vrambench.reports.page import charts
 from vrambench.reports.page.cells import cells
 from vrambench.reports.report import PEAKS, Report
-from vrambench.reports.rows import TIGHT, Row, Run, pareto
+from vrambench.reports.rows import Row, Run, pareto
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _sentences(report: Report, known: Sequence[Row], fitting: Sequence[Row]) -> 
         sources = Counter(row.verdict.source or "measured" for row in fitting)
         tight = sum(row.verdict.fit == "tight" for row in fitting)
         how = f" ({_and([f'{count:,} {source}' for source, count in sources.items()])})" if fitting else ""
-        near = f", {tight:,} of them by less than {TIGHT:.0%} of it" if tight else ""
+        near = f", {tight:,} of them only tightly" if tight else ""
         sentences.append(
             f"{len(fitting):,} of the {len(known):,} whose device memory is known fit {budget}{how}{near}."
         )
