@@ -1,4 +1,9 @@
-"""Starting and ending other processes of ours."""
+"""Starting and ending other processes of ours.
+
+with fresh_start():                 # nothing in the current directory hides a module there
+    process.start()
+kill(process)                       # and every process that it started
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ import os
 import signal
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import psutil
@@ -17,23 +22,74 @@ LAST_SECONDS = 30.0
 
 
 def kill(process: Any) -> None:
-    """Ends a job and every process that it started."""
+    """Ends a process of multiprocessing's and every process that it started, those with a session of their own too."""
     if process.pid is None:
         return
-    with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess, PermissionError):
-        if os.getpgid(process.pid) == process.pid:
+    started = descendants(process.pid)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if _leads_its_group(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
         else:
             os.kill(process.pid, signal.SIGKILL)
+    end(started)
     process.join(LAST_SECONDS)
 
 
+def descendants(pid: int) -> list[psutil.Process]:
+    """The processes that `pid` started and those that they started, as far as the system still knows who did."""
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).children(recursive=True)
+    return []
+
+
+def end(processes: Iterable[psutil.Process]) -> None:
+    """Kills processes that may be gone already."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+def _leads_its_group(pid: int) -> bool:
+    """True as well for one that is gone: who is left in the group that has its number was started by it."""
+    try:
+        return os.getpgid(pid) == pid
+    except ProcessLookupError:
+        return True
+
+
 @contextlib.contextmanager
-def without_main() -> Iterator[None]:
-    """Hides this process' own script while processes are started: multiprocessing would run it once more in each."""
+def fresh_start(settings: Mapping[str, str] | None = None) -> Iterator[None]:
+    """While processes are started: `settings` in their environment, the current directory not among the places where they
+    look for modules, and this process' own script hidden, which multiprocessing would run once more in each."""
+    settings = {"PYTHONSAFEPATH": "1", **(settings or {})}
+    before = {name: os.environ.get(name) for name in settings}
     main = sys.modules["__main__"]
+    os.environ.update(settings)
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
         yield
     finally:
         sys.modules["__main__"] = main
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM ends what is under way as Ctrl-C does: with KeyboardInterrupt, so that it can say so."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not in the main thread: whoever runs us there handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from vrambench.bench.plan.document import parse_value
+from vrambench.bench.predict.band import error_band
 from vrambench.bench.results.records import Memory, Result
 from vrambench.methods.workload import FIELDS
 from vrambench.reports.units import quarters, size
@@ -27,20 +28,22 @@ AXES = ("precision", "adapter", "optimizer", "offload", "algorithm")
 STATUSES = ("ok", "oom", "timeout", "crashed", "error", "invalid", "pruned", "unreadable", "not run")
 """Every status that a row can have, in the order in which they are counted and listed."""
 
-TIGHT = 0.05
-"""A cell whose device memory is under its budget by less than this share of the budget is `tight`, not `fits`."""
+DRIVERS_SHARE = 0.05
+"""At most so much of a card its driver keeps: a budget of the card's nominal size is a budget of that card."""
 
 Fit = Literal["fits", "tight", "does not fit", "unknown"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run as it is reported: its name, run.json, results, and the names of result files that could not be read."""
+    """One run as it is reported: its name, run.json, results, the names of result files that could not be read, and why
+    they could not, by the cell's id."""
 
     name: str
     info: Mapping[str, Any] = field(default_factory=dict)
     results: tuple[Result, ...] = ()
     corrupted: tuple[str, ...] = ()
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Row:
     cell: Mapping[str, Any]
     result: Result | None = None
     device_capacity_bytes: int | None = None
+    unreadable: str | None = None
+    """Why its result file cannot be read, where that is known."""
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -88,7 +93,9 @@ class Row:
     def reason(self) -> str | None:
         """Why the cell has the status it has, in words: its own reason, else what the status stands for."""
         if self.result is None:
-            return "its result file cannot be read" if self.status == "unreadable" else "the run ended before it"
+            if self.status != "unreadable":
+                return "the run ended before it"
+            return f"its result file is {self.unreadable}" if self.unreadable else "its result file cannot be read"
         if self.result.reason:
             return self.result.reason
         return f"ended by {self.result.signal}" if self.result.signal else None
@@ -118,7 +125,8 @@ class Row:
 
 def judge(row: Row) -> Verdict:
     """Whether `row` fits its budget. Only device memory tells (measured, else predicted); a cell that ran out of it
-    does not fit."""
+    does not fit. A predicted cell has the verdict that its forecast gave. A measured one fits where it took no more than the
+    budget, tightly where the allocator had to give back cached memory for it."""
     result, budget = row.result, row.budget_bytes
     if result is None or budget is None:
         return Verdict("unknown", "no result" if result is None else "no budget was set")
@@ -126,22 +134,32 @@ def judge(row: Row) -> Verdict:
         return Verdict("unknown", "never started: a rule forbids it")
     if result.status == "oom" and not (result.oom and result.oom.where == "host"):
         capacity = row.device_capacity_bytes
-        if result.source != "verified" and capacity is not None and capacity < (1 - TIGHT) * budget:
+        if result.source != "verified" and capacity is not None and capacity < (1 - DRIVERS_SHARE) * budget:
             return Verdict(
                 "unknown", f"ran out of a device of {size(capacity)}, smaller than the budget of {size(budget)}"
             )
         return Verdict("does not fit", "ran out of device memory", result.source)
-    predicted = result.predicted.device_bytes if result.predicted else None
-    held, source = (result.memory.device_bytes, result.source) if result.status == "ok" else (None, None)
-    if held is None and predicted is not None:
-        held, source = predicted, "predicted"
-    if held is None:
-        why = "no device memory was measured" if result.status == "ok" else f"the cell ended as {result.status}"
-        return Verdict("unknown", why)
-    margin = budget - held
-    share = f"{source or 'measured'}: {size(held)} of {size(budget)}"
-    fit: Fit = "does not fit" if margin < 0 else "tight" if margin < TIGHT * budget else "fits"
-    return Verdict(fit, share, source, margin)
+    held = result.memory.device_bytes if result.status == "ok" else None
+    if held is not None:
+        source, given_back = result.source or "measured", result.memory.num_alloc_retries or 0
+        times = f", after cached memory was given back {given_back:,} times" if given_back else ""
+        fit: Fit = "does not fit" if held > budget else "tight" if given_back else "fits"
+        return Verdict(fit, f"{source}: {size(held)} of {size(budget)}{times}", source, budget - held)
+    if result.predicted and result.predicted.device_bytes is not None:
+        return _predicted(result, result.predicted.device_bytes, budget)
+    why = "no device memory was measured" if result.status == "ok" else f"the cell ended as {result.status}"
+    return Verdict("unknown", why)
+
+
+def _predicted(result: Result, device: int, budget: int) -> Verdict:
+    """The forecast's own verdict. Files of versions that did not store it have the one that the published band gives."""
+    told = result.predicted_verdict
+    band = told.band_bytes if told else round(error_band().share * device)
+    fit: Fit = (
+        told.verdict if told else "does not fit" if device > budget else "tight" if device + band > budget else "fits"
+    )
+    why = f"predicted: {size(device)} of {size(budget)}, the error band is {size(band)}"
+    return Verdict(fit, why, "predicted", budget - device)
 
 
 def rows_of(runs: Sequence[Run]) -> tuple[Row, ...]:
@@ -169,6 +187,7 @@ def rows_of(runs: Sequence[Run]) -> tuple[Row, ...]:
                     cell=result.cell if result else flat,
                     result=result,
                     device_capacity_bytes=capacity,
+                    unreadable=run.unreadable.get(key),
                 )
             )
     return tuple(rows)

@@ -23,7 +23,7 @@ from vrambench.bench.predict import NotPredicted
 from vrambench.bench.predict.alloc_conf import read
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.quiet import hush
-from vrambench.bench.processes import without_main
+from vrambench.bench.processes import fresh_start
 from vrambench.bench.results.forecast import Outcome
 from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import Cell, from_flat
@@ -58,7 +58,7 @@ def predict_all(
     read(alloc_conf)  # a mistake in it is told here, once
     used = min(processes, len(chunks)) if len(distinct) > WORTH_A_PROCESS else 1
     tell(0, len(distinct))
-    with _pool(used, alloc_conf) as pool, without_main():
+    with _pool(used, alloc_conf) as pool, fresh_start():
         futures = {pool.submit(_predict, [cell.flat() for cell in chunk], card): chunk for chunk in chunks}
         left: set[Future[list[Outcome]]] = set(futures)
         while left:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from vrambench.bench.results.records import Memory, OutOfMemory, Parameters, Record, RoleBytes
-
-Verdict = Literal["fits", "tight", "does not fit"]
+from vrambench.bench.results.records import (
+    Memory,
+    OutOfMemory,
+    Parameters,
+    PredictedVerdict,
+    Record,
+    RoleBytes,
+    Verdict,
+)
 
 PRUNED_OVER = 1.25
 """A cell predicted to need more than this many budgets is not worth its run."""
@@ -83,6 +87,16 @@ class Forecast(Record):
     def fits(self) -> bool:
         """Whether it is predicted to run, be it only just."""
         return self.verdict != "does not fit"
+
+    @property
+    def stored_verdict(self) -> PredictedVerdict:
+        """What a result keeps of it, beside the memory."""
+        return PredictedVerdict(
+            verdict=self.verdict,
+            budget_bytes=self.budget_bytes,
+            band_bytes=self.band_bytes,
+            band_basis=self.band_basis,
+        )
 
     @property
     def device_peak(self) -> PredictedPhase:

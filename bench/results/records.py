@@ -15,9 +15,8 @@ SCHEMA = 1
 
 Status = Literal["ok", "oom", "invalid", "pruned", "timeout", "crashed", "error"]
 Source = Literal["measured", "predicted", "verified"]
+Verdict = Literal["fits", "tight", "does not fit"]
 
-ENDED: tuple[Status, ...] = ("ok", "oom", "invalid", "pruned")
-"""Statuses that a resumed run keeps."""
 FAILED: tuple[Status, ...] = ("timeout", "crashed", "error")
 """Statuses of a measurement that failed: run again with `--retry`, and exit code 4."""
 
@@ -128,6 +127,15 @@ class Sample(Record):
     """What a reader must know to trust the numbers, in sentences (how device bytes were counted, what the cap cannot emulate)."""
 
 
+class PredictedVerdict(Record):
+    """What the forecast said: the verdict under the budget, and by how much more than predicted a measurement may show."""
+
+    verdict: Verdict
+    budget_bytes: int
+    band_bytes: int
+    band_basis: str
+
+
 class Result(Sample):
     """A cell's result: one of its samples, with what it was and where. Of several samples it is the first that failed, or else the
     one with the median step time."""
@@ -139,6 +147,7 @@ class Result(Sample):
     rule: str | None = None
     """The validity rule's id, where status is `invalid`."""
     predicted: Memory | None = None
+    predicted_verdict: PredictedVerdict | None = None
     environment: dict[str, Any] = Field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
     """Every sample, in the order in which they ran."""

@@ -7,7 +7,7 @@
 
 Every file is written beside its place, flushed to the disk and moved there, so that a reader, or a run that is resumed after
 any interruption, sees the old file or the new one and never half of one. One run at a time holds the folder's lock, which the
-system releases when its holder dies.
+system releases when its holder dies; what a killed run was writing is swept away under the next one's lock.
 """
 
 from __future__ import annotations
@@ -15,39 +15,50 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from vrambench.bench.results.reading import Refused, in_words, parse, schema_refused
 from vrambench.bench.results.records import SCHEMA, Result
+from vrambench.bench.results.run_info import RunInfo, read_run_info
 from vrambench.methods.errors import ConfigurationError
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """A cell's file that holds no result of this version, and why. `newer`: a newer version wrote it."""
+
+    file: Path
+    reason: str
+    newer: bool = False
+
+
 class RunFolder:
-    """One run's files. `info` is run.json's content, {} before it is written."""
+    """One run's files. `run`: run.json's content, None before it is read or written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.info: dict[str, Any] = {}
+        self.run: RunInfo | None = None
         self._lock = FileLock(path / ".lock")
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """The folder of a run that was started before. Raises ConfigurationError where there is none, or of another schema."""
+        """The folder of a run that was started before. Raises ConfigurationError where there is none, or its run.json is
+        damaged or of another schema."""
         folder = cls(path)
-        file = path / "run.json"
-        try:
-            folder.info = json.loads(file.read_text())
-        except FileNotFoundError:
-            raise ConfigurationError(f"{path} is not a run's folder: it has no run.json", field="run") from None
-        except (ValueError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"{file} cannot be read: {error}", field="run") from None
-        if not isinstance(folder.info, dict) or folder.info.get("schema") != SCHEMA:
-            raise ConfigurationError(f"{file} is not of schema {SCHEMA}, the one that this version reads", field="run")
+        folder.run = read_run_info(path / "run.json")
         return folder
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """run.json's content as plain data, for those who show all of it; {} before it is read or written."""
+        return self.run.document() if self.run else {}
 
     @property
     def cells(self) -> Path:
@@ -58,7 +69,7 @@ class RunFolder:
         return self.path / "logs" / f"{name}.log"
 
     def acquire(self) -> None:
-        """Makes the folder and takes its lock. Raises ConfigurationError while another run holds it."""
+        """Makes the folder, takes its lock and sweeps. Raises ConfigurationError while another run holds it."""
         for folder in (self.path, self.cells, self.path / "logs"):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -71,47 +82,81 @@ class RunFolder:
                 f"out: another run is at work in {self.path}; wait for it, or name another folder with --out",
                 field="out",
             ) from None
+        self._sweep()
 
     def release(self) -> None:
         self._lock.release()
 
-    def write_info(self, info: dict[str, Any]) -> None:
-        """Writes run.json; `schema` is added."""
-        self.info = {"schema": SCHEMA} | info
+    def _sweep(self) -> None:
+        """Removes what a killed run had begun to write. Only the lock's holder writes these files."""
+        for file in (*self.cells.glob(".*.json.*.tmp"), *self.path.glob(".run.json.*.tmp")):
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+    def write_info(self, info: Mapping[str, Any]) -> None:
+        """Checks and writes run.json; `schema` is added."""
+        self.run = RunInfo.model_validate({"schema": SCHEMA} | dict(info))
         write_atomically(self.path / "run.json", json.dumps(self.info, indent=1) + "\n")
 
     def write_result(self, result: Result) -> None:
         """Writes the cell's file. Raises OSError where the disk cannot take it; the file that was there stays."""
         write_atomically(self.cells / f"{result.id}.json", dump_result(result))
 
+    def read(self, cell_id: str) -> Result | Unreadable | None:
+        """The cell's result, or why its file is none; None where there is no file. A key that this version does not know
+        is passed over."""
+        file = self.cells / f"{cell_id}.json"
+        try:
+            data = parse(file)
+            refused = schema_refused(data)
+            if refused is None:
+                result = Result.model_validate(data, extra="ignore")
+                if result.id == cell_id:
+                    return result
+                refused = Refused(f"the result of another cell, {result.id[:40]!r}")
+        except FileNotFoundError:
+            return None if not file.is_symlink() else Unreadable(file, "a link to nothing")
+        except ValidationError as error:
+            refused = Refused(f"not a readable result: {in_words(error)}")
+        except OSError as error:
+            refused = Refused(f"not a readable result: {error.strerror or error}")
+        except ValueError as error:
+            refused = Refused(f"not a readable result: {error}")
+        return Unreadable(file, refused.reason, refused.newer)
+
     def read_result(self, cell_id: str) -> Result | None:
         """The cell's result; None where there is none, or the file is not one."""
-        with contextlib.suppress(FileNotFoundError, ValidationError, ValueError):
-            result = Result.model_validate_json((self.cells / f"{cell_id}.json").read_bytes())
-            return result if result.id == cell_id else None
-        return None
+        found = self.read(cell_id)
+        return found if isinstance(found, Result) else None
 
     def set_aside(self, cell_id: str) -> Path | None:
         """Renames the cell's file, if there is one, to one that no run will overwrite, and says where it is now."""
         file = self.cells / f"{cell_id}.json"
-        if not file.exists():
+        if not os.path.lexists(file):
             return None
         number = 1
-        while (aside := file.with_suffix(f".json.corrupted-{number}")).exists():
+        while os.path.lexists(aside := file.with_suffix(f".json.corrupted-{number}")):
             number += 1
         return file.rename(aside)
 
     def results(self) -> list[Result]:
         """Every readable result, in run.json's order, then the others by id."""
-        order = {cell["id"]: place for place, cell in enumerate(self.info.get("cells", []))}
+        order = {cell.id: place for place, cell in enumerate(self.run.cells if self.run else ())}
         found = [self.read_result(file.stem) for file in sorted(self.cells.glob("*.json"))]
         return sorted((result for result in found if result), key=lambda result: order.get(result.id, len(order)))
 
     @property
-    def corrupted(self) -> list[Path]:
+    def unreadable(self) -> list[Unreadable]:
         """Result files that cannot be read, and those set aside before."""
-        unread = [file for file in self.cells.glob("*.json") if self.read_result(file.stem) is None]
-        return sorted([*unread, *self.cells.glob("*.corrupted-*")])
+        found = [self.read(file.stem) for file in self.cells.glob("*.json")]
+        aside = [Unreadable(file, "set aside") for file in self.cells.glob("*.corrupted-*")]
+        unread = [one for one in found if isinstance(one, Unreadable)]
+        return sorted([*unread, *aside], key=lambda one: one.file)
+
+    @property
+    def corrupted(self) -> list[Path]:
+        """The files of `unreadable`."""
+        return [one.file for one in self.unreadable]
 
 
 def dump_result(result: Result) -> str:
@@ -122,14 +167,12 @@ def dump_result(result: Result) -> str:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replaces `path` by `text` in one step that survives a power cut. Raises OSError and leaves `path` as it was."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    temporary = Path(name)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with temporary.open("x", encoding="utf-8") as file:  # with the rights that the user's umask gives
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

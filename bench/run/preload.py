@@ -3,6 +3,9 @@
 A thread pool that a tensor operation had started would not exist in a forked child, which would then wait for it for ever.
 On CUDA, importing PEFT, bitsandbytes or DeepSpeed initialises the device, which no child could use: there the server holds
 torch and transformers at most.
+
+The server ends with its parent, even where that is killed while the server starts, and what a job leaves running becomes
+the server's child.
 """
 
 from __future__ import annotations
@@ -11,7 +14,10 @@ import contextlib
 import gc
 import importlib
 import os
+import warnings
 from collections.abc import Iterable
+
+from vrambench.bench.run.lifetime import adopt_orphans, end_with_parent
 
 ALWAYS = (
     "torch",
@@ -28,6 +34,10 @@ ALWAYS = (
 
 def load() -> None:
     """Imports silently; a module that is missing here is missed by the cell that needs it, and named there."""
+    if parent := os.environ.pop("VRAMBENCH_SERVER_PARENT", None):
+        end_with_parent(int(parent))
+        adopt_orphans()
+        warnings.filterwarnings("ignore", "forkserver: waitpid returned unexpected pid")  # an adopted one's
     device = os.environ.get("VRAMBENCH_SERVER_DEVICE", "cpu")
     sink = os.open(os.devnull, os.O_WRONLY)
     kept = os.dup(1), os.dup(2)

@@ -5,20 +5,26 @@
     kill(process)
 
 The server has imported everything and computed nothing (`preload.py`), so a job starts in a tenth of a second and
-is fresh all the same.
+is fresh all the same. What jobs leave running when they end becomes the server's child, and `end_all_but` ends it.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from multiprocessing import forkserver
 from typing import Any
 
-from vrambench.bench.processes import without_main
+import psutil
+
+from vrambench.bench.processes import descendants, end, fresh_start
 
 CONTEXT = multiprocessing.get_context("forkserver")
+LOST = 255
+"""The exit code that multiprocessing gives a process whose server has ended."""
+STRAYS_SECONDS = 5.0
+"""How long killed strays are waited for."""
 
 
 class Server:
@@ -27,7 +33,6 @@ class Server:
     def __init__(self, device: str) -> None:
         self._kind = device.split(":")[0]
         self._settings = {
-            "PYTHONSAFEPATH": "1",  # nothing in the current directory hides a module
             "VRAMBENCH_SERVER_DEVICE": self._kind,
             "TOKENIZERS_PARALLELISM": "false",
             "TRANSFORMERS_VERBOSITY": "error",
@@ -44,27 +49,58 @@ class Server:
         server: Any = getattr(forkserver, "_forkserver", None)
         if getattr(server, "vrambench_kind", self._kind) != self._kind:
             server._stop()
-        before = {name: os.environ.get(name) for name in self._settings}
-        os.environ.update(self._settings)
-        try:
+        with fresh_start({**self._settings, "VRAMBENCH_SERVER_PARENT": str(os.getpid())}):
             CONTEXT.set_forkserver_preload(["vrambench.bench.run.preload"])
             forkserver.ensure_running()
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
         if server is not None:
             server.vrambench_kind = self._kind
 
     def fork(self, target: Callable[..., None], *arguments: Any) -> Any:
-        """A started process that runs `target(*arguments)`."""
-        self.start()  # whoever ended the server meanwhile: the next one gets the same environment
-        process = CONTEXT.Process(target=target, args=arguments, daemon=True)
-        try:
-            with without_main():
-                process.start()
-        except (EOFError, ConnectionError) as error:
-            raise OSError("the process that jobs are forked from has ended; its last words are above") from error
-        return process
+        """A started process that runs `target(*arguments)`. Raises OSError where there is no server to fork it, twice."""
+        for last in (False, True):
+            self.start()  # whoever ended the server meanwhile: the next one gets the same environment
+            process = CONTEXT.Process(target=target, args=arguments, daemon=True)
+            try:
+                with fresh_start():
+                    process.start()
+                return process
+            except (EOFError, ConnectionError) as error:
+                if last:
+                    raise OSError(
+                        "the process that jobs are forked from has ended; its last words are above"
+                    ) from error
+        return None
+
+    @property
+    def running(self) -> bool:
+        """Whether the server is alive; one that was never started is not."""
+        pid = _pid()
+        if pid is None:
+            return False
+        try:  # it is multiprocessing that takes its exit code
+            return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
+
+    def end_all_but(self, jobs: Collection[int]) -> None:
+        """Ends every child of the server that is none of `jobs` (process numbers), and what those started: orphans of jobs
+        that have ended. An orphan of a job that runs is that job's child."""
+        if not self.running:
+            return
+        while strays := [one for one in _children(_pid()) if one.pid not in jobs]:
+            everyone = [*strays, *(below for one in strays for below in descendants(one.pid))]
+            end(everyone)
+            _, alive = psutil.wait_procs(everyone, STRAYS_SECONDS)
+            if alive:
+                return
+
+
+def _pid() -> int | None:
+    return getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
+
+
+def _children(pid: int | None) -> list[psutil.Process]:
+    try:
+        return [one for one in psutil.Process(pid).children() if one.status() != psutil.STATUS_ZOMBIE]
+    except psutil.Error:
+        return []

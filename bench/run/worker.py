@@ -1,47 +1,28 @@
 """What runs in a cell's own process: settles in, measures the cell, and reports to the parent.
 
 The parent sees two things: a board in shared memory, which says without a system call in which phase the job is, and a pipe,
-through which comes what each step gave, and the whole sample at the end.
+through which comes what each step gave, and the whole sample at the end (`messages.py`).
 """
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import io
 import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vrambench.bench.measure.meters import Meter
+from vrambench.bench.run.executor import Order, Spot
+from vrambench.bench.run.lifetime import adopt_orphans, end_with_parent
 from vrambench.methods.device import Device, get_device
 
 BOARD_BYTES = 128
-PR_SET_PDEATHSIG = 1
-
-
-@dataclass(frozen=True)
-class JobOrder:
-    """One sample to take: `cell` as in result files, `device` a name, `threads` for PyTorch on the CPU (0: its own choice)."""
-
-    cell: dict[str, Any]
-    device: str
-    log: str
-    threads: int = 0
-
-
-class Spot(NamedTuple):
-    """Where a job is, as its board says."""
-
-    phase: str | None
-    step: int | None
-    live_bytes: int | None
 
 
 def write_board(board: Any, phase: str, step: int | None, live_bytes: int | None) -> None:
@@ -54,23 +35,28 @@ def read_board(board: Any) -> Spot:
     """Reads where the job is; a board that was being written while it was read says less, never something wrong."""
     parts = bytes(board.value).decode(errors="replace").split("\t")
     if len(parts) != 3:
-        return Spot(parts[0] or None, None, None)
-    return Spot(parts[0] or None, _number(parts[1]), _number(parts[2]))
+        return Spot(_word(parts[0]))
+    return Spot(_word(parts[0]), _number(parts[1]), _number(parts[2]))
+
+
+def _word(text: str) -> str | None:
+    return text if text.isprintable() and text else None
 
 
 def _number(text: str) -> int | None:
-    return int(text) if text.isdigit() else None
+    return int(text) if text.isdecimal() else None
 
 
 def settle(log: Path) -> None:
     """Makes this process a job's: dies with its parent, prints into its log, is the first to go when the host's memory runs out."""
     os.setsid()
+    end_with_parent(os.getppid())  # before the server is let go: until then it lives
     _let_the_server_go()
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when a job ends
     Path("/proc/self/oom_score_adj").write_text("1000")
     try:
-        sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     except OSError:
         sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)
@@ -107,27 +93,28 @@ def _let_the_server_go() -> None:
         server._forkserver_alive_fd = None
 
 
-def work(order: JobOrder, board: Any, pipe: Connection) -> None:
-    """Takes one sample and sends it; a process' entry point."""
+def work(order: Order, threads: int, board: Any, pipe: Connection) -> None:
+    """Takes one sample and sends it; a process' entry point. `threads` for PyTorch on the CPU (0: its own choice)."""
     began = time.perf_counter()
-    settle(Path(order.log))
+    settle(order.log)
     from vrambench.bench.measure.measurement import Measurement, Progress
+    from vrambench.bench.run.messages import send
     from vrambench.methods.cell import from_flat
 
     cell = from_flat(order.cell)
     print(f"{cell.id} {cell.name} on {order.device}", flush=True)
     device = get_device(order.device)
-    if order.threads:
+    if threads:
         import torch
 
-        torch.set_num_threads(order.threads)
+        torch.set_num_threads(threads)
     meter = make_meter(cell.workload.budget, device)
 
     def listen(phase: str, step: int | None) -> None:
         write_board(board, phase, step, meter.live_bytes())
 
     def save(progress: Progress) -> None:
-        pipe.send(progress)
+        send(pipe.fileno(), progress)
 
     started = time.perf_counter() - began
     measurement = Measurement(cell, device, meter, listen=listen, save=save)
@@ -136,7 +123,7 @@ def work(order: JobOrder, board: Any, pipe: Connection) -> None:
     finally:
         meter.stop()
     seconds = {"start": started} | sample.seconds
-    pipe.send(sample.model_copy(update={"seconds": seconds}))
+    send(pipe.fileno(), sample.model_copy(update={"seconds": seconds}))
     pipe.close()
 
 

@@ -48,8 +48,14 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
 def read_run(folder: Path, name: str) -> Run:
     """A run folder as the report takes it, and what it calls it."""
     store = RunFolder.open(folder)
-    corrupted = tuple(str(file.relative_to(folder)) for file in store.corrupted)
-    return Run(name, store.info, tuple(store.results()), corrupted)
+    unreadable = store.unreadable
+    return Run(
+        name,
+        store.info,
+        tuple(store.results()),
+        tuple(str(one.file.relative_to(folder)) for one in unreadable),
+        {one.file.stem: one.reason for one in unreadable},
+    )
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,7 @@ def run_of(
         "schema": 1,
         "started_at": "2026-05-04T10:11:12+00:00",
         "device": "cuda:0",
+        "repeat": 1,
         "command": "vrambench run",
         "profile": "24gb",
     }

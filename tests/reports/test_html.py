@@ -243,7 +243,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     for parent in ("a", "b"):
         folder = RunFolder(tmp_path / parent / "run")
         folder.acquire()
-        folder.write_info({"cells": []})
+        folder.write_info({"device": "cpu", "repeat": 1, "cells": []})
         folder.write_result(made.full("a1"))
         folder.release()
     out = tmp_path / "report.html"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from vrambench.reports import units
 from vrambench.reports.page.view import View
 from vrambench.reports.report import PEAKS, Report
-from vrambench.reports.rows import TIGHT, Row
+from vrambench.reports.rows import Row
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _sentences(report: Report, known: Sequence[Row], fitting: Sequence[Row]) -> 
         sources = Counter(row.verdict.source or "measured" for row in fitting)
         tight = sum(row.verdict.fit == "tight" for row in fitting)
         how = f" ({_and([f'{count:,} {source}' for source, count in sources.items()])})" if fitting else ""
-        near = f", {tight:,} of them by less than {TIGHT:.0%} of it" if tight else ""
+        near = f", {tight:,} of them only tightly" if tight else ""
         sentences.append(
             f"{len(fitting):,} of the {len(known):,} whose device memory is known fit {budget}{how}{near}."
         )

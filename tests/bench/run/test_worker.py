@@ -13,8 +13,10 @@ import pytest
 
 from vrambench.bench.results.records import Sample, Throughput
 from vrambench.bench.results.store import RunFolder
-from vrambench.bench.run.session import representative, run
-from vrambench.bench.run.worker import BOARD_BYTES, Spot, read_board, write_board
+from vrambench.bench.run.executor import Spot
+from vrambench.bench.run.samples import representative
+from vrambench.bench.run.session import run
+from vrambench.bench.run.worker import BOARD_BYTES, read_board, write_board
 from vrambench.methods.errors import ConfigurationError
 
 
@@ -120,8 +122,7 @@ def test_several_jobs_on_one_gpu_are_refused(plan: Any, listening: Any, tmp_path
 def test_a_run_begun_on_other_hardware_is_not_mixed_with_this_one(plan: Any, listening: Any, tmp_path: Path) -> None:
     run([plan()], tmp_path / "run", listener=listening)
     info = json.loads((tmp_path / "run" / "run.json").read_text())
-    info["environment"]["device"] = {"kind": "cuda", "name": "NVIDIA GeForce RTX 4090", "total_bytes": 25757220864}
-    info["environment"]["cpu"] = "another processor"
+    info["environment"]["cpu"]["model"] = "another processor"
     (tmp_path / "run" / "run.json").write_text(json.dumps(info))
     with pytest.raises(ConfigurationError, match="was begun elsewhere"):
         run([plan(), plan(seed=1)], tmp_path / "run", listener=listening)

@@ -19,7 +19,8 @@ import pytest
 from vrambench.bench.plan.plan import PlannedCell
 from vrambench.bench.results.records import Result
 from vrambench.bench.results.store import RunFolder
-from vrambench.bench.run.session import StorageError, run
+from vrambench.bench.run.samples import StorageError
+from vrambench.bench.run.session import run
 from vrambench.methods.errors import ConfigurationError
 
 # A reward is called in every step: step 0 is the warm-up, and a fault at call 3 comes in a timed step.

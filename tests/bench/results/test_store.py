@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ RESULT = Result(
 def folder(tmp_path: Path) -> RunFolder:
     folder = RunFolder(tmp_path / "run")
     folder.acquire()
-    folder.write_info({"cells": [{"id": RESULT.id, "name": RESULT.name}]})
+    folder.write_info({"device": "cpu", "repeat": 1, "cells": [{"id": RESULT.id, "name": RESULT.name}]})
     return folder
 
 
@@ -88,7 +89,7 @@ def test_folders_that_are_no_runs_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be read"):
         RunFolder.open(tmp_path)
     (tmp_path / "run.json").write_text('{"schema": 99}')
-    with pytest.raises(ConfigurationError, match=r"not of schema 1"):
+    with pytest.raises(ConfigurationError, match="of schema 99, which a newer vrambench wrote"):
         RunFolder.open(tmp_path)
 
 
@@ -96,3 +97,24 @@ def test_a_folder_that_cannot_be_made_is_an_error_about_out(tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match=r"^out: .* cannot be made"):
         RunFolder(tmp_path / "file" / "run").acquire()
+
+
+def test_what_a_killed_run_was_writing_is_swept_under_the_lock(folder: RunFolder) -> None:
+    folder.release()
+    left = [folder.cells / f".{RESULT.id}.json.x1y2.tmp", folder.path / ".run.json.0123.tmp"]
+    stays = [folder.cells / "notes.tmp", folder.path / ".report.html.0123.tmp"]
+    for file in (*left, *stays):
+        file.write_text("half")
+    RunFolder(folder.path).acquire()
+    assert not [file for file in left if file.exists()]
+    assert all(file.exists() for file in stays)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_have_the_rights_that_the_user_gives(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_atomically(tmp_path / "file", "text")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode

@@ -48,6 +48,9 @@ def test_what_is_far_over_is_pruned_kept_on_resume_and_run_when_asked(
     (result,) = RunFolder.open(tmp_path / "run").results()
     forecast = predictor.forecast(cell.cell, 8 * MIB)
     assert result.predicted == forecast.memory
+    assert result.predicted_verdict is not None
+    assert (result.predicted_verdict.verdict, result.predicted_verdict.budget_bytes) == ("does not fit", 8 * MIB)
+    assert result.predicted_verdict.band_bytes == forecast.band_bytes > 0
     assert result.reason is not None
     assert result.reason.startswith(
         f"predicted to need {(forecast.memory.device_bytes or 0) / 2**30:.2f} GiB on the device"
@@ -92,7 +95,7 @@ def test_predictions_are_for_the_gpu_that_is_there(
 ) -> None:
     gpu = {"name": "NVIDIA H100 80GB HBM3", "compute_capability": "9.0", "total_bytes": 80 * 2**30}
     environment = describe_environment("cpu") | {"gpu": gpu}
-    monkeypatch.setattr("vrambench.bench.run.session.describe_environment", lambda device: environment)
+    monkeypatch.setattr("vrambench.bench.run.local.describe_environment", lambda device: environment)
     cards = []
 
     def predict(cells: Sequence[Cell], card: Card | None) -> Mapping[str, Outcome]:

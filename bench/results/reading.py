@@ -1,0 +1,75 @@
+"""Reading the JSON of a run's folder, which may be damaged: cut short, not ours, or of a newer version.
+
+parse(file)                     # raises OSError or ValueError, whatever the file holds
+schema_refused(data)            # why this version does not read it; None: it does
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from vrambench.bench.results.records import SCHEMA
+
+DEEPEST = 32
+"""Lists and mappings inside each other; no file of ours has ten, and code that walks them may then recurse."""
+SHOWN = 60
+"""Characters of a bad value that a message repeats."""
+
+
+class Refused(NamedTuple):
+    """Why a file is not read. `newer`: it is one of ours, of a schema that this version does not know."""
+
+    reason: str
+    newer: bool = False
+
+
+def parse(file: Path) -> Any:
+    """The file's JSON as plain data. Raises OSError where it cannot be read, ValueError where it is none."""
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        raise OSError(errno.EINVAL, "it is no regular file", str(file))
+    try:
+        data = json.loads(file.read_bytes())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if _deeper(data, DEEPEST):
+        raise ValueError("nested too deeply")
+    return data
+
+
+def schema_refused(data: Any) -> Refused | None:
+    """Why a file with that content is none that this version reads; None where it is."""
+    found = data.get("schema") if isinstance(data, dict) else None
+    if type(found) is int and found == SCHEMA:
+        return None
+    if type(found) is int and found > SCHEMA:
+        written = str(found) if found < 10**6 else "a far newer number"
+        return Refused(f"of schema {written}, which a newer vrambench wrote; this version reads schema {SCHEMA}", True)
+    return Refused(f"not of schema {SCHEMA}, the one that this version reads")
+
+
+def in_words(error: ValidationError) -> str:
+    """The first thing that is wrong: its place, what was expected, and what is there."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    words = first["msg"][:1].lower() + first["msg"][1:]
+    given = "" if first["type"] == "missing" else f", not {_short(first['input'])}"
+    return f"{place}: {words}{given}" if place else f"{words}{given}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    text = repr(value[: SHOWN + 1] if isinstance(value, str) else value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inside = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper(one, levels - 1) for one in inside)

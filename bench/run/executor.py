@@ -1,0 +1,92 @@
+"""Who runs a cell. A session asks for one sample after another and is told how each ended; whether that is a process here
+(`local.py`), one of a cluster, or several ranks with a GPU each, it does not know.
+
+    running = executor.start(order)
+    while running.ended is None:
+        executor.wait(0.25)             # returns earlier where something happens
+        show(running.spot)
+    sample = sample_of(running.ended)   # samples.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from vrambench.bench.measure.measurement import Progress
+from vrambench.bench.results.records import Sample
+
+
+@dataclass(frozen=True)
+class Order:
+    """One sample to take: `cell` as in result files, `device` a name, `log` where the job prints, `timeout_seconds` how long
+    it may take."""
+
+    cell: dict[str, Any]
+    device: str
+    log: Path
+    timeout_seconds: float
+
+
+class Spot(NamedTuple):
+    """Where a job is. None: it does not say."""
+
+    phase: str | None = None
+    step: int | None = None
+    live_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended, and what it gave."""
+
+    final: Sample | None = None
+    """The whole sample, as the job sent it at its end."""
+    progress: tuple[Progress, ...] = ()
+    """What it had measured, step by step."""
+    spot: Spot = field(default_factory=Spot)
+    exit_code: int | None = 0
+    """Negative: the number of the signal that ended it. None: it cannot be told, or it could not be ended."""
+    timed_out_seconds: float | None = None
+    """Its time, where it was ended because that was up."""
+    out_of_host_memory: bool = False
+    """It may be the system's out-of-memory killer that ended it: it ended some process meanwhile."""
+    garbled: int = 0
+    """Messages of the job that could not be read."""
+    last_words: str = ""
+    """The last line that it printed."""
+    lost: bool = False
+    """It ended because what it ran under did, by no fault of its own: it may be started again."""
+
+
+class Running(Protocol):
+    """A job that was started."""
+
+    @property
+    def spot(self) -> Spot:
+        """Where it is, as far as it is known without asking it."""
+
+    @property
+    def ended(self) -> Ended | None:
+        """How it ended; None while it runs. What it started is gone by then."""
+
+
+class Executor(Protocol):
+    """Runs jobs, each in whatever is fresh for it."""
+
+    def environment(self) -> dict[str, Any]:
+        """The hardware and software that jobs run on, as `describe_environment` gives it."""
+
+    def prepare(self, axis: str, name: str, log: Path) -> str | None:
+        """Does what an axis value wants done once before anything is timed; None, or why it failed."""
+
+    def start(self, order: Order) -> Running:
+        """Starts a job. Raises OSError where none can be started."""
+
+    def wait(self, seconds: float) -> None:
+        """Returns when a job that runs has ended or has something to say, at the latest after `seconds`; ends jobs whose
+        time is up. `ended` and `spot` are only brought up to date here."""
+
+    def kill(self) -> None:
+        """Ends every job that still runs, and what it started."""
