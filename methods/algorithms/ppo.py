@@ -100,9 +100,8 @@ class ProximalPolicyOptimisation:
                 with self.critic.forward():
                     values = self.critic.module(tokens[rows], start)
                     miss = value_loss(values, old_values[rows], returns[rows], mask[rows], options.cliprange_value)
-                part = options.vf_coef * miss
-                self.critic.backward(part)
-                losses[-1] = losses[-1] + part.detach()
+                self.critic.backward(options.vf_coef * miss)
+                losses[-1] = losses[-1] + options.vf_coef * miss.detach()
         kl = torch.zeros_like(score) if reference is None else (old_logprobs - reference).sum(dim=1)
         return {"loss": torch.stack(losses).mean(), "reward": score.mean(), "kl": kl.mean()}
 

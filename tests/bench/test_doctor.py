@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +55,7 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
 
 
 def test_this_machine_is_examined_for_real(tmp_path: Path) -> None:
-    began = time.monotonic()
     found = by_name(examine(tmp_path / "not" / "there"))
-    assert time.monotonic() - began < doctor.PROBE_SECONDS + 20
     assert list(found) == list(doctor.CHECKS)
     assert found["torch"].state == "ok"
     assert found["bitsandbytes"].state == "ok", found["bitsandbytes"]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from vrambench.bench.measure.ledger import paged_state, role_bytes
 from vrambench.bench.measure.measurement import Measurement
 from vrambench.bench.measure.meters.cpu import CpuMeter
 from vrambench.bench.results.records import RoleBytes, Sample
 from vrambench.methods.device import get_device
+from vrambench.methods.job import Role
 
 
 def measured(plan: Any, axes: dict[str, str] | None = None, **workload: Any) -> Sample:
@@ -91,3 +96,15 @@ def test_layerwise_holds_one_gradient_at_a_time(plan: Any) -> None:
     assert sample.memory.allocated_bytes is not None
     assert whole.memory.allocated_bytes is not None
     assert sample.memory.allocated_bytes < whole.memory.allocated_bytes
+
+
+def test_state_in_managed_memory_is_neither_the_devices_nor_lost() -> None:
+    plain, paged = torch.zeros(5), torch.zeros(7)
+    paged.is_paged = True  # type: ignore[attr-defined]
+    learner: Any = SimpleNamespace(optimizer_state=lambda: iter([plain, paged]))
+    job: Any = SimpleNamespace(device=get_device("cpu"), roles={"policy": Role(nn.Linear(3, 2), learner)})
+    assert role_bytes(job, {"policy": 9})["policy"] == RoleBytes(
+        weights_bytes=4 * 8, gradients_bytes=9, optimizer_bytes=4 * 5
+    )
+    (found,) = paged_state(job)
+    assert found is paged
