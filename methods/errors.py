@@ -60,7 +60,7 @@ class ConfigurationError(ValueError):
     """
 
     def __init__(self, message: str, *, field: str | None = None, line: int | None = None) -> None:
-        self.message = UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], message)
+        self.message = printable(message)
         super().__init__(self.message)
         self.field = field
         self.line = line
@@ -73,6 +73,11 @@ class UnknownValue(ConfigurationError):
         self.choices = tuple(choices)
         message = f"{field}: {shown(value)} is not one of {', '.join(self.choices)}"
         super().__init__(message + did_you_mean(str(value), self.choices), field=field, line=line)
+
+
+def printable(text: str) -> str:
+    """`text` with what would move a terminal's cursor or break its line written out: `\\x1b`, `\\n`."""
+    return UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def nearest(value: str, choices: Iterable[str]) -> str | None:

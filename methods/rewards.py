@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.errors import ConfigurationError, brief, printable
 
 Reward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Of prompts [B, P] and responses [B, R], both int64, the scores [B] fp32."""
@@ -44,7 +44,7 @@ def checked(function: Reward, name: str) -> Reward:
         except ConfigurationError:
             raise
         except (Exception, SystemExit) as error:
-            text = (str(error).splitlines() or [""])[0]
+            text = brief(printable((str(error).splitlines() or [""])[0]), 300)
             raised = type(error).__name__ + (f": {text}" if text else "")
             raise RewardError(f"reward {name!r} raised {raised}") from error
         if not isinstance(scores, torch.Tensor) or scores.shape != (len(responses),):

@@ -163,6 +163,8 @@ class Unprintable(Exception):
 @pytest.mark.parametrize(
     ("raised", "said"),
     [
+        (ValueError("\x1b[31mred"), "ValueError: \\x1b[31mred"),
+        (ValueError("x" * 5000), f"ValueError: {'x' * 150}...{'x' * 75} (5,000 characters)"),
         (KeyError("user bug"), "KeyError: 'user bug'"),
         (SystemExit(3), "SystemExit: 3"),
         (ValueError("one\ntwo"), "ValueError: one"),
