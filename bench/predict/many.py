@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.quiet import hush
-from vrambench.bench.processes import without_main
+from vrambench.bench.processes import deaf_to_interrupts, without_main
 from vrambench.bench.results.forecast import Outcome
 from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import Cell, from_flat
@@ -54,7 +53,8 @@ def predict_all(
     used = min(processes, len(chunks)) if len(distinct) > WORTH_A_PROCESS else 1
     tell(0, len(distinct))
     with _pool(used) as pool, without_main():
-        futures = {pool.submit(_predict, [cell.flat() for cell in chunk], card): chunk for chunk in chunks}
+        with deaf_to_interrupts():
+            futures = {pool.submit(_predict, [cell.flat() for cell in chunk], card): chunk for chunk in chunks}
         left: set[Future[list[Outcome]]] = set(futures)
         while left:
             done, left = wait(left, return_when=FIRST_COMPLETED)
@@ -92,10 +92,9 @@ _predictor: Predictor | None = None  # one for each process of the pool, which h
 
 
 def _begin() -> None:
-    """What a process does before its first prediction: Ctrl-C is its parent's affair, and no GPU is touched."""
+    """What a process does before its first prediction: no GPU is touched."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.dup2(2, 1)  # libraries that print do so where a parent's --json document is not
     hush()

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from multiprocessing import forkserver
 from typing import Any
 
-from vrambench.bench.processes import without_main
+from vrambench.bench.processes import deaf_to_interrupts, without_main
 
 CONTEXT = multiprocessing.get_context("forkserver")
 
@@ -48,7 +48,8 @@ class Server:
         os.environ.update(self._settings)
         try:
             CONTEXT.set_forkserver_preload(["vrambench.bench.run.preload"])
-            forkserver.ensure_running()
+            with deaf_to_interrupts():
+                forkserver.ensure_running()
         finally:
             for name, value in before.items():
                 if value is None:
