@@ -20,47 +20,33 @@ from vrambench.methods.errors import ConfigurationError
 if TYPE_CHECKING:
     from vrambench.bench.plan.selection import Selection
 
+Texts = list[str] | None
+"""What was typed, each time that the option was given."""
+
 
 def selectors(
     *,
-    profile: Annotated[list[str] | None, typer.Option(help="A profile of the matrix.", metavar="NAME")] = None,
+    profile: Annotated[Texts, typer.Option(help="A profile of the matrix.", metavar="NAME")] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="Keep only cells with these values; may be repeated.", metavar="AXIS=V,V")
+        Texts, typer.Option(help="Keep only cells with these values; may be repeated.", metavar="AXIS=V,V")
     ] = None,
     set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Set a workload field or an option; may be repeated.", metavar="FIELD=VALUE"),
+        Texts, typer.Option("--set", help="Set a workload field or an option; may be repeated.", metavar="FIELD=VALUE")
     ] = None,
     sweep: Annotated[
-        list[str] | None, typer.Option(help="Make a cell of each value; may be repeated.", metavar="FIELD=V,V")
+        Texts, typer.Option(help="Make a cell of each value; may be repeated.", metavar="FIELD=V,V")
     ] = None,
     repeat: Annotated[
         list[int] | None, typer.Option(help="How many samples of each cell are measured.", metavar="N")
     ] = None,
-    model: Annotated[
-        list[str] | None, typer.Option("--model", help="A preset, a hub id or a folder.", metavar="MODEL")
-    ] = None,
-    budget: Annotated[
-        list[str] | None, typer.Option(help="The device memory that a cell may use.", metavar="SIZE|CARD")
-    ] = None,
-    coverage: Annotated[
-        list[str] | None, typer.Option(help="full: every combination; pairwise: every pair of values.", metavar="HOW")
-    ] = None,
-    precision: Annotated[
-        list[str] | None, typer.Option(help="These precisions instead of the matrix'.", metavar="V,V")
-    ] = None,
-    adapter: Annotated[
-        list[str] | None, typer.Option(help="These adapters instead of the matrix'.", metavar="V,V")
-    ] = None,
-    optimizer: Annotated[
-        list[str] | None, typer.Option(help="These optimizers instead of the matrix'.", metavar="V,V")
-    ] = None,
-    offload: Annotated[
-        list[str] | None, typer.Option(help="These offloads instead of the matrix'.", metavar="V,V")
-    ] = None,
-    algorithm: Annotated[
-        list[str] | None, typer.Option(help="These algorithms instead of the matrix'.", metavar="V,V")
-    ] = None,
+    model: Annotated[Texts, typer.Option("--model", help="A preset, a hub id or a folder.", metavar="MODEL")] = None,
+    budget: Annotated[Texts, typer.Option(help="The device memory that a cell may use.", metavar="SIZE|CARD")] = None,
+    coverage: Annotated[Texts, typer.Option(help="full, or pairwise: every pair of values.", metavar="HOW")] = None,
+    precision: Annotated[Texts, typer.Option(help="These precisions instead of the matrix'.", metavar="V,V")] = None,
+    adapter: Annotated[Texts, typer.Option(help="These adapters instead of the matrix'.", metavar="V,V")] = None,
+    optimizer: Annotated[Texts, typer.Option(help="These optimizers instead of the matrix'.", metavar="V,V")] = None,
+    offload: Annotated[Texts, typer.Option(help="These offloads instead of the matrix'.", metavar="V,V")] = None,
+    algorithm: Annotated[Texts, typer.Option(help="These algorithms instead of the matrix'.", metavar="V,V")] = None,
 ) -> Selection:
     """What the selectors say. `--only`, `--set` and `--sweep` may be repeated, the others may not."""
     from vrambench.bench.plan.selection import Selection

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -23,7 +22,7 @@ from vrambench.bench.predict import NotPredicted
 from vrambench.bench.predict.alloc_conf import read
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.quiet import hush
-from vrambench.bench.processes import fresh_start
+from vrambench.bench.processes import deaf_to_interrupts, fresh_start
 from vrambench.bench.results.forecast import Outcome
 from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import Cell, from_flat
@@ -59,7 +58,8 @@ def predict_all(
     used = min(processes, len(chunks)) if len(distinct) > WORTH_A_PROCESS else 1
     tell(0, len(distinct))
     with _pool(used, alloc_conf) as pool, fresh_start():
-        futures = {pool.submit(_predict, [cell.flat() for cell in chunk], card): chunk for chunk in chunks}
+        with deaf_to_interrupts():
+            futures = {pool.submit(_predict, [cell.flat() for cell in chunk], card): chunk for chunk in chunks}
         left: set[Future[list[Outcome]]] = set(futures)
         while left:
             done, left = wait(left, return_when=FIRST_COMPLETED)
@@ -99,10 +99,9 @@ _predictor: Predictor | None = None  # one for each process of the pool, which h
 
 
 def _begin(alloc_conf: str | None) -> None:
-    """What a process does before its first prediction: Ctrl-C is its parent's affair, and no GPU is touched."""
+    """What a process does before its first prediction: no GPU is touched."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.dup2(2, 1)  # libraries that print do so where a parent's --json document is not
     hush()

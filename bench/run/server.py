@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from vrambench.bench.processes import descendants, end, fresh_start
+from vrambench.bench.processes import deaf_to_interrupts, descendants, end, fresh_start
 
 CONTEXT = multiprocessing.get_context("forkserver")
 LOST = 255
@@ -51,7 +51,8 @@ class Server:
             server._stop()
         with fresh_start({**self._settings, "VRAMBENCH_SERVER_PARENT": str(os.getpid())}):
             CONTEXT.set_forkserver_preload(["vrambench.bench.run.preload"])
-            forkserver.ensure_running()
+            with deaf_to_interrupts():
+                forkserver.ensure_running()
         if server is not None:
             server.vrambench_kind = self._kind
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -12,7 +13,11 @@ from typing import Any
 import pytest
 
 from vrambench.bench.commands import app as cli
+from vrambench.bench.predict.fit import Answer
+from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.results.records import Memory
+from vrambench.methods.cell import from_flat
+from vrambench.reports.text.answers import print_fit
 
 MATRIX = """
 axes:
@@ -103,20 +108,11 @@ def test_tight_is_exit_code_0_and_said(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize(("retries", "said"), [(0, "less than the error band"), (2, "is given back (2 times)")])
 def test_tight_says_why(retries: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    import io
-
-    from vrambench.bench.predict.fit import Answer
-    from vrambench.bench.results.forecast import Forecast
-    from vrambench.methods.cell import from_flat
-    from vrambench.reports.text.answers import print_fit
-
     _, told = document("--budget 24GiB", capsys)
     cell = from_flat(told["cell"])
-    from vrambench.bench.predict.forecast import Predictor
-
     forecast = Predictor().forecast(cell)
     memory = forecast.memory.model_copy(update={"num_alloc_retries": retries})
-    tight: Forecast = forecast.model_copy(update={"verdict": "tight", "memory": memory})
+    tight = forecast.model_copy(update={"verdict": "tight", "memory": memory})
     out = io.StringIO()
     print_fit(Answer(cell, None, tight), out)
     assert said in out.getvalue().splitlines()[0]
