@@ -22,7 +22,7 @@ import torch
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Kind
 from vrambench.methods.errors import ConfigurationError
-from vrambench.methods.models.load import model_config
+from vrambench.methods.models.config import model_config
 from vrambench.methods.precision import DTYPES
 
 Severity = Literal["reject", "warn"]

@@ -10,7 +10,7 @@ import pytest
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.replay import Replay
 from vrambench.bench.predict.unseen.hardware import outside_allocator
-from vrambench.bench.predict.unseen.workspaces import cublas_workspace_bytes
+from vrambench.bench.predict.unseen.matmuls import cublas_workspace_bytes
 from vrambench.bench.results.forecast import KINDS, Forecast
 from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import Cell, resolve
