@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from vrambench.bench.allocator import AllocatorSettings
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.replay import Replay
 from vrambench.bench.predict.unseen.hardware import outside_allocator
@@ -172,7 +173,7 @@ def test_a_budget_that_only_cached_memory_is_over_is_tight() -> None:
     made = cell(algorithm="ppo", precision="fp32", value="separate")
     free = PREDICTOR.forecast(made)
     outside = outside_allocator(None).expected_bytes
-    replay = Replay(PREDICTOR.simulation(made).trace, PREDICTOR._settings)
+    replay = Replay(PREDICTOR.simulation(made).trace, AllocatorSettings())
     assert free.memory.device_bytes == replay.reserved_bytes + outside
     capped = PREDICTOR.forecast(made, free.memory.device_bytes - 2 * MIB)
     assert (capped.verdict, capped.memory.num_alloc_retries) == ("tight", 1)
