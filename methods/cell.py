@@ -23,6 +23,7 @@ from vrambench.methods.adapters import ADAPTERS, Adapter
 from vrambench.methods.algorithms import ALGORITHMS, Algorithm
 from vrambench.methods.axes import AXES
 from vrambench.methods.errors import ConfigurationError, UnknownValue, brief, complaint, did_you_mean, shown
+from vrambench.methods.models.config import heads_of_one_size
 from vrambench.methods.offload import OFFLOADS, Offload
 from vrambench.methods.optimizers import OPTIMIZERS, Optimizer
 from vrambench.methods.precision import PRECISIONS, Precision
@@ -152,7 +153,8 @@ def _decided(workload: Workload, values: Mapping[str, AxisValue], unused: Collec
     if workload.learning_rate is None:
         decided["learning_rate"] = algorithm.learning_rate
     if workload.attention == "auto":
-        decided["attention"] = precision.attention(workload)
+        kernel = precision.attention(workload)
+        decided["attention"] = kernel if kernel != "flash" or heads_of_one_size(workload.model) else "efficient"
     if "reference" not in unused and workload.reference == "auto":
         decided["reference"] = "adapter_off" if adapter.can_switch_off else "copy"
     if workload.reward != "model":

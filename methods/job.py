@@ -22,15 +22,11 @@ from vrambench.methods.cell import Cell
 from vrambench.methods.data import Ahead, Data, open_data
 from vrambench.methods.device import Device
 from vrambench.methods.dtypes import DTYPES
-from vrambench.methods.models.load import (
-    freeze,
-    hidden_width,
-    load_classifier,
-    load_model,
-    load_scalar_model,
-    model_config,
-)
+from vrambench.methods.models.config import hidden_width, model_config
+from vrambench.methods.models.load import load_model
+from vrambench.methods.models.parts import freeze
 from vrambench.methods.models.policy import Critic, Policy
+from vrambench.methods.models.scalar import load_classifier, load_scalar_model
 from vrambench.methods.offload.learner import Learner, PhaseMarker
 from vrambench.methods.reference import Reference
 from vrambench.methods.registry import load_attribute

@@ -14,7 +14,7 @@ from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from vrambench.methods.device import Device, memory_named
-from vrambench.methods.models.load import head, trunk, without_checkpointing
+from vrambench.methods.models.parts import head, trunk, without_checkpointing
 
 
 @dataclass(frozen=True)

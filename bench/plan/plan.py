@@ -36,7 +36,7 @@ from vrambench.methods.axes import AXES
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import Kind
 from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
-from vrambench.methods.models.load import model_config
+from vrambench.methods.models.config import model_config
 from vrambench.methods.models.presets import PRESETS
 from vrambench.methods.registry import load_attribute
 from vrambench.methods.workload import FIELDS

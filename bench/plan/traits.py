@@ -10,7 +10,7 @@ import torch
 from vrambench.methods.cell import Cell
 from vrambench.methods.dtypes import DTYPES
 from vrambench.methods.errors import ConfigurationError
-from vrambench.methods.models.load import model_config
+from vrambench.methods.models.config import model_config
 
 # The least eps, in powers of ten, with which fp16 state was seen to train (tiny Llama): squares of gradients below 5e-3
 # underflow there, and eps alone is left to divide by. With 1e-5 (1e-7 under GaLore) the loss rose from 5.5 to 7.8 (16)

@@ -10,8 +10,14 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from vrambench.methods.adapters import ADAPTERS
+from vrambench.methods.axes import AXES
+from vrambench.methods.precision import PRECISIONS
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 
@@ -29,23 +35,56 @@ class Band(NamedTuple):
     basis: str
 
 
+class Kind(NamedTuple):
+    """What of a cell decides which operators hold its memory: how well these are predicted differs most."""
+
+    precision: str
+    adapter: str
+
+    def __str__(self) -> str:
+        return f"{self.precision} with adapter {self.adapter}"
+
+
 @functools.cache
-def error_band(results: Path = RESULTS) -> Band:
-    """No measured job took more above its prediction. Raises ValueError where a published file is none of compare.py's."""
+def error_band(kind: Kind | None = None, results: Path = RESULTS) -> Band:
+    """No measured job took more above its prediction. `kind`: the cell's; where none of it was measured, `basis` says so and names
+    the nearest that was. Raises ValueError where a published file is none of compare.py's."""
     excesses: list[float] = []
     gpus: list[str] = []
+    kinds: set[Kind] = set()
     for file in _published(results):
-        found = [_excess(row) for row in _rows(file) if row["status"] == "ok"]
-        known = [excess for excess in found if excess is not None]
+        rows = [row for row in _rows(file) if row["status"] == "ok"]
+        known = [(row, excess) for row in rows if (excess := _excess(row)) is not None]
         if known:
-            excesses += known
+            excesses += [excess for _, excess in known]
+            kinds |= {found for row, _ in known if (found := _kind(row)) is not None}
             gpus.append(file.parent.name)
     if len(excesses) < FEWEST_CELLS:
         return Band(ASSUMED_SHARE, "assumed, not yet confirmed by measurements")
-    share = max(0.0, *excesses)
-    return Band(
-        share, f"the most that any of {len(excesses)} measured jobs took above its prediction ({', '.join(gpus)})"
-    )
+    basis = f"the most that any of {len(excesses)} measured jobs took above its prediction ({', '.join(gpus)})"
+    if kind is not None and kinds and kind not in kinds:
+        basis += f"; none of them was {kind}, the nearest that was measured is {nearest(kind, kinds)}"
+    return Band(max(0.0, *excesses), basis)
+
+
+def nearest(kind: Kind, measured: Collection[Kind]) -> Kind:
+    """The kind that trains alike (the base or an adapter) with weights of the nearest number of bits; of several, by name."""
+    base, bits = ADAPTERS.get(kind.adapter).trains_base, PRECISIONS.get(kind.precision).bits
+
+    def distance(other: Kind) -> tuple[Any, ...]:
+        apart = abs(math.log2(PRECISIONS.get(other.precision).bits / bits))
+        alike = ADAPTERS.get(other.adapter).trains_base == base
+        return not alike, apart, other.precision != kind.precision, other.adapter != kind.adapter, other
+
+    return min(measured, key=distance)
+
+
+def _kind(row: dict[str, Any]) -> Kind | None:
+    """Of a row that says it, or else of its name: `llama-2-7b / nf4 lora adamw_torch none sft`."""
+    if row.get("precision") and row.get("adapter"):
+        return Kind(row["precision"], row["adapter"])
+    axes = str(row.get("name", "")).partition(" / ")[2].split()
+    return Kind(*axes[:2]) if len(axes) >= len(AXES) else None
 
 
 def _published(results: Path) -> list[Path]:

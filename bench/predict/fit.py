@@ -12,7 +12,8 @@ from typing import Any
 
 from vrambench.bench.plan.validity import Finding, check
 from vrambench.bench.predict.advise import Advice, advise
-from vrambench.bench.predict.forecast import Predictor
+from vrambench.bench.predict.forecast import Predictor, card_of
+from vrambench.bench.predict.neighbours import MOST_EVENTS, spread
 from vrambench.bench.predict.quiet import hush
 from vrambench.bench.predict.reach import Maximum, largest
 from vrambench.bench.results.forecast import Forecast
@@ -95,6 +96,9 @@ def fit(
         return predictor.forecast(one, card=card, expandable=True)
 
     forecast = ask(cell)
+    events = predictor.simulation(cell, card or card_of(cell.workload.budget)).trace.events
+    if len(events) <= MOST_EVENTS and (jumps := spread(cell, forecast, ask)):
+        forecast = forecast.model_copy(update={"notes": (*forecast.notes, jumps)})
     reach = largest(cell, maximum, ask, bf16=bf16, tell=tell) if maximum is not None else None
     advice = advise(cell, advices, ask, expandable=expandable, bf16=bf16, tell=tell) if advices else None
     warned = tuple(finding for finding in check(cell, "cuda", bf16=bf16) if finding.kind == "warn")

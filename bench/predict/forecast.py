@@ -17,7 +17,7 @@ from vrambench.bench.allocator import AllocatorSettings
 from vrambench.bench.measure.collector import collector_held
 from vrambench.bench.predict import NotPredicted
 from vrambench.bench.predict.alloc_conf import read
-from vrambench.bench.predict.band import error_band
+from vrambench.bench.predict.band import Band, Kind, error_band
 from vrambench.bench.predict.replay import Replay, shares
 from vrambench.bench.predict.simulate import Simulation, Simulator
 from vrambench.bench.predict.tracing.trace import Trace
@@ -53,7 +53,8 @@ class Predictor:
         settings = replace(self._conf.settings, expandable_segments=True) if expandable else self._conf.settings
         with collector_held(collect=False):  # hundreds of thousands of small records, none of them in a cycle
             outside = outside_allocator(card, sum(value.library_bytes for value in cell.values.values()))
-            judged = judge(self.simulation(cell, card).trace, settings, budget, outside)
+            error = error_band(Kind(cell.precision, cell.adapter))
+            judged = judge(self.simulation(cell, card).trace, settings, budget, outside, error)
             notes = [*self._conf.notes, *_settings_notes(judged, settings)]
             made = _forecast(self.simulation(cell, card), judged, budget, outside, notes)
         return made.model_copy(update={"alloc_conf": settings.text(), "seconds": time.perf_counter() - began})
@@ -89,27 +90,28 @@ def card_of(budget_bytes: int) -> Card | None:
 
 class Judged(NamedTuple):
     """A trace under a budget: the replay that tells its bytes (under the budget where it runs only there), the verdict, the error
-    band in bytes, and how much more is reserved where addresses rise."""
+    band in bytes, how much more is reserved where addresses rise, and the shares that the band was made of."""
 
     replay: Replay
     verdict: Verdict
     band_bytes: int
     rising_order_bytes: int
+    error: Band
 
 
-def judge(trace: Trace, settings: AllocatorSettings, budget: int, outside: Outside) -> Judged:
+def judge(trace: Trace, settings: AllocatorSettings, budget: int, outside: Outside, error: Band) -> Judged:
     """The verdict: with cached memory kept if that fits, else with cached memory given back where the budget is reached."""
     free_run = Replay(trace, settings)
     other_order = Replay(trace, settings, falling=False).reserved_bytes - free_run.reserved_bytes
     device = free_run.reserved_bytes + outside.expected_bytes
-    band = round(error_band().share * device) + outside.high_bytes - outside.expected_bytes + max(0, other_order)
+    band = round(error.share * device) + outside.high_bytes - outside.expected_bytes + max(0, other_order)
     if device <= budget:
-        return Judged(free_run, "fits" if device + band <= budget else "tight", band, other_order)
+        return Judged(free_run, "fits" if device + band <= budget else "tight", band, other_order, error)
     capped = Replay(trace, settings, max(0, budget - outside.expected_bytes))
     if capped.oom is None:
-        return Judged(capped, "tight", band, other_order)
+        return Judged(capped, "tight", band, other_order, error)
     free_run.oom, free_run.oom_phase = capped.oom, capped.oom_phase
-    return Judged(free_run, "does not fit", band, other_order)
+    return Judged(free_run, "does not fit", band, other_order, error)
 
 
 def _settings_notes(judged: Judged, settings: AllocatorSettings) -> list[str]:
@@ -148,7 +150,7 @@ def _forecast(simulation: Simulation, judged: Judged, budget: int, outside: Outs
         verdict=judged.verdict,
         margin_bytes=budget - device,
         band_bytes=judged.band_bytes,
-        band_basis=error_band().basis,
+        band_basis=judged.error.basis,
         memory=Memory(
             requested_bytes=replay.requested_bytes,
             allocated_bytes=replay.allocated_bytes,

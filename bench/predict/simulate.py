@@ -26,20 +26,14 @@ from vrambench.bench.predict.tracing.layers import BUILT, NotAlike, extend
 from vrambench.bench.predict.tracing.shapes import KnownShapes
 from vrambench.bench.predict.tracing.trace import ALLOC, Owner, Trace
 from vrambench.bench.predict.tracing.tracer import Kept, Tracer
-from vrambench.bench.predict.unseen.workspaces import (
-    EARLY,
-    LT_MATMULS,
-    MATMULS,
-    cublas_workspace_bytes,
-    cublaslt_workspace,
-    workspaces,
-)
+from vrambench.bench.predict.unseen.matmuls import LT_MATMULS, MATMULS, cublas_workspace_bytes, cublaslt_workspace
+from vrambench.bench.predict.unseen.workspaces import EARLY, workspaces
 from vrambench.bench.results.records import Parameters, RoleBytes
 from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
-from vrambench.methods.models.load import layer_stacks
+from vrambench.methods.models.parts import layer_stacks
 from vrambench.methods.offload.host import HostMemory, host_memory
 from vrambench.methods.offload.simulated import SimulatedZero
 from vrambench.methods.registry import Workspace
@@ -92,12 +86,12 @@ class Simulator:
             gradients = largest_gradients(job) if cell.optimizer_value.layerwise else {}
             host = list(_host_memory(job))
             shares = {name: role.shares for name, role in job.roles.items()}
+            notes = list(_experts_note(job))
         del job
         # The next trace begins with a collection, too, which need not look at what the libraries have made by now.
         gc.collect()
         gc.freeze()
         trace = extend(tracer.trace, tracer.stacks) if layers is not None else tracer.trace
-        notes = []
         try:
             trace = with_all_steps(trace, tracer.trace)
         except NotRegular as difference:
@@ -168,6 +162,26 @@ def _parameters(job: Job) -> Parameters:
         total += count * one.total
         trainable += count * one.trainable
     return Parameters(total=total, trainable=trainable)
+
+
+def _experts_note(job: Job) -> Iterator[str]:
+    """That experts are not quantised where linear layers are, and how much that is."""
+    if job.cell.precision_value.quantize is None:
+        return
+    times = {parameter: 1 for role in job.roles.values() for parameter in role.module.parameters()}
+    for layer, count in {
+        layer: count for role in job.roles.values() for layer, count in _left_out(role.module)
+    }.items():
+        times |= dict.fromkeys(layer.parameters(), 1 + count)
+    # One matrix for each expert: libraries quantise nn.Linear, and these are parameters of three dimensions.
+    stacked = [(one, count) for one, count in times.items() if one.dim() == 3 and one.is_floating_point()]
+    if stacked:
+        held = sum(one.nbytes * count for one, count in stacked)
+        dtype = str(stacked[0][0].dtype).removeprefix("torch.")
+        yield (
+            f"{held / 2**20:,.0f} MiB of experts' weights stay in {dtype}: {job.cell.precision} quantises linear layers, and these "
+            "are stacked parameters"
+        )
 
 
 def _host_memory(job: Job) -> Iterator[HostMemory]:

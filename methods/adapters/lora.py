@@ -6,11 +6,14 @@ Source: Hu et al., LoRA, arXiv 2106.09685.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import torch
 from torch import nn
 
 from vrambench.methods.adapters import Adapter
+from vrambench.methods.amp import CastPolicy
 from vrambench.methods.dtypes import DTYPES
 from vrambench.methods.errors import ConfigurationError, did_you_mean
 from vrambench.methods.workload import Workload
@@ -46,12 +49,39 @@ def attach(model: Any, workload: Workload, **variant: Any) -> nn.Module:
         **variant,
     )
     dtype = DTYPES[workload.adapter_dtype or "fp32"]
+    if model.device.type == "meta":
+        _fold_without_autocast()
     with model.device:  # where the factors are made; PEFT would make them on the host and move them
-        adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+        try:
+            adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"adapter: PEFT cannot put it on these layers: {error}", field="adapter"
+            ) from error
     for parameter in adapted.parameters():
         if parameter.requires_grad and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
     return adapted
+
+
+@functools.cache
+def _fold_without_autocast() -> None:
+    """PEFT folds the factors of experts (parameters of a stack) with torch.autocast off, which torch does not have for meta: there
+    the simulated autocast is off."""
+    from peft.tuners.lora import layer
+
+    proxy = getattr(layer, "_LoraFactorsProxy", None)  # PEFT before 0.20 has none, and folds without autocast
+    if proxy is None:
+        return
+    fold = proxy.forward
+
+    def forward(self: Any, weight: torch.Tensor) -> torch.Tensor:
+        if not weight.is_meta:
+            return fold(self, weight)
+        with CastPolicy(None):
+            return torch.baddbmm(weight, self.lhs, self.rhs, alpha=self.scaling)
+
+    proxy.forward = forward
 
 
 def targets(model: Any, asked: str | tuple[str, ...]) -> list[str] | str:

@@ -54,6 +54,9 @@ def flash(
     for an argument that would change the result and is not known here.
     """
     causal, scale, dropout = _checked(module, query, key, attention_mask, options)
+    if query.shape[-1] != value.shape[-1]:
+        sizes = f"query heads of {query.shape[-1]} and value heads of {value.shape[-1]}"
+        raise _cannot(module, f"has {sizes}, which the flash kernel does not take (attention: efficient does)")
     if not query.is_meta:
         if query.device.type == "cpu" and not CPU_TAKES_GROUPS:
             key, value = (repeat_kv(tensor, query.shape[1] // tensor.shape[1]) for tensor in (key, value))
@@ -89,7 +92,13 @@ def efficient(
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     if not query.is_meta:
+        size, widest = value.shape[-1], max(query.shape[-1], value.shape[-1])
+        if query.device.type == "cpu" and query.shape[-1] != size:
+            # Its one fused kernel takes heads of one size; zeros change nothing.
+            query, key, value = (F.pad(tensor, (0, widest - tensor.shape[-1])) for tensor in (query, key, value))
         out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=causal, scale=scale)
+        if out.shape[-1] != size:
+            out = out[..., :size]
         return out.transpose(1, 2).contiguous(), None
     # The kernel keeps its row sums where a gradient will need them.
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))

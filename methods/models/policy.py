@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vrambench.methods.models.load import head, trunk
+from vrambench.methods.models.parts import head, trunk
 
 
 class Scores(NamedTuple):

@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
-from vrambench.methods.models.load import model_config
+from vrambench.methods.models.config import model_config
 
 STEPS = 1
 

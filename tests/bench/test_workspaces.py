@@ -9,15 +9,8 @@ import pytest
 import torch
 
 from vrambench.bench.predict.unseen.hardware import hardware, outside_allocator
-from vrambench.bench.predict.unseen.workspaces import (
-    LT_MATMULS,
-    MATMULS,
-    UNKNOWN,
-    WORKSPACES,
-    cublas_workspace_bytes,
-    cublaslt_workspace,
-    workspaces,
-)
+from vrambench.bench.predict.unseen.matmuls import LT_MATMULS, MATMULS, cublas_workspace_bytes, cublaslt_workspace
+from vrambench.bench.predict.unseen.workspaces import UNKNOWN, WORKSPACES, workspaces
 from vrambench.methods.axes import AXES
 from vrambench.methods.cards import CARDS
 from vrambench.methods.precision import PRECISIONS

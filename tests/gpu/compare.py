@@ -59,6 +59,8 @@ class Row:
     run: str
     id: str
     name: str
+    precision: str | None
+    adapter: str | None
     status: str
     predicted: Bytes
     measured: Bytes
@@ -118,6 +120,8 @@ def compare(results: Sequence[tuple[str, dict[str, Any]]]) -> list[Row]:
                 run=run,
                 id=result["id"],
                 name=f"{result['cell']['model']} / {result['name']}",
+                precision=result["cell"].get("precision"),
+                adapter=result["cell"].get("adapter"),
                 status=result["status"],
                 predicted=told,
                 measured=seen,

@@ -223,7 +223,7 @@ def trained_by_trl(case: Case, device: str) -> dict[str, Any]:
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast, TrainerCallback
 
-    from vrambench.methods.models.load import model_config
+    from vrambench.methods.models.config import model_config
 
     on_gpu = device == "cuda"
     config = model_config(case.model)

@@ -26,7 +26,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from vrambench.bench.predict.unseen.hardware import card_here
-from vrambench.bench.predict.unseen.workspaces import cublas_workspace_bytes, workspaces
+from vrambench.bench.predict.unseen.matmuls import cublas_workspace_bytes
+from vrambench.bench.predict.unseen.workspaces import workspaces
 from vrambench.methods.axes import AXES
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]

@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.attention import implementation
-from vrambench.methods.models.load import model_config
+from vrambench.methods.models.config import model_config
 
 SMALL: dict[str, Any] = {
     "vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32, "num_hidden_layers": 3,

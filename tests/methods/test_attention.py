@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache
 
 from vrambench.methods.device import get_device
 from vrambench.methods.models.attention import IMPLEMENTATIONS, flash, implementation
-from vrambench.methods.models.load import model_config
+from vrambench.methods.models.config import model_config
 
 ARCHITECTURES = ("tiny", "tiny-gpt2", "tiny-opt", "tiny-neox", "tiny-mistral")
 LENGTH = 24

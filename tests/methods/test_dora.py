@@ -10,7 +10,8 @@ from torch import nn
 
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import get_device
-from vrambench.methods.models.load import head, load_model, trunk
+from vrambench.methods.models.load import load_model
+from vrambench.methods.models.parts import head, trunk
 
 CPU, META = get_device("cpu"), get_device("meta")
 

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from vrambench.methods.models.config import model_config
 from vrambench.methods.models.fill import build, fill
-from vrambench.methods.models.load import model_config
 from vrambench.methods.models.presets import PRESETS
 from vrambench.methods.precision import PRECISIONS
 from vrambench.methods.workload import Workload

@@ -12,7 +12,9 @@ from torch import nn
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import get_device
 from vrambench.methods.errors import ConfigurationError
-from vrambench.methods.models.load import head, load_model, model_config, trunk
+from vrambench.methods.models.config import model_config
+from vrambench.methods.models.load import load_model
+from vrambench.methods.models.parts import head, trunk
 
 CPU, META = get_device("cpu"), get_device("meta")
 ARCHITECTURES = ("tiny", "tiny-gpt2", "tiny-opt", "tiny-neox", "tiny-mistral")

@@ -14,18 +14,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import get_device
 from vrambench.methods.errors import ConfigurationError
-from vrambench.methods.models.load import (
-    freeze,
-    head,
-    hidden_width,
-    load_classifier,
-    load_model,
-    load_scalar_model,
-    model_config,
-    trunk,
-    without_checkpointing,
-)
+from vrambench.methods.models.config import hidden_width, model_config
+from vrambench.methods.models.load import load_model
+from vrambench.methods.models.parts import freeze, head, trunk, without_checkpointing
 from vrambench.methods.models.presets import PRESETS
+from vrambench.methods.models.scalar import load_classifier, load_scalar_model
 from vrambench.methods.tensors import shapes_only
 
 CPU, META = get_device("cpu"), get_device("meta")
@@ -119,7 +112,7 @@ def test_a_hub_id_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -
     def offline(*args: Any, **kwargs: Any) -> None:
         raise OSError("We couldn't connect to the hub\nand a page of advice")
 
-    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", offline)
+    monkeypatch.setattr("transformers.PreTrainedConfig.get_config_dict", offline)
     with pytest.raises(
         ConfigurationError, match=r"model: 'some/model' cannot be read: We couldn't connect to the hub$"
     ):

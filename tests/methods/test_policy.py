@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from vrambench.methods.job import Job
-from vrambench.methods.models.load import ScalarModel
 from vrambench.methods.models.policy import Critic, Policy, hidden_states, scalar, token_logprobs
+from vrambench.methods.models.scalar import ScalarModel
 
 MakeJob = Callable[..., Job]
 ARCHITECTURES = ("tiny", "tiny-gpt2", "tiny-opt", "tiny-neox", "tiny-mistral")

@@ -41,9 +41,7 @@ def test_every_status_is_counted(every: Report) -> None:
 def test_the_verdict_counts_and_names(every: Report) -> None:
     data = verdict(every)
     assert data.sentences[0].startswith("10 cells: 2 ok, 1 out of memory, ")
-    assert data.sentences[1] == (
-        "2 of the 4 whose device memory is known fit the budget of 24 GiB (2 measured)."
-    )
+    assert data.sentences[1] == ("2 of the 4 whose device memory is known fit the budget of 24 GiB (2 measured).")
     line = data.lines[0]
     assert (line.algorithm, line.cells, line.ok, line.fits) == ("sft", 8, 2, 2)
     assert line.fastest

@@ -1,6 +1,6 @@
 """What a traced job did to memory: every storage's alloc and free in order, and what each was for.
 
-A `Trace` is data alone: the tracer (tracer.py) makes it, layers.py extends it to a model's full depth, forecast.py replays it.
+A `Trace` is data alone: the tracer (tracer.py) makes it, layers.py extends it to a model's full depth, replay.py replays it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Place(NamedTuple):
 class Event(NamedTuple):
     """`kind` ALLOC: `ident` (each only once) takes `nbytes`, made by `operator`. FREE: `ident` is gone. MARK: the phase is now
     that of `place`. EMPTY: cached memory goes back to the driver. BEGIN, END: of one of many steps that differ in sizes only,
-    number `nbytes` (repeats.py takes them out)."""
+    number `nbytes` (decode_steps.py takes them out)."""
 
     kind: int
     ident: int

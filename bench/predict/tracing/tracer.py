@@ -45,7 +45,7 @@ from vrambench.bench.predict.tracing.trace import (
     new,
 )
 from vrambench.methods.device import EMPTIES_CACHE, MEMORY, REPEATS
-from vrambench.methods.models.load import heads, layer_stacks
+from vrambench.methods.models.parts import heads, layer_stacks
 from vrambench.methods.offload.simulated import WALKS_PARAMETERS
 from vrambench.methods.registry import Workspace
 

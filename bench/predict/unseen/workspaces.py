@@ -4,9 +4,8 @@
 
 Arguments may be meta tensors: only shapes, strides and types are read. A function gives the buffers that live together at
 the call's peak, its result apart; blocks of the allocator, rounding included, are the allocator model's business. What
-CUDA keeps from the first matrix product on is apart: `cublas_workspace_bytes` and `cublaslt_workspace`, for the operators in
-`MATMULS`. What nobody can tell from source is in `UNKNOWN`, with the reason, and declares nothing. Operators of axis values
-declare theirs beside their own code (`AxisValue.workspaces`).
+CUDA keeps from the first matrix product on is apart: matmuls.py. What nobody can tell from source is in `UNKNOWN`, with the
+reason, and declares nothing. Operators of axis values declare theirs beside their own code (`AxisValue.workspaces`).
 
 Some sizes depend on the GPU (number of multiprocessors, shared memory): `workspaces(card)` is the table for a card,
 `WORKSPACES` the one for no card, with an RTX 3090's hardware. Each function names its source file, below
@@ -17,11 +16,10 @@ it, in the headers of torch 2.13. tests/gpu/workspaces.py measures the table on 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -344,77 +342,8 @@ UNKNOWN: Mapping[str, str] = MappingProxyType(
 """Operators whose hidden memory cannot be told from source, with the reason: they declare nothing."""
 
 
-# --- what the matrix libraries keep ---
-
-CUBLAS_BYTES = (2 * 4096 + 8 * 16) * 1024
-CUBLAS_HOPPER_BYTES = 8 * 4096 * 1024
-CUBLASLT_BYTES = 1024 * 1024
-
 EARLY: frozenset[str] = frozenset({"aten._foreach_norm.Scalar"})
 """Operators that take their buffers before their results, as recordings show; the others are taken to do it after."""
-
-MATMULS: frozenset[str] = frozenset(
-    {
-        *(
-            f"aten.{name}.{overload}"
-            for name in ("mm", "addmm", "bmm", "baddbmm")
-            for overload in ("default", "out", "dtype")
-        ),
-        *(f"aten.{name}.default" for name in ("mv", "addmv", "dot", "vdot", "addbmm")),
-        *("aten._addmm_activation.default", "aten._int_mm.default", "aten._scaled_mm.default"),
-        "bitsandbytes.gemm_4bit.default",
-    }
-)
-"""Operators that take a cuBLAS handle, so that its workspace is allocated at the first of them in each thread.
-
-bitsandbytes.gemm_4bit takes one where it falls back to a product by PyTorch (see `methods.precision.nf4`).
-"""
-
-LT_MATMULS: frozenset[str] = frozenset(
-    {
-        *("aten.addmm.default", "aten._addmm_activation.default"),
-        *("aten._int_mm.default", "aten._scaled_mm.default"),
-    }
-)
-"""Those that go through cuBLASLt: addmm with a bias of one dimension (beta 1), integer and scaled products."""
-
-
-def cublas_workspace_bytes(capability: tuple[int, int] | None, config: str | None = None) -> int:
-    """What each cuBLAS handle keeps on each stream from its first product on: once for the thread of the forward pass, once
-    more for autograd's.
-
-    `config`: the text of CUBLAS_WORKSPACE_CONFIG (`:SIZE_KIB:COUNT`, repeated), which replaces the default; PyTorch ignores
-    what it cannot read. Source: aten/src/ATen/cuda/CublasHandlePool.cpp, parseChosenWorkspaceSize: 32 MiB on sm_90; on
-    sm_100 and later too since early 2026 (PyTorch's pull request 175344), before that as on all others. PyTorch's main
-    branch allocates it within each product since late summer 2026 (194311), which no release up to 2.13 does.
-    """
-    pairs = re.findall(r":([0-9]+):([0-9]+)", config or "")
-    if pairs:
-        return sum(int(size) * 1024 * int(count) for size, count in pairs)
-    return CUBLAS_HOPPER_BYTES if capability is not None and capability >= (9, 0) else CUBLAS_BYTES
-
-
-class LtWorkspace(NamedTuple):
-    """`nbytes` beside cuBLAS's own workspace; `kept`: for good, by handle and stream, or else within each product."""
-
-    nbytes: int
-    kept: bool
-
-
-def cublaslt_workspace(torch_version: str) -> LtWorkspace:
-    """What cuBLASLt takes for an operator of `LT_MATMULS`, with PyTorch's default settings.
-
-    Up to 2.8: 1 MiB within each call (cuda/CUDABlas.cpp). 2.9 to 2.11: 1 MiB kept for each handle and stream (pull request
-    156495; seen in 2.11, results/nvidia-h200/recordings). From 2.12: nothing of its own, it shares cuBLAS's workspace (168175
-    and 175879, whose release is inferred; the headers of 2.13 agree).
-    """
-    match = re.match(r"(\d+)\.(\d+)", torch_version)
-    if not match:
-        raise ValueError(f"torch version {torch_version!r} does not begin with two numbers")
-    version = int(match[1]), int(match[2])
-    if version >= (2, 12):
-        return LtWorkspace(0, kept=True)
-    return LtWorkspace(CUBLASLT_BYTES, kept=version >= (2, 9))
 
 
 # --- arithmetic ---

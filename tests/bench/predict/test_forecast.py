@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from vrambench.bench.allocator import AllocatorSettings
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.replay import Replay
 from vrambench.bench.predict.unseen.hardware import outside_allocator
-from vrambench.bench.predict.unseen.workspaces import cublas_workspace_bytes
+from vrambench.bench.predict.unseen.matmuls import cublas_workspace_bytes
 from vrambench.bench.results.forecast import KINDS, Forecast
 from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import Cell, resolve
@@ -172,7 +173,7 @@ def test_a_budget_that_only_cached_memory_is_over_is_tight() -> None:
     made = cell(algorithm="ppo", precision="fp32", value="separate")
     free = PREDICTOR.forecast(made)
     outside = outside_allocator(None).expected_bytes
-    replay = Replay(PREDICTOR.simulation(made).trace, PREDICTOR._settings)
+    replay = Replay(PREDICTOR.simulation(made).trace, AllocatorSettings())
     assert free.memory.device_bytes == replay.reserved_bytes + outside
     capped = PREDICTOR.forecast(made, free.memory.device_bytes - 2 * MIB)
     assert (capped.verdict, capped.memory.num_alloc_retries) == ("tight", 1)

@@ -21,7 +21,7 @@ from vrambench.bench.allocator.blocks import Addresses
 from vrambench.bench.allocator.comparison import replay_snapshot
 from vrambench.bench.predict import simulate
 from vrambench.bench.predict.replay import Replay
-from vrambench.bench.predict.unseen.workspaces import cublaslt_workspace
+from vrambench.bench.predict.unseen.matmuls import cublaslt_workspace
 from vrambench.methods.cards import CARDS
 
 RESULTS = Path(__file__).resolve().parents[3] / "results" / "nvidia-h200"

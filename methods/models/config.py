@@ -1,0 +1,219 @@
+"""Models' configurations by name: a preset, a folder with a config.json, or a hub id; checked before anything is built of them.
+
+config = model_config("llama-2-7b")
+shortened(config, device)           with as many layers as the simulated device builds
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from vrambench.methods.device import Device
+from vrambench.methods.errors import ConfigurationError, did_you_mean, shown
+from vrambench.methods.models.attention import implementation
+from vrambench.methods.models.fill import build
+from vrambench.methods.models.parts import DEPTH, layer_stacks
+from vrambench.methods.models.presets import PRESETS
+
+MOST_WORDS = 200
+"""Letters of a library's reason that are told."""
+
+NOISE = ("pdrop", "dropout", "dropout_prob", "layerdrop", "jitter_noise")
+"""How fields end that make a model's passes differ from each other."""
+
+# Fields by which an architecture changes logits after the head. Heads are applied here, in chunks, and would skip that.
+LOGIT_FIELDS = {
+    "final_logit_softcapping": None,
+    "logit_scale": 1.0,
+    "logits_scaling": 1.0,
+    "lm_head_multiplier": 1.0,
+}
+
+
+MOST: dict[str, int] = {
+    "num_hidden_layers": 2048,
+    "num_attention_heads": 2**12,
+    "num_key_value_heads": 2**12,
+    "head_dim": 2**13,
+    "hidden_size": 2**18,
+    "intermediate_size": 2**20,
+    "vocab_size": 2**24,
+    "max_position_embeddings": 2**31,
+}
+"""Sizes that every architecture has, by the names that transformers gives them, and the largest that is taken: some tens of times
+the largest that is published."""
+MOST_ELSEWHERE = 2**40
+"""For a number of any other name."""
+
+
+def model_config(name: str, *, field: str = "model") -> PreTrainedConfig:
+    """The configuration of a causal language model: a preset, a folder with a config.json, or a hub id. Dropout is
+    zero.
+
+    Raises ConfigurationError, about `field`, where there is no such model or it is of a kind that cannot be trained
+    here.
+    """
+    with readable(name, field):
+        return _model_config(name, field)
+
+
+@contextmanager
+def readable(name: str, field: str) -> Iterator[None]:
+    """What transformers cannot make a model of, for whatever reason, is a mistake in the config.json, in one sentence."""
+    try:
+        yield
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # A StrictDataclass' first line only names the field; the second says what is wrong.
+        reason = " ".join(lines[:2])[:MOST_WORDS]
+        raise ConfigurationError(
+            f"{field}: {name!r}: no model can be made of its config.json: {type(error).__name__}: {reason}", field=field
+        ) from error
+
+
+def _model_config(name: str, field: str) -> PreTrainedConfig:
+    config = read_config(name, field)
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ConfigurationError(
+            f"{field}: {name!r} is a {config.model_type}, not a causal language model", field=field
+        )
+    _check_attends_as_told(config, name, field)
+    for attribute, neutral in LOGIT_FIELDS.items():
+        value = getattr(config, attribute, neutral)
+        if value not in (None, neutral):
+            raise ConfigurationError(
+                f"{field}: {name!r} changes its logits after the head ({attribute} {value}), which is not supported",
+                field=field,
+            )
+    return config
+
+
+def _check_attends_as_told(config: PreTrainedConfig, name: str, field: str) -> None:
+    """Raises ConfigurationError where a model would attend in another way than by the kernels here: by code of its own, which often
+    masks nothing unless it is asked to, or in both directions."""
+    made = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    why = None
+    if config.is_encoder_decoder:
+        why = "has an encoder, and only decoders are trained here"
+    elif getattr(config, "is_decoder", None) is False and hasattr(config, "add_cross_attention"):
+        why = "reads in both directions; with is_decoder: true in its config.json it is a decoder"
+    elif made is not None and not getattr(made, "_supports_attention_backend", False):
+        why = "attends by code of its own, which transformers' attention functions do not reach"
+    if why:
+        raise ConfigurationError(f"{field}: {name!r} is a {config.model_type}, which {why}", field=field)
+
+
+def read_config(name: str, field: str) -> PreTrainedConfig:
+    if name in PRESETS:
+        config = PRESETS[name].config()
+    else:
+        hint = did_you_mean(name, PRESETS)
+        if not Path(name).exists() and ("/" not in name or name.startswith((".", "/", "~"))):
+            raise ConfigurationError(
+                f"{field}: {name!r} is neither a preset ({', '.join(PRESETS)}) nor a folder nor a hub id{hint}",
+                field=field,
+            )
+        try:
+            _check_sizes(PreTrainedConfig.get_config_dict(name)[0], name, field)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            if isinstance(error, ConfigurationError):
+                raise
+            reason = str(error).strip().splitlines()[0][:MOST_WORDS] if str(error).strip() else type(error).__name__
+            raise ConfigurationError(f"{field}: {name!r} cannot be read: {reason}{hint}", field=field) from error
+        text = config.get_text_config()
+        _check_sizes({size: getattr(text, size) for size in MOST if getattr(text, size, None) is not None}, name, field)
+    for part in {id(part): part for part in (config, config.get_text_config())}.values():
+        _switch_dropout_off(part)
+    return config
+
+
+def _check_sizes(values: object, name: str, field: str) -> None:
+    """Raises ConfigurationError where a size in a config.json is no whole number, or one that no model has."""
+    if isinstance(values, list):
+        for value in values[: MOST["num_hidden_layers"]]:
+            _check_sizes(value, name, field)
+    if not isinstance(values, dict):
+        return
+    for key, value in values.items():
+        most = MOST.get(key) or (MOST["num_hidden_layers"] if "layers" in str(key) else MOST_ELSEWHERE)
+        wrong = isinstance(value, int | float) and abs(value) > most
+        if key in MOST and value is not None and not isinstance(value, list):
+            wrong = wrong or not isinstance(value, int) or isinstance(value, bool) or value < 1
+        if wrong:
+            told = shown(value) if len(shown(value)) < MOST_WORDS else "a value of that length"
+            raise ConfigurationError(
+                f"{field}: {name!r}: {key} in its config.json is {told}, and must be a whole number from 1 to {most}",
+                field=field,
+            )
+        _check_sizes(value, name, field)
+
+
+@functools.lru_cache(maxsize=64)
+def heads_of_one_size(name: str) -> bool:
+    """Whether queries' and values' heads are of one size in a model: not so in multi-head latent attention (DeepSeek-V3). A model
+    that cannot be read is taken to have such heads; its job says why it cannot."""
+    if name in PRESETS:
+        return True
+    try:
+        config = model_config(name).get_text_config()
+    except ConfigurationError:
+        return True
+    parts = getattr(config, "qk_nope_head_dim", None), getattr(config, "qk_rope_head_dim", None)
+    query = sum(part for part in parts if part) or getattr(config, "head_dim", None)
+    value = getattr(config, "v_head_dim", None)
+    return not query or not value or query == value
+
+
+def _switch_dropout_off(config: PreTrainedConfig) -> None:
+    for attribute, value in list(vars(config).items()):
+        if attribute.endswith(NOISE) and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(config, attribute, 0.0)
+
+
+def shortened(config: PreTrainedConfig, device: Device) -> PreTrainedConfig:
+    """`config` with as many layers as the device builds, where the model's layers are all alike from the second on; else as it
+    is."""
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    if device.layers is None or text.num_hidden_layers <= device.layers or len(set(kinds or ())) > 1:
+        return config
+    if not _alike(config.to_json_string()):
+        return config
+    setattr(text, DEPTH, text.num_hidden_layers)
+    text.num_hidden_layers = device.layers
+    if kinds:
+        text.layer_types = kinds[: device.layers]
+    return config
+
+
+@functools.lru_cache(maxsize=64)
+def _alike(config_json: str) -> bool:
+    """Whether every layer but the first has the same parameters as the second, in the whole model of that configuration: some have
+    dense layers first, or experts in every other one. The model is built on meta, once for each configuration."""
+    values = json.loads(config_json)
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    whole = build(AutoModel, config, torch.bfloat16, implementation("efficient"))
+    for stack in layer_stacks(whole):
+        shapes = [
+            [(name, parameter.shape, parameter.dtype) for name, parameter in layer.named_parameters()]
+            for layer in stack.layers[1:]
+        ]
+        if any(one != shapes[0] for one in shapes):
+            return False
+    return True
+
+
+def hidden_width(config: PreTrainedConfig) -> int:
+    """How many numbers a trunk gives per token: OPT may project its hidden states down to its embeddings' width."""
+    return getattr(config, "word_embed_proj_dim", None) or config.hidden_size
