@@ -1,6 +1,6 @@
 # make setup      the virtual environment .venv, and DeepSpeed's CPU Adam compiled once
 # make run        the matrix on what is there (a GPU, or the smoke profile on the CPU), and a report
-# make test       every test that this machine can run
+# make test       every test that this machine can run, in two processes; those that measure a GPU alone, after the others
 # make lint       ruff, mypy, and no import that runs back
 # make benchmark  what the harness itself costs
 # make accuracy   docs/accuracy.md written again: predictions against published figures
@@ -29,7 +29,8 @@ run: setup
 	$(BIN)/vrambench run $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest --benchmark-skip $(ARGS)
+	$(BIN)/python -m pytest --benchmark-skip -rs --ignore=tests/gpu -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -rs -q tests/gpu
 
 lint: setup
 	$(BIN)/ruff check .

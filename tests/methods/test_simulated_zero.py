@@ -1,8 +1,9 @@
 """ZeRO's stand-in allocates and frees what DeepSpeed's engine does, in its order. No GPU is needed for the proof, in two steps:
 
 1. on the CPU, event by event, against the engine itself. There the host's buffers lie beside the device's, so the stand-in makes
-   them as well (`host_device`). One difference remains: numbers of 8 bytes at most with which the engine, or the count of the
-   optimizer's state, reckons on the host, in loading and in the optimizer's step.
+   them as well (`host_device`). Two differences remain: numbers of 8 bytes at most with which the engine, or the count of the
+   optimizer's state, reckons on the host, in loading and in the optimizer's step; and when a tensor goes that was reduced, since
+   gloo's own thread may be the last to let go of it, sooner or later. So what comes is compared in order, what goes as a multiset.
 2. on the simulated device, what comes and the peaks, against the same engine. What differs more is the same without ZeRO: how
    weights are loaded, what attention's kernels give back beside their output, and int8's products.
 
@@ -19,7 +20,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -91,11 +94,13 @@ class Change(NamedTuple):
 
 
 class Recorder(StorageTrace):
-    """A storage trace that remembers every change. Tensors that only stand for some (FakeTensor) hold nothing."""
+    """A storage trace that remembers every change. Tensors that only stand for some (FakeTensor) hold nothing. `late_bytes`: the
+    largest of those that another thread was the last to let go of."""
 
     def __init__(self, device_type: str) -> None:
         super().__init__(device_type)
         self.changes: list[Change] = []
+        self.late_bytes = 0
         self._operator = ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -115,10 +120,13 @@ class Recorder(StorageTrace):
         super()._gone(key)
         if self.phase is not None and self.live_bytes != before:
             self.changes.append(Change(self.phase, self.live_bytes - before))
+            if threading.current_thread() is not threading.main_thread():
+                self.late_bytes = max(self.late_bytes, before - self.live_bytes)
 
 
 class Traced(NamedTuple):
-    """`peaks` of each phase above what was there before. `held`: the host's bytes of each learner at the end."""
+    """`peaks` of each phase above what was there before. `held`: the host's bytes of each learner at the end. `late_bytes` as in
+    `Recorder`."""
 
     changes: list[Change]
     peaks: dict[str, int]
@@ -126,6 +134,7 @@ class Traced(NamedTuple):
     phases: list[str]
     gradients: list[int]
     held: list[int]
+    late_bytes: int
 
 
 @contextmanager
@@ -164,7 +173,7 @@ def traced(cell: Cell, kind: str) -> Traced:
         changes = list(trace.changes)
     peaks = {name: peak - start for name, peak in trace.phase_peaks.items()}
     held = [host_bytes(role.learner) for role in job.roles.values() if role.learner is not None]
-    return Traced(changes, peaks, live, heard, gradients, held)
+    return Traced(changes, peaks, live, heard, gradients, held, trace.late_bytes)
 
 
 def host_bytes(learner: Any) -> int:
@@ -190,12 +199,17 @@ def compared(flat: dict[str, Any]) -> dict[str, Any]:
         Job(cell, get_device("cpu")).load()  # what is imported or made once for all is there from now on
         made = traced(cell, "cpu")
     engine = traced(cell, "cpu")
-    pairs = zip_longest(without_numbers(engine.changes), without_numbers(made.changes))
-    differing = (
-        (index, *pair) for index, pair in enumerate(pairs) if not pair[0] or not pair[1] or pair[0][:2] != pair[1][:2]
+    coming, going = (
+        [[change for change in without_numbers(run.changes) if change.nbytes * sign > 0] for run in (engine, made)]
+        for sign in (1, -1)
     )
+    pairs = enumerate(zip_longest(*coming))
+    gone, also = (Counter(change.nbytes for change in changes) for changes in going)
     return {
-        "first_difference": next(differing, None),
+        "first_difference": next(
+            (each for each in pairs if not all(each[1]) or each[1][0][:2] != each[1][1][:2]), None
+        ),
+        "gone_otherwise": [*(gone - also).items(), *(also - gone).items()],
         "changes": len(engine.changes),
         "came": came(engine.changes),
         "engine": engine._replace(changes=[])._asdict(),
@@ -238,14 +252,18 @@ def ran(cell: MakeCell) -> Ran:
 @needs_compiler
 @pytest.mark.parametrize("name", CASES)
 def test_it_does_to_memory_what_the_engine_does(ran: Ran, name: str) -> None:
-    """Every storage that comes or goes, in order; so the peaks, but for the norm in fp32 that each engine keeps on the host."""
+    """Every storage that comes, in order, and every one that goes; so the peaks, but for the norm in fp32 that each engine keeps on
+    the host, and for what went late."""
     case = ran[name]
     assert case["first_difference"] is None
+    assert case["gone_otherwise"] == []
     assert case["changes"] > 2_000
     engine, made = case["engine"], case["stand_in"]
     assert made["phases"] == engine["phases"]
     assert 0 < engine["live_bytes"] - made["live_bytes"] <= 4 * len(engine["held"])
-    assert made["peaks"] == {phase: pytest.approx(peak, rel=1e-4) for phase, peak in engine["peaks"].items()}
+    assert made["peaks"].keys() == engine["peaks"].keys()
+    for phase, peak in engine["peaks"].items():
+        assert 1 - 1e-4 <= peak / made["peaks"][phase] <= 1 + 1e-4 + engine["late_bytes"] / peak, phase
 
 
 @needs_compiler
@@ -285,7 +303,8 @@ def test_it_is_the_same_on_the_simulated_device(ran: Ran, simulated: tuple[str, 
     assert both.phases == engine["phases"]
     loading = both.peaks["load"] - engine["peaks"]["load"]
     assert -1e-3 * engine["peaks"]["load"] <= loading <= LARGEST * torch.float32.itemsize
-    expected = {phase: pytest.approx(peak, rel=2e-3) for phase, peak in engine["peaks"].items()}
+    late = engine["late_bytes"]
+    expected = {phase: pytest.approx(peak, abs=2e-3 * peak + late) for phase, peak in engine["peaks"].items()}
     assert both.peaks == expected | {"load": both.peaks["load"]}
 
 
