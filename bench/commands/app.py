@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vrambench.bench.commands.selectors import with_selectors
+from vrambench.bench.processes import interruptible
 from vrambench.methods.errors import ConfigurationError, UnknownValue
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sys.stdout is None:  # closed by whoever started us
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     try:
-        code = app(typed or ["--help"], prog_name="vrambench", standalone_mode=False, obj=typed)
+        with interruptible():  # SIGTERM while a report is written says so, as Ctrl-C does
+            code = app(typed or ["--help"], prog_name="vrambench", standalone_mode=False, obj=typed)
         sys.stdout.flush()
         if not typed:
             return EXIT_USAGE

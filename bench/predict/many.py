@@ -53,7 +53,7 @@ def predict_all(
         return outcomes
     used = min(processes, len(chunks)) if len(distinct) > WORTH_A_PROCESS else 1
     tell(0, len(distinct))
-    with _pool(used) as pool, fresh_start():
+    with fresh_start(), _pool(used) as pool:  # the pool starts a process of its own, too
         futures = {pool.submit(_predict, [cell.flat() for cell in chunk], card): chunk for chunk in chunks}
         left: set[Future[list[Outcome]]] = set(futures)
         while left:
