@@ -22,6 +22,7 @@ import typer
 from vrambench.bench.commands.shared import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PIPE, EXIT_USAGE, Mistakes, say
 from vrambench.bench.commands.streams import ReaderGone, streams
 from vrambench.bench.predict import NotPredicted
+from vrambench.bench.processes import interruptible
 from vrambench.methods.errors import ConfigurationError
 
 COMMANDS = (
@@ -76,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _ended(typed: list[str]) -> int:
     try:
-        code = app(typed or ["--help"], prog_name="vrambench", standalone_mode=False, obj=typed)
+        with interruptible():  # SIGTERM is told as Ctrl-C is
+            code = app(typed or ["--help"], prog_name="vrambench", standalone_mode=False, obj=typed)
         sys.stdout.flush()
         if code == EXIT_INTERRUPTED:  # Typer makes it of KeyboardInterrupt, and says nothing
             return _fail("interrupted", code=EXIT_INTERRUPTED)

@@ -57,7 +57,7 @@ def predict_all(
     read(alloc_conf)  # a mistake in it is told here, once
     used = min(processes, len(chunks)) if len(distinct) > WORTH_A_PROCESS else 1
     tell(0, len(distinct))
-    with _pool(used, alloc_conf) as pool, fresh_start():
+    with fresh_start(), _pool(used, alloc_conf) as pool:  # the pool starts a process of its own, too
         with deaf_to_interrupts():
             futures = {pool.submit(_predict, [cell.flat() for cell in chunk], card): chunk for chunk in chunks}
         left: set[Future[list[Outcome]]] = set(futures)

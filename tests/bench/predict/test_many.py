@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,3 +60,25 @@ def test_the_card_that_is_named_is_the_one_that_is_predicted_for(plan: Any) -> N
     forecast = outcome(Predictor(), plan().cell.flat(), "rtx-4090").forecast
     assert forecast is not None
     assert any("rtx-4090" in note for note in forecast.notes)
+
+
+def test_nothing_in_the_current_directory_is_run_by_a_process_that_predicts(plan: Any, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("signal", "pickle", "json", "torch", "types", "warnings", "vrambench"):
+        (here / f"{name}.py").write_text(f"open('{name}-ran', 'w'); raise SystemExit('the wrong module')")
+    script = tmp_path / "vrambench-script"  # as the console script: its own folder is on the path, not the current one
+    script.write_text(
+        "from vrambench.bench.predict.many import predict_all; from vrambench.methods.cell import from_flat;"
+        f"(told,) = predict_all([from_flat({plan().cell.flat()!r})]).values();"
+        "print(told.reason); assert told.forecast"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=here, env=without_safe_path(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not list(here.glob("*-ran"))
+
+
+def without_safe_path() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
