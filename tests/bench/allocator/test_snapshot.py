@@ -116,7 +116,8 @@ def test_a_pickle_that_would_run_something_does_not() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"no pickle", gzip.compress(b"no pickle", mtime=0), pickle.dumps([1, 2]), pickle.dumps({"segments": []})]
+    "data",
+    [b"", b"no pickle", gzip.compress(b"no pickle", mtime=0), pickle.dumps([1, 2]), pickle.dumps({"segments": []})],
 )
 def test_other_files_are_refused(data: bytes) -> None:
     with pytest.raises(ConfigurationError, match="snapshot"):
