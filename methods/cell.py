@@ -105,11 +105,12 @@ def from_flat(data: Mapping[str, Any]) -> Cell:
     return resolve({axis: data[axis] for axis in AXES}, {k: v for k, v in data.items() if k not in AXES})
 
 
-def resolve(axes: Mapping[str, str], settings: Mapping[str, Any]) -> Cell:
+def resolve(axes: Mapping[str, str], settings: Mapping[str, Any], *, flash: bool = True) -> Cell:
     """The cell of `axes` (a value's name for each of the five) with the workload's `settings`.
 
     Settings are the workload's fields and, under their namespaces, axis values' options; those of values that this cell
-    does not use are checked and then left out. Raises ConfigurationError with the field, the value and the nearest valid one.
+    does not use are checked and then left out. `flash`: whether `attention: auto` may stand for the flash kernel, which GPUs
+    have from compute capability 8.0 on. Raises ConfigurationError with the field, the value and the nearest valid one.
     """
     values = {axis: registry.get(axes[axis]) for axis, registry in AXES.items()}
     namespaces = option_namespaces(values)
@@ -122,7 +123,7 @@ def resolve(axes: Mapping[str, str], settings: Mapping[str, Any]) -> Cell:
     }
     workload: Workload = _validated(Workload, fields)
     options = _options(settings, values, namespaces)
-    changes = dict.fromkeys(unused) | _decided(workload, values, unused) | {"options": options}
+    changes = dict.fromkeys(unused) | _decided(workload, values, unused, flash) | {"options": options}
     return Cell(**axes, workload=workload.model_copy(update=changes))
 
 
@@ -143,7 +144,9 @@ def _options(
     return {name: options[name] for name in own}
 
 
-def _decided(workload: Workload, values: Mapping[str, AxisValue], unused: Collection[str]) -> dict[str, Any]:
+def _decided(
+    workload: Workload, values: Mapping[str, AxisValue], unused: Collection[str], flash: bool
+) -> dict[str, Any]:
     """What the axis values decide where the workload left it to them."""
     algorithm, precision, adapter = values["algorithm"], values["precision"], values["adapter"]
     assert isinstance(algorithm, Algorithm)
@@ -154,7 +157,8 @@ def _decided(workload: Workload, values: Mapping[str, AxisValue], unused: Collec
         decided["learning_rate"] = algorithm.learning_rate
     if workload.attention == "auto":
         kernel = precision.attention(workload)
-        decided["attention"] = kernel if kernel != "flash" or heads_of_one_size(workload.model) else "efficient"
+        can = kernel != "flash" or (flash and heads_of_one_size(workload.model))
+        decided["attention"] = kernel if can else "efficient"
     if "reference" not in unused and workload.reference == "auto":
         decided["reference"] = "adapter_off" if adapter.can_switch_off else "copy"
     if workload.reward != "model":

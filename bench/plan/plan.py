@@ -232,20 +232,20 @@ def _nothing_left(
 
 def _planned(one: Combination, point: _Point, device_kind: Kind, bf16: bool) -> PlannedCell:
     """The cell of one combination at one point of the sweeps."""
-    cell = _resolved(one.axes, {**point.lower, **one.added, **point.upper})
+    cell = _resolved(one.axes, {**point.lower, **one.added, **point.upper}, flash=bf16)
     flat = _fields(cell)
     shown = dict.fromkeys(point.swept)
     if one.included:
-        plain = _fields(_resolved(one.axes, {**point.lower, **point.upper}))
+        plain = _fields(_resolved(one.axes, {**point.lower, **point.upper}, flash=bf16))
         shown |= {name: None for name in one.added if flat.get(name) != plain.get(name)}
     parts = [f"{name}={_text(flat[name])}" for name in shown if flat.get(name) is not None]
     return PlannedCell(cell, " ".join([cell.name, *parts]), check(cell, device_kind, bf16=bf16))
 
 
-def _resolved(axes: Mapping[str, str], settings: Settings) -> Cell:
+def _resolved(axes: Mapping[str, str], settings: Settings, *, flash: bool) -> Cell:
     """The cell; an error in it names where the field at fault was written."""
     try:
-        cell = resolve(axes, unflatten(settings))
+        cell = resolve(axes, unflatten(settings), flash=flash)
         for name in ("model", "reward_model"):
             _check_model(getattr(cell.workload, name), name)
         _check_data(cell.workload.data)

@@ -39,7 +39,8 @@ Severity = Literal["reject", "warn"]
 
 @dataclass(frozen=True)
 class Target:
-    """What a cell is checked for. `bf16`: the device has bf16 arithmetic."""
+    """What a cell is checked for. `bf16`: the device has bf16 arithmetic and flash attention, as GPUs of compute capability 8.0
+    have, and CPUs."""
 
     kind: Kind
     bf16: bool = True
@@ -237,6 +238,12 @@ RULES: tuple[Rule, ...] = (
         "reject",
         "this device has no bf16 arithmetic (compute_dtype: fp16 serves int8 and nf4)",
         lambda cell, target: not target.bf16 and uses_bf16(cell),
+    ),
+    Rule(
+        "flash-hardware",
+        "reject",
+        "this device has no flash attention, which needs compute capability 8.0 (attention: auto takes the efficient kernel here)",
+        lambda cell, target: not target.bf16 and cell.workload.attention == "flash",
     ),
     Rule(
         "int8-odd-width",

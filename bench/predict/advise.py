@@ -148,7 +148,7 @@ def _variants(cell: Cell, bf16: bool) -> Iterator[tuple[frozenset[Change], Cell]
         if any(change.what == "batch_size" for change in chosen):
             settings |= halved(cell)
         try:
-            variant = changed(cell, settings)
+            variant = changed(cell, settings, flash=bf16)
         except ConfigurationError:  # an option that the other value would need otherwise
             continue
         if rejection(variant, bf16=bf16) is None:

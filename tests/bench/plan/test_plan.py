@@ -198,3 +198,12 @@ def test_ctrl_c_while_a_users_module_is_imported_is_no_mistake_of_it(
 def test_a_folder_that_is_not_there_is_no_model(small: Make, model: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"^--model {model}: model: '{model}' "):
         small(model=model)
+
+
+def test_auto_is_the_attention_kernel_that_the_card_has(shipped: Matrix) -> None:
+    """Flash attention and bf16 arithmetic both came with compute capability 8.0."""
+    axes = {"precision": "fp16", "adapter": "lora", "optimizer": "adamw_torch", "offload": "none", "algorithm": "sft"}
+    for bf16, kernel in ((True, "flash"), (False, "efficient")):
+        (planned,) = select(shipped, Selection(axes=axes), "cuda", bf16=bf16).cells
+        assert planned.cell.workload.attention == kernel
+        assert planned.verdict == "valid"
