@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 BEGAN = time.perf_counter()
@@ -39,50 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
     before = driver.snapshot()
     device = torch.device("cuda", 0)
     torch.cuda.init()
-    uuid = str(torch.cuda.get_device_properties(device).uuid)
-    found = driver.device(uuid)
+    found = driver.device(str(torch.cuda.get_device_properties(device).uuid))
     sampler = Sampler(found, before.get(found.uuid))
     torch.cuda.synchronize(device)
-    stages: list[dict[str, Any]] = []
-
-    def stage(name: str, work: Callable[[], object]) -> None:
-        told: dict[str, Any] = {"name": name}
-        try:
-            work()
-        except Exception as error:  # what is not there is a row too
-            told["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        torch.cuda.synchronize(device)
-        held, reserved = sampler.read(), torch.cuda.memory_reserved(device)
-        told |= {
-            "held_bytes": held,
-            "reserved_bytes": reserved,
-            "outside_bytes": None if held is None else held - reserved,
-        }
-        stages.append(told | {"seconds": time.perf_counter() - BEGAN})
-
-    def grown() -> Callable[[], None]:
-        kept = [torch.cuda.caching_allocator_alloc(64 * 2**20, device)]
-        torch.cuda.synchronize(device)
-
-        def release() -> None:
-            torch.cuda.caching_allocator_delete(kept.pop())
-            torch.cuda.empty_cache()
-
-        return release
-
-    stage("context", lambda: None)
-    sampler.identify(grown)
-    if sampler.accounting == "process":  # counted by the process from here on; the context once more
-        stage("context, by process", lambda: None)
-    stage("first kernel", lambda: torch.ones(1, device=device))
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        square = torch.ones(256, 256, device=device, dtype=dtype)
-        stage(f"product in {dtype}".replace("torch.", ""), lambda square=square: square @ square)
-    stage("flash attention", lambda: attention(torch, device, torch.bfloat16))
-    stage("efficient attention", lambda: attention(torch, device, torch.float32))
-    stage("AdamW", lambda: adamw(torch, device))
-    stage("bitsandbytes, nf4 and int8", lambda: bitsandbytes(torch, device))
-    stage("singular values", lambda: torch.linalg.svd(torch.ones(64, 64, device=device), full_matrices=False))
+    stages = list(held_after_each(torch, device, sampler))
     memory = found.memory()
     about = {
         "gpu": torch.cuda.get_device_name(device),
@@ -90,14 +50,57 @@ def main(arguments: list[str] | None = None) -> int:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "accounting": sampler.accounting,
-        "total_bytes": memory.total,
-        "reserved_by_driver_bytes": memory.reserved,
+        "total_bytes": memory.total if memory else None,
+        "reserved_by_driver_bytes": memory.reserved if memory else None,
         "torch_total_bytes": torch.cuda.get_device_properties(device).total_memory,
         "free_bytes": torch.cuda.mem_get_info(device)[0],
         "import_seconds": imported,
     }
     print(json.dumps(about | {"stages": stages}, indent=1))
     return 0
+
+
+def held_after_each(torch: Any, device: Any, sampler: Any) -> Iterator[dict[str, Any]]:
+    """A row for each thing that loads something onto the device, in order."""
+
+    def stage(name: str, work: Callable[[], object]) -> dict[str, Any]:
+        told: dict[str, Any] = {"name": name}
+        try:
+            work()
+        except Exception as error:  # what is not there is a row too
+            told["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        torch.cuda.synchronize(device)
+        held, reserved = sampler.read(), torch.cuda.memory_reserved(device)
+        told |= {"held_bytes": held, "reserved_bytes": reserved}
+        told["outside_bytes"] = None if held is None else held - reserved
+        return told | {"seconds": time.perf_counter() - BEGAN}
+
+    yield stage("context", lambda: None)
+    sampler.identify(lambda: grown(torch, device))
+    if sampler.accounting == "process":  # counted by the process from here on; the context once more
+        yield stage("context, by process", lambda: None)
+    yield stage("first kernel", lambda: torch.ones(1, device=device))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        square = torch.ones(256, 256, device=device, dtype=dtype)
+        yield stage(f"product in {dtype}".replace("torch.", ""), lambda square=square: square @ square)
+    yield stage("flash attention", lambda: attention(torch, device, torch.bfloat16))
+    yield stage("efficient attention", lambda: attention(torch, device, torch.float32))
+    yield stage("AdamW", lambda: adamw(torch, device))
+    yield stage("bitsandbytes, nf4 and int8", lambda: bitsandbytes(torch, device))
+    square = torch.ones(64, 64, device=device)
+    yield stage("singular values", lambda: torch.linalg.svd(square, full_matrices=False))
+
+
+def grown(torch: Any, device: Any) -> Callable[[], None]:
+    """Takes 64 MiB, by which the meter knows its process; gives what gives them back."""
+    kept = [torch.cuda.caching_allocator_alloc(64 * 2**20, device)]
+    torch.cuda.synchronize(device)
+
+    def release() -> None:
+        torch.cuda.caching_allocator_delete(kept.pop())
+        torch.cuda.empty_cache()
+
+    return release
 
 
 def attention(torch: Any, device: Any, dtype: Any) -> None:

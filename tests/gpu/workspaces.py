@@ -161,73 +161,104 @@ def described(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
+def filled(device: torch.device, *shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.ones(shape, dtype=dtype, device=device)
+
+
+def indices(device: torch.device, count: int, below: int) -> torch.Tensor:
+    return torch.arange(count, device=device) % below
+
+
+Shape = tuple[int, int, int, int]
+
+
+def states(device: torch.device, tiny: bool, shape: Shape, dtype: torch.dtype) -> torch.Tensor:
+    batch, heads, tokens, size = shape
+    return filled(device, batch, min(tokens, 32) if tiny else tokens, heads, size, dtype=dtype).transpose(1, 2)
+
+
+def attention(kind: str, query: Shape, key: Shape, dtype: torch.dtype = torch.bfloat16) -> Case:
+    causal = query[2] == key[2]
+    extra: tuple[Any, ...] = (0.0, causal, False) if kind == "flash" else (None, True, 0.0, causal)
+
+    def arguments(device: torch.device, tiny: bool) -> Arguments:
+        keys = states(device, tiny, key, dtype)
+        return (states(device, tiny, query, dtype), keys, keys, *extra), {}
+
+    return Case(f"aten._scaled_dot_product_{kind}_attention.default", arguments)
+
+
+def attention_backward(kind: str, query: Shape, key: Shape, dtype: torch.dtype = torch.bfloat16) -> Case:
+    forward = attention(kind, query, key, dtype)
+
+    def arguments(device: torch.device, tiny: bool) -> Arguments:
+        args, _ = forward.arguments(device, tiny)
+        made = call(forward.operator, args, {})
+        grad = torch.ones_like(made[0])
+        if kind == "flash":
+            out, sums, cum_q, cum_k, max_q, max_k, seed, offset = made[:8]
+            return (grad, *args[:3], out, sums, cum_q, cum_k, max_q, max_k, 0.0, args[4], seed, offset), {}
+        out, sums, seed, offset = made
+        return (grad, *args[:3], None, out, sums, seed, offset, 0.0, [True, True, True, False], args[6]), {}
+
+    return Case(f"{forward.operator.removesuffix('.default')}_backward.default", arguments)
+
+
+def simple(operator: str, make: Callable[[torch.device, int], Arguments], count: int) -> Case:
+    return Case(operator, lambda device, tiny: make(device, min(count, 64) if tiny else count))
+
+
+def on(operator: str, *rest: Any, count: int, width: int, dtype: torch.dtype = torch.bfloat16) -> Case:
+    """The operator on one tensor of [count, width], and the arguments after it."""
+    return simple(operator, lambda device, rows: ((filled(device, rows, width, dtype=dtype), *rest), {}), count)
+
+
+def nf4(device: torch.device, tokens: int) -> Arguments:
+    packed, scales = torch.ops.bitsandbytes.quantize_4bit(filled(device, 11008, 4096), 64, "nf4", torch.uint8)
+    return (filled(device, tokens, 4096), packed, [11008, 4096], scales, 64, "nf4"), {}
+
+
+def int8(device: torch.device, tokens: int) -> Arguments:
+    inputs, weight = (filled(device, rows, 4096, dtype=torch.int8) for rows in (tokens, 11008))
+    scales = [filled(device, rows, dtype=torch.float32) for rows in (tokens, 11008)]
+    return (inputs, weight, *scales), {"dtype": torch.bfloat16}
+
+
+def int8_inputs(device: torch.device, rows: int) -> Arguments:
+    """How deep an input's outliers reach is the operator's own argument; the simulated device always asks for none."""
+    return (filled(device, rows, 4096, dtype=torch.float16), 0.0 if device.type == "meta" else 6.0), {}
+
+
+def embedding(device: torch.device, tokens: int) -> Arguments:
+    return (filled(device, tokens, 4096), indices(device, tokens, 32000), 32000, -1, False), {}
+
+
+def layer_norm(device: torch.device, rows: int, width: int) -> Arguments:
+    source, sums = filled(device, rows, width), filled(device, rows, 1, dtype=torch.float32)
+    weight = filled(device, width)
+    return (source, source, [width], sums, sums, weight, weight, [True, True, True]), {}
+
+
+def summed_to_a_row(device: torch.device, rows: int) -> Arguments:
+    return (filled(device, 1, rows, 4096), [0, 1], True), {}
+
+
+def norms(device: torch.device, rows: int) -> Arguments:
+    return ([filled(device, rows, 4096), *(filled(device, 4096) for _ in range(64))], 2), {}
+
+
+def put(device: torch.device, rows: int) -> Arguments:
+    return (filled(device, 32000, 64), [indices(device, rows, 32000)], filled(device, rows, 64), True), {}
+
+
 def cases() -> list[Case]:
     """Shapes of Llama-2-7B and Llama-3.2-3B in training and decoding, and of GPT-NeoX-20B where rows are wide."""
+    return [*of_attention(), *of_reductions(), *of_sorting(), *of_quantised_weights()]
 
-    def filled(device: torch.device, *shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-        return torch.ones(shape, dtype=dtype, device=device)
 
-    def indices(device: torch.device, count: int, below: int) -> torch.Tensor:
-        return torch.arange(count, device=device) % below
-
-    def states(device: torch.device, tiny: bool, shape: tuple[int, int, int, int], dtype: torch.dtype) -> torch.Tensor:
-        batch, heads, tokens, size = shape
-        return filled(device, batch, min(tokens, 32) if tiny else tokens, heads, size, dtype=dtype).transpose(1, 2)
-
-    def attention(
-        kind: str, query: tuple[int, int, int, int], key: tuple[int, int, int, int], dtype: torch.dtype = torch.bfloat16
-    ) -> Case:
-        extra: tuple[Any, ...] = (
-            (0.0, query[2] == key[2], False) if kind == "flash" else (None, True, 0.0, query[2] == key[2])
-        )
-
-        def arguments(device: torch.device, tiny: bool) -> Arguments:
-            keys = states(device, tiny, key, dtype)
-            return (states(device, tiny, query, dtype), keys, keys, *extra), {}
-
-        return Case(f"aten._scaled_dot_product_{kind}_attention.default", arguments)
-
-    def attention_backward(
-        kind: str, query: tuple[int, int, int, int], key: tuple[int, int, int, int], dtype: torch.dtype = torch.bfloat16
-    ) -> Case:
-        forward = attention(kind, query, key, dtype)
-
-        def arguments(device: torch.device, tiny: bool) -> Arguments:
-            args, _ = forward.arguments(device, tiny)
-            made = call(forward.operator, args, {})
-            grad = torch.ones_like(made[0])
-            if kind == "flash":
-                out, sums, cum_q, cum_k, max_q, max_k, seed, offset = made[:8]
-                return (grad, *args[:3], out, sums, cum_q, cum_k, max_q, max_k, 0.0, args[4], seed, offset), {}
-            out, sums, seed, offset = made
-            return (grad, *args[:3], None, out, sums, seed, offset, 0.0, [True, True, True, False], args[6]), {}
-
-        return Case(f"{forward.operator.removesuffix('.default')}_backward.default", arguments)
-
-    def simple(operator: str, make: Callable[[torch.device, int], Arguments], count: int) -> Case:
-        return Case(operator, lambda device, tiny: make(device, min(count, 64) if tiny else count))
-
-    def nf4(device: torch.device, tokens: int) -> Arguments:
-        packed, scales = torch.ops.bitsandbytes.quantize_4bit(filled(device, 11008, 4096), 64, "nf4", torch.uint8)
-        return (filled(device, tokens, 4096), packed, [11008, 4096], scales, 64, "nf4"), {}
-
-    def int8(device: torch.device, tokens: int) -> Arguments:
-        inputs, weight = (filled(device, rows, 4096, dtype=torch.int8) for rows in (tokens, 11008))
-        scales = [filled(device, rows, dtype=torch.float32) for rows in (tokens, 11008)]
-        return (inputs, weight, *scales), {"dtype": torch.bfloat16}
-
-    def embedding(device: torch.device, tokens: int) -> Arguments:
-        return (filled(device, tokens, 4096), indices(device, tokens, 32000), 32000, -1, False), {}
-
-    def layer_norm(device: torch.device, rows: int, width: int) -> Arguments:
-        source, sums = filled(device, rows, width), filled(device, rows, 1, dtype=torch.float32)
-        weight = filled(device, width)
-        return (source, source, [width], sums, sums, weight, weight, [True, True, True]), {}
-
+def of_attention() -> list[Case]:
     llama7, llama3, keys3 = (2, 32, 512, 128), (2, 24, 512, 128), (2, 8, 512, 128)
-    fp32, fp16 = torch.float32, torch.float16
-    # How deep an input's outliers reach is the operator's own argument; the simulated device always asks for none.
-    threshold = 6.0
+    fp32 = torch.float32
     return [
         attention("flash", llama7, llama7),
         attention("flash", (1, 32, 1, 128), (1, 32, 2048, 128)),
@@ -240,54 +271,51 @@ def cases() -> list[Case]:
         attention_backward("efficient", llama7, llama7, fp32),
         attention_backward("efficient", (2, 12, 512, 64), (2, 12, 512, 64), fp32),
         attention_backward("efficient", llama7, llama7),
+    ]
+
+
+def of_reductions() -> list[Case]:
+    fp32 = torch.float32
+    return [
         simple("aten.embedding_dense_backward.default", embedding, 2048),
         simple("aten.embedding_dense_backward.default", embedding, 16384),
         simple("aten.native_layer_norm_backward.default", lambda device, rows: layer_norm(device, rows, 6144), 2048),
         simple("aten.native_layer_norm_backward.default", lambda device, rows: layer_norm(device, rows, 768), 100_000),
-        simple("aten.sum.dim_IntList", lambda device, rows: ((filled(device, 1, rows, 4096), [0, 1], True), {}), 2048),
-        simple("aten.sum.dim_IntList", lambda device, rows: ((filled(device, rows, 24576, dtype=fp32), [0]), {}), 1024),
-        simple("aten.sum.dim_IntList", lambda device, rows: ((filled(device, rows, 4096), [-1]), {}), 2048),
-        simple("aten.sum.default", lambda device, rows: ((filled(device, rows, 4096, dtype=fp32),), {}), 11008),
-        simple("aten.mean.dim", lambda device, rows: ((filled(device, rows, 4096), [-1], True), {}), 2048),
-        simple("aten.linalg_vector_norm.default", lambda device, rows: ((filled(device, rows, 4096), 2), {}), 11008),
-        simple("aten.argmax.default", lambda device, rows: ((filled(device, rows, 32000, dtype=fp32), -1), {}), 8),
-        simple("aten.max.dim", lambda device, rows: ((filled(device, rows, 32000, dtype=fp32), -1), {}), 8),
-        simple(
-            "aten._foreach_norm.Scalar",
-            lambda device, rows: (([filled(device, rows, 4096), *(filled(device, 4096) for _ in range(64))], 2), {}),
-            11008,
-        ),
-        simple("aten.sort.default", lambda device, rows: ((filled(device, rows, 4096, dtype=fp32), -1, True), {}), 8),
-        simple("aten.sort.default", lambda device, rows: ((filled(device, rows, 32000, dtype=fp32), -1, True), {}), 1),
-        simple("aten.sort.default", lambda device, rows: ((filled(device, rows, 32000, dtype=fp32), -1, True), {}), 8),
-        simple(
-            "aten.sort.default", lambda device, rows: ((filled(device, rows, 32000, dtype=fp32), -1, True), {}), 128
-        ),
-        simple("aten.multinomial.default", lambda device, rows: ((filled(device, rows, 32000, dtype=fp32), 1), {}), 8),
-        simple(
-            "aten.index_put.default",
-            lambda device, rows: (
-                (filled(device, 32000, 64), [indices(device, rows, 32000)], filled(device, rows, 64), True),
-                {},
-            ),
-            10_000,
-        ),
-        simple("aten.cumsum.default", lambda device, rows: ((filled(device, rows, 32000, dtype=fp32), -1), {}), 8),
-        simple("aten._log_softmax.default", lambda device, rows: ((filled(device, rows, 32000), -1, False), {}), 1024),
-        simple("aten.topk.default", lambda device, rows: ((filled(device, rows, 32000, dtype=fp32), 50), {}), 8),
+        simple("aten.sum.dim_IntList", summed_to_a_row, 2048),
+        on("aten.sum.dim_IntList", [0], count=1024, width=24576, dtype=fp32),
+        on("aten.sum.dim_IntList", [-1], count=2048, width=4096),
+        on("aten.sum.default", count=11008, width=4096, dtype=fp32),
+        on("aten.mean.dim", [-1], True, count=2048, width=4096),
+        on("aten.linalg_vector_norm.default", 2, count=11008, width=4096),
+        on("aten.argmax.default", -1, count=8, width=32000, dtype=fp32),
+        on("aten.max.dim", -1, count=8, width=32000, dtype=fp32),
+        simple("aten._foreach_norm.Scalar", norms, 11008),
+    ]
+
+
+def of_sorting() -> list[Case]:
+    fp32 = torch.float32
+    return [
+        on("aten.sort.default", -1, True, count=8, width=4096, dtype=fp32),
+        on("aten.sort.default", -1, True, count=1, width=32000, dtype=fp32),
+        on("aten.sort.default", -1, True, count=8, width=32000, dtype=fp32),
+        on("aten.sort.default", -1, True, count=128, width=32000, dtype=fp32),
+        on("aten.multinomial.default", 1, count=8, width=32000, dtype=fp32),
+        simple("aten.index_put.default", put, 10_000),
+        on("aten.cumsum.default", -1, count=8, width=32000, dtype=fp32),
+        on("aten._log_softmax.default", -1, False, count=1024, width=32000),
+        on("aten.topk.default", 50, count=8, width=32000, dtype=fp32),
         simple("aten.linalg_svd.default", lambda device, rows: ((torch.eye(rows, device=device), False), {}), 1024),
+    ]
+
+
+def of_quantised_weights() -> list[Case]:
+    return [
         simple("bitsandbytes.gemm_4bit.default", nf4, 4),
         simple("bitsandbytes.gemm_4bit.default", nf4, 256),
         simple("bitsandbytes.gemm_4bit.default", nf4, 2048),
         simple("bitsandbytes.int8_scaled_mm.default", int8, 2048),
-        simple(
-            "bitsandbytes.int8_vectorwise_quant.default",
-            lambda device, rows: (
-                (filled(device, rows, 4096, dtype=fp16), 0.0 if device.type == "meta" else threshold),
-                {},
-            ),
-            2048,
-        ),
+        simple("bitsandbytes.int8_vectorwise_quant.default", int8_inputs, 2048),
     ]
 
 
