@@ -16,7 +16,7 @@ from vrambench.bench.results.run_info import read_run_info
 from vrambench.bench.results.store import RunFolder, Unreadable, dump_result
 from vrambench.methods.errors import ConfigurationError
 from vrambench.reports.page.html import read_run, render
-from vrambench.reports.page.views import environment
+from vrambench.reports.page.views.environment import VIEW
 from vrambench.reports.report import Report
 from vrambench.reports.text.terminal import print_table
 
@@ -78,7 +78,7 @@ def shown(folder: Path, whole: bool) -> str | None:
     not only what it says of the run."""
     try:
         run = read_run(folder, "run")
-        assert environment(Report([run])).runs
+        assert VIEW.data(Report([run])).runs
         if whole:
             assert "</html>" in render([run], draw=lambda chart: "")
         print_table([folder], io.StringIO())
