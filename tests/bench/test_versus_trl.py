@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 
+import gpu_summary
 import pytest
 import torch
 from torch.optim import Optimizer
@@ -76,3 +80,35 @@ def test_sft_has_the_loss_that_the_case_names(
     monkeypatch.setattr(trl, "SFTTrainer", Spy)
     assert "error" not in versus.trained_by_trl(versus.Case("sft", "tiny", 2, 1, 7, chunked=chunked, steps=1), "cpu")
     assert seen == [loss]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["sft", "ppo"])
+def test_against_trl_both_sides_train_on_as_many_tokens(versus: ModuleType, algorithm: str) -> None:
+    case = versus.Case(algorithm, "tiny", 2, 4, 4, steps=2)
+    for side in (versus.ours_of(case, "cpu"), versus.theirs_of(case, "cpu")):
+        assert len(side["step_seconds"]) == 2, side
+        assert side["tokens_per_second"] == pytest.approx(16 / statistics.median(side["step_seconds"]))
+
+
+def test_against_trl_a_side_that_cannot_run_says_so(
+    versus: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = versus.Case("sft", "no-such-model", 2, 1, 7, steps=2)
+    assert versus.ours_of(case, "cpu")["error"].startswith("ended with code")
+    assert versus.theirs_of(case, "cpu")["error"].startswith("ended with code")
+    ours = {"step_seconds": [1.0], "tokens_per_second": 16.0, "allocated_bytes": 3, "reserved_bytes": None}
+    missing = {"error": "ended with code 1"}
+    row = versus.about(case, "cpu") | {"ours": ours, "trl": missing, "ratio": versus.ratios(ours, missing)}
+    twice = versus.ratios(ours, ours | {"tokens_per_second": 8.0})
+    good = row | {"trl": ours, "ratio": twice, "trl_version": "1.12.0"}
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(f"{json.dumps(row)}\n{json.dumps(good)}\n")
+    first, second = gpu_summary.trl_told(rows)
+    assert first.endswith("sft no-such-model 2 x 1+7: trl: ended with code 1")
+    assert second == "against TRL 1.12.0, sft no-such-model 2 x 1+7: tokens_per_second 2.000, allocated_bytes 1.000"
+    rows.write_text(
+        "".join(json.dumps(row | {"case": one.name}) + "\n" for one in versus.TINY if one.algorithm == "ppo")
+    )
+    assert versus.main(["--device", "cpu", "--tiny", "--only", "ppo", "--done", str(rows)]) == 1
+    assert capsys.readouterr().out == "", "what has a row is not run again"

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import random
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from vrambench.methods.axes import AXES
-from vrambench.methods.cards import CAPACITIES
 from vrambench.methods.cell import Cell, conditional_fields, from_flat, option_namespaces, resolve
-from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
+from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.optimizers import OPTIMIZERS
 from vrambench.methods.optimizers.galore import GaLoreOptions
-from vrambench.methods.workload import AXIS_NAMES, FIELDS, Workload, parse_size
+from vrambench.methods.workload import FIELDS
 
 PPO_AXES = {
     "precision": "int8",
@@ -305,205 +300,6 @@ def test_two_values_may_share_a_class_of_options(tmp_path: Path, monkeypatch: py
     assert (
         resolve(PPO_AXES | {"algorithm": "own_ppo:MINE"}, {"ppo": {"epochs": 3}}).workload.options["ppo"]["epochs"] == 3
     )
-
-
-SIZES = f"write 24GiB, 16GB or a card: {', '.join(CAPACITIES)}"
-MODULES = "must be auto, all-linear or a list of modules' names (q_proj,v_proj or [q_proj])"
-ERRORS: list[tuple[dict[str, Any], str, str]] = [
-    ({"batch_sice": 2}, "batch_sice", "workload: unknown field 'batch_sice'; did you mean 'batch_size'?"),
-    ({"galor": {}}, "galor", "workload: unknown field 'galor'; did you mean 'galore'?"),
-    ({"options": {}}, "options", "workload: unknown field 'options'"),
-    (
-        {"weights": "randon"},
-        "weights",
-        "weights: 'randon' is not one of random, pretrained; did you mean 'random'?",
-    ),
-    (
-        {"attention": "flesh"},
-        "attention",
-        "attention: 'flesh' is not one of auto, flash, efficient, math; did you mean 'flash'?",
-    ),
-    ({"value": "heads"}, "value", "value: 'heads' is not one of head, separate; did you mean 'head'?"),
-    (
-        {"budget": "24XB"},
-        "budget",
-        f"budget: '24XB' is not a size; write 24GiB, 16GB or a card: {', '.join(CAPACITIES)}; did you mean '24GiB'?",
-    ),
-    ({"budget": "0"}, "budget", "budget: '0' is not a size of at least one byte and less than 1 EiB"),
-    ({"batch_size": 0}, "batch_size", "batch_size: 0: must be at least 1"),
-    (
-        {"batch_size": "two"},
-        "batch_size",
-        "batch_size: 'two': must be a whole number",
-    ),
-    ({"batch_size": None}, "batch_size", "batch_size: null: must be a whole number"),
-    ({"learning_rate": 0}, "learning_rate", "learning_rate: 0: must be greater than 0"),
-    ({"lora_dropout": 1}, "lora_dropout", "lora_dropout: 1: must be less than 1"),
-    (
-        {"reward": "helpfulness"},
-        "reward",
-        "reward: 'helpfulness': is not one of tokens, model, a hub id or folder (with a '/'), or module:attribute",
-    ),
-    *(
-        ({field: value}, field, f"{field}: {said}")
-        for field, value, said in [
-            ("steps", True, "true: must be a whole number"),
-            ("steps", "4", "'4': must be a whole number"),
-            ("steps", 4.0, "4.0: must be a whole number"),
-            ("seed", True, "true: must be a whole number"),
-            ("steps", 1_000_001, "1000001: must be at most 1000000"),
-            ("warmup_steps", 10**9, "1000000000: must be at most 1000000"),
-            ("batch_size", 10**9, "1000000000: must be at most 1000000"),
-            ("rollout_batch", 10**9, "1000000000: must be at most 1000000"),
-            ("prompt_tokens", 10**9, "1000000000: must be at most 1000000"),
-            ("response_tokens", 10**9, "1000000000: must be at most 1000000"),
-            ("gradient_accumulation_steps", 10**9, "1000000000: must be at most 1000000"),
-            ("lora_r", 65_537, "65537: must be at most 65536"),
-            ("learning_rate", math.inf, ".inf: must be a finite number"),
-            ("learning_rate", math.nan, ".nan: must be a finite number"),
-            ("learning_rate", True, "true: must be a number"),
-            ("max_grad_norm", math.inf, ".inf: must be a finite number"),
-            ("lora_alpha", -math.inf, "-.inf: must be a finite number"),
-            ("gradient_checkpointing", 1, "1: must be true or false"),
-            ("gradient_checkpointing", "yes", "'yes': must be true or false"),
-            ("model", None, "null: must be text"),
-            ("model", 4, "4: must be text"),
-            ("weights", None, "null is not one of random, pretrained"),
-            ("budget", "rtx4090", f"'rtx4090' is not a size; {SIZES}; did you mean 'rtx-4090'?"),
-            ("budget", None, f"null is not a size; {SIZES}"),
-            ("lora_target_modules", "q_proj", f"'q_proj': {MODULES}"),
-            ("lora_target_modules", "q_proj,", f"'q_proj,': {MODULES}"),
-            ("lora_target_modules", [], f"[]: {MODULES}"),
-            ("model", "", "'': must not be empty"),
-            ("data", "a\0b", "'a\\x00b' has a character that cannot be printed"),
-            ("reward", "own:\ud800", "'own:\\ud800' has a character that cannot be printed"),
-            ("model", "m" * 5000, f"{'m' * 50!r}...{'m' * 25!r} (5,000 characters) is longer than any name"),
-            ("data", "f" * 256, f"{'f' * 50!r}...{'f' * 25!r} (256 characters) is longer than any name"),
-            (
-                "reward_model",
-                "a/" * 501,
-                f"{'a/' * 25!r}...{'/' + 'a/' * 12!r} (1,002 characters) is longer than any name",
-            ),
-            ("steps", "4" * 5000, f"{'4' * 50!r}...{'4' * 25!r} (5,000 characters): must be a whole number"),
-            ("budget", "l4", "'l4' is a card whose usable capacity is not known here; write it, as in 22GiB"),
-            ("budget", "a10", f"'a10' is not a size; {SIZES}"),
-            ("budget", "a100", f"'a100' is not a size; {SIZES}; there are a100-40gb and a100-80gb"),
-            ("budget", "4090", "'4090' would be bytes; write its unit, as in 24GiB; did you mean 'rtx-4090'?"),
-            ("budget", 3090, "3090 would be bytes; write its unit, as in 24GiB; did you mean 'rtx-3090'?"),
-            ("lora_target_modules", [1], f"[1]: {MODULES}"),
-        ]
-    ),
-    ({"ppo": {"epochs": True}}, "ppo.epochs", "ppo.epochs: true: must be a number"),
-    ({"ppo": {"kl_coef": math.inf}}, "ppo.kl_coef", "ppo.kl_coef: .inf: must be a finite number"),
-    ({"ppo": {"kl_coef": None}}, "ppo.kl_coef", "ppo.kl_coef: null: must be a number"),
-    ({"adamw": {"betas": [0.9]}}, "adamw.betas", "adamw.betas: [0.9]: lacks a value"),
-    ({"adamw": {"betas": [0.9, 0.9, 0.9]}}, "adamw.betas", "adamw.betas: [0.9, 0.9, 0.9]: must have at most 2 values"),
-    ({"adamw": {"betas": 0.9}}, "adamw.betas", "adamw.betas: 0.9: must be a list"),
-    (
-        {"adafactor": {"decay_rate": math.nan}},
-        "adafactor.decay_rate",
-        "adafactor.decay_rate: .nan: must be a finite number",
-    ),
-    ({"ppo": 4}, "ppo", "ppo: 4 is not a mapping of settings"),
-    ({"ppo": ["epochs"]}, "ppo", "ppo: ['epochs'] is not a mapping of settings"),
-    ({"ppo": {"epochs": 0}}, "ppo.epochs", "ppo.epochs: 0: must be at least 1"),
-    (
-        {"ppo": {"epoch": 1}},
-        "ppo.epoch",
-        "ppo.epoch: no such field; did you mean 'epochs'? (there are epochs, kl_coef, cliprange, cliprange_value, "
-        "vf_coef, gamma, lam, temperature)",
-    ),
-    (
-        {"remax": {"advantage": "vrl"}},
-        "remax.advantage",
-        "remax.advantage: 'vrl' is not one of verl, repository; did you mean 'verl'?",
-    ),
-]
-
-
-@pytest.mark.parametrize(("settings", "field", "said"), ERRORS)
-def test_a_mistake_is_named_whether_the_field_is_used_or_not(settings: dict[str, Any], field: str, said: str) -> None:
-    for axes in (PPO_AXES, SFT_AXES):
-        with pytest.raises(ConfigurationError) as caught:
-            resolve(axes, settings)
-        assert str(caught.value) == said
-        assert caught.value.field == field
-
-
-def test_nothing_of_pydantics_own_words_or_pythons_is_left() -> None:
-    """Every field and option, given values of every wrong kind."""
-    wrong: list[Any] = [None, True, -1, 1.5, 10**30, math.inf, math.nan, "x", "", [], [None], {"a": None}, [[1]]]
-    options = {f"{space}.{name}": kind for space, kind in option_namespaces().items() for name in kind.model_fields}
-    for name in (*FIELDS, *options):
-        namespace, _, option = name.partition(".")
-        for value in wrong:
-            try:
-                resolve(PPO_AXES, {namespace: {option: value}} if option else {name: value})
-            except ConfigurationError as error:
-                said = str(error)
-                assert said.startswith(f"{name}: ")
-                assert not re.search(r"[Ii]nput should|valid (integer|number)|None|True|(?<!\.)\b(inf|nan)\b", said)
-
-
-def test_every_field_has_a_sentence() -> None:
-    described = {name: field.description or "" for name, field in Workload.model_fields.items()}
-    assert [name for name, words in described.items() if not words.endswith(".")] == []
-
-
-def test_the_axes_names_are_known_without_torch() -> None:
-    assert tuple(AXES) == AXIS_NAMES
-    code = "import sys; import vrambench.methods.workload; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True).stdout == "False\n"
-
-
-def test_an_unknown_axis_value_is_named() -> None:
-    with pytest.raises(UnknownValue, match=r"^algorithm: 'sftt' is not one of .* did you mean 'sft'"):
-        resolve(SFT_AXES | {"algorithm": "sftt"}, {})
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("24GiB", 24 * 2**30),
-        ("24 gib", 24 * 2**30),
-        (" 1.5 MiB ", 3 * 2**19),
-        ("16GB", 16 * 10**9),
-        ("512kb", 512_000),
-        ("7000000", 7_000_000),
-        ("7b", 7),
-        (7_000_000, 7_000_000),
-        (7_000_000.9, 7_000_000),
-        ("rtx-4090", CAPACITIES["rtx-4090"]),
-        ("RTX-3090", CAPACITIES["rtx-3090"]),
-        ("1TiB", 2**40),
-    ],
-)
-def test_sizes(text: str | float, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", "GiB", "24 G iB", "-1GiB", "1e9", "24gigs", "0", "0.4", "2000000TiB", "rtx-5"),
-        *(0, -3, float("nan"), float("inf"), True, None, [24]),
-    ],
-)
-def test_what_is_no_size(text: object) -> None:
-    with pytest.raises(ValueError, match="is not a size") as caught:
-        parse_size(text)
-    assert str(caught.value).startswith(shown(text))
-
-
-@pytest.mark.parametrize("number", [1, 24, "24", 24.5, 2**20 - 1])
-def test_a_number_whose_unit_was_forgotten_is_none(number: int | float | str) -> None:
-    with pytest.raises(ValueError, match="would be bytes; write its unit, as in 24GiB"):
-        parse_size(number)
-
-
-@given(st.integers(2**20, 2**59), st.sampled_from(["", "B"]))
-def test_bytes_are_kept_to_a_double_s_precision(size: int, unit: str) -> None:
-    assert parse_size(f"{size}{unit}") == pytest.approx(size, rel=1e-15)
 
 
 def test_a_cell_is_frozen(cell: Callable[..., Cell]) -> None:

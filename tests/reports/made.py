@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Mapping
 from typing import Any
 
 from vrambench.bench.results.records import (
@@ -205,6 +206,32 @@ def hostile_run() -> Run:
     )
 
 
+def steps_of(sweep: int, axes: Mapping[str, str]) -> int:
+    return 60 if sweep in (0, 1) and axes["optimizer"] == "adamw_torch" else 6
+
+
+def _of_matrix(
+    draw: random.Random, id_: str, name: str, changes: dict[str, Any], device: int, rate: float, steps: int
+) -> Result:
+    """How one of the cells ended."""
+    one: dict[str, Any] = {"name": name, "cell": cell(**changes)}
+    if changes["precision"] == "int8" and changes["adapter"] == "none":
+        reason = "int8 weights have no gradient: full fine-tuning needs an adapter, or another precision"
+        return result(id_, **one, status="invalid", rule="quantised-full", reason=reason)
+    if device > 23.6 * GIB:
+        oom = OutOfMemory(where="device", asked_bytes=GIB, missing_bytes=GIB // 2)
+        reason = "OutOfMemoryError: CUDA out of memory. Tried to allocate 1.00 GiB. GPU 0 has 23.64 GiB"
+        memory = Memory(allocated_bytes=22 * GIB, reserved_bytes=23 * GIB, device_bytes=int(23.5 * GIB))
+        return result(id_, **one, status="oom", oom=oom, reason=reason, phase="learn", memory=memory)
+    if draw.random() < 0.03:
+        return result(id_, **one, status="timeout", reason="not done after 600 s", phase="rollout")
+    pace = 0.5 + draw.random()
+    loss = tuple(2.2 * math.exp(-pace * k / steps) + draw.gauss(0, 0.03) for k in range(steps))
+    reward = tuple(0.8 * (1 - math.exp(-pace * k / steps)) + draw.gauss(0, 0.03) for k in range(steps))
+    learned = Learning(loss=loss, reward=() if changes["algorithm"] == "sft" else reward)
+    return full(id_, device=device, rate=rate, name=name, **changes).model_copy(update={"learning": learned})
+
+
 def matrix(count: int, *, seed: int = 0) -> Run:
     """A run of `count` cells that looks like a real one: a third fail in one way or another, some learn for long,
     with several seeds."""
@@ -230,46 +257,6 @@ def matrix(count: int, *, seed: int = 0) -> Run:
         }
         id_ = f"{number:012x}"
         name = " ".join([*values, *([f"response_tokens={changes['response_tokens']}"] if sweep else [])])
-        if axes["precision"] == "int8" and axes["adapter"] == "none":
-            reason = "int8 weights have no gradient: full fine-tuning needs an adapter, or another precision"
-            made.append(
-                result(id_, name=name, cell=cell(**changes), status="invalid", rule="quantised-full", reason=reason)
-            )
-        elif device > 23.6 * GIB:
-            oom = OutOfMemory(where="device", asked_bytes=GIB, missing_bytes=GIB // 2)
-            reason = "OutOfMemoryError: CUDA out of memory. Tried to allocate 1.00 GiB. GPU 0 has 23.64 GiB"
-            memory = Memory(allocated_bytes=22 * GIB, reserved_bytes=23 * GIB, device_bytes=int(23.5 * GIB))
-            made.append(
-                result(
-                    id_,
-                    name=name,
-                    cell=cell(**changes),
-                    status="oom",
-                    oom=oom,
-                    reason=reason,
-                    phase="learn",
-                    memory=memory,
-                )
-            )
-        elif draw.random() < 0.03:
-            made.append(
-                result(
-                    id_,
-                    name=name,
-                    cell=cell(**changes),
-                    status="timeout",
-                    reason="not done after 600 s",
-                    phase="rollout",
-                )
-            )
-        else:
-            steps = 60 if sweep in (0, 1) and axes["optimizer"] == "adamw_torch" else 6
-            pace = 0.5 + draw.random()
-            loss = tuple(2.2 * math.exp(-pace * k / steps) + draw.gauss(0, 0.03) for k in range(steps))
-            reward = tuple(0.8 * (1 - math.exp(-pace * k / steps)) + draw.gauss(0, 0.03) for k in range(steps))
-            learned = Learning(loss=loss, reward=() if axes["algorithm"] == "sft" else reward)
-            made.append(
-                full(id_, device=device, rate=rate, name=name, **changes).model_copy(update={"learning": learned})
-            )
+        made.append(_of_matrix(draw, id_, name, changes, device, rate, steps_of(sweep, axes)))
     planned = [{"id": "f" * 12, "name": "fp16 lora adamw_torch none ppo", **cell(precision="fp16", algorithm="ppo")}]
     return run_of(made, "rtx-4090", planned, ("cells/abc.json",))
