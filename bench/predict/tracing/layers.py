@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple
 
-from vrambench.bench.predict.tracing.trace import ALLOC, FREE, Event, Layer, Trace, new
+from vrambench.bench.predict.tracing.trace import ALLOC, FREE, Event, LayerIndex, Trace, new
 
 BUILT = 4
 """Layers that a model must have been built with: a first, a last, and two between them to compare."""
@@ -91,7 +91,7 @@ def _frees_by_layer(trace: Trace) -> Trace:
     """`trace` with what is freed in a row, with nothing in between, layer by layer, in the order in which it was made. To an
     allocator that is the same: free neighbours become one block in whichever order they are freed."""
 
-    def by_layer(event: Event) -> tuple[Layer, int]:
+    def by_layer(event: Event) -> tuple[LayerIndex, int]:
         return event.place.layer or (-1, -1), event.ident
 
     events: list[Event] = []

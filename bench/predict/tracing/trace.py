@@ -14,7 +14,7 @@ ALLOC, FREE, MARK, EMPTY, BEGIN, END = 0, 1, 2, 3, 4, 5
 new = tuple.__new__
 """`new(Event, (...))`: events are made by the hundred thousand, and their own constructor takes twice as long."""
 
-Layer = tuple[int, int]
+LayerIndex = tuple[int, int]
 """The stack of layers (a model's, by number), and the layer's number in it."""
 
 
@@ -25,7 +25,7 @@ class Place(NamedTuple):
     phase: str | None
     step: int | None
     role: str | None
-    layer: Layer | None
+    layer: LayerIndex | None
     module: str
     backward: bool = False
 
