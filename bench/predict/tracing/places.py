@@ -188,8 +188,8 @@ class Places:
     def of_weights(
         self, made_from: dict[int, list[int]], placed: Container[int], growing: Container[int]
     ) -> dict[int, Known]:
-        """The module that each weight's storage belongs to, by its ident, and so for all that was on the way to it. `made_from`: what
-        each storage was made from. Left out: what is `placed` already, and weights that are `growing` with the layers."""
+        """By ident: the module that each weight's storage belongs to, and all that was on the way to it. `made_from`: what each was
+        made from. Left out: what is `placed` already, and weights that are `growing` with the layers."""
         modules: dict[int, Known] = {}
         for module, its in self.known.items():
             for tensor in own_weights(module):
