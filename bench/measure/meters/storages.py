@@ -69,8 +69,9 @@ class Storages:
         self._live[storage.key] = storage
 
     def forget(self) -> None:
-        """Nobody is told any more of what goes."""
+        """Nobody is told any more of what goes, and nobody is held here who could be told."""
         self._live.clear()
+        self._ended = lambda storage: None
 
     def _gone(self, storage: Storage) -> None:
         if self._live.get(storage.key) is storage:

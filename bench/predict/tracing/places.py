@@ -211,8 +211,8 @@ class Places:
 
     @property
     def by_arguments(self) -> bool:
-        """Whether an operator belongs to the layer that its arguments belong to: while work goes through parameters, and, outside
-        the layers, before the first step."""
+        """Whether an operator belongs to the layer that its arguments belong to: while work goes through parameters; and, outside
+        the layers, before the first step and in WALKING_PHASES."""
         return self.walking or (self.layer is None and (self.step is None or self._phase in WALKING_PHASES))
 
     def walk_to(self, args: Any) -> None:
