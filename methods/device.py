@@ -72,9 +72,8 @@ class Device:
         return items[: 2 * group] if self.simulated else items
 
     def growing(self, items: Sequence[Item]) -> Iterator[Item]:
-        """All of `items`, whose work from the second on differs in sizes only, which grow by as much from each to the next; on the
-        simulated device the first, the second and the last. Whoever traces is told of each but the first where it begins and
-        ends, and that it is done when the next is asked for."""
+        """All of `items`, whose work from the second on differs in sizes only, which grow linearly. On the simulated device, only
+        the first, the second and the last, and a tracer sees REPEATS around the work on the second and on the last."""
         for number, item in enumerate(items):
             if number == 0 or not self.simulated:
                 yield item

@@ -87,7 +87,7 @@ def generate(
         for end in device.growing(range(prompt_tokens, length)):
             start = 0 if end == prompt_tokens else end - 1
             for layer in layers:
-                layer.filled = start  # as if no step before had been left out
+                layer.filled = start  # pretends that skipped steps ran
             states = decoder(
                 input_ids=tokens[:, start:end],
                 position_ids=positions[:, start:end],

@@ -193,7 +193,7 @@ class Measurement:
         return now
 
     def _check_finite(self) -> None:
-        names = dict.fromkeys(("reward", "loss", *self._metric_names()))  # a reward that is none makes the loss none
+        names = dict.fromkeys(("reward", "loss", *self._metric_names()))  # a NaN reward makes the loss NaN
         for name in names:
             for step, metrics in enumerate(self.learning):
                 if not math.isfinite(metrics.get(name, 0.0)):

@@ -1,4 +1,4 @@
-"""By how much more than predicted a job may take: what measurements have shown, where any are published, else assumed.
+"""The error band: the largest excess of measured over predicted bytes; 4 % while fewer than 20 cells are published.
 
     error_band()    ->  Band(share=0.011, basis="the most that any of 28 measured jobs took above its prediction (nvidia-h200)")
 
@@ -22,21 +22,21 @@ from vrambench.methods.precision import PRECISIONS
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 ASSUMED_SHARE = 0.04
-"""From the accuracy that is aimed at, for as long as too few measurements are published."""
+"""The band while too few measurements are published: the accuracy that is aimed at."""
 
 FEWEST_CELLS = 20
-"""Measured cells from which on their largest error is taken for what may come."""
+"""With fewer measured cells, the band is ASSUMED_SHARE."""
 
 
 class Band(NamedTuple):
-    """`share` of the predicted device bytes by which a measurement may lie higher; `basis`: what it rests on, in words."""
+    """A measurement may exceed the predicted device bytes by this `share` of them. `basis`: what that rests on, in words."""
 
     share: float
     basis: str
 
 
 class Kind(NamedTuple):
-    """What of a cell decides which operators hold its memory: how well these are predicted differs most."""
+    """The two axes that decide most which operators a cell runs, and so how well its memory is predicted."""
 
     precision: str
     adapter: str
@@ -47,8 +47,8 @@ class Kind(NamedTuple):
 
 @functools.cache
 def error_band(kind: Kind | None = None, results: Path = RESULTS) -> Band:
-    """No measured job took more above its prediction. `kind`: the cell's; where none of it was measured, `basis` says so and names
-    the nearest that was. Raises ValueError where a published file is none of compare.py's."""
+    """The band of a cell of this `kind`. Where none of that kind was measured, `basis` says so and names the nearest that was.
+    Raises ValueError where a published file was not written by compare.py."""
     excesses: list[float] = []
     gpus: list[str] = []
     kinds: set[Kind] = set()
@@ -80,7 +80,7 @@ def nearest(kind: Kind, measured: Collection[Kind]) -> Kind:
 
 
 def _kind(row: dict[str, Any]) -> Kind | None:
-    """Of a row that says it, or else of its name: `llama-2-7b / nf4 lora adamw_torch none sft`."""
+    """The row's own, else the one in its name: `llama-2-7b / nf4 lora adamw_torch none sft`."""
     if row.get("precision") and row.get("adapter"):
         return Kind(row["precision"], row["adapter"])
     axes = str(row.get("name", "")).partition(" / ")[2].split()

@@ -4,8 +4,8 @@
     outcomes[cell.id].forecast, outcomes[cell.id].reason
 
 Never in the caller's own process: importing PEFT, bitsandbytes or DeepSpeed initialises CUDA, and a run's parent must
-hold nothing on the device that it measures. Each process keeps one predictor, and takes neighbouring cells, which are most
-alike.
+hold nothing on the device that it measures. Each process keeps one predictor, and takes neighbouring cells, which are the
+most alike.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 PROCESSES = 2
 CHUNK = 4
-"""Cells that a process is handed at once: enough for what it learned to be of use, few enough for progress to be seen."""
+"""Cells that a process is given at once: enough to use again what it learned, few enough to show progress."""
 WORTH_A_PROCESS = 8
-"""A second process imports for seconds what so many predictions would be made in."""
+"""With no more cells than this, a second process costs more in imports than it saves."""
 
 
 def predict_all(
@@ -46,9 +46,9 @@ def predict_all(
     alloc_conf: str | None = None,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Outcome]:
-    """Each cell's outcome under its own budget, by the cell's id. `card`: the name of the one that the budget was given as, if
-    it was. `alloc_conf`: see Predictor. `tell` hears how many are done, of how many. What goes
-    wrong with a cell is its outcome's reason."""
+    """Each cell's outcome under its own budget, by the cell's id. `card`: the card's name, where the budget was given as one.
+    `alloc_conf`: see Predictor. `tell` is called with how many cells are done, and of how many. Whatever goes wrong with a
+    cell is its outcome's reason."""
     distinct = list({cell.id: cell for cell in cells}.values())
     chunks = [distinct[start : start + CHUNK] for start in range(0, len(distinct), CHUNK)]
     outcomes: dict[str, Outcome] = {}
@@ -117,7 +117,7 @@ def _predict(flats: Sequence[dict[str, Any]], card: str | None) -> list[Outcome]
 
 
 def outcome(predictor: Predictor, flat: dict[str, Any], card: str | None) -> Outcome:
-    """One cell's, given as in result files. Whatever a prediction raises is its reason: the others go on."""
+    """The outcome of one cell, given as in result files. Whatever a prediction raises is its reason: the others go on."""
     try:
         return Outcome(forecast=predictor.forecast(from_flat(flat), card=CARDS[card] if card else None))
     except (ConfigurationError, NotPredicted) as error:

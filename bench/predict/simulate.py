@@ -21,11 +21,12 @@ from torch import nn
 
 from vrambench.bench.measure.ledger import count_parameters, largest_gradients, paged_state
 from vrambench.bench.predict.tracing.decode_steps import NotRegular, with_all_steps, without_marks
+from vrambench.bench.predict.tracing.hidden import HiddenMemory, Kept
 from vrambench.bench.predict.tracing.job import TracedJob
 from vrambench.bench.predict.tracing.layers import BUILT, NotAlike, extend
 from vrambench.bench.predict.tracing.shapes import KnownShapes
 from vrambench.bench.predict.tracing.trace import ALLOC, Owner, Trace
-from vrambench.bench.predict.tracing.tracer import Kept, Tracer
+from vrambench.bench.predict.tracing.tracer import Tracer
 from vrambench.bench.predict.unseen.matmuls import LT_MATMULS, MATMULS, cublas_workspace_bytes, cublaslt_workspace
 from vrambench.bench.predict.unseen.workspaces import EARLY, workspaces
 from vrambench.bench.results.records import Parameters, RoleBytes
@@ -74,8 +75,7 @@ class Simulator:
 
     def _simulated(self, cell: Cell, card: Card | None, layers: int | None) -> Simulation:
         device = replace(get_device("meta"), layers=layers)
-        hidden, kept = hidden_memory(cell, card)
-        tracer = Tracer("meta", workspaces=hidden, early=EARLY, kept=kept, shapes=self._shapes)
+        tracer = Tracer("meta", hidden=hidden_memory(cell, card), shapes=self._shapes)
         job = TracedJob(cell, device, tracer)
         with tracer:
             job.load()
@@ -109,11 +109,11 @@ class Simulator:
         )
 
 
-def hidden_memory(cell: Cell, card: Card | None) -> tuple[dict[str, Workspace], dict[str, tuple[Kept, ...]]]:
+def hidden_memory(cell: Cell, card: Card | None) -> HiddenMemory:
     """What CUDA's operators, and those of the cell's axis values, take inside themselves; and what cuBLAS keeps."""
-    hidden = dict(workspaces(card))
+    taken: dict[str, Workspace] = dict(workspaces(card))
     for value in cell.values.values():
-        hidden |= value.workspaces
+        taken |= value.workspaces
     cublas = Kept("cublas", cublas_workspace_bytes(card.capability if card else None))
     kept: dict[str, tuple[Kept, ...]] = dict.fromkeys(MATMULS, (cublas,))
     lt = cublaslt_workspace(torch.__version__)
@@ -121,8 +121,8 @@ def hidden_memory(cell: Cell, card: Card | None) -> tuple[dict[str, Workspace], 
         for name in LT_MATMULS:
             kept[name] = (*kept.get(name, ()), Kept("cublaslt", lt.nbytes))
     elif lt.nbytes:
-        hidden |= dict.fromkeys(LT_MATMULS, lambda args, kwargs, result: (lt.nbytes,))
-    return hidden, kept
+        taken |= dict.fromkeys(LT_MATMULS, lambda args, kwargs, result: (lt.nbytes,))
+    return HiddenMemory(taken, EARLY, kept)
 
 
 def roles_of(trace: Trace, shares: Mapping[str, str | None], gradients: Mapping[str, int]) -> dict[str, RoleBytes]:

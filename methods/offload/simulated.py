@@ -68,7 +68,7 @@ class Bucket:
 
 
 WALKS_PARAMETERS = "SimulatedZero.send"
-"""How a profile, or a trace, sees work inside the backward pass that is about parameters of any layer."""
+"""Profiler name for work inside the backward pass on parameters of any layer."""
 
 
 class SimulatedZero:
@@ -266,7 +266,7 @@ class SimulatedZero:
     def _to_host(self, parameter: nn.Parameter) -> None:
         """copy_grads_in_partition."""
         assert parameter.grad is not None
-        parameter.detach()  # for whoever traces: this is about it from here on, though its storage is everybody's
+        parameter.detach()  # does nothing: tells a tracer which parameter follows, since all share one storage
         gradient = parameter.grad.data.view(-1)
         if self._sums_on_device:
             gradient = self._group_of[parameter].sums[parameter]

@@ -32,7 +32,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from vrambench.bench.measure.meters.storages import StorageTrace
+from vrambench.bench.measure.meters.storages import Storage, StorageTrace
 from vrambench.methods.cell import Cell, from_flat
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
@@ -115,10 +115,11 @@ class Recorder(StorageTrace):
         if self.phase is not None and self.live_bytes != before:
             self.changes.append(Change(self.phase, self.live_bytes - before, self._operator))
 
-    def _gone(self, key: int) -> None:
+    def _ended(self, storage: Storage) -> None:
         before = self.live_bytes
-        super()._gone(key)
-        if self.phase is not None and self.live_bytes != before:
+        super()._ended(storage)
+        resized = storage() is not None
+        if self.phase is not None and self.live_bytes != before and not resized:
             self.changes.append(Change(self.phase, self.live_bytes - before))
             if threading.current_thread() is not threading.main_thread():
                 self.late_bytes = max(self.late_bytes, before - self.live_bytes)

@@ -34,11 +34,6 @@ def status_bytes(field: str, proc: Path = PROC) -> int | None:
     return None
 
 
-def rss_bytes() -> int | None:
-    """Resident bytes of this process now."""
-    return status_bytes("VmRSS")
-
-
 def peak_rss_bytes() -> int | None:
     """The most bytes of this process that were resident at once since it began, or since `reset_peak_rss`."""
     return status_bytes("VmHWM")

@@ -1,16 +1,19 @@
-"""Traces tensor storages: the bytes that are live at each moment of a step, and their peak in each phase.
+"""Tensor storages: which are alive, the bytes that are live at each moment of a step, and their peak in each phase.
 
-A dispatch mode sees every operator's tensors; a storage counts from the moment it is first seen until it is gone. So the trace
-holds what tensors hold, on any device, simulated ones too, and nothing that an operator allocates and frees inside itself. It costs
-some 100 microseconds per operator: trace a step of its own, never a timed one.
+A dispatch mode sees every operator's tensors. A storage counts from the moment it is first seen until it is gone. So this holds
+what tensors hold, on any device, simulated ones too, and nothing that an operator allocates and frees inside itself.
+
+`Storages` is the counter that a CPU job's `StorageTrace` and the predictor's tracer (predict/tracing/tracer.py) share. A
+`StorageTrace` costs some 100 microseconds per operator: trace a step of its own, never a timed one.
 """
 
 from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from operator import attrgetter
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +22,61 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vrambench.bench.measure.collector import collector_held
+
+
+class Storage(weakref.ref[torch.UntypedStorage]):
+    """A storage that is alive. `key`: its address; `nbytes`: its size when it was last seen; `ident`: the counter's user's own."""
+
+    __slots__ = ("ident", "key", "nbytes")
+    key: int
+    nbytes: int
+    ident: int
+
+
+class Storages:
+    """The storages that are alive on devices of type `device_type`. `ended` is told of each that is gone or was resized."""
+
+    def __init__(self, device_type: str, ended: Callable[[Storage], None]) -> None:
+        self.counts: Callable[[torch.Tensor], bool] = attrgetter(f"is_{device_type}")
+        """Whether a tensor is on such a device."""
+        self._live: dict[int, Storage] = {}
+        self._ended = ended
+
+    def of(self, tensor: torch.Tensor) -> Storage | None:
+        """`tensor`'s storage, if it was added."""
+        return self._live.get(tensor.untyped_storage()._cdata)
+
+    def appeared(self, tensor: torch.Tensor) -> Storage | None:
+        """`tensor`'s storage where it is new or of another size than before, to be added; None for all others."""
+        if not self.counts(tensor):
+            return None
+        try:
+            storage = tensor.untyped_storage()
+        except (NotImplementedError, RuntimeError):
+            return None  # sparse and opaque tensors have no storage
+        key, nbytes = storage._cdata, storage.nbytes()
+        known = self._live.get(key)
+        if known is not None:
+            if known.nbytes == nbytes:
+                return None
+            self._ended(known)
+        found = Storage(storage, self._gone)
+        found.key, found.nbytes = key, nbytes
+        return found
+
+    def add(self, storage: Storage) -> None:
+        """From here on, `storage` is alive. In a resized one's case it takes the place of what it was."""
+        self._live[storage.key] = storage
+
+    def forget(self) -> None:
+        """Nobody is told any more of what goes, and nobody is held here who could be told."""
+        self._live.clear()
+        self._ended = lambda storage: None
+
+    def _gone(self, storage: Storage) -> None:
+        if self._live.get(storage.key) is storage:
+            del self._live[storage.key]
+            self._ended(storage)
 
 
 class StorageTrace(TorchDispatchMode):
@@ -32,8 +90,7 @@ class StorageTrace(TorchDispatchMode):
 
     def __init__(self, device_type: str) -> None:
         super().__init__()
-        self._device_type = device_type
-        self._sizes: dict[int, int] = {}
+        self._storages = Storages(device_type, self._ended)
         self._held = ExitStack()
         self.phase: str | None = None
         self.live_bytes = 0
@@ -66,24 +123,14 @@ class StorageTrace(TorchDispatchMode):
         return result
 
     def _see(self, tensor: torch.Tensor) -> None:
-        if tensor.device.type != self._device_type:
-            return
-        try:
-            storage = tensor.untyped_storage()
-        except (NotImplementedError, RuntimeError):
-            return  # sparse and opaque tensors have no storage
-        key, size = storage._cdata, storage.nbytes()
-        known = self._sizes.get(key)
-        if known is None:
-            weakref.finalize(storage, self._gone, key).atexit = False
-        elif known == size:
-            return
-        self._sizes[key] = size
-        self.live_bytes += size - (known or 0)
-        self._raise_peaks()
+        storage = self._storages.appeared(tensor)
+        if storage is not None:
+            self._storages.add(storage)
+            self.live_bytes += storage.nbytes
+            self._raise_peaks()
 
-    def _gone(self, key: int) -> None:
-        self.live_bytes -= self._sizes.pop(key, 0)
+    def _ended(self, storage: Storage) -> None:
+        self.live_bytes -= storage.nbytes
 
     def _raise_peaks(self) -> None:
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)

@@ -2,9 +2,9 @@
 
     if func is ADD and adds_in_place(args, kwargs, sys._getframe(1)): ...        asked inside __torch_dispatch__
 
-A tensor that several operators read gets a gradient from each, and the engine sums them up. It writes into the one that it has,
-if nobody else holds that one (torch/csrc/autograd/input_buffer.cpp: accumulate). Under a dispatch mode, and on meta, it takes
-every tensor for somebody's subclass and makes a new one each time, which a job on a GPU never allocates.
+A tensor that several operators read gets a gradient from each, and the engine sums them up. If nobody else holds the sum so far,
+the engine adds to it in place (torch/csrc/autograd/input_buffer.cpp: accumulate). Under a dispatch mode, and on meta, it
+treats every tensor as a subclass and allocates a new sum each time, which a job on a GPU never does.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _ENGINE = getattr(_engine_run_backward, "__wrapped__", _engine_run_backward).__c
 
 
 def adds_in_place(args: tuple[Any, ...], kwargs: dict[str, Any], caller: FrameType | None) -> bool:
-    """Whether this call of ADD is the engine's own, on a gradient that it alone holds. `caller`: the frame that the mode was called
-    from, the engine's where no function written in Python is at work."""
+    """Whether this call of ADD is the engine's own, on a gradient that it alone holds. `caller`: the frame that called the mode,
+    which is the engine's unless a function written in Python is at work."""
     if kwargs or caller is None or caller.f_code is not _ENGINE:
         return False
     held, more = args[0], args[1]
@@ -51,8 +51,8 @@ def _holders(tensor: torch.Tensor) -> tuple[int, int]:
 
 @functools.cache
 def sole_holder() -> tuple[int, int]:
-    """What `_holders` says inside a mode of a gradient that the engine alone holds: seen of one, since it depends on torch's
-    version how often a call itself holds its arguments. To be called once outside of modes and of backward passes."""
+    """What `_holders` gives, inside a mode, for a gradient that the engine alone holds. It is found by trying, since a call's own
+    holds on its arguments differ between versions of torch. First call: outside of modes and backward passes."""
     seen: list[tuple[int, int]] = []
 
     class Look(TorchDispatchMode):

@@ -1,11 +1,12 @@
-"""Puts the decode steps that were left out between those that were traced.
+"""Inserts the decode steps that were not traced between those that were.
 
-Decoding does the same at every token, but where a kernel copies keys and values, sizes grow with what is filled of the cache,
-and the allocator meets each of them. Of a rollout the second and the last forward pass are traced (the first is the prompts');
-where they differ in sizes only, those between them have sizes on the straight line from one to the other. Where all sizes are
-equal, so is every step, and none is put in: the allocator gives each what the one before gave back. For the same reason the
-steps that are put in have the few layers that were traced (within a step, each layer takes what the one before gave back), and
-only those are put in that ask the allocator for other blocks than the last one that was.
+Of a rollout, three forward passes are traced: the prompts', the first decode step and the last one. All decode steps do the same,
+but where a kernel copies keys and values, sizes grow with what is filled of the cache. The steps between have sizes on the
+straight line between the two, and the allocator meets each of them.
+
+Not every step is inserted. Where no size grows, none is: the allocator gives each step what the one before gave back. Else those
+are inserted that need a block of a new size (`block_class`). Inserted steps keep the four layers that were traced: within a
+step, each layer takes what the one before gave back.
 """
 
 from __future__ import annotations
@@ -26,24 +27,25 @@ from vrambench.bench.predict.tracing.trace import ALLOC, BEGIN, END, FREE, Event
 
 LARGE_SEGMENT_BYTES = AllocatorSettings().large_segment_bytes
 SHARE = 32
-"""A segment that several blocks share is told apart by this many sizes."""
+"""Blocks that share a segment are told apart in steps of one such part of it."""
 
 
 class NotRegular(Exception):
     """Decode steps do not repeat."""
 
 
-class Block(NamedTuple):
-    """One traced step: its events are those from `start` up to `end`, markers left out; `number` counts the steps of a rollout."""
+class TracedStep(NamedTuple):
+    """A decode step in a trace: its events, without its markers, are those from `start` up to `end`. `number`: its place
+    in the rollout, from 1."""
 
     number: int
     start: int
     end: int
 
 
-class Step(NamedTuple):
-    """An event of every step: sizes are `nbytes` in step `first` and `growth` more in each further one. What it allocates or
-    frees is the step's own or (`before`) the step's before, by the offset of its alloc; None: it does neither."""
+class StepEvent(NamedTuple):
+    """What every decode step does: `nbytes` in the first traced step, and `growth` more in each further one. `offset`: which of a
+    step's events allocates the memory that this is about, None for no memory. `before`: that memory is of the step before."""
 
     event: Event
     nbytes: int
@@ -53,30 +55,29 @@ class Step(NamedTuple):
 
 
 def with_all_steps(trace: Trace, traced: Trace) -> Trace:
-    """`trace` without markers, and with the decode steps that grow out of their blocks. `traced` is the same with the layers
-    that were traced, from which `trace` was extended. Raises NotRegular."""
+    """`trace` without markers, and with all decode steps that need blocks of new sizes. `traced`: the trace of few layers that
+    `trace` was extended from. Raises NotRegular."""
     made = replace(trace, events=[])
     idents = itertools.count(max((event.ident for event in trace.events), default=0) + 1)
     done = 0
-    pairs = zip(itertools.pairwise(_blocks(traced.events)), itertools.pairwise(_blocks(trace.events)), strict=True)
+    pairs = zip(itertools.pairwise(_steps(traced.events)), itertools.pairwise(_steps(trace.events)), strict=True)
     for (first, last), (whole_first, whole_last) in pairs:
         ones, others = traced.events[first.start : first.end], traced.events[last.start : last.end]
         if last.number <= first.number + 1 or _sizes(ones) == _sizes(others):
             continue
-        if whole_last.start - whole_first.end != 2:  # the markers
-            raise NotRegular(f"{whole_last.start - whole_first.end - 2} events between two decode steps")
-        plan = _plan(ones, others, last.number - first.number)
-        begin = trace.events[whole_first.start : whole_first.end]
-        there = {event.ident for event in begin if event.kind == ALLOC}
-        if any(step.before and step.offset is not None and ones[step.offset].ident not in there for step in plan):
-            raise NotRegular("a decode step frees what a repeated layer made in the step before")
+        between = whole_last.start - whole_first.end - 2  # without the markers
+        if between:
+            raise NotRegular(f"{between} events between two decode steps")
+        step_events = _common(ones, others, last.number - first.number)
+        _check_handed_on(step_events, ones, trace.events[whole_first.start : whole_first.end])
         made.events += _unmarked(trace.events[done : whole_first.end])
         held = {offset: event.ident for offset, event in enumerate(ones) if event.kind == ALLOC}
-        for since in _grown(plan, last.number - first.number):
-            held = _put_in(plan, since, held, idents, traced, made)
-        names = {ones[offset].ident: ident for offset, ident in held.items()}
+        for since in _needing_blocks(step_events, last.number - first.number):
+            held = _insert(step_events, since, held, idents, traced, made)
+        # The last step frees what is of the step before it: the last one inserted, in place of the first traced.
+        renamed = {ones[offset].ident: ident for offset, ident in held.items()}
         made.events += [
-            event._replace(ident=names.get(event.ident, event.ident)) if event.kind == FREE else event
+            event._replace(ident=renamed.get(event.ident, event.ident)) if event.kind == FREE else event
             for event in trace.events[whole_last.start : whole_last.end]
         ]
         done = whole_last.end
@@ -84,9 +85,19 @@ def with_all_steps(trace: Trace, traced: Trace) -> Trace:
     return made
 
 
-def _grown(plan: list[Step], steps: int) -> Iterator[int]:
-    """Which steps, counted from the first, ask for other blocks than the one before them that was put in."""
-    growing = {(step.nbytes, step.growth) for step in plan if step.growth}
+def _check_handed_on(step_events: list[StepEvent], ones: list[Event], whole: list[Event]) -> None:
+    """Raises NotRegular where a step frees what a repeated layer of the one before made. `ones`: the first step's events with few
+    layers; `whole`: with all."""
+    there = {event.ident for event in whole if event.kind == ALLOC}
+    if any(
+        event.before and event.offset is not None and ones[event.offset].ident not in there for event in step_events
+    ):
+        raise NotRegular("a decode step frees what a repeated layer made in the step before")
+
+
+def _needing_blocks(step_events: list[StepEvent], steps: int) -> Iterator[int]:
+    """Steps, counted from the first traced one, that need other blocks than the last step that was inserted (or traced)."""
+    growing = {(event.nbytes, event.growth) for event in step_events if event.growth}
     blocks = [block_class(nbytes) for nbytes, _ in growing]
     for since in range(1, steps):
         needed = [block_class(nbytes + growth * since) for nbytes, growth in growing]
@@ -95,12 +106,13 @@ def _grown(plan: list[Step], steps: int) -> Iterator[int]:
             yield since
 
 
-def _put_in(
-    plan: list[Step], since: int, before: dict[int, int], idents: Iterator[int], traced: Trace, made: Trace
+def _insert(
+    step_events: list[StepEvent], since: int, before: dict[int, int], idents: Iterator[int], traced: Trace, made: Trace
 ) -> dict[int, int]:
-    """Appends one step; `before`, and what is returned: the idents of the step before, and of this one, by offset."""
+    """Appends to `made` the step that is `since` steps after the first traced one. Returns the idents that it allocates, by offset;
+    `before`: those of the step before."""
     own: dict[int, int] = {}
-    for event, nbytes, growth, offset, earlier in plan:
+    for event, nbytes, growth, offset, earlier in step_events:
         kind, ident, _, operator, place = event
         if kind == ALLOC and offset is not None:
             sample, ident = ident, next(idents)
@@ -116,13 +128,13 @@ def _put_in(
 
 
 def without_marks(trace: Trace) -> Trace:
-    """`trace` with the decode steps that were traced, and no others."""
+    """`trace` without markers, and with the traced decode steps alone."""
     return replace(trace, events=_unmarked(trace.events))
 
 
 def block_class(nbytes: int) -> tuple[int, int]:
-    """Sizes of one class fit into each other's blocks: segments of their own come in steps of 2 MiB; smaller ones share segments of
-    20 or 2 MiB, and are told apart by SHARE sizes."""
+    """Sizes of one class fit into each other's blocks. A large one has a segment of its own, in steps of 2 MiB. Smaller ones share
+    segments of 20 or 2 MiB, in steps of a SHARE-th of those."""
     if nbytes >= MIN_OWN_SEGMENT_BYTES:
         return 2, -(-nbytes // LARGE_ROUNDING_BYTES)
     if nbytes > SMALL_BYTES:
@@ -134,44 +146,44 @@ def _sizes(events: list[Event]) -> list[tuple[int, int]]:
     return [(event.kind, event.nbytes) for event in events]
 
 
-def _blocks(events: list[Event]) -> Iterator[Block]:
+def _steps(events: list[Event]) -> Iterator[TracedStep]:
     begun: list[tuple[int, int]] = []
     for index, event in enumerate(events):
         if event.kind == BEGIN:
             begun.append((event.nbytes, index + 1))
         elif event.kind == END:
             number, start = begun.pop()
-            yield Block(number, start, index)
+            yield TracedStep(number, start, index)
 
 
 def _unmarked(events: list[Event]) -> list[Event]:
     return [event for event in events if event.kind != BEGIN and event.kind != END]
 
 
-def _plan(ones: list[Event], others: list[Event], steps: int) -> list[Step]:
-    """What every step does, from the events of two that are `steps` apart."""
+def _common(ones: list[Event], others: list[Event], steps: int) -> list[StepEvent]:
+    """What every step does, from the events of two that are `steps` apart. Raises NotRegular where more than sizes differs."""
     if len(ones) != len(others):
         raise NotRegular(f"a decode step has {len(ones)} events, the last one {len(others)}")
     of_one = {event.ident: offset for offset, event in enumerate(ones) if event.kind == ALLOC}
     of_other = {event.ident: offset for offset, event in enumerate(others) if event.kind == ALLOC}
     unfreed = set(of_other.values())
-    plan = []
+    found = []
     for offset, (one, other) in enumerate(zip(ones, others, strict=True)):
         growth, rest = divmod(other.nbytes - one.nbytes, steps)
         if one.kind != other.kind or rest:
             raise NotRegular(f"event {offset} of a decode step ({one.operator}) is another in the last one")
         if other.kind == ALLOC:
-            plan.append(Step(other, one.nbytes, growth, offset))
+            found.append(StepEvent(other, one.nbytes, growth, offset))
         elif other.kind != FREE:
-            plan.append(Step(other, one.nbytes, growth, None))
+            found.append(StepEvent(other, one.nbytes, growth, None))
         elif other.ident in of_other and of_one.get(one.ident) == of_other[other.ident]:
-            plan.append(Step(other, 0, 0, of_other[other.ident]))
+            found.append(StepEvent(other, 0, 0, of_other[other.ident]))
             unfreed.discard(of_other[other.ident])
         elif other.ident in of_one and one.ident not in of_one:
-            plan.append(Step(other, 0, 0, of_one[other.ident], before=True))
+            found.append(StepEvent(other, 0, 0, of_one[other.ident], before=True))
             unfreed.discard(of_one[other.ident])
         else:
             raise NotRegular(f"event {offset} of a decode step ({one.operator}) frees what is no step's")
     if unfreed:
         raise NotRegular(f"{len(unfreed)} allocations of a decode step outlive the next one")
-    return plan
+    return found

@@ -1,4 +1,4 @@
-"""The job that a tracer follows: the very one that is measured, which also says whose memory is whose.
+"""The job that a tracer follows: the same job as is measured, which also tells the tracer whose memory is whose.
 
 tracer = Tracer("meta")
 job = TracedJob(cell, device, tracer)
@@ -19,7 +19,7 @@ from vrambench.methods.offload.learner import Learner
 
 
 class TracedJob(Job):
-    """A job that tells its tracer of its roles, before anything is built on their weights, of its steps, and of what is whose."""
+    """A job that tells its tracer of its roles (before optimizers are built on their weights), its steps, and of what is whose."""
 
     def __init__(self, cell: Cell, device: Device, tracer: Tracer) -> None:
         super().__init__(cell, device, self._enter)

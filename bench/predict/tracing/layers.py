@@ -1,13 +1,12 @@
 """Extends the trace of a job whose models were built with few layers to the models' full depth.
 
-A model's middle layers are all alike: each allocates and frees what the one before it does, in every pass over the layers. So a
-trace of four layers holds all that there is to know: its second and third layer are laid side by side, event by event, and
-what they show is repeated. Nothing is assumed that they do not show: where they differ, or hold or free memory in a way
-that repeating cannot explain, `NotAlike` is raised, and the job must be traced at full depth.
+A model's middle layers are alike: each allocates and frees what the one before it does. So four layers are traced. The second and
+the third are compared event by event, and what both do is repeated for every layer that was not built. Where they differ,
+or free memory in a way that repeating cannot explain, `NotAlike` is raised: the job must be traced at full depth.
 
-Forward passes run through the layers upwards, backward passes downwards, optimizers through the parameters of all; each is
-a sequence of events that ends in one of both layers and goes on in the other. An event that frees what the layer before
-or after allocated does so in every copy, too.
+Forward passes visit the layers upwards, backward passes downwards, and optimizers go through the parameters of all. Each time, the
+events of one of the two layers directly follow those of the other. An event that frees memory of the layer below or above
+does so in every copy.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple
 
-from vrambench.bench.predict.tracing.trace import ALLOC, FREE, Event, Layer, Trace, new
+from vrambench.bench.predict.tracing.trace import ALLOC, FREE, Event, LayerIndex, Trace, new
 
 BUILT = 4
 """Layers that a model must have been built with: a first, a last, and two between them to compare."""
@@ -29,17 +28,16 @@ class NotAlike(Exception):
 
 
 class Where(NamedTuple):
-    """An alloc in a layer that is repeated: which of both layers, and `base`: plus a layer's number, the ident of its copy
-    there."""
+    """An allocation in a repeated layer, FIRST or SECOND. Its copy in layer n gets ident `base` + n."""
 
     base: int
     layer: int
 
 
-class Step(NamedTuple):
-    """An event of a layer that is repeated. `base`: of the memory that it is about (None: it is about none), which is its own
-    layer's or that of the layer below (`relative` -1) or above (1). In the lowest or highest of the copies that neighbour is no
-    copy, and its memory is `outer`."""
+class LayerEvent(NamedTuple):
+    """What every repeated layer does, as an event of FIRST. `base`: of the memory that it is about (see Where), None for no memory.
+    `relative`: whose memory that is: its own layer's (0), the layer below's (-1) or above's (1). In the lowest or highest copy,
+    that neighbour is not repeated: there it is ident `outer`."""
 
     event: Event
     base: int | None
@@ -49,7 +47,8 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Pair:
-    """Two adjoining runs of events, one of each repeated layer; `upwards`: the lower layer comes first."""
+    """A run of events of one repeated layer, from `start` to `middle`, and of the other one, from there to `end`. `upwards`: the
+    lower layer, FIRST, comes first."""
 
     start: int
     middle: int
@@ -61,10 +60,11 @@ class Pair:
         return self.middle - self.start
 
     def first(self, offset: int) -> int:
-        """The index of an event of the layer FIRST."""
+        """The index of FIRST's event number `offset`."""
         return (self.start if self.upwards else self.middle) + offset
 
     def second(self, offset: int) -> int:
+        """The index of SECOND's event number `offset`."""
         return (self.middle if self.upwards else self.start) + offset
 
 
@@ -76,7 +76,7 @@ def extend(trace: Trace, depths: list[int]) -> Trace:
     try:
         return _extended(trace, depths)
     except NotAlike:
-        # As of checkpointed int8 before torch 2.13: its graph lets go of all layers at once, in an order of its own.
+        # Before torch 2.13, the graph of checkpointed int8 frees all layers' tensors at once, in an order of its own.
         return _extended(_frees_by_layer(trace), depths)
 
 
@@ -88,10 +88,10 @@ def _extended(trace: Trace, depths: list[int]) -> Trace:
 
 
 def _frees_by_layer(trace: Trace) -> Trace:
-    """`trace` with what is freed in a row, with nothing in between, layer by layer, in the order in which it was made. To an
-    allocator that is the same: free neighbours become one block in whichever order they are freed."""
+    """`trace` with every run of frees sorted: by layer, and within a layer as it was allocated. To an allocator it is the same:
+    free neighbours become one block in whichever order they are freed."""
 
-    def by_layer(event: Event) -> tuple[Layer, int]:
+    def by_layer(event: Event) -> tuple[LayerIndex, int]:
         return event.place.layer or (-1, -1), event.ident
 
     events: list[Event] = []
@@ -102,7 +102,7 @@ def _frees_by_layer(trace: Trace) -> Trace:
 
 
 class _Extension:
-    """One stack's."""
+    """Extends one stack. Layers 1 to `depth` - 2 are copies of FIRST."""
 
     def __init__(self, trace: Trace, stack: int, depth: int) -> None:
         self.trace = trace
@@ -111,16 +111,17 @@ class _Extension:
         self.depth = depth
         self.pairs = self._pairs()
         self.where: dict[int, Where] = {}
-        """Allocs of repeated layers."""
+        """Of each allocation in a repeated layer, by ident."""
         self.outer: dict[int, int] = {}
-        """Allocs of the first and the last layer: which."""
+        """Of each allocation in the first or the last layer, by ident: which layer."""
         self.freed: Counter[int] = Counter()
         """By base, how many copies are freed."""
         self.made = Trace(heads=trace.heads)
         self.base = max((event.ident for event in self.events), default=0) + 1
 
     def _runs(self) -> list[tuple[int | None, int, int]]:
-        """Runs of events of one layer of this stack: (layer, start, end). What belongs to no layer goes with the run before it."""
+        """Events in a row that belong to one layer of this stack: (layer, start, end). Events of no layer continue the run. Layer
+        None: another stack's, or what is before all layers."""
         runs: list[tuple[int | None, int, int]] = []
         current: int | None = None
         start = 0
@@ -162,14 +163,14 @@ class _Extension:
     def extended(self) -> Trace:
         """The trace at the stack's real depth."""
         self._find_allocs()
-        plans = [self._plan(pair) for pair in self.pairs]
+        repeated = [self._repeated(pair) for pair in self.pairs]
         made = self.made
         done = 0
-        for pair, plan in zip(self.pairs, plans, strict=True):
+        for pair, layer_events in zip(self.pairs, repeated, strict=True):
             self._copy_outside(done, pair.start)
             layers = range(1, self.depth - 1)
             for layer in layers if pair.upwards else reversed(layers):
-                self._copy_layer(plan, layer)
+                self._copy_layer(layer_events, layer)
             done = pair.end
         self._copy_outside(done, len(self.events))
         for base, count in self.freed.items():
@@ -179,6 +180,7 @@ class _Extension:
         return made
 
     def _find_allocs(self) -> None:
+        """Fills `where` and `outer`. Raises NotAlike where the two layers differ in what they do."""
         for pair in self.pairs:
             for offset in range(pair.length):
                 one, two = self.events[pair.first(offset)], self.events[pair.second(offset)]
@@ -192,51 +194,59 @@ class _Extension:
             if layer is not None and layer not in (FIRST, SECOND):
                 self.outer |= {event.ident: layer for event in self.events[start:end] if event.kind == ALLOC}
 
-    def _plan(self, pair: Pair) -> list[Step]:
-        """What one layer does, in the first and in the second layer's words."""
-        plan = []
+    def _repeated(self, pair: Pair) -> list[LayerEvent]:
+        """What every repeated layer does, as both layers of `pair` show it."""
+        found = []
         for offset in range(pair.length):
-            one, two = self.events[pair.first(offset)], self.events[pair.second(offset)]
+            index = pair.first(offset)
+            one, two = self.events[index], self.events[pair.second(offset)]
             if one.kind == ALLOC:
-                base = self.where[one.ident].base
-                plan.append(Step(one, base))
-                copies = range(base + 1, base + self.depth - 1)
-                if one.ident in self.trace.hidden:
-                    self.made.hidden.update(copies)
-                if one.ident in self.trace.owners:
-                    self.made.owners |= dict.fromkeys(copies, self.trace.owners[one.ident])
-                continue
-            if one.kind != FREE:
-                plan.append(Step(one, None))
-                continue
-            a, b = self.where.get(one.ident), self.where.get(two.ident)
-            if a and b and a.layer == FIRST and b.layer == SECOND and a.base == b.base:
-                plan.append(Step(one, a.base))
-                self.freed[a.base] += self.depth - 2
-            elif b and b.layer == FIRST and self.outer.get(one.ident) == 0:
-                plan.append(Step(one, b.base, -1, one.ident))
-                self.freed[b.base] += self.depth - 3
-            elif a and a.layer == SECOND and self.outer.get(two.ident) == BUILT - 1:
-                plan.append(Step(one, a.base, 1, two.ident))
-                self.freed[a.base] += self.depth - 3
+                found.append(self._repeated_alloc(one))
+            elif one.kind == FREE:
+                found.append(self._repeated_free(one, two, index))
             else:
-                raise NotAlike(f"{self._words(pair.first(offset))}: frees what is not its layer's, nor a neighbour's")
-        return plan
+                found.append(LayerEvent(one, None))
+        return found
 
-    def _copy_layer(self, plan: list[Step], layer: int) -> None:
-        outermost = {1: -1, self.depth - 2: 1}.get(layer)
+    def _repeated_alloc(self, one: Event) -> LayerEvent:
+        base = self.where[one.ident].base
+        copies = range(base + 1, base + self.depth - 1)
+        if one.ident in self.trace.hidden:
+            self.made.hidden.update(copies)
+        if one.ident in self.trace.owners:
+            self.made.owners |= dict.fromkeys(copies, self.trace.owners[one.ident])
+        return LayerEvent(one, base)
+
+    def _repeated_free(self, one: Event, two: Event, index: int) -> LayerEvent:
+        """`one` and `two`: the same free in FIRST and in SECOND."""
+        a, b = self.where.get(one.ident), self.where.get(two.ident)
+        if a and b and a.layer == FIRST and b.layer == SECOND and a.base == b.base:  # each frees its own
+            self.freed[a.base] += self.depth - 2
+            return LayerEvent(one, a.base)
+        if b and b.layer == FIRST and self.outer.get(one.ident) == 0:  # each frees the layer's below
+            self.freed[b.base] += self.depth - 3
+            return LayerEvent(one, b.base, -1, one.ident)
+        if a and a.layer == SECOND and self.outer.get(two.ident) == BUILT - 1:  # each frees the layer's above
+            self.freed[a.base] += self.depth - 3
+            return LayerEvent(one, a.base, 1, two.ident)
+        raise NotAlike(f"{self._words(index)}: frees what is not its layer's, nor a neighbour's")
+
+    def _copy_layer(self, layer_events: list[LayerEvent], layer: int) -> None:
+        """Appends what layer number `layer` does."""
         events = self.made.events
         start = len(events)
         events += [
             new(Event, (kind, base + relative + layer if base else ident, nbytes, operator, place))
-            for (kind, ident, nbytes, operator, place), base, relative, _ in plan
+            for (kind, ident, nbytes, operator, place), base, relative, _ in layer_events
         ]
-        if outermost is not None:
-            for index, (event, _, relative, outer) in enumerate(plan, start):
-                if relative == outermost:
+        outwards = {1: -1, self.depth - 2: 1}.get(layer)
+        if outwards is not None:
+            for index, (event, _, relative, outer) in enumerate(layer_events, start):
+                if relative == outwards:
                     events[index] = event._replace(ident=outer)
 
     def _copy_outside(self, start: int, end: int) -> None:
+        """Events that are not repeated, from `start` to `end`."""
         made, trace = self.made, self.trace
         for event in self.events[start:end]:
             where = self.where.get(event.ident) if event.kind == FREE else None

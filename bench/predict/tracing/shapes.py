@@ -1,7 +1,7 @@
-"""What operators give on the simulated device, remembered: most of a job's calls have been made before, with the same shapes.
+"""Remembers what operators give on the simulated device: most of a job's calls were made before, with the same shapes.
 
-An operator is remembered only where that is safe: its schema says that it gives new tensors and changes nothing, and the first call
-with these arguments bore that out. Operators that change values in place have nothing to do where there are no values.
+A result is remembered only where that is safe: the operator's schema says that it gives new tensors and changes nothing, and the
+first call with these arguments did so. Operators that change values in place have nothing to do where there are no values.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class KnownShapes:
         self._in_place: dict[int, bool] = {}
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What `func(*args, **kwargs)` gives; without calling it where that is known."""
+        """What `func(*args, **kwargs)` gives. It is called only where that is not known."""
         operator = id(func)  # operators live as long as torch does, and their own hashes cost more than all else here
         pure = self._pure.get(operator)
         if pure is None:
@@ -73,7 +73,7 @@ class KnownShapes:
 
 
 class _NotKnown(Exception):
-    """An argument that nothing can be remembered by."""
+    """An argument is a tensor of another device: nothing is remembered."""
 
 
 def _makes_new_tensors(func: Any) -> bool:

@@ -12,28 +12,33 @@ from typing import NamedTuple
 ALLOC, FREE, MARK, EMPTY, BEGIN, END = 0, 1, 2, 3, 4, 5
 
 new = tuple.__new__
-"""`new(Event, (...))`: events are made by the hundred thousand, and their own constructor takes twice as long."""
+"""`new(Event, (...))` takes half the time of `Event(...)`, and there are hundreds of thousands of events."""
 
-Layer = tuple[int, int]
-"""The stack of layers (a model's, by number), and the layer's number in it."""
+LayerIndex = tuple[int, int]
+"""A stack of layers, by number (a job may hold several models), and the layer's number in it."""
 
 
 class Place(NamedTuple):
-    """What the job was doing. `layer`: None outside the layers; `module`: the path of the module whose forward pass it was,
-    below its role's, "" outside all; `backward`: inside a backward pass (where checkpointed modules are passed forward again)."""
+    """What the job was doing. `layer`: None outside the layers. `module`: the path, below its role's module, of the module whose
+    forward pass it was; "" outside of all. `backward`: inside a backward pass, in which checkpointed modules run forward again."""
 
     phase: str | None
     step: int | None
     role: str | None
-    layer: Layer | None
+    layer: LayerIndex | None
     module: str
     backward: bool = False
 
 
 class Event(NamedTuple):
-    """`kind` ALLOC: `ident` (each only once) takes `nbytes`, made by `operator`. FREE: `ident` is gone. MARK: the phase is now
-    that of `place`. EMPTY: cached memory goes back to the driver. BEGIN, END: of one of many steps that differ in sizes only,
-    number `nbytes` (decode_steps.py takes them out)."""
+    """By `kind`:
+
+    ALLOC       `operator` allocates `nbytes`, called `ident`; no ident comes twice
+    FREE        `ident` is freed
+    MARK        the phase of `place` begins
+    EMPTY       cached memory goes back to the driver
+    BEGIN, END  around a decode step, number `nbytes` of its rollout; decode_steps.py takes them out
+    """
 
     kind: int
     ident: int
@@ -43,8 +48,9 @@ class Event(NamedTuple):
 
 
 class Owner(NamedTuple):
-    """Whose memory it is, for good or until the next step: a role's weights, gradients or optimizer state, or what the job's code
-    has named (`memory_named`). Gradients are counted anew whenever an optimizer steps: at which time."""
+    """Whose memory it is: `kind` is weights, gradients or optimizer (state) of `role`, or what the job's code calls it
+    (`memory_named`). `time`: the optimizer step that gradients, or the step that replaced weights, belong to: each is
+    counted by itself."""
 
     role: str | None
     kind: str
@@ -53,9 +59,9 @@ class Owner(NamedTuple):
 
 @dataclass
 class Trace:
-    """`events` in order. `hidden`: idents of buffers that live inside one operator (or for good) and that no tensor shows.
-    `growth`: idents of what is put together from all layers of a stack: the stack, and bytes for each more layer of it. `owners`:
-    idents of what the roles keep. `heads`: paths of the modules that make logits."""
+    """`events` in order. By ident: `hidden`: buffers that no tensor shows, inside one operator or kept by a library. `growth`: what
+    is made from all layers of a stack: the stack, and the bytes that each further layer adds. `owners`: what the roles keep.
+    `heads`: paths of the modules that make logits."""
 
     events: list[Event] = field(default_factory=list)
     hidden: set[int] = field(default_factory=set)

@@ -79,7 +79,7 @@ def described(trace: Trace) -> list[tuple[Any, ...]]:
     ids=lambda more: " ".join(map(str, more.values())) or "plain",
 )
 def test_four_layers_tell_of_all(more: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the decode steps that are traced; those that are put in have four layers by design (test_repeats.py)."""
+    """Of the decode steps that are traced; those that are put in have four layers by design (test_decode_steps.py)."""
     monkeypatch.setattr("vrambench.bench.predict.simulate.with_all_steps", lambda trace, traced: without_marks(trace))
     made = cell(**more)
     short = SIMULATOR.run(made)

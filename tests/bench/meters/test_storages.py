@@ -1,10 +1,10 @@
-"""The storage trace against allocations that are known beforehand."""
+"""Live storages and their trace against allocations that are known beforehand."""
 
 from __future__ import annotations
 
 import torch
 
-from vrambench.bench.measure.meters.storages import StorageTrace, storage_bytes
+from vrambench.bench.measure.meters.storages import Storage, Storages, StorageTrace, storage_bytes
 
 KIB = 1024
 
@@ -30,6 +30,38 @@ def test_live_and_peak_bytes_follow_allocations_and_frees() -> None:
         del view
     assert trace.peak_bytes - base == 10 * KIB
     assert before.numel() == 3 * KIB
+
+
+def test_a_resized_storage_counts_with_its_new_size() -> None:
+    with StorageTrace("cpu") as trace:
+        base = trace.live_bytes
+        held = tensor(10)
+        held.untyped_storage().resize_(2 * KIB)
+        held.view(-1, KIB // 8)
+        assert trace.live_bytes - base == 2 * KIB
+        del held
+        assert trace.live_bytes == base
+
+
+def test_every_storage_ends_once_and_resized_ones_begin_anew() -> None:
+    ended: list[int] = []
+
+    def gone(storage: Storage) -> None:
+        ended.append(storage.nbytes)
+
+    storages = Storages("cpu", gone)
+    held = tensor(3)
+    for nbytes in (3 * KIB, KIB):
+        held.untyped_storage().resize_(nbytes)
+        storage = storages.appeared(held)
+        assert storage is not None
+        assert storage.nbytes == nbytes
+        storages.add(storage)
+        assert storages.of(held) is storage
+        assert storages.appeared(held) is None
+    assert ended == [3 * KIB]
+    del held
+    assert ended == [3 * KIB, KIB]
 
 
 def test_peaks_belong_to_the_phase_in_which_they_come() -> None:
