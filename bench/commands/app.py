@@ -113,10 +113,15 @@ def _ended(typed: list[str]) -> int:
 
 def _with_value(message: str, typed: Sequence[str]) -> str:
     """`message`, and what was typed where it is about an option's value, which Click does not repeat."""
+    message = re.sub(r"Input should be (greater|less) than or equal to (\S+)", _bound, message)
     option = re.match(r"Invalid value for '(--[a-z-]+)': ", message)
     if option is None or option[1] not in typed[:-1]:
         return message
     return f"{message[: option.end()]}{typed[typed.index(option[1]) + 1]!r}: {message[option.end() :]}"
+
+
+def _bound(found: re.Match[str]) -> str:
+    return f"must be at {'least' if found[1] == 'greater' else 'most'} {found[2]}"
 
 
 def _fail(*messages: str, code: int) -> int:

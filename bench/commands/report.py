@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from vrambench.bench.commands.shared import EXIT_FAILED, EXIT_USAGE, stdout_kept_clean
+from vrambench.bench.commands.shared import EXIT_FAILED, EXIT_USAGE, say, stdout_kept_clean
 from vrambench.methods.errors import ConfigurationError
 
 
@@ -27,7 +27,16 @@ def report(
     _check_out(out, force)
     with stdout_kept_clean() as stdout:
         write_report(runs, out)
+        _say_what_cannot_be_read(runs)
         print(f"wrote {out}", file=stdout)
+
+
+def _say_what_cannot_be_read(runs: Sequence[Path]) -> None:
+    from vrambench.bench.results.store import RunFolder
+
+    for folder in runs:
+        for one in RunFolder.open(folder).unreadable:
+            say(f"{one.file}: {one.reason}")
 
 
 def _check_out(out: Path, force: bool) -> None:

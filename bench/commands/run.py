@@ -9,7 +9,7 @@ import typing
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -115,13 +115,23 @@ def run(
     settings |= {"jobs": jobs or _jobs(settings["device"]), "timeout": timeout, "retry": statuses}
     with stdout_kept_clean() as stdout:
         summary = _run(cells, folder, settings)
-        print_results([folder], stdout)
         if summary.interrupted:
             _say_how_to_go_on(folder)
-        written = folder / "report.html"
-        write_report([folder], written)
-        print(f"wrote {written}", file=stdout)
+        try:
+            print_results([folder], stdout)
+            _report(folder, stdout)
+        except KeyboardInterrupt:
+            say(f"the report was not written; write it with: vrambench run --out {shlex.quote(str(folder))}")
+            raise
     return summary.exit_code
+
+
+def _report(folder: Path, stdout: TextIO) -> None:
+    """The run's own report; one of before, which is no longer true, is gone first."""
+    written = folder / "report.html"
+    written.unlink(missing_ok=True)
+    write_report([folder], written)
+    print(f"wrote {written}", file=stdout)
 
 
 def _run(cells: Sequence[PlannedCell], folder: Path, settings: dict[str, Any]) -> Summary:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from vrambench.bench.allocator.settings import ENVIRONMENT, WITHOUT_EFFECT, AllocatorSettings
+from vrambench.methods.errors import ConfigurationError
 
 
 class AllocConf(NamedTuple):
@@ -22,9 +23,14 @@ class AllocConf(NamedTuple):
 
 def read(text: str | None = None) -> AllocConf:
     """What `text` says, written as in PYTORCH_ALLOC_CONF; None: what this process' environment says. Raises ConfigurationError."""
-    environment = os.environ if text is None else {ENVIRONMENT[0]: text}
-    settings = AllocatorSettings.from_environment(environment)
-    said = next((environment[name] for name in ENVIRONMENT if name in environment), "")
+    named_by = (
+        next((name for name in ENVIRONMENT if name in os.environ), ENVIRONMENT[0]) if text is None else "--alloc-conf"
+    )
+    said = os.environ.get(named_by, "") if text is None else text
+    try:
+        settings = AllocatorSettings.parse(said)
+    except ConfigurationError as error:
+        raise ConfigurationError(error.message.replace("PYTORCH_ALLOC_CONF", named_by, 1), field=error.field) from None
     named = {part.partition(":")[0] for part in "".join(said.split()).split(",")}
     notes = [f"PYTORCH_ALLOC_CONF: {name} moves no device memory" for name in WITHOUT_EFFECT if name in named]
     if settings.memory_fraction < 1:

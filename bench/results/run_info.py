@@ -103,7 +103,8 @@ def read_run_info(file: Path) -> RunInfo:
     try:
         data = parse(file)
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigurationError(f"{file.parent} is not a run's folder: it has no {file.name}", field="run") from None
+        why = f"it has no {file.name}" if file.parent.exists() else "it is not there"
+        raise ConfigurationError(f"{file.parent} is not a run's folder: {why}", field="run") from None
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be read: {error.strerror or error}", field="run") from None
     except ValueError as error:

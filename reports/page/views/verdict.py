@@ -90,7 +90,7 @@ def _sentences(report: Report, known: Sequence[Row], fitting: Sequence[Row]) -> 
     elif report.ok:
         peak = PEAKS.get(report.basis or "", "memory")
         sentences.append(
-            f"No device memory was measured, so this report does not say whether they fit {budget}; "
+            f"No device memory was measured, so this report does not say which cells fit {budget}; "
             f"cells are compared by their peak of {peak}."
         )
     return sentences

@@ -16,6 +16,7 @@ def test_report_overwrites_a_report_and_with_force_anything(
 ) -> None:
     asked: list[tuple[list[Path], Path]] = []
     monkeypatch.setattr(command, "write_report", lambda folders, out: asked.append((folders, out)) or out)
+    monkeypatch.setattr(command, "_say_what_cannot_be_read", lambda folders: None)
     ours = matrix.parent / "report.html"
     ours.write_text('<!doctype html><html><head><meta name="generator" content="vrambench 0.1.0"></head></html>')
     assert main(["report", "one", "two"]) == 0
@@ -36,7 +37,24 @@ def test_what_is_no_file_is_refused_with_force_too(matrix: Path, capsys: pytest.
 
 def test_what_is_no_run_is_said(matrix: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "nowhere"]) == 2
-    assert capsys.readouterr().err == "error: nowhere is not a run's folder: it has no run.json\n"
+    assert capsys.readouterr().err == "error: nowhere is not a run's folder: it is not there\n"
+    (matrix.parent / "nothing").mkdir()
+    assert main(["report", "nothing"]) == 2
+    assert capsys.readouterr().err == "error: nothing is not a run's folder: it has no run.json\n"
+
+
+def test_results_that_cannot_be_read_are_told(
+    matrix: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "write_report", lambda folders, out: None)
+    cells = matrix.parent / "one" / "cells"
+    cells.mkdir(parents=True)
+    (cells.parent / "run.json").write_text('{"schema": 1, "device": "cpu", "repeat": 1, "cells": []}')
+    (cells / "0123456789ab.json").write_text("{")
+    assert main(["report", "one"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "wrote report.html\n"
+    assert said.err.startswith("one/cells/0123456789ab.json: ")
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,27 @@ def test_the_table_is_printed_before_a_report_that_cannot_be_drawn(
     ]
 
 
+def test_interrupted_while_it_draws_no_report_of_before_is_left(
+    runner: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runner({"ok": 1})
+
+    def interrupted(folders: list[Path], out: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "write_report", interrupted)
+    Path("first").mkdir()
+    Path("first/run.json").write_text("{}")
+    Path("first/report.html").write_text("of before")
+    monkeypatch.setattr(
+        command, "_stored_plan", lambda folder, device: ([], {"device": "cpu", "repeat": 1, "about": {}})
+    )
+    assert main(["run", "--out", "first"]) == 130
+    told = "the report was not written; write it with: vrambench run --out first"
+    assert capsys.readouterr().err.splitlines() == [told, "error: interrupted"]
+    assert not Path("first/report.html").exists()
+
+
 def test_interrupted_twice_it_says_how_to_go_on(
     runner: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

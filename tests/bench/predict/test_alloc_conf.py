@@ -86,6 +86,14 @@ def test_a_mistake_is_one_sentence_before_anything_is_predicted(wrong: str, plai
             ask()
 
 
+def test_a_mistake_names_where_it_was_written(plain: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match=r"^--alloc-conf\.max_split_size_mb: 'abc' is not"):
+        Predictor("max_split_size_mb:abc")
+    plain.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:Treu")
+    with pytest.raises(ConfigurationError, match=r"^PYTORCH_CUDA_ALLOC_CONF\.expandable_segments: 'Treu' is not"):
+        Predictor()
+
+
 def test_expandable_segments_are_suggested_where_fragmentation_breaks_the_budget() -> None:
     predictor, cell = Predictor(""), gpt2()
     own = predictor.forecast(cell)
