@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import psutil
@@ -77,34 +77,30 @@ def fresh_start(settings: Mapping[str, str] | None = None) -> Iterator[None]:
                 os.environ[name] = value
 
 
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible() -> contextlib.AbstractContextManager[None]:
     """SIGTERM ends what is under way as Ctrl-C does: with KeyboardInterrupt, so that it can say so."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not in the main thread: whoever runs us there handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return _handled(signal.SIGTERM, interrupt)
+
+
+def deaf_to_interrupts() -> contextlib.AbstractContextManager[None]:
+    """Processes that are started here ignore Ctrl-C from their first moment on: it is their parent's affair. For a moment only,
+    since this process ignores it meanwhile."""
+    return _handled(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
-def deaf_to_interrupts() -> Iterator[None]:
-    """Processes that are started here ignore Ctrl-C from their first moment on: it is their parent's affair. For a moment only,
-    since this process ignores it meanwhile."""
+def _handled(number: signal.Signals, handler: Callable[[int, object], None] | signal.Handlers) -> Iterator[None]:
+    """The signal is handled so meanwhile, and afterwards as before."""
     try:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        before = signal.signal(number, handler)
     except ValueError:  # not in the main thread: whoever runs us there handles signals
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)

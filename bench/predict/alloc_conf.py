@@ -28,7 +28,7 @@ def read(text: str | None = None) -> AllocConf:
     )
     said = os.environ.get(named_by, "") if text is None else text
     try:
-        settings = AllocatorSettings.parse(said)
+        settings = AllocatorSettings.from_environment(os.environ) if text is None else AllocatorSettings.parse(text)
     except ConfigurationError as error:
         raise ConfigurationError(error.message.replace("PYTORCH_ALLOC_CONF", named_by, 1), field=error.field) from None
     named = {part.partition(":")[0] for part in "".join(said.split()).split(",")}
