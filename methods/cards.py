@@ -14,6 +14,9 @@ from dataclasses import dataclass
 
 GIB, MIB = 2**30, 2**20
 
+FIRST_BF16 = (8, 0)
+"""The compute capability from which on a GPU has bf16 arithmetic."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:

@@ -238,11 +238,6 @@ def setting_options(cell: Mapping[str, Any]) -> dict[str, str]:
     return {key: shlex.join(("--set", f"{key}={as_yaml(value)}")) for key, value in flat_settings(cell).items()}
 
 
-def rerun_command(cell: Mapping[str, Any]) -> str:
-    """The command that runs this one cell again."""
-    return " ".join(("vrambench run", axis_options(cell), *setting_options(cell).values()))
-
-
 def as_yaml(value: object) -> str:
     """A setting as `--set` reads it: one line of YAML."""
     text = _one_line(value, allow_unicode=True)

@@ -126,11 +126,6 @@ class Allocator:
         """Reserved and not active: cached, whether reusable or not."""
         return self._driver.reserved - self._active
 
-    @property
-    def rounding_bytes(self) -> int:
-        """Active and not asked for: rounding to 512 B, divisions, and tails too small to be split off."""
-        return self._active - self._requested
-
     def reset_peaks(self) -> None:
         """Peaks count from now on (torch.cuda.reset_peak_memory_stats)."""
         self._peak_requested, self._peak_allocated = self._requested, self._allocated

@@ -131,14 +131,14 @@ def device_here(device: str) -> str:
 
 
 def has_bf16(device: str) -> bool:
-    """Whether the device has bf16 arithmetic: a GPU of compute capability 8.0, a CPU, or one that is not here to
-    ask."""
+    """Whether the device has bf16 arithmetic: a recent GPU, a CPU, or one that is not here to ask."""
     if not device.startswith("cuda"):
         return True
     from vrambench.bench.machine.environment import describe_gpu
     from vrambench.bench.measure.meters.nvml import Nvml
+    from vrambench.methods.cards import FIRST_BF16
 
     library = Nvml.open()
     gpu = describe_gpu(library, device) if library else None
     capability = gpu["compute_capability"] if gpu else None
-    return capability is None or float(capability) >= 8.0
+    return capability is None or tuple(map(int, capability.split("."))) >= FIRST_BF16

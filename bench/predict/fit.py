@@ -17,11 +17,8 @@ from vrambench.bench.predict.neighbours import MOST_EVENTS, spread
 from vrambench.bench.predict.quiet import hush
 from vrambench.bench.predict.reach import Maximum, largest
 from vrambench.bench.results.forecast import Forecast
-from vrambench.methods.cards import Card
+from vrambench.methods.cards import FIRST_BF16, Card
 from vrambench.methods.cell import Cell
-
-FIRST_BF16 = (8, 0)
-"""The compute capability from which on a GPU has bf16 arithmetic."""
 
 
 @dataclass(frozen=True)
