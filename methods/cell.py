@@ -13,22 +13,23 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from vrambench.methods.adapters import ADAPTERS, Adapter
 from vrambench.methods.algorithms import ALGORITHMS, Algorithm
 from vrambench.methods.axes import AXES
-from vrambench.methods.errors import ConfigurationError, UnknownValue, brief, complaint, did_you_mean, shown
+from vrambench.methods.errors import ConfigurationError, did_you_mean, shown
 from vrambench.methods.models.config import heads_of_one_size
 from vrambench.methods.offload import OFFLOADS, Offload
 from vrambench.methods.optimizers import OPTIMIZERS, Optimizer
 from vrambench.methods.precision import PRECISIONS, Precision
 from vrambench.methods.registry import AxisValue, Options
 from vrambench.methods.setup import Setup
+from vrambench.methods.validated import unknown_field, validated
 from vrambench.methods.workload import FIELDS, Workload
 
 
@@ -121,7 +122,7 @@ def resolve(axes: Mapping[str, str], settings: Mapping[str, Any], *, flash: bool
     fields = {
         key: value for key, value in settings.items() if key in FIELDS and not (value is None and key in unused | used)
     }
-    workload: Workload = _validated(Workload, fields)
+    workload: Workload = validated(Workload, fields)
     options = _options(settings, values, namespaces)
     changes = dict.fromkeys(unused) | _decided(workload, values, unused, flash) | {"options": options}
     return Cell(**axes, workload=workload.model_copy(update=changes))
@@ -139,7 +140,7 @@ def _options(
         if name not in namespaces:
             raise unknown_field(name, namespaces)
         said = given.get(name)
-        made = _validated(namespaces[name], {} if said is None else said, prefix=name + ".")
+        made = validated(namespaces[name], {} if said is None else said, prefix=name + ".")
         options[name] = made.model_dump(mode="json")
     return {name: options[name] for name in own}
 
@@ -203,65 +204,3 @@ def option_namespaces(values: Mapping[str, AxisValue] | None = None) -> dict[str
                 field=axis,
             )
     return namespaces
-
-
-def _validated(kind: type[BaseModel], data: object, *, prefix: str = "") -> Any:
-    if not isinstance(data, Mapping):
-        raise ConfigurationError(
-            f"{prefix.rstrip('.')}: {shown(data)} is not a mapping of settings", field=prefix.rstrip(".")
-        )
-    try:
-        made = kind(**data)
-    except ValidationError as error:
-        raise explain(error, kind, prefix) from None
-    for name, value in data.items():
-        if value is not None:
-            _check_number(prefix + name, value, getattr(made, name))
-    return made
-
-
-def _check_number(field: str, given: object, made: object) -> None:
-    """What pydantic lets pass where a class of options does not forbid it: a bool that becomes a number, a number that
-    is not finite."""
-    if isinstance(given, list | tuple) and isinstance(made, list | tuple):
-        for one, other in zip(given, made, strict=False):
-            _check_number(field, one, other)
-    elif isinstance(given, bool) and not isinstance(made, bool):
-        raise ConfigurationError(f"{field}: {shown(given)}: must be a number", field=field)
-    elif isinstance(made, float) and not math.isfinite(made):
-        raise ConfigurationError(f"{field}: {shown(given)}: must be a finite number", field=field)
-
-
-def explain(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> ConfigurationError:
-    """The first of pydantic's complaints, in our words: field, value, nearest valid one."""
-    first = error.errors(include_url=False)[0]
-    name = str(first["loc"][0]) if first["loc"] else ""
-    field = prefix + name
-    if first["type"] == "extra_forbidden":
-        return unknown_option(name, kind, prefix)
-    if first["type"] == "literal_error":
-        annotation = str(first["ctx"]["expected"])
-        return UnknownValue(
-            field, first["input"], [part.strip("'") for part in annotation.replace(" or ", ", ").split(", ")]
-        )
-    message, value = complaint(first), shown(first["input"])
-    lacking = first["type"] == "missing" and len(first["loc"]) == 1  # the value given is the whole mapping
-    if not lacking and (first["type"] != "value_error" or value not in message):  # our own messages may name it already
-        message = f"{value}: {message}"
-    return ConfigurationError(f"{field}: {message}", field=field)
-
-
-def unknown_option(name: str, kind: type[BaseModel], prefix: str) -> ConfigurationError:
-    """That `kind`, whose fields are written after `prefix`, has none called `name`."""
-    choices = [choice for choice in kind.model_fields if choice != "options"]
-    return ConfigurationError(
-        f"{prefix}{brief(name)}: no such field{did_you_mean(name, choices)} (there are {', '.join(choices)})",
-        field=prefix + name,
-    )
-
-
-def unknown_field(name: str, namespaces: Iterable[str]) -> ConfigurationError:
-    """That a workload has neither a field nor a namespace called `name`."""
-    return ConfigurationError(
-        f"workload: unknown field {shown(name)}{did_you_mean(name, (*FIELDS, *namespaces))}", field=name
-    )

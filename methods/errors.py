@@ -7,7 +7,6 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters, which a terminal obeys, and halves of pairs, which no file can hold."""
@@ -132,41 +131,3 @@ def shown(value: object) -> str:
     if isinstance(value, Mapping):
         return brief(f"{{{', '.join(f'{key}: {shown(held)}' for key, held in value.items())}}}")
     return brief(repr(value))
-
-
-_WANTED = {
-    "int": "must be a whole number",
-    "float": "must be a number",
-    "finite": "must be a finite number",
-    "bool": "must be true or false",
-    "string": "must be text",
-    "tuple": "must be a list",
-    "list": "must be a list",
-    "dict": "must be a mapping (name: value)",
-    "model": "must be a mapping (name: value)",
-}
-_BOUNDS = {
-    "greater_than_equal": ("ge", "at least"),
-    "greater_than": ("gt", "greater than"),
-    "less_than_equal": ("le", "at most"),
-    "less_than": ("lt", "less than"),
-}
-
-
-def complaint(details: Mapping[str, Any]) -> str:
-    """What one of pydantic's error details wants, in our words: `must be at least 1`."""
-    kind, context = str(details["type"]), details.get("ctx", {})
-    if kind in _BOUNDS:
-        name, words = _BOUNDS[kind]
-        bound = context[name]
-        return f"must be {words} {int(bound) if bound == int(bound) else bound}"
-    if kind in ("too_long", "too_short"):
-        number = context["max_length" if kind == "too_long" else "min_length"]
-        return f"must have {'at most' if kind == 'too_long' else 'at least'} {number} values"
-    if kind == "missing":
-        return "lacks a value"
-    if kind in ("value_error", "assertion_error"):  # words of a validator, ours or a user's own
-        return str(context["error"])
-    stem, _, rest = kind.partition("_")
-    known = rest in ("type", "parsing", "parsing_size", "from_float", "number")
-    return _WANTED[stem] if known and stem in _WANTED else "is not a value that it can have"

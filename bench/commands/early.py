@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vrambench.bench.commands.shared import Mistakes, default_matrix
-from vrambench.methods.errors import ConfigurationError, did_you_mean, shown
-from vrambench.methods.workload import FIELDS
+from vrambench.methods.errors import ConfigurationError, did_you_mean
+from vrambench.methods.validated import unknown_field, validated
+from vrambench.methods.workload import FIELDS, Workload
 
 if TYPE_CHECKING:
     from vrambench.bench.plan.matrix import Matrix, Setting
@@ -59,6 +60,8 @@ def _about(selection: Selection) -> Iterator[str]:
         *(Selection(only=(typed,)) for typed in selection.only),
         *(Selection(set=(typed,)) for typed in selection.set),
         *(Selection(sweep=(typed,)) for typed in selection.sweep),
+        Selection(model=selection.model),
+        Selection(budget=selection.budget),
         Selection(coverage=selection.coverage),
         Selection(repeat=selection.repeat),
     ]
@@ -91,17 +94,27 @@ def _of(selection: Selection) -> list[str]:
 
 
 def _check_fields(settings: Mapping[str, tuple[Setting, ...]]) -> None:
-    """That no field is a slip of another's name. One unlike all fields may be a namespace, which only the axes' values know."""
+    """That no field is a slip of another's name, and that each can have its values. A name unlike all fields may be a
+    namespace, which only the axes' values know."""
+    from vrambench.bench.plan.matrix import located
+
     for name, values in settings.items():
-        if name in FIELDS or "." in name or any(isinstance(one.value, Mapping) for one in values):
-            continue
-        hint = did_you_mean(name, FIELDS)
-        if hint:
-            raise ConfigurationError(f"{values[0].origin}unknown field {shown(name)}{hint}", field=name)
+        for setting in values:
+            try:
+                _check_field(name, setting.value)
+            except ConfigurationError as error:
+                raise located(error, {name: setting}) from None
+
+
+def _check_field(name: str, value: object) -> None:
+    if name in FIELDS:
+        validated(Workload, {name: value})
+    elif "." not in name and not isinstance(value, Mapping) and did_you_mean(name, FIELDS):
+        raise unknown_field(name)
 
 
 def _about_matrix(matrix: Matrix, profile: str | None) -> Iterator[str]:
-    """A line for each unknown axis value in the file, and for an unknown profile."""
+    """A line for each unknown axis value or wrong field in the file, and for an unknown profile."""
     from vrambench.bench.plan.matrix import check_builtin
 
     for layer in (matrix.top, *matrix.profiles.values()):
@@ -111,6 +124,11 @@ def _about_matrix(matrix: Matrix, profile: str | None) -> Iterator[str]:
                     check_builtin(axis, setting.value, setting.origin)
                 except ConfigurationError as error:
                     yield error.message
+        for name, setting in layer.workload.items():
+            try:
+                _check_fields({name: (setting,)})
+            except ConfigurationError as error:
+                yield error.message
     try:
         matrix.layer(profile)
     except ConfigurationError as error:

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vrambench.bench.plan.document import Document, Key, dotted, load
-from vrambench.methods.errors import ConfigurationError, UnknownValue, brief, complaint, did_you_mean, shown
+from vrambench.methods.errors import ConfigurationError, UnknownValue, brief, did_you_mean, shown
+from vrambench.methods.validated import complaint
 
 Coverage = Literal["full", "pairwise"]
 MOST_SAMPLES = 1000

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from vrambench.bench.plan.document import Document, Key, dotted
 from vrambench.bench.plan.file import Coverage, Section, read
 from vrambench.methods.errors import ConfigurationError, UnknownValue, brief, shown
+from vrambench.methods.validated import unknown_field, unknown_option
 from vrambench.methods.workload import AXIS_NAMES, FIELDS
 
 
@@ -147,8 +148,6 @@ def _check_name(name: str, namespaces: Mapping[str, type[BaseModel]], *, own: bo
     kind = namespaces.get(namespace)
     if name in FIELDS or (kind is not None and (not option or option in kind.model_fields)):
         return
-    from vrambench.methods.cell import unknown_field, unknown_option
-
     if kind is not None:
         raise unknown_option(option, kind, f"{namespace}.")
     if not (own and option):

@@ -176,10 +176,13 @@ def test_ascii_is_enough() -> None:
         "plan --only axis=ppo",
         "plan --set batchsize=4",
         "plan --set batch_size",
+        "plan --set batch_size=0",
+        "plan --budget 24G",
         "plan --profile smok",
         "plan --device cude",
         "plan broken.yaml",
         "plan wrong.yaml",
+        "plan odd.yaml",
         "fit --optimizer adam",
         "run --device tpu",
         "run --retry oops",
@@ -188,6 +191,7 @@ def test_ascii_is_enough() -> None:
 def test_mistakes_are_told_without_torch(typed: str, matrix: Path) -> None:
     (matrix.parent / "broken.yaml").write_text("axes: [\n")
     (matrix.parent / "wrong.yaml").write_text(matrix.read_text().replace("nf4", "nf5"))
+    (matrix.parent / "odd.yaml").write_text("workload:\n  batch_size: 0\n")
     code = "import sys; from vrambench.bench.commands.app import main; code = main(sys.argv[1:])"
     heavy = "sys.exit(code if not {'torch', 'transformers'} & set(sys.modules) else 99)"
     command = [sys.executable, "-P", "-c", f"{code}; {heavy}", *typed.split()]
@@ -199,7 +203,8 @@ def test_mistakes_are_told_without_torch(typed: str, matrix: Path) -> None:
 def test_all_mistakes_are_told_at_once(matrix: Path, capsys: pytest.CaptureFixture[str]) -> None:
     matrix.write_text("axes: [\n")
     typed = (
-        "plan --algorithm ppoo,sftt --precision nf5 --only x=ppo --set batchsize=4 --set steps --sweep seed= --repeat 0"
+        "plan --algorithm ppoo,sftt --precision nf5 --only x=ppo --set batchsize=4 --set steps --sweep seed=-1 --repeat 0 "
+        "--set lora_r=x --budget 24G"
     )
     assert main(typed.split()) == 2
     told = [line.split(": ")[:3] for line in capsys.readouterr().err.splitlines()]
@@ -211,7 +216,9 @@ def test_all_mistakes_are_told_at_once(matrix: Path, capsys: pytest.CaptureFixtu
         "--only x=ppo",
         "--set batchsize=4",
         "--set steps",
-        "--sweep seed=",
+        "--set lora_r=x",
+        "--sweep seed=-1",
+        "--budget 24G",
         "--repeat 0",
     ]
     assert told[0][1].startswith("matrix.yaml:")

@@ -1,0 +1,118 @@
+"""What was typed, as one of our pydantic models; complaints are in our words.
+
+workload = validated(Workload, {"batch_size": 2})
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from vrambench.methods.errors import ConfigurationError, UnknownValue, brief, did_you_mean, shown
+from vrambench.methods.workload import FIELDS
+
+Kind = TypeVar("Kind", bound=BaseModel)
+
+_WANTED = {
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "finite": "must be a finite number",
+    "bool": "must be true or false",
+    "string": "must be text",
+    "tuple": "must be a list",
+    "list": "must be a list",
+    "dict": "must be a mapping (name: value)",
+    "model": "must be a mapping (name: value)",
+}
+_BOUNDS = {
+    "greater_than_equal": ("ge", "at least"),
+    "greater_than": ("gt", "greater than"),
+    "less_than_equal": ("le", "at most"),
+    "less_than": ("lt", "less than"),
+}
+
+
+def validated(kind: type[Kind], data: object, *, prefix: str = "") -> Kind:
+    """`kind` made of `data`, whose fields are written after `prefix`. Raises ConfigurationError with the field, the value and the
+    nearest valid one."""
+    if not isinstance(data, Mapping):
+        raise ConfigurationError(
+            f"{prefix.rstrip('.')}: {shown(data)} is not a mapping of settings", field=prefix.rstrip(".")
+        )
+    try:
+        made = kind(**data)
+    except ValidationError as error:
+        raise explain(error, kind, prefix) from None
+    for name, value in data.items():
+        if value is not None:
+            _check_number(prefix + name, value, getattr(made, name))
+    return made
+
+
+def _check_number(field: str, given: object, made: object) -> None:
+    """What pydantic lets pass where a class of options does not forbid it: a bool that becomes a number, a number that
+    is not finite."""
+    if isinstance(given, list | tuple) and isinstance(made, list | tuple):
+        for one, other in zip(given, made, strict=False):
+            _check_number(field, one, other)
+    elif isinstance(given, bool) and not isinstance(made, bool):
+        raise ConfigurationError(f"{field}: {shown(given)}: must be a number", field=field)
+    elif isinstance(made, float) and not math.isfinite(made):
+        raise ConfigurationError(f"{field}: {shown(given)}: must be a finite number", field=field)
+
+
+def explain(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> ConfigurationError:
+    """The first of pydantic's complaints, in our words: field, value, nearest valid one."""
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    field = prefix + name
+    if first["type"] == "extra_forbidden":
+        return unknown_option(name, kind, prefix)
+    if first["type"] == "literal_error":
+        annotation = str(first["ctx"]["expected"])
+        return UnknownValue(
+            field, first["input"], [part.strip("'") for part in annotation.replace(" or ", ", ").split(", ")]
+        )
+    message, value = complaint(first), shown(first["input"])
+    lacking = first["type"] == "missing" and len(first["loc"]) == 1  # the value given is the whole mapping
+    if not lacking and (first["type"] != "value_error" or value not in message):  # our own messages may name it already
+        message = f"{value}: {message}"
+    return ConfigurationError(f"{field}: {message}", field=field)
+
+
+def unknown_option(name: str, kind: type[BaseModel], prefix: str) -> ConfigurationError:
+    """That `kind`, whose fields are written after `prefix`, has none called `name`."""
+    choices = [choice for choice in kind.model_fields if choice != "options"]
+    return ConfigurationError(
+        f"{prefix}{brief(name)}: no such field{did_you_mean(name, choices)} (there are {', '.join(choices)})",
+        field=prefix + name,
+    )
+
+
+def unknown_field(name: str, namespaces: Iterable[str] = ()) -> ConfigurationError:
+    """That a workload has neither a field nor a namespace called `name`."""
+    return ConfigurationError(
+        f"workload: unknown field {shown(name)}{did_you_mean(name, (*FIELDS, *namespaces))}", field=name
+    )
+
+
+def complaint(details: Mapping[str, Any]) -> str:
+    """What one of pydantic's error details wants, in our words: `must be at least 1`."""
+    kind, context = str(details["type"]), details.get("ctx", {})
+    if kind in _BOUNDS:
+        name, words = _BOUNDS[kind]
+        bound = context[name]
+        return f"must be {words} {int(bound) if bound == int(bound) else bound}"
+    if kind in ("too_long", "too_short"):
+        number = context["max_length" if kind == "too_long" else "min_length"]
+        return f"must have {'at most' if kind == 'too_long' else 'at least'} {number} values"
+    if kind == "missing":
+        return "lacks a value"
+    if kind in ("value_error", "assertion_error"):  # words of a validator, ours or a user's own
+        return str(context["error"])
+    stem, _, rest = kind.partition("_")
+    known = rest in ("type", "parsing", "parsing_size", "from_float", "number")
+    return _WANTED[stem] if known and stem in _WANTED else "is not a value that it can have"
