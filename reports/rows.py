@@ -20,10 +20,8 @@ import yaml
 from vrambench.bench.plan.document import parse_value
 from vrambench.bench.predict.band import error_band
 from vrambench.bench.results.records import Memory, Result
-from vrambench.methods.workload import FIELDS
+from vrambench.methods.workload import AXIS_NAMES, FIELDS
 from vrambench.reports.units import quarters, size
-
-AXES = ("precision", "adapter", "optimizer", "offload", "algorithm")
 
 STATUSES = ("ok", "oom", "timeout", "crashed", "error", "invalid", "pruned", "unreadable", "not run")
 """Every status that a row can have, in the order in which they are counted and listed."""
@@ -74,7 +72,7 @@ class Row:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        return tuple(str(self.cell.get(axis, "")) for axis in AXES)
+        return tuple(str(self.cell.get(axis, "")) for axis in AXIS_NAMES)
 
     @property
     def algorithm(self) -> str:
@@ -207,7 +205,7 @@ def flat_settings(cell: Mapping[str, Any]) -> dict[str, Any]:
     """A cell's workload by dotted names (`ppo.epochs`), without the axes and without what the cell does not use."""
     settings: dict[str, Any] = {}
     for key, value in cell.items():
-        if key in AXES or value is None:
+        if key in AXIS_NAMES or value is None:
             continue
         if isinstance(value, Mapping):
             settings |= {f"{key}.{name}": inner for name, inner in value.items() if inner is not None}
@@ -229,7 +227,7 @@ def varying_fields(rows: Iterable[Row]) -> tuple[str, ...]:
 
 def axis_options(cell: Mapping[str, Any]) -> str:
     """The cell's axis values as the command line takes them."""
-    return shlex.join(word for axis in AXES if axis in cell for word in (f"--{axis}", str(cell[axis])))
+    return shlex.join(word for axis in AXIS_NAMES if axis in cell for word in (f"--{axis}", str(cell[axis])))
 
 
 def setting_options(cell: Mapping[str, Any]) -> dict[str, str]:

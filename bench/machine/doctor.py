@@ -24,7 +24,7 @@ import psutil
 
 from vrambench.bench.machine import compilers
 from vrambench.bench.machine.environment import describe_environment, version
-from vrambench.bench.machine.probes import DTYPES, KERNELS, PROBES, Probe, run
+from vrambench.bench.machine.probes import DTYPES, KERNELS, PROBES, Reply, run
 from vrambench.bench.measure.meters.host import container_limit_bytes
 from vrambench.bench.measure.meters.nvml import Nvml
 
@@ -42,11 +42,11 @@ IDLE_GPU = GIB
 # Master weights, two moments and a gradient, in fp32, for each parameter that ZeRO-2 steps on the host.
 OFFLOAD_BYTES = 16
 
-Runner = Callable[[str, float], Probe]
+Runner = Callable[[str, float], Reply]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """`seen`: what is there. `consequence`: what that means for cells. `remedy`: what to install or do, if that would help."""
 
     name: str
@@ -60,7 +60,7 @@ class Finding:
 class Machine:
     """What the checks look at: every probe's answer, the environment, and the folder that runs are written to."""
 
-    probes: Mapping[str, Probe]
+    probes: Mapping[str, Reply]
     environment: Mapping[str, Any]
     out: Path
 
@@ -72,7 +72,7 @@ class Machine:
 
 def examine(
     out: Path = Path("runs"), *, probe: Runner = run, driver: Callable[[], Nvml | None] = Nvml.open
-) -> list[Finding]:
+) -> list[Diagnosis]:
     """Every finding, in order. Takes some ten seconds, at most `PROBE_SECONDS` and a little."""
     with ThreadPoolExecutor(max_workers=max(2, min(len(PROBES), os.cpu_count() or 1))) as pool:
         asked = {name: pool.submit(probe, name, PROBE_SECONDS) for name in PROBES}
@@ -100,22 +100,22 @@ def prepare_offloads(tell: Callable[[str], None] = lambda text: None) -> dict[st
     return failures
 
 
-def with_failures(findings: list[Finding], failures: Mapping[str, str]) -> list[Finding]:
+def with_failures(findings: list[Diagnosis], failures: Mapping[str, str]) -> list[Diagnosis]:
     """The findings, and one for each offload value that could not be prepared, by name, with what was said. Preparing compiles
     CPUAdam: what is known of it otherwise is then no longer true."""
     told = [finding for finding in findings if not failures or finding.name != "CPUAdam"]
     return told + [
-        Finding(f"offload {name}", "missing", f"cannot be prepared: {said}", f"{name} cells cannot run")
+        Diagnosis(f"offload {name}", "missing", f"cannot be prepared: {said}", f"{name} cells cannot run")
         for name, said in failures.items()
     ]
 
 
-def as_document(findings: list[Finding], environment: Mapping[str, Any]) -> dict[str, Any]:
+def as_document(findings: list[Diagnosis], environment: Mapping[str, Any]) -> dict[str, Any]:
     """The one JSON document of `vrambench doctor --json`."""
     return {"schema": 1, "environment": dict(environment), "findings": [asdict(finding) for finding in findings]}
 
 
-def as_rows(findings: list[Finding]) -> list[tuple[str, str, str, str]]:
+def as_rows(findings: list[Diagnosis]) -> list[tuple[str, str, str, str]]:
     """Name, state, what was seen, and what follows (with what to do), for a table."""
     return [
         (finding.name, finding.state, finding.seen, "; ".join(filter(None, (finding.consequence, finding.remedy))))
@@ -123,42 +123,42 @@ def as_rows(findings: list[Finding]) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def check_python(machine: Machine) -> Finding:
+def check_python(machine: Machine) -> Diagnosis:
     seen = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     if sys.version_info[:2] < PYTHON:
-        return Finding("Python", "missing", seen, "nothing runs", f"install Python {PYTHON[0]}.{PYTHON[1]} or newer")
+        return Diagnosis("Python", "missing", seen, "nothing runs", f"install Python {PYTHON[0]}.{PYTHON[1]} or newer")
     if platform.system() != "Linux":
-        return Finding("Python", "limited", seen, "host memory is not measured, and CPU budgets are not enforced")
-    return Finding("Python", "ok", seen, "everything runs")
+        return Diagnosis("Python", "limited", seen, "host memory is not measured, and CPU budgets are not enforced")
+    return Diagnosis("Python", "ok", seen, "everything runs")
 
 
-def check_torch(machine: Machine) -> Finding:
+def check_torch(machine: Machine) -> Diagnosis:
     asked = machine.probes["torch"]
     if asked.failure:
         remedy = "reinstall torch: https://pytorch.org/get-started/locally"
-        return Finding("torch", "missing", asked.failure, "no cell runs, nothing is predicted", remedy)
+        return Diagnosis("torch", "missing", asked.failure, "no cell runs, nothing is predicted", remedy)
     build = asked.told["cuda_build"]
     seen = f"torch {asked.told['version']}, " + (f"CUDA {build} build" if build else "CPU build")
     if machine.gpu:
-        return Finding("torch", "ok", seen, "cells run on the GPU")
+        return Diagnosis("torch", "ok", seen, "cells run on the GPU")
     if machine.environment.get("gpu") and not build:
-        return Finding(
+        return Diagnosis(
             "torch", "limited", seen, "there is a GPU, but this build cannot use it: cells run on the CPU",
             "install a CUDA build of torch: https://pytorch.org/get-started/locally",
         )  # fmt: skip
     if machine.environment.get("gpu"):
-        return Finding(
+        return Diagnosis(
             "torch", "limited", seen, "there is a GPU, but torch cannot start CUDA on it: cells run on the CPU",
             "install a driver that supports this CUDA, or a build of torch for the driver's CUDA",
         )  # fmt: skip
     capability = asked.told["cpu_capability"]
-    return Finding("torch", "ok", f"{seen}, {capability}", "cells run on the CPU")
+    return Diagnosis("torch", "ok", f"{seen}, {capability}", "cells run on the CPU")
 
 
-def check_gpu(machine: Machine) -> Finding:
+def check_gpu(machine: Machine) -> Diagnosis:
     told, gpu = machine.probes["torch"].told, machine.environment.get("gpu")
     if not machine.gpu and not gpu:
-        return Finding(
+        return Diagnosis(
             "GPU", "missing", "none", "GPU cells and verified budgets: not here; CPU cells: run",
             "use a machine with an NVIDIA GPU to measure",
         )  # fmt: skip
@@ -166,53 +166,53 @@ def check_gpu(machine: Machine) -> Finding:
     total = (gpu or {}).get("total_bytes")
     seen = f"{name}, {total / GIB:.1f} GiB" if total else str(name)
     if not machine.gpu:
-        return Finding("GPU", "limited", seen, "torch does not use it (see above)")
+        return Diagnosis("GPU", "limited", seen, "torch does not use it (see above)")
     major, minor = told["capability"]
     seen += f", compute capability {major}.{minor}, driver {(gpu or {}).get('driver', 'unknown')}"
     if not told["bf16"]:
-        return Finding(
+        return Diagnosis(
             "GPU", "limited", seen, "bf16 and bf16_amp cells are invalid here: bf16 needs compute capability 8.0",
             "use fp16: --precision fp16_amp, or --set compute_dtype=fp16 for int8 and nf4",
         )  # fmt: skip
-    return Finding("GPU", "ok", seen, "cells of every precision run")
+    return Diagnosis("GPU", "ok", seen, "cells of every precision run")
 
 
-def check_nvml(machine: Machine) -> Finding:
+def check_nvml(machine: Machine) -> Diagnosis:
     if not machine.gpu:
-        return Finding("NVML", "missing", "no GPU to ask about", "nothing is lost on the CPU")
+        return Diagnosis("NVML", "missing", "no GPU to ask about", "nothing is lost on the CPU")
     if machine.environment.get("gpu") is None:
-        return Finding(
+        return Diagnosis(
             "NVML", "missing", "the driver's library does not answer",
             "device totals are unknown and no budget is verified", "pip install nvidia-ml-py; check the driver",
         )  # fmt: skip
     accounting = machine.probes["torch"].told["accounting"]
     if accounting == "process":
-        return Finding("NVML", "ok", "shows this process and its bytes", "device totals are this process' own")
-    return Finding(
+        return Diagnosis("NVML", "ok", "shows this process and its bytes", "device totals are this process' own")
+    return Diagnosis(
         "NVML", "limited", "does not show this process (as in many containers)",
         "device totals are the device's change since before the job: leave the GPU to one job at a time",
         "start the container with --pid=host",
     )  # fmt: skip
 
 
-def check_gpu_idle(machine: Machine) -> Finding:
+def check_gpu_idle(machine: Machine) -> Diagnosis:
     gpu = machine.environment.get("gpu")
     if not machine.gpu or not gpu:
-        return Finding("GPU memory", "missing", "no GPU", "nothing is lost on the CPU")
+        return Diagnosis("GPU memory", "missing", "no GPU", "nothing is lost on the CPU")
     used = machine.environment.get("gpu_used_bytes") or 0
     usable = gpu["usable_bytes"] or gpu["total_bytes"]
     if usable is None:
-        return Finding(
+        return Diagnosis(
             "GPU memory", "limited", "the driver does not tell this GPU's memory",
             "whether others use the GPU is unknown, and so are budgets that can be verified",
         )  # fmt: skip
     seen = f"{used / GIB:.1f} of {usable / GIB:.1f} GiB in use"
     if used > IDLE_GPU:
-        return Finding(
+        return Diagnosis(
             "GPU memory", "limited", seen, "budgets beyond the rest are refused, times are not to be trusted",
             "end the other processes on this GPU",
         )  # fmt: skip
-    return Finding("GPU memory", "ok", seen, f"budgets up to {usable / GIB:.1f} GiB can be verified")
+    return Diagnosis("GPU memory", "ok", seen, f"budgets up to {usable / GIB:.1f} GiB can be verified")
 
 
 def cells_with(package: str) -> str:
@@ -223,48 +223,48 @@ def cells_with(package: str) -> str:
     return f"{', '.join(name for name, value in values if package in value.requires)} cells"
 
 
-def check_bitsandbytes(machine: Machine) -> Finding:
+def check_bitsandbytes(machine: Machine) -> Diagnosis:
     name, asked = "bitsandbytes", machine.probes["bitsandbytes"]
     cells = cells_with("bitsandbytes")
     if asked.failure:
-        return Finding(name, "missing", asked.failure, f"{cells} cannot run", _pip("bitsandbytes"))
+        return Diagnosis(name, "missing", asked.failure, f"{cells} cannot run", _pip("bitsandbytes"))
     device = asked.told["device"]
     seen = f"bitsandbytes {version('bitsandbytes')}: its {device} library quantised a matrix"
     if device == "cpu":
-        return Finding(
+        return Diagnosis(
             name, "limited" if machine.gpu else "ok", seen,
             f"{cells} run as far as a CPU can; paged_adamw_8bit keeps plain 8-bit state there",
         )  # fmt: skip
     if not asked.told["paged"]:
-        return Finding(name, "limited", seen, f"{cells} run, except paged_adamw_8bit: managed memory is refused here")
-    return Finding(name, "ok", seen, f"{cells} run")
+        return Diagnosis(name, "limited", seen, f"{cells} run, except paged_adamw_8bit: managed memory is refused here")
+    return Diagnosis(name, "ok", seen, f"{cells} run")
 
 
-def check_attention(machine: Machine) -> Finding:
+def check_attention(machine: Machine) -> Diagnosis:
     name, asked = "attention", machine.probes["attention"]
     if asked.failure:
-        return Finding(name, "missing", asked.failure, "no cell runs", None)
+        return Diagnosis(name, "missing", asked.failure, "no cell runs", None)
     works: dict[str, list[str]] = asked.told["works"]
     seen = "; ".join(f"{kernel}: {', '.join(works[kernel]) or 'none'}" for kernel in KERNELS)
     auto = {dtype: "efficient" if dtype == "fp32" else "flash" for dtype in DTYPES}
     lost = [f"{dtype} ({kernel})" for dtype, kernel in auto.items() if dtype not in works[kernel]]
     if not lost:
-        return Finding(name, "ok", seen, "attention: auto runs in every type")
-    return Finding(
+        return Diagnosis(name, "ok", seen, "attention: auto runs in every type")
+    return Diagnosis(
         name, "limited", seen, f"attention: auto cannot run in {', '.join(lost)}", "--set attention=efficient (or math)"
     )
 
 
-def check_galore(machine: Machine) -> Finding:
+def check_galore(machine: Machine) -> Diagnosis:
     asked = machine.probes["galore_torch"]
     if asked.failure:
         consequence = f"{cells_with('galore_torch')} cannot run"
-        return Finding("galore_torch", "missing", asked.failure, consequence, _pip("galore-torch"))
+        return Diagnosis("galore_torch", "missing", asked.failure, consequence, _pip("galore-torch"))
     seen = f"galore-torch {version('galore-torch')}"
-    return Finding("galore_torch", "ok", seen, f"{cells_with('galore_torch')} run")
+    return Diagnosis("galore_torch", "ok", seen, f"{cells_with('galore_torch')} run")
 
 
-def check_device_only(machine: Machine) -> Finding:
+def check_device_only(machine: Machine) -> Diagnosis:
     """Axis values that run on CUDA alone, as they declare themselves."""
     from vrambench.methods.axes import AXES
 
@@ -275,60 +275,60 @@ def check_device_only(machine: Machine) -> Finding:
         if value.cuda_only is not None
     }
     if machine.gpu or not only:
-        return Finding(
+        return Diagnosis(
             "axis values", "ok", f"{sum(len(list(axis)) for axis in AXES.values())} on five axes", "all can run"
         )
     reasons = "; ".join(sorted(set(only.values())))
-    return Finding("axis values", "limited", reasons, f"{', '.join(only)} cells are invalid on a CPU", "use a GPU")
+    return Diagnosis("axis values", "limited", reasons, f"{', '.join(only)} cells are invalid on a CPU", "use a GPU")
 
 
-def check_deepspeed(machine: Machine) -> Finding:
+def check_deepspeed(machine: Machine) -> Diagnosis:
     name, asked = "deepspeed", machine.probes["deepspeed"]
     if asked.failure:
-        return Finding(name, "missing", asked.failure, f"{cells_with(name)} cannot run", _pip("deepspeed"))
+        return Diagnosis(name, "missing", asked.failure, f"{cells_with(name)} cannot run", _pip("deepspeed"))
     seen = f"DeepSpeed {asked.told['version']} on {asked.told['accelerator']}"
     if machine.gpu and asked.told["accelerator"] != "cuda":
-        return Finding(
+        return Diagnosis(
             name, "limited", seen, "zero2_optimizer cells cannot run on the GPU", "unset DS_ACCELERATOR, check torch"
         )
-    return Finding(name, "ok", seen, "zero2_optimizer cells run, given CPUAdam")
+    return Diagnosis(name, "ok", seen, "zero2_optimizer cells run, given CPUAdam")
 
 
-def check_cpu_adam(machine: Machine) -> Finding:
+def check_cpu_adam(machine: Machine) -> Diagnosis:
     """Compiled already, or whether it can be."""
     from vrambench.methods.offload.deepspeed import compiled
 
     name = "CPUAdam"
     if compiled():
-        return Finding(name, "ok", "compiled for this Python and torch", "zero2_optimizer cells run")
+        return Diagnosis(name, "ok", "compiled for this Python and torch", "zero2_optimizer cells run")
     lacking = compilers.lacking(machine.probes["torch"].told.get("cuda_build") if machine.gpu else None)
     if lacking:
         remedy = f"install {', '.join(lacking)}; then vrambench doctor --prepare"
-        return Finding(
+        return Diagnosis(
             name, "missing", f"not compiled, and no {', '.join(lacking)}", "zero2_optimizer cells cannot run", remedy
         )
-    return Finding(
+    return Diagnosis(
         name, "ok", "not compiled yet; the compiler is there",
         "zero2_optimizer cells run, once it is compiled (25 to 100 s)", "vrambench doctor --prepare does it now",
     )  # fmt: skip
 
 
-def check_disk(machine: Machine) -> Finding:
+def check_disk(machine: Machine) -> Diagnosis:
     place = machine.out.absolute()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     seen = f"{free / GIB:.1f} GiB free where runs go"
     if free < FREE_DISK:
-        return Finding(
+        return Diagnosis(
             "disk", "limited", seen, "results are small, but logs and pretrained weights may not fit", "free some"
         )
-    return Finding(
+    return Diagnosis(
         "disk", "ok", seen, "results and logs fit; pretrained weights take their own size in the hub's cache"
     )
 
 
-def check_host_memory(machine: Machine) -> Finding:
+def check_host_memory(machine: Machine) -> Diagnosis:
     memory, limit = psutil.virtual_memory(), container_limit_bytes()
     seen = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
     available = memory.available
@@ -338,25 +338,25 @@ def check_host_memory(machine: Machine) -> Finding:
     billions = available / OFFLOAD_BYTES / 1e9
     consequence = f"zero2_optimizer steps up to {billions:.1f} billion trained parameters on the host (16 bytes each)"
     if available < 4 * GIB:
-        return Finding("host memory", "limited", seen, consequence, "run fewer jobs at once, or on a larger host")
-    return Finding("host memory", "ok", seen, consequence)
+        return Diagnosis("host memory", "limited", seen, consequence, "run fewer jobs at once, or on a larger host")
+    return Diagnosis("host memory", "ok", seen, consequence)
 
 
-def check_shared_memory(machine: Machine) -> Finding:
+def check_shared_memory(machine: Machine) -> Diagnosis:
     folder = Path("/dev/shm")
     if not folder.is_dir():
-        return Finding("/dev/shm", "limited", "none", "jobs report through temporary files instead")
+        return Diagnosis("/dev/shm", "limited", "none", "jobs report through temporary files instead")
     free = shutil.disk_usage(folder).free
     seen = f"{free / 2**20:.0f} MiB free"
     if free < FREE_SHM:
-        return Finding(
+        return Diagnosis(
             "/dev/shm", "limited", seen, "several jobs at once, or DeepSpeed with NCCL, may fail to start",
             "start the container with a larger --shm-size",
         )  # fmt: skip
-    return Finding("/dev/shm", "ok", seen, "jobs report through it")
+    return Diagnosis("/dev/shm", "ok", seen, "jobs report through it")
 
 
-CHECKS: dict[str, Callable[[Machine], Finding]] = {
+CHECKS: dict[str, Callable[[Machine], Diagnosis]] = {
     "Python": check_python,
     "torch": check_torch,
     "GPU": check_gpu,
@@ -386,13 +386,13 @@ def _environment(driver: Callable[[], Nvml | None]) -> dict[str, Any]:
     return found | {"gpu_used_bytes": None if memory is None else memory.used}
 
 
-def _guarded(name: str, check: Callable[[Machine], Finding], machine: Machine) -> Finding:
+def _guarded(name: str, check: Callable[[Machine], Diagnosis], machine: Machine) -> Diagnosis:
     """A check that fails is itself a finding."""
     try:
         return check(machine)
     except Exception as error:
         seen = f"could not be examined: {type(error).__name__}: {error}"
-        return Finding(name, "limited", seen[:300], "unknown")
+        return Diagnosis(name, "limited", seen[:300], "unknown")
 
 
 def _pip(package: str) -> str:

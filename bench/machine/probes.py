@@ -21,14 +21,14 @@ DTYPES = ("bf16", "fp16", "fp32")
 
 
 @dataclass(frozen=True)
-class Probe:
+class Reply:
     """What a probe told, or, where it did not come to telling, why (`failure`, one line)."""
 
     told: dict[str, Any] = field(default_factory=dict)
     failure: str | None = None
 
 
-def run(name: str, timeout_seconds: float) -> Probe:
+def run(name: str, timeout_seconds: float) -> Reply:
     """Runs the probe called `name` in a fresh process, for at most `timeout_seconds`. Never raises."""
     command = [sys.executable, "-P", "-c", CODE, name]
     try:
@@ -36,16 +36,16 @@ def run(name: str, timeout_seconds: float) -> Probe:
             command, capture_output=True, text=True, errors="replace", timeout=timeout_seconds, stdin=subprocess.DEVNULL
         )
     except subprocess.TimeoutExpired:
-        return Probe(failure=f"gave no answer within {timeout_seconds:.0f} s")
+        return Reply(failure=f"gave no answer within {timeout_seconds:.0f} s")
     except OSError as error:
-        return Probe(failure=str(error))
+        return Reply(failure=str(error))
     for line in reversed(done.stdout.splitlines()):
         if line.startswith(MARK):
-            return Probe(told=json.loads(line.removeprefix(MARK)))
+            return Reply(told=json.loads(line.removeprefix(MARK)))
     if done.returncode < 0:
-        return Probe(failure=f"ended by signal {-done.returncode}")
+        return Reply(failure=f"ended by signal {-done.returncode}")
     said = [line for line in done.stderr.splitlines() if line.strip()]
-    return Probe(failure=said[-1].strip()[:300] if said else f"ended with code {done.returncode}")
+    return Reply(failure=said[-1].strip()[:300] if said else f"ended with code {done.returncode}")
 
 
 def answer(name: str) -> None:

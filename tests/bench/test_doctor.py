@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from vrambench.bench.machine import compilers, doctor, probes
-from vrambench.bench.machine.doctor import Finding, Machine, as_document, as_rows, examine
-from vrambench.bench.machine.probes import Probe
+from vrambench.bench.machine.doctor import Diagnosis, Machine, as_document, as_rows, examine
+from vrambench.bench.machine.probes import Reply
 
 GIB = 2**30
 
@@ -46,11 +46,11 @@ def machine(environment: dict[str, Any] | None = None, **answers: Any) -> Machin
     told = {}
     for name, good in GOOD.items():
         answer = answers.get(name, {})
-        told[name] = Probe(failure=answer) if isinstance(answer, str) else Probe(told=good | answer)
+        told[name] = Reply(failure=answer) if isinstance(answer, str) else Reply(told=good | answer)
     return Machine(told, GPU if environment is None else environment, Path())
 
 
-def by_name(findings: list[Finding]) -> dict[str, Finding]:
+def by_name(findings: list[Diagnosis]) -> dict[str, Diagnosis]:
     return {finding.name: finding for finding in findings}
 
 
@@ -196,7 +196,7 @@ def test_everything_missing_still_ends(tmp_path: Path) -> None:
     def broken_driver() -> Any:
         raise RuntimeError("driver/library version mismatch")
 
-    findings = examine(tmp_path, probe=lambda name, seconds: Probe(failure=f"no {name}"), driver=broken_driver)
+    findings = examine(tmp_path, probe=lambda name, seconds: Reply(failure=f"no {name}"), driver=broken_driver)
     found = by_name(findings)
     assert found["torch"].state == found["bitsandbytes"].state == found["attention"].state == "missing"
     assert all(isinstance(cell, str) for row in as_rows(findings) for cell in row)
@@ -217,14 +217,14 @@ def test_everything_missing_still_ends(tmp_path: Path) -> None:
 )
 def test_a_probe_that_fails_says_why_in_a_line(monkeypatch: pytest.MonkeyPatch, code: str, failure: str) -> None:
     monkeypatch.setattr(probes, "CODE", code)
-    assert probes.run("torch", 1.0) == Probe(failure=failure)
+    assert probes.run("torch", 1.0) == Reply(failure=failure)
 
 
 def test_a_probes_answer_is_found_among_its_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         probes, "CODE", f"print('a library greets'); print('{probes.MARK}' + '{{\"x\": 1}}'); print('bye')"
     )
-    assert probes.run("torch", 30.0) == Probe(told={"x": 1})
+    assert probes.run("torch", 30.0) == Reply(told={"x": 1})
     monkeypatch.setattr(probes.sys, "executable", str(Path(sys.executable).parent / "no-such-python"))
     assert probes.run("torch", 30.0).failure is not None
 
@@ -245,6 +245,6 @@ def test_what_offloads_need_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(OFFLOADS._found, "zero2_optimizer", replace(value, prepare=fail))
     failures = doctor.prepare_offloads()
     assert failures == {"zero2_optimizer": "RuntimeError: no compiler"}
-    findings = [doctor.Finding("CPUAdam", "ok", "compiled", "cells run"), doctor.Finding("disk", "ok", "free", "")]
+    findings = [doctor.Diagnosis("CPUAdam", "ok", "compiled", "cells run"), doctor.Diagnosis("disk", "ok", "free", "")]
     assert [one.name for one in doctor.with_failures(findings, failures)] == ["disk", "offload zero2_optimizer"]
     assert doctor.with_failures(findings, {}) == findings

@@ -13,27 +13,13 @@ from typing import Any
 
 import pytest
 
+from tests.methods.usual import PPO_AXES, SFT_AXES
 from vrambench.methods.axes import AXES
 from vrambench.methods.cell import Cell, conditional_fields, from_flat, option_namespaces, resolve
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.optimizers import OPTIMIZERS
 from vrambench.methods.optimizers.galore import GaLoreOptions
 from vrambench.methods.workload import FIELDS
-
-PPO_AXES = {
-    "precision": "int8",
-    "adapter": "lora",
-    "optimizer": "adamw_torch",
-    "offload": "zero2_optimizer",
-    "algorithm": "ppo",
-}
-SFT_AXES = {
-    "precision": "fp32",
-    "adapter": "none",
-    "optimizer": "adafactor",
-    "offload": "none",
-    "algorithm": "sft",
-}
 
 # Another value of every field. PPO_AXES with a reward model use all of them.
 OTHER: dict[str, Any] = {

@@ -12,26 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.methods.usual import PPO_AXES, SFT_AXES
 from vrambench.methods.axes import AXES
 from vrambench.methods.cards import CAPACITIES
 from vrambench.methods.cell import option_namespaces, resolve
 from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
 from vrambench.methods.workload import AXIS_NAMES, FIELDS, Workload, parse_size
-
-PPO_AXES = {
-    "precision": "int8",
-    "adapter": "lora",
-    "optimizer": "adamw_torch",
-    "offload": "zero2_optimizer",
-    "algorithm": "ppo",
-}
-SFT_AXES = {
-    "precision": "fp32",
-    "adapter": "none",
-    "optimizer": "adafactor",
-    "offload": "none",
-    "algorithm": "sft",
-}
 
 SIZES = f"write 24GiB, 16GB or a card: {', '.join(CAPACITIES)}"
 MODULES = "must be auto, all-linear or a list of modules' names (q_proj,v_proj or [q_proj])"

@@ -16,9 +16,7 @@ from vrambench.bench.commands.app import main
 from vrambench.bench.plan.document import parse_value
 from vrambench.bench.predict.band import error_band
 from vrambench.bench.results.records import Memory, OutOfMemory, PredictedVerdict, Verdict
-from vrambench.methods.axes import AXES
 from vrambench.methods.cell import from_flat, resolve
-from vrambench.reports import rows
 from vrambench.reports.rows import (
     Row,
     Run,
@@ -38,10 +36,6 @@ GIB = made.GIB
 def row_of(*, capacity: int | None = None, **more: object) -> Row:
     result = made.result(**more)  # type: ignore[arg-type]
     return Row(0, "run", result.id, result.name, result.status, result.cell, result, capacity)
-
-
-def test_axes_are_those_of_the_methods() -> None:
-    assert tuple(AXES) == rows.AXES
 
 
 def test_every_cell_of_a_run_is_a_row() -> None:

@@ -9,10 +9,11 @@ from statistics import median
 from typing import Any
 
 from vrambench.bench.results.records import Memory, Sample
+from vrambench.methods.workload import AXIS_NAMES
 from vrambench.reports import units
 from vrambench.reports.page.view import View
 from vrambench.reports.report import Report
-from vrambench.reports.rows import AXES, Row, axis_options, setting_options
+from vrambench.reports.rows import Row, axis_options, setting_options
 
 LEDGER_LINES = {
     "requested_bytes": "requested",
@@ -123,7 +124,7 @@ def _columns(report: Report) -> tuple[Column, ...]:
     several = len({run.name for run in report.runs}) > 1
     return (
         *([_text_column("run", "the run's folder", lambda row: row.run)] if several else []),
-        *(_text_column(axis, f"axis: {axis}", partial(_axis, place=place)) for place, axis in enumerate(AXES)),
+        *(_text_column(axis, f"axis: {axis}", partial(_axis, place=place)) for place, axis in enumerate(AXIS_NAMES)),
         *MEASURED,
         *(
             _text_column(name, f"workload: {name}", partial(_setting, name=name))

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 
 import altair as alt
 
+from vrambench.methods.workload import AXIS_NAMES
 from vrambench.reports import units
 from vrambench.reports.page.charts import HUES, SHOWN, Chart, category, hues, legend, rounded, specification
 from vrambench.reports.page.view import ChartsData, View
 from vrambench.reports.report import Report
-from vrambench.reports.rows import AXES, Row
+from vrambench.reports.rows import Row
 
 CURVES = 60
 """Curves that one chart holds: with more, none could be followed."""
@@ -133,7 +134,7 @@ def _curve_colours(rows: Sequence[Row], groups: Mapping[int, str]) -> tuple[str,
     most apart."""
     if len(set(groups.values())) <= len(HUES):
         return "cells", dict(groups)
-    choices = [axis for axis in AXES if axis != "algorithm"]
+    choices = [axis for axis in AXIS_NAMES if axis != "algorithm"]
     distinct = {axis: len({str(row.cell.get(axis, "")) for row in rows}) for axis in choices}
     few = [axis for axis in choices if distinct[axis] <= len(HUES)] or [min(choices, key=distinct.__getitem__)]
     axis = max(few, key=distinct.__getitem__)
