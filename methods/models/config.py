@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import functools
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+import huggingface_hub
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -124,8 +128,9 @@ def read_config(name: str, field: str) -> PreTrainedConfig:
                 field=field,
             )
         try:
-            _check_sizes(PreTrainedConfig.get_config_dict(name)[0], name, field)
-            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            offline = _hub_is_out_of_reach()
+            _check_sizes(PreTrainedConfig.get_config_dict(name, local_files_only=offline)[0], name, field)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=offline)
         except (OSError, ValueError, KeyError) as error:
             if isinstance(error, ConfigurationError):
                 raise
@@ -136,6 +141,16 @@ def read_config(name: str, field: str) -> PreTrainedConfig:
     for part in {id(part): part for part in (config, config.get_text_config())}.values():
         _switch_dropout_off(part)
     return config
+
+
+@functools.cache
+def _hub_is_out_of_reach() -> bool:
+    """Whether the hub's name cannot be resolved, and no proxy would do it: its client would try for a minute, each time."""
+    try:
+        socket.getaddrinfo(urlsplit(huggingface_hub.constants.ENDPOINT).hostname, None)
+    except OSError:
+        return not getproxies()
+    return False
 
 
 def _check_sizes(values: object, name: str, field: str) -> None:
