@@ -218,7 +218,7 @@ def test_a_cell_of_a_file_can_be_given_other_axis_values() -> None:
 
 
 def test_a_user_s_own_value_brings_options_and_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own_axis.py").write_text(
+    (tmp_path / "own_slow.py").write_text(
         "from typing import ClassVar\n"
         "from vrambench.methods.optimizers import Optimizer\n"
         "from vrambench.methods.registry import Options\n"
@@ -228,7 +228,7 @@ def test_a_user_s_own_value_brings_options_and_fields(tmp_path: Path, monkeypatc
         "SLOW = Optimizer(summary='mine', build=lambda module, cell: None, options=Mine, fields=('lora_r',))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    axes = SFT_AXES | {"optimizer": "own_axis:SLOW"}
+    axes = SFT_AXES | {"optimizer": "own_slow:SLOW"}
     cell = resolve(axes, {"mine": {"speed": 2}, "lora_r": 3})
     assert cell.workload.options == {"mine": {"speed": 2}}
     assert cell.workload.lora_r == 3
