@@ -35,4 +35,6 @@ class SupervisedFineTuning:
         return {"loss": torch.stack(losses).mean()}
 
 
-SFT = Algorithm(summary="supervised fine-tuning", trainer=SupervisedFineTuning, learning_rate=2e-5)
+SFT = Algorithm(
+    summary="supervised fine-tuning", trainer=SupervisedFineTuning, learning_rate=2e-5, fields=("max_length",)
+)
