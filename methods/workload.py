@@ -95,6 +95,7 @@ def _check_modules(value: object) -> object:
 
 # The upper bounds are far beyond what any device does: they catch a slip of the hand before a job allocates for it.
 Count = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
+Length = Annotated[int, Field(ge=2, le=2_000_000, strict=True)]
 Natural = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]
 Rank = Annotated[int, Field(ge=1, le=65_536, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
@@ -125,6 +126,8 @@ class Workload(BaseModel):
     """Tokens of every prompt; in SFT the first part of every sequence."""
     response_tokens: Count = 256
     """Tokens of every response, exactly as many as are generated; in SFT the rest of every sequence."""
+    max_length: Length | None = None
+    """Tokens of a whole sequence in SFT: `response_tokens` is then what `prompt_tokens` leaves of it. Null is both together."""
     gradient_accumulation_steps: Count = 1
     """Backward passes for one optimizer step."""
     gradient_checkpointing: Switch = False

@@ -40,4 +40,5 @@ SFT = Algorithm(
     trainer=SupervisedFineTuning,
     learning_rate=2e-5,
     from_logprobs=False,
+    fields=("max_length",),
 )
