@@ -6,6 +6,7 @@ shortened(config, device)           with as many layers as the simulated device 
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 import socket
@@ -105,10 +106,11 @@ def read_config(name: str, field: str) -> PreTrainedConfig:
     if name in PRESETS:
         config = PRESETS[name].config()
     else:
-        hint = did_you_mean(name, PRESETS)
+        alike = next((preset for preset, one in PRESETS.items() if one.hub_id == name), None)
+        hint = f"; the preset {alike!r} has its shape" if alike else did_you_mean(name, PRESETS)
         if not Path(name).exists() and ("/" not in name or name.startswith((".", "/", "~"))):
             raise ConfigurationError(
-                f"{field}: {name!r} is neither a preset ({', '.join(PRESETS)}) nor a folder nor a hub id{hint}",
+                f"{field}: {name!r} is neither a preset ({_presets_near(name)}) nor a folder nor a hub id{hint}",
                 field=field,
             )
         try:
@@ -125,6 +127,12 @@ def read_config(name: str, field: str) -> PreTrainedConfig:
     for part in {id(part): part for part in (config, config.get_text_config())}.values():
         _switch_dropout_off(part)
     return config
+
+
+def _presets_near(name: str) -> str:
+    """The few presets that are spelt most like `name`, and where all of them are."""
+    near = difflib.get_close_matches(name.lower(), PRESETS, n=4, cutoff=0.5)
+    return f"{', '.join(near) + '; ' if near else ''}docs/config.md has all of them"
 
 
 @functools.cache
@@ -162,8 +170,6 @@ def _check_sizes(values: object, name: str, field: str) -> None:
 def heads_of_one_size(name: str) -> bool:
     """Whether queries' and values' heads are of one size in a model: not so in multi-head latent attention (DeepSeek-V3). A model
     that cannot be read is taken to have such heads; its job says why it cannot."""
-    if name in PRESETS:
-        return True
     try:
         config = model_config(name).get_text_config()
     except ConfigurationError:

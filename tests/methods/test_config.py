@@ -131,6 +131,7 @@ def test_auto_is_the_efficient_kernel_where_heads_differ_in_size(tmp_path: Path)
     latent, equal = written(tmp_path / "mla", MLA), written(tmp_path / "equal", MLA | {"v_head_dim": 24})
     assert (heads_of_one_size(latent), heads_of_one_size(equal), heads_of_one_size("llama-2-7b")) == (False, True, True)
     assert cell_of(latent).workload.attention == "efficient"
+    assert cell_of("deepseek-v2-lite").workload.attention == "efficient"
     assert cell_of(equal).workload.attention == "flash"
     job = Job(cell_of(latent, attention="flash"), get_device("cpu"), lambda phase: None)
     job.load()
