@@ -81,17 +81,16 @@ def check(cell: Cell, device_kind: Kind, *, bf16: bool = True) -> tuple[Finding,
     target = Target(device_kind, bf16)
     found = [rule.finding(cell) for rule in RULES if rule.when(cell, target)]
     if target.kind == "cpu":
-        found += cuda_only(cell, explained={finding.reason for finding in found})
+        found += cuda_only(cell)
     return tuple(sorted(found, key=lambda finding: finding.kind != "reject"))
 
 
-def cuda_only(cell: Cell, explained: set[str]) -> list[Finding]:
-    """One finding for each axis value that declares itself unable to run on the CPU, unless a rule has given its very
-    reason."""
+def cuda_only(cell: Cell) -> list[Finding]:
+    """One finding for each axis value that declares itself unable to run on the CPU."""
     return [
         Finding("cuda-only", "reject", f"{cell.axes[axis]} runs on CUDA alone: {value.cuda_only}")
         for axis, value in cell.values.items()
-        if value.cuda_only and value.cuda_only not in explained
+        if value.cuda_only
     ]
 
 
@@ -148,12 +147,6 @@ RULES: tuple[Rule, ...] = (
         "reject",
         "DeepSpeed's engine steps its optimizer itself, after the backward pass",
         lambda cell, _: cell.optimizer_value.layerwise and zero(cell),
-    ),
-    Rule(
-        "galore-8bit-cpu",
-        "reject",
-        "galore_torch's 8-bit optimizer synchronises CUDA after every parameter",
-        lambda cell, target: target.kind == "cpu" and projects(cell) and cell.optimizer_value.eight_bit,
     ),
     Rule(
         "fp16-unscaled",

@@ -215,10 +215,8 @@ def _rests_on(answer: Answer) -> Iterator[str]:
         yield "these are the bytes without a limit; under the budget, cached memory is given back first, and that is not enough"
     total, trainable = forecast.parameters.total, forecast.parameters.trainable
     yield f"parameters: {total:,}, {trainable:,} of them trained"
-    yield (
-        f"predicted in {units.seconds(forecast.seconds)} after start-up, nothing was measured; the error band of "
-        f"{units.size(forecast.band_bytes)} is {forecast.band_basis}"
-    )
+    yield (f"predicted in {units.seconds(forecast.seconds)} after start-up, nothing was measured")
+    yield f"the error band of {units.size(forecast.band_bytes)}: {forecast.band_basis}"
     yield from forecast.notes
 
 
@@ -247,7 +245,7 @@ def _print_advice(advice: Advice, console: Output) -> None:
                 units.size(one.device_bytes),
                 units.size(one.margin_bytes),
                 f"[{COLOURS[one.verdict]}]{one.verdict}[/]",
-                "\n".join(map(plain, one.price)),
+                "\n".join(plain(one.price.get(name, "")) for name in one.changes),
             )
             for one in advice.suggestions
         ]

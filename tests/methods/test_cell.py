@@ -306,3 +306,10 @@ def test_a_cell_is_frozen(cell: Callable[..., Cell]) -> None:
         made.precision = "bf16"  # type: ignore[misc]
     with pytest.raises(ValueError, match="frozen"):
         made.workload.steps = 3
+
+
+def test_an_axis_that_is_lacking_or_unknown_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"^axes: adapter, optimizer, offload, algorithm must be named too$"):
+        resolve({"precision": "bf16"}, {})
+    with pytest.raises(ConfigurationError, match=r"^axes: 'precison' is not one of .*; did you mean 'precision'\?$"):
+        resolve(SFT_AXES | {"precison": "bf16"}, {})

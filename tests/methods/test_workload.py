@@ -122,7 +122,7 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"ppo": {"epoch": 1}},
         "ppo.epoch",
-        "ppo.epoch: no such field; did you mean 'epochs'? (there are epochs, kl_coef, cliprange, cliprange_value, "
+        "ppo.epoch: no such field; did you mean 'ppo.epochs'? (there are epochs, kl_coef, cliprange, cliprange_value, "
         "vf_coef, gamma, lam, temperature)",
     ),
     (
