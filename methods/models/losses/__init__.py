@@ -56,6 +56,7 @@ LOSSES: Mapping[str, Loss] = MappingProxyType(
         "scored": Loss(mean=scored.mean, scorer=Scorer(prepare=scored.logits, logprobs=scored.logprobs)),
         "nll": Loss(mean=whole.mean, scorer=Scorer(prepare=whole.logits, logprobs=whole.logprobs, keeps=True)),
         "nll_4_46": Loss(mean=whole.mean_4_46, why_none="it is a form of the loss on labels alone"),
+        "nll_4_45": Loss(mean=whole.mean_4_45, why_none="it is a form of the loss on labels alone"),
         "chunked_nll": Loss(mean=chunked.mean, scorer=Scorer(prepare=chunked.states, logprobs=chunked.logprobs)),
         "liger": Loss(
             mean=fused.mean,
