@@ -205,6 +205,14 @@ def recompute_contexts() -> tuple[AbstractContextManager[Any], AbstractContextMa
     return nullcontext(), CastPolicy(policy.dtype, policy.lists) if policy else CastPolicy(None)
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The type to which autocast casts on `device` now; None where it is off."""
+    if device.type == "meta":
+        policy = _current.get()
+        return policy.dtype if policy else None
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
 class SimulatedScaler(GradScaler):
     """torch's GradScaler, allocation by allocation, for gradients without values: it never finds an overflow, so it steps each
     time and keeps its first scale."""
