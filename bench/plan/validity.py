@@ -210,6 +210,12 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: remax_temperature(cell) == 0,
     ),
     Rule(
+        "save-merged",
+        "reject",
+        "there is no adapter that could be merged (save: model saves all weights)",
+        lambda cell, _: cell.workload.save == "merged" and full(cell),
+    ),
+    Rule(
         "too-long",
         "reject",
         "prompt and response together are longer than the model's positions (max_position_embeddings)",
