@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import cast
 
 import torch
@@ -25,8 +26,10 @@ from vrambench.methods.cell import Cell
 from vrambench.methods.data import Ahead, Data, open_data
 from vrambench.methods.device import Device
 from vrambench.methods.dtypes import DTYPES
+from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.config import hidden_width, model_config
 from vrambench.methods.models.load import load_model
+from vrambench.methods.models.losses import LOSSES, Loss
 from vrambench.methods.models.parts import freeze
 from vrambench.methods.models.policy import Critic, Policy
 from vrambench.methods.models.scalar import load_classifier, load_scalar_model
@@ -119,7 +122,7 @@ class Job:
         """The trained model, with a scalar head on its trunk if asked for."""
         seed = self._seed("policy")
         model = load_model(self.cell.setup, self.device, seed=seed)
-        policy = Policy(model, self._value_head() if value_head else None)
+        policy = Policy(model, self._value_head() if value_head else None, self._loss)
         return self._trained("policy", policy)
 
     def reference(self, policy: Learner) -> Reference | None:
@@ -129,7 +132,8 @@ class Job:
             return None
         copy = None
         if kind == "copy":
-            copy = Policy(freeze(load_model(self.cell.setup, self.device, adapter=False, seed=self._seed("policy"))))
+            model = load_model(self.cell.setup, self.device, adapter=False, seed=self._seed("policy"))
+            copy = Policy(freeze(model), loss=self._loss)
             self.roles["reference"] = Role(copy)
         else:
             self.roles["reference"] = Role(self.roles["policy"].module, shares="policy")
@@ -192,6 +196,17 @@ class Job:
         head = nn.Linear(width, 1, bias=False, device=self.device.torch, dtype=dtype)
         nn.init.normal_(head.weight, std=(width + 1) ** -0.5)
         return head
+
+    @property
+    def _loss(self) -> Loss:
+        """What the workload's `loss` names. Raises ConfigurationError where a package that it needs on CUDA is not installed."""
+        name = self.cell.workload.loss
+        loss = LOSSES[name]
+        if self.device.kind == "cuda" and loss.package and find_spec(loss.module) is None:
+            raise ConfigurationError(
+                f"loss: {name!r} needs the package {loss.package}, which is not installed", field="loss"
+            )
+        return loss
 
     @property
     def _dtype(self) -> torch.dtype:

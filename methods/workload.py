@@ -136,6 +136,10 @@ class Workload(BaseModel):
     """The type in which a quantised model computes, and holds what is not quantised."""
     attention: Literal["auto", "flash", "efficient", "math"] = "auto"
     """The kernel of scaled dot product attention; `auto` is flash in half precision, efficient in fp32."""
+    loss: Literal["scored", "nll", "nll_4_46", "chunked_nll", "liger"] = "scored"
+    """For which positions logits are made, and how. `scored`: the positions that are scored, with a copy in fp32. `nll`: the
+    whole sequence, as transformers' models do with labels (in PPO: as TRL does). `nll_4_46`: as transformers 4.46 did.
+    `chunked_nll`: a chunk at a time, TRL's default. `liger`: Liger-Kernel's fused cross-entropy."""
     lora_r: Rank | None = 16
     """Rank of the adapter's factors."""
     lora_alpha: Positive | None = 32

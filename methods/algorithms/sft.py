@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from vrambench.methods.algorithms import EVALUATION_FIELDS, Algorithm, Metrics, Stage
 from vrambench.methods.data import EVALUATION
 from vrambench.methods.evaluation import PADDING, Predicted, evaluate
-from vrambench.methods.models.parts import head
-from vrambench.methods.models.policy import hidden_states
+from vrambench.methods.models import parts
 
 
 class SupervisedFineTuning:
@@ -53,7 +52,8 @@ class SupervisedFineTuning:
         return {"eval_loss": loss}
 
     def _loss(self, tokens: torch.Tensor) -> torch.Tensor:
-        return -self.policy.module(tokens, 1).logprobs.mean()
+        loss: torch.Tensor = self.policy.module(tokens)
+        return loss
 
     def _predicted(self, tokens: torch.Tensor) -> Predicted:
         if self.stage.workload.prediction_loss_only:
@@ -61,7 +61,7 @@ class SupervisedFineTuning:
                 return Predicted(self._loss(tokens))
         model = self.policy.module.model
         with self.policy.forward():
-            logits = head(model)(hidden_states(model, tokens))
+            logits = parts.logits(model, parts.hidden_states(model, tokens))
             if self.stage.autocast:  # accelerate (utils/operations.py: convert_outputs_to_fp32) gives fp32 then
                 logits = logits.float()
             # transformers 5.23, loss/loss_utils.py (ForCausalLMLoss): labels are shifted, and logits taken to fp32 whole.
@@ -74,5 +74,6 @@ SFT = Algorithm(
     summary="supervised fine-tuning",
     trainer=SupervisedFineTuning,
     learning_rate=2e-5,
+    from_logprobs=False,
     fields=("max_length", *EVALUATION_FIELDS),
 )

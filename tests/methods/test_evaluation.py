@@ -62,6 +62,7 @@ def test_it_is_what_the_trainer_does(
 ) -> None:
     made = job(
         precision=precision,
+        loss="nll",
         max_length=32,
         eval_batch_size=2,
         max_eval_samples=6,
