@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from vrambench.methods.adapters import ADAPTERS, Adapter
-from vrambench.methods.algorithms import ALGORITHMS, Algorithm
+from vrambench.methods.algorithms import ALGORITHMS, EVALUATION_FIELDS, Algorithm
 from vrambench.methods.axes import AXES
 from vrambench.methods.errors import ConfigurationError, UnknownValue, did_you_mean, shown
 from vrambench.methods.models.config import heads_of_one_size
@@ -175,6 +175,8 @@ def _decided(
         decided["reference"] = "adapter_off" if adapter.can_switch_off else "copy"
     if workload.reward != "model":
         decided["reward_model"] = None
+    if workload.eval_batch_size is None:
+        decided |= dict.fromkeys(EVALUATION_FIELDS)
     if "max_length" not in unused:
         decided |= _lengths(workload)
     return decided

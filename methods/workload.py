@@ -163,6 +163,17 @@ class Workload(BaseModel):
     `reward_model`'s shape), a classifier's folder or hub id, or your own `module:attribute`."""
     reward_model: Name | None = "tiny"
     """With `reward: model`, its shape, named as `model` is."""
+    eval_batch_size: Count | None = None
+    """Sequences in one forward pass of an evaluation, which follows the timed steps; null does not evaluate."""
+    max_eval_samples: Count | None = 16
+    """Sequences in an evaluation."""
+    prediction_loss_only: Switch | None = True
+    """Whether an evaluation keeps losses alone; else all its sequences' logits and labels, as `compute_metrics` needs them."""
+    eval_accumulation_steps: Count | None = None
+    """Forward passes of an evaluation after which what it keeps goes to the host; null keeps it on the device until the end."""
+    save: Literal["none", "model", "merged"] = "none"
+    """What is saved at the end: `model` is what the Trainer saves (an adapter's weights where there is one, else all), `merged` all
+    weights once the adapter has been merged into them (PEFT's merge_and_unload)."""
     learning_rate: Positive | None = None
     """The optimizer's, constant; null is the algorithm's usual one."""
     max_grad_norm: Number = 1.0

@@ -204,6 +204,12 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: remax_temperature(cell) == 0,
     ),
     Rule(
+        "save-merged",
+        "reject",
+        "there is no adapter that could be merged (save: model saves all weights)",
+        lambda cell, _: cell.workload.save == "merged" and full(cell),
+    ),
+    Rule(
         "loss-logprobs",
         "reject",
         "the algorithm's own loss is made of tokens' log-probabilities, which this loss does not give",

@@ -169,7 +169,11 @@ def _ledger(forecast: Forecast) -> Iterator[tuple[str, str, str]]:
     if memory.host_pinned_bytes:
         yield "host, pinned", size(memory.host_pinned_bytes), "page-locked, of what is offloaded"
     if forecast.host_bytes:
-        yield "host", size(forecast.host_bytes), "host memory for all that is offloaded, beside the process' own"
+        yield (
+            "host",
+            size(forecast.host_bytes),
+            "host memory for all that is offloaded or saved, beside the process' own",
+        )
     if memory.num_alloc_retries:
         yield "retries", str(memory.num_alloc_retries), "the allocator gave back its cache to go on"
 
