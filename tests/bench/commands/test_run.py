@@ -96,9 +96,9 @@ def test_cells_that_are_added_to_a_run_are_counted(runner: Fake, capsys: pytest.
         main(["run", "--device", "cpu", "--out", "first", "--only", "algorithm=sft", "--only", "precision=fp32"]) == 0
     )
     capsys.readouterr()
-    assert main(["run", "--device", "cpu", "--out", "first"]) == 0
+    assert main(["run", "matrix.yaml", "--device", "cpu", "--out", "first"]) == 0
     assert "first holds a run of 1 cell, to which 3 are added\n" in capsys.readouterr().err
-    assert main(["run", "--device", "cpu", "--out", "first"]) == 0
+    assert main(["run", "matrix.yaml", "--device", "cpu", "--out", "first"]) == 0
     assert "added" not in capsys.readouterr().err
 
 
