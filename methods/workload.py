@@ -156,6 +156,11 @@ class Workload(BaseModel):
     """Backward passes for one optimizer step."""
     gradient_checkpointing: Switch = False
     """Whether activations inside a layer are dropped and computed once more in the backward pass."""
+    use_reentrant: Switch = False
+    """Whether checkpointing is torch's reentrant kind: a layer runs without a graph first, and in the backward pass to its end,
+    with a backward pass of its own."""
+    torch_empty_cache_steps: Natural = 0
+    """Before the backward passes of every so many optimizer steps, cached memory goes back to the driver; 0 leaves it."""
     compute_dtype: Literal["bf16", "fp16", "fp32"] | None = "bf16"
     """The type in which a quantised model computes, and holds what is not quantised."""
     attention: Literal["auto", "flash", "efficient", "math"] = "auto"

@@ -204,6 +204,12 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: cell.workload.reference == "adapter_off" and not cell.adapter_value.can_switch_off,
     ),
     Rule(
+        "reentrant-alone",
+        "reject",
+        "use_reentrant says how checkpointing is done, and nothing is checkpointed (gradient_checkpointing: true)",
+        lambda cell, _: cell.workload.use_reentrant and not cell.workload.gradient_checkpointing,
+    ),
+    Rule(
         "lora-nothing",
         "reject",
         "neither a layer nor a parameter is named for the adapter (lora_target_modules, lora_target_parameters)",
@@ -306,6 +312,12 @@ RULES: tuple[Rule, ...] = (
         "ZeRO flattens parameters to one dimension, so the blocks of 8-bit moments reach from one into the next and embeddings "
         "keep no 32-bit moments: steps differ from those without ZeRO",
         lambda cell, _: zero(cell) and cell.optimizer_value.eight_bit,
+    ),
+    Rule(
+        "empty-cache-cpu",
+        "warn",
+        "a CPU's memory has no cache that could be emptied: torch_empty_cache_steps changes nothing here",
+        lambda cell, target: target.kind == "cpu" and cell.workload.torch_empty_cache_steps > 0,
     ),
     Rule(
         "int8-checkpointing",

@@ -99,6 +99,9 @@ CASES = [
     Case("fp32-flash", {"precision": "fp32", "attention": "flash"}, {"precision": "bf16_amp"}, device="meta"),
     Case("reference-adapter-off", {"algorithm": "ppo", "reference": "adapter_off"}, {"adapter": "lora"}),
     Case("reference-adapter-off", {"algorithm": "ppo", "reference": "adapter_off"}, {"reference": "copy"}),
+    Case("reentrant-alone", {"use_reentrant": True}, {"gradient_checkpointing": True}),
+    Case("empty-cache-cpu", {"torch_empty_cache_steps": 1}, {}, near_device="cuda", kind="warn"),
+    Case("empty-cache-cpu", {"torch_empty_cache_steps": 1}, {"torch_empty_cache_steps": 0}, kind="warn"),
     Case("lora-nothing", {"adapter": "lora", "lora_target_modules": []}, {"lora_target_modules": "all-linear"}),
     Case("lora-nothing", {"adapter": "lora", "lora_target_modules": []}, {"lora_target_parameters": ["q_proj.weight"]}),
     Case(
