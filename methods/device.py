@@ -104,7 +104,7 @@ class Device:
                 pass
 
     def empty_cache_in(self, step: int, every: int) -> None:
-        """`empty_cache`, where `every` divides the optimizer step's number, from 0 (Trainer.training_step); where it is 0, never."""
+        """`empty_cache`, where `every` divides the optimizer step's number, from 0 (Trainer.training_step); 0 never does."""
         if every and step % every == 0:
             self.empty_cache()
 
