@@ -103,6 +103,11 @@ class Device:
             with torch.profiler.record_function(EMPTIES_CACHE):
                 pass
 
+    def empty_cache_in(self, step: int, every: int) -> None:
+        """`empty_cache`, where `every` divides the optimizer step's number, from 0 (Trainer.training_step); 0 never does."""
+        if every and step % every == 0:
+            self.empty_cache()
+
     def autocast(self, dtype: Dtype | None) -> AbstractContextManager[Any]:
         """Autocast to `dtype` on this device; nothing where dtype is None."""
         if dtype is None:

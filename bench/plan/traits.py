@@ -41,9 +41,13 @@ def weight_dtype(cell: Cell) -> torch.dtype:
     return cell.precision_value.dtype(cell.workload)
 
 
-def trained_dtype(cell: Cell) -> torch.dtype:
-    """Of the weights that are trained, before any engine casts them."""
-    return weight_dtype(cell) if full(cell) else DTYPES[cell.workload.adapter_dtype or "fp32"]
+def trained_dtypes(cell: Cell) -> set[torch.dtype]:
+    """Of the weights that are trained, before any engine casts them: the base's own, or an adapter's and those of whole modules
+    that are trained beside it."""
+    if full(cell):
+        return {weight_dtype(cell)}
+    whole = {weight_dtype(cell)} if cell.workload.lora_modules_to_save else set()
+    return whole | {DTYPES[cell.workload.adapter_dtype or "fp32"]}
 
 
 def product_dtype(cell: Cell) -> torch.dtype:
@@ -56,7 +60,7 @@ def eps_too_small(cell: Cell) -> bool:
     optimizers compute in fp32, and ZeRO steps an fp32 master copy)."""
     optimizer = cell.optimizer_value
     eps = getattr(cell.workload.of(optimizer.options), "eps", None) if optimizer.options else None
-    if eps is None or optimizer.eight_bit or trained_dtype(cell) != torch.float16 or zero(cell):
+    if eps is None or optimizer.eight_bit or torch.float16 not in trained_dtypes(cell) or zero(cell):
         return False
     return bool(eps < (FP16_EPS_PROJECTED if optimizer.projects_gradients else FP16_EPS))
 
@@ -66,7 +70,7 @@ def remax_temperature(cell: Cell) -> float | None:
 
 
 def uses_bf16(cell: Cell) -> bool:
-    return torch.bfloat16 in (product_dtype(cell), weight_dtype(cell), trained_dtype(cell))
+    return torch.bfloat16 in {product_dtype(cell), weight_dtype(cell), *trained_dtypes(cell)}
 
 
 @functools.cache

@@ -25,7 +25,7 @@ from vrambench.bench.plan.traits import (
     projects,
     quantized,
     remax_temperature,
-    trained_dtype,
+    trained_dtypes,
     uses_bf16,
     weight_dtype,
     window,
@@ -152,7 +152,7 @@ RULES: tuple[Rule, ...] = (
         "fp16-unscaled",
         "reject",
         "a loss scaler refuses to unscale gradients in fp16, and weights trained in fp16 have no others",
-        lambda cell, _: cell.precision_value.loss_scaling and trained_dtype(cell) == torch.float16,
+        lambda cell, _: cell.precision_value.loss_scaling and torch.float16 in trained_dtypes(cell),
     ),
     Rule(
         "fp16-full-adamw",
@@ -196,6 +196,28 @@ RULES: tuple[Rule, ...] = (
         "reject",
         "there is no adapter to switch off, or what is left is not the base: the reference needs a copy of its own",
         lambda cell, _: cell.workload.reference == "adapter_off" and not cell.adapter_value.can_switch_off,
+    ),
+    Rule(
+        "reentrant-alone",
+        "reject",
+        "use_reentrant says how checkpointing is done, and nothing is checkpointed (gradient_checkpointing: true)",
+        lambda cell, _: cell.workload.use_reentrant and not cell.workload.gradient_checkpointing,
+    ),
+    Rule(
+        "lora-nothing",
+        "reject",
+        "neither a layer nor a parameter is named for the adapter (lora_target_modules, lora_target_parameters)",
+        lambda cell, _: cell.workload.lora_target_modules == () and not cell.workload.lora_target_parameters,
+    ),
+    Rule(
+        "lora-parameters",
+        "reject",
+        "PEFT adapts parameters without dropout and without trained lengths: what it adds to them is added to the weight "
+        "itself (lora_dropout: 0, adapter lora)",
+        lambda cell, _: (
+            bool(cell.workload.lora_target_parameters)
+            and (bool(cell.workload.lora_dropout) or cell.adapter_value.reads_weights)
+        ),
     ),
     Rule(
         "remax-greedy",
@@ -277,13 +299,13 @@ RULES: tuple[Rule, ...] = (
         "warn",
         "with fp32 gradients each projector is a view that keeps the whole SVD factor alive, and fp32 weights outweigh "
         "the saving: GaLore pays in bf16",
-        lambda cell, _: projects(cell) and trained_dtype(cell) == torch.float32,
+        lambda cell, _: projects(cell) and torch.float32 in trained_dtypes(cell),
     ),
     Rule(
         "zero-adapter-dtype",
         "warn",
         "ZeRO casts the adapter's weights to the engine's type, whatever adapter_dtype says",
-        lambda cell, _: zero(cell) and not full(cell) and trained_dtype(cell) != weight_dtype(cell),
+        lambda cell, _: zero(cell) and not full(cell) and trained_dtypes(cell) != {weight_dtype(cell)},
     ),
     Rule(
         "lora-offload",
@@ -304,6 +326,12 @@ RULES: tuple[Rule, ...] = (
         "ZeRO flattens parameters to one dimension, so the blocks of 8-bit moments reach from one into the next and embeddings "
         "keep no 32-bit moments: steps differ from those without ZeRO",
         lambda cell, _: zero(cell) and cell.optimizer_value.eight_bit,
+    ),
+    Rule(
+        "empty-cache-cpu",
+        "warn",
+        "a CPU's memory has no cache that could be emptied: torch_empty_cache_steps changes nothing here",
+        lambda cell, target: target.kind == "cpu" and cell.workload.torch_empty_cache_steps > 0,
     ),
     Rule(
         "int8-checkpointing",

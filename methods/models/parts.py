@@ -115,10 +115,10 @@ def plain_head(model: nn.Module, asked: str, *, bias: bool = True) -> Any:
 
 
 def heads(module: nn.Module) -> set[nn.Module]:
-    """The output heads of every transformers model in `module`."""
+    """The output heads of every transformers model in `module`, with what is inside them where an adapter wraps them."""
     models = [part for part in module.modules() if isinstance(part, PreTrainedModel)]
     found = [model.get_output_embeddings() for model in models]
-    return {part for part in found if part is not None}
+    return {inner for part in found if part is not None for inner in part.modules()}
 
 
 class LayerStack(NamedTuple):
