@@ -131,8 +131,10 @@ class Workload(BaseModel):
     """Whether activations inside a layer are dropped and computed once more in the backward pass."""
     compute_dtype: Literal["bf16", "fp16", "fp32"] | None = "bf16"
     """The type in which a quantised model computes, and holds what is not quantised."""
-    attention: Literal["auto", "flash", "efficient", "math"] = "auto"
-    """The kernel of scaled dot product attention; `auto` is flash in half precision, efficient in fp32."""
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager", "flash", "efficient", "math"] = "auto"
+    """transformers' `attn_implementation`: `sdpa` (the kernel that PyTorch chooses), `flash_attention_2` (the flash-attn package)
+    or `eager` (the architecture's own code); or one kernel of PyTorch's: `flash`, `efficient`, `math`. `auto` is flash in half
+    precision, efficient in fp32, and eager where the architecture has neither."""
     lora_r: Rank | None = 16
     """Rank of the adapter's factors."""
     lora_alpha: Positive | None = 32

@@ -6,10 +6,12 @@ logits = head(policy)(hidden)                                      the same as p
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -24,7 +26,14 @@ def freeze(model: nn.Module) -> nn.Module:
 
 def trunk(model: nn.Module) -> nn.Module:
     """The model below its output head: gives `last_hidden_state` [B,T,hidden]. Adapters inside it stay at work."""
-    return unwrapped(model).base_model
+    whole = unwrapped(model)
+    # Llama 4 names another part as its base than it has.
+    return whole.base_model if whole.base_model is not whole else whole.model
+
+
+def placed(trunk: nn.Module, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`positions` [1,T] as an argument of `trunk`, where it takes any: ALiBi and states of fixed size know them themselves."""
+    return {"position_ids": positions} if "position_ids" in inspect.signature(trunk.forward).parameters else {}
 
 
 def head(model: nn.Module) -> nn.Module:

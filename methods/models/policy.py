@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vrambench.methods.models.parts import head, trunk
+from vrambench.methods.models.parts import head, placed, trunk
 
 
 class Scores(NamedTuple):
@@ -54,7 +54,8 @@ class Critic(nn.Module):
 def hidden_states(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """Last hidden states [B, T, hidden] of tokens [B, T], no padding, no cache."""
     positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-    return trunk(model)(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
+    decoder = trunk(model)
+    return decoder(input_ids=tokens, use_cache=False, **placed(decoder, positions)).last_hidden_state
 
 
 def scalar(linear: nn.Linear, states: torch.Tensor) -> torch.Tensor:
