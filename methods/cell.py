@@ -23,7 +23,7 @@ from vrambench.methods.adapters import ADAPTERS, Adapter
 from vrambench.methods.algorithms import ALGORITHMS, EVALUATION_FIELDS, Algorithm
 from vrambench.methods.axes import AXES
 from vrambench.methods.errors import ConfigurationError, UnknownValue, did_you_mean, shown
-from vrambench.methods.models.config import heads_of_one_size
+from vrambench.methods.models.config import attention_of
 from vrambench.methods.offload import OFFLOADS, Offload
 from vrambench.methods.optimizers import OPTIMIZERS, Optimizer
 from vrambench.methods.precision import PRECISIONS, Precision
@@ -167,10 +167,9 @@ def _decided(
     decided: dict[str, Any] = {}
     if workload.learning_rate is None:
         decided["learning_rate"] = algorithm.learning_rate
-    if workload.attention == "auto":
-        kernel = precision.attention(workload)
-        can = kernel != "flash" or (flash and heads_of_one_size(workload.model))
-        decided["attention"] = kernel if can else "efficient"
+    kernel = precision.attention(workload)
+    preferred = kernel if flash else "efficient"
+    decided["attention"] = attention_of(workload.model, workload.attention, preferred)
     if "reference" not in unused and workload.reference == "auto":
         decided["reference"] = "adapter_off" if adapter.can_switch_off else "copy"
     if workload.reward != "model":

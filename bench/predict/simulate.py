@@ -75,7 +75,7 @@ class Simulator:
             return replace(simulation, notes=(note, *simulation.notes))
 
     def _simulated(self, cell: Cell, card: Card | None, layers: int | None) -> Simulation:
-        device = replace(get_device("meta"), layers=layers)
+        device = replace(get_device("meta"), layers=layers, capability=card.capability if card else None)
         tracer = Tracer("meta", hidden=hidden_memory(cell, card), shapes=self._shapes)
         job = TracedJob(cell, device, tracer)
         with tracer:

@@ -50,7 +50,8 @@ def load(
     workload, precision = setup.workload, setup.precision
     with readable(name, field):
         config = shortened(config, device)
-    dtype, kernel = precision.dtype(workload), implementation(workload.attention)
+    dtype = precision.dtype(workload)
+    kernel = implementation(workload.attention, config, tokens=workload.sequence_tokens, simulated=device.simulated)
     if workload.weights == "pretrained" and not device.simulated:
         model = read_weights(
             auto,
