@@ -14,6 +14,7 @@ from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from vrambench.methods.device import Device, memory_named
+from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.parts import head, trunk, without_checkpointing
 
 
@@ -24,6 +25,9 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
 
+
+ATTENDING = ("full_attention", "sliding_attention", "chunked_attention")
+"""Kinds of layers, in transformers' words, that keep keys and values and nothing else."""
 
 GREEDY = Sampling(temperature=0.0)
 
@@ -74,11 +78,15 @@ class FilledLayer(CacheLayerMixin):
 def generate(
     model: nn.Module, prompts: torch.Tensor, response_tokens: int, sampling: Sampling, device: Device
 ) -> torch.Tensor:
-    """Prompts [B, P] int64 with `response_tokens` more tokens each: [B, P + response_tokens]."""
+    """Prompts [B, P] int64 with `response_tokens` more tokens each: [B, P + response_tokens].
+
+    Raises ConfigurationError where the model has layers that keep something else than keys and values between tokens.
+    """
     batch, prompt_tokens = prompts.shape
     length = prompt_tokens + response_tokens
     tokens = torch.cat([prompts, prompts.new_zeros((batch, response_tokens))], dim=1)
-    config: Any = model.config
+    config: Any = model.config.get_text_config()
+    _check_keeps_keys_and_values(config)
     layers = [FilledLayer(length) for _ in range(config.num_hidden_layers)]
     cache = Cache(layers=layers)
     positions = torch.arange(length, device=prompts.device)[None]
@@ -96,6 +104,16 @@ def generate(
             ).last_hidden_state
             tokens[:, end] = next_tokens(output(states[:, -1]), sampling)
     return tokens
+
+
+def _check_keeps_keys_and_values(config: Any) -> None:
+    other = [kind for kind in getattr(config, "layer_types", None) or () if kind not in ATTENDING]
+    if other:
+        raise ConfigurationError(
+            f"model: a {config.model_type} has layers of {other[0]}, which keep a state between tokens; rollouts keep keys and "
+            "values alone",
+            field="model",
+        )
 
 
 def next_tokens(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
