@@ -34,15 +34,6 @@ MOST_WORDS = 200
 NOISE = ("pdrop", "dropout", "dropout_prob", "layerdrop", "jitter_noise")
 """How fields end that make a model's passes differ from each other."""
 
-# Fields by which an architecture changes logits after the head. Heads are applied here, in chunks, and would skip that.
-LOGIT_FIELDS = {
-    "final_logit_softcapping": None,
-    "logit_scale": 1.0,
-    "logits_scaling": 1.0,
-    "lm_head_multiplier": 1.0,
-}
-
-
 MOST: dict[str, int] = {
     "num_hidden_layers": 2048,
     "num_attention_heads": 2**12,
@@ -93,13 +84,6 @@ def _model_config(name: str, field: str) -> PreTrainedConfig:
             f"{field}: {name!r} is a {config.model_type}, not a causal language model", field=field
         )
     _check_attends_as_told(config, name, field)
-    for attribute, neutral in LOGIT_FIELDS.items():
-        value = getattr(config, attribute, neutral)
-        if value not in (None, neutral):
-            raise ConfigurationError(
-                f"{field}: {name!r} changes its logits after the head ({attribute} {value}), which is not supported",
-                field=field,
-            )
     return config
 
 

@@ -74,6 +74,7 @@ class PlainLearner:
     def backward(self, loss: torch.Tensor) -> None:
         with self._marking("learn") if self._steps_in_backward else nullcontext():
             self._scaler.scale(loss / self._accumulation).backward()
+        loss.detach_()  # whoever keeps it keeps no graph, and nothing that checkpointing left in it
         self._pending += 1
         if self._pending < self._accumulation:
             return

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from vrambench.bench.measure.meters.storages import StorageTrace
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
@@ -60,6 +61,17 @@ def test_only_every_kth_backward_steps(job: MakeJob) -> None:
         if call < 3:
             assert all(map(torch.equal, weights(made), start))
     assert not all(map(torch.equal, weights(made), start))
+
+
+def test_a_loss_that_is_kept_keeps_nothing_of_its_pass(job: MakeJob) -> None:
+    made = job(adapter="lora", gradient_checkpointing=True)
+    learner, tokens = policy(made), made.data.sequences(0, 2, 8)
+    with StorageTrace("cpu") as trace:
+        loss = -learner.module(tokens, 1).logprobs.mean()
+        learner.backward(loss)
+        held = trace.live_bytes
+        del loss
+        assert trace.live_bytes == held - torch.float32.itemsize
 
 
 @pytest.mark.parametrize("max_norm", [0.01, 1.0, 1e6])

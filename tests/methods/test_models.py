@@ -101,7 +101,7 @@ PUBLISHED = {
     "granite-3.3-2b": 2_533_539_840,
     "granite-3.3-8b": 8_170_864_640,
 }
-REFUSED = ("gemma-2-2b", "gemma-2-9b", "falcon-7b", "granite-3.3-2b", "granite-3.3-8b")
+REFUSED = ("falcon-7b",)
 """Presets that no job takes yet."""
 
 
@@ -205,9 +205,6 @@ def test_a_hub_id_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"model_type": "gemma2", "final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0"),
-        ({"model_type": "cohere", "logit_scale": 0.0625}, "logit_scale 0.0625"),
-        ({"model_type": "granite", "logits_scaling": 8.0}, "logits_scaling 8.0"),
         ({"model_type": "t5"}, "is a t5, not a causal language model"),
         ({"model_type": "no-such-thing"}, "cannot be read"),
         ({}, "cannot be read"),
@@ -218,11 +215,6 @@ def test_configurations_that_cannot_be_trained_here(tmp_path: Path, content: dic
     with pytest.raises(ConfigurationError, match=said) as caught:
         model_config(str(tmp_path))
     assert caught.value.field == "model"
-
-
-def test_logits_left_as_they_are_pass(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "granite", "logits_scaling": 1.0}))
-    assert model_config(str(tmp_path)).model_type == "granite"
 
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])

@@ -1,0 +1,226 @@
+"""What one optimizer step holds on the CPU: that of a trainer's own job (TRL's or transformers'), and that of a cell.
+
+Both run two steps on the same pretrained model, and the second is traced, when the optimizer has its state. `learn` is
+everything from the first forward pass on, `optimizer_step` from there until the gradients are freed.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vrambench.bench.measure.ledger import weights
+from vrambench.bench.measure.meters.storages import StorageTrace, existing_tensors, storage_bytes
+from vrambench.methods.cell import resolve
+from vrambench.methods.device import get_device
+from vrambench.methods.job import Job
+from vrambench.methods.offload.learner import tensors_in
+
+STEPS = 2
+"""Optimizer steps; the last is traced."""
+BATCH, TOKENS = 4, 96
+VOCABULARY, WIDTH, INNER, LAYERS = 1024, 128, 384, 2
+AXES = ("precision", "adapter", "optimizer", "offload", "algorithm")
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes of tensors in the traced step: the most that was live in each phase, and what weights, gradients (before the step)
+    and optimizer state (after it) were."""
+
+    peaks: dict[str, int]
+    weights: int
+    gradients: int
+    state: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """A trainer's job and the cell that says the same. `trl`: SFTTrainer, else transformers' Trainer. `load`: what from_pretrained
+    is told; `prepare`: what a script does with the model before it gives it to the trainer; `peft`: LoraConfig's arguments;
+    `arguments`: those of the trainer's own configuration. `axes`, `settings`: the cell's."""
+
+    name: str
+    trl: bool
+    axes: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    load: Mapping[str, Any] = field(default_factory=dict)
+    prepare: Callable[[Any], Any] = lambda model: model
+    peft: Mapping[str, Any] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_model(folder: Path) -> None:
+    """A Llama of two layers with random weights, as from_pretrained reads it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=INNER,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+class Watch:
+    """Follows one step: `begin`, `enter` another phase, `end`. `before`: bytes that were live before there was a job."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        self._before = storage_bytes(existing_tensors(), "cpu", set())
+        self._trace = StorageTrace("cpu")
+        self._gradients = 0
+
+    def begin(self) -> None:
+        self._trace.__enter__()
+        self._trace.begin_phase("learn")
+
+    def step(self, parameters: Iterable[nn.Parameter]) -> None:
+        """All gradients are there; the optimizer's turn."""
+        self._gradients = storage_bytes([one.grad for one in parameters if one.grad is not None], "cpu", set())
+        self._trace.begin_phase("optimizer_step")
+
+    def end(self) -> None:
+        self._trace.__exit__(None, None, None)
+
+    def held(self, model: nn.Module, state: Any) -> Held:
+        return Held(
+            peaks={name: peak - self._before for name, peak in self._trace.phase_peaks.items()},
+            weights=storage_bytes(weights(model), "cpu", set()),
+            gradients=self._gradients,
+            state=storage_bytes(tensors_in(state), "cpu", set()),
+        )
+
+
+def ours(configuration: Configuration, folder: Path) -> Held:
+    """The cell's job."""
+    settings = {
+        "model": str(folder),
+        "weights": "pretrained",
+        "batch_size": BATCH,
+        "prompt_tokens": 1,
+        "response_tokens": TOKENS - 1,
+        "learning_rate": 1e-3,
+    }
+    cell = resolve(dict(zip(AXES, configuration.axes.split(), strict=True)), settings | dict(configuration.settings))
+    watch = Watch()
+    traced = False
+
+    def enter(phase: str) -> None:
+        if traced and phase == "optimizer_step":
+            watch.step(job.roles["policy"].module.parameters())
+
+    job = Job(cell, get_device("cpu"), enter)
+    job.load()
+    for index in range(STEPS):
+        traced = index == STEPS - 1
+        job.prepare(index)
+        if traced:
+            watch.begin()
+        job.step(index)
+    watch.end()
+    policy = job.roles["policy"]
+    assert policy.learner is not None
+    return watch.held(policy.module, list(policy.learner.optimizer_state()))
+
+
+def theirs(configuration: Configuration, folder: Path, output: Path) -> Held:
+    """The trainer's own job."""
+    from transformers import AutoModelForCausalLM, TrainerCallback
+
+    watch = Watch()
+
+    class Tag(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            for group in kwargs["optimizer"].param_groups:
+                if "foreach" in group:
+                    group["foreach"] = True  # what torch itself takes on CUDA, and not on the CPU
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == STEPS - 1:
+                watch.begin()
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == STEPS - 1:
+                watch.step(kwargs["model"].parameters())
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == STEPS:
+                watch.end()
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", **configuration.load)
+    model = configuration.prepare(model)
+    trainer = (_sft_trainer if configuration.trl else _trainer)(configuration, model, output, Tag())
+    del model
+    trainer.train()
+    return watch.held(trainer.model, trainer.optimizer.state)
+
+
+def _arguments(configuration: Configuration, output: Path) -> dict[str, Any]:
+    return {
+        "output_dir": str(output),
+        "per_device_train_batch_size": BATCH,
+        "max_steps": STEPS,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "use_cpu": True,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "report_to": "none",
+        "dataloader_pin_memory": False,
+        **configuration.arguments,
+    }
+
+
+def _rows(configuration: Configuration) -> list[list[int]]:
+    count = BATCH * STEPS * configuration.arguments.get("gradient_accumulation_steps", 1)
+    return torch.randint(VOCABULARY, (count, TOKENS)).tolist()
+
+
+def _sft_trainer(configuration: Configuration, model: Any, output: Path, callback: Any) -> Any:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    return SFTTrainer(
+        model=model,
+        args=SFTConfig(max_length=TOKENS, **_arguments(configuration, output)),
+        train_dataset=Dataset.from_dict({"input_ids": _rows(configuration)}),
+        processing_class=_tokenizer(),
+        peft_config=None if configuration.peft is None else LoraConfig(**configuration.peft),
+        callbacks=[callback],
+    )
+
+
+def _trainer(configuration: Configuration, model: Any, output: Path, callback: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+    from transformers import Trainer, TrainingArguments
+
+    if configuration.peft is not None:
+        model = get_peft_model(model, LoraConfig(**configuration.peft))
+    rows = [{"input_ids": row, "labels": row} for row in _rows(configuration)]
+    arguments = TrainingArguments(**_arguments(configuration, output))
+    return Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[callback])
+
+
+def _tokenizer() -> Any:
+    """Two words that no row has."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({"<pad>": VOCABULARY, "<eos>": VOCABULARY + 1}, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
