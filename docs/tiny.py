@@ -45,8 +45,8 @@ NO_INPUTS_OF_LAYERS = {"model_type": "gemma4_text", "hidden_size_per_layer_input
 OPEN: dict[str, dict[str, Any]] = {"gemma4_assistant": {"text_config": NO_INPUTS_OF_LAYERS}}
 """What a class must be told, since it refuses its own defaults."""
 
-DOTS3 = {"num_key_value_heads": 4, "head_dim": 32}
-"""It has as many keys as queries, and heads as wide as their two parts."""
+DOTS3 = {"head_dim": 32}
+"""Its heads are as wide as their two parts."""
 
 EXCEPTIONS: dict[str, dict[str, Any]] = OPEN | {
     # What the class leaves open, and every published config.json says.
@@ -103,4 +103,6 @@ def shrunk(config: dict[str, Any]) -> dict[str, Any]:
             small = next((size for pattern, size in SIZES if re.search(pattern, name)), value)
             if small < value and not (name.endswith("token_id") and value < 256):
                 fields[name] = small
+    if "kv_lora_rank" in config:  # latent attention has as many keys as queries
+        fields["num_key_value_heads"] = fields["num_attention_heads"]
     return fields

@@ -85,7 +85,8 @@ def generate(
     batch, prompt_tokens = prompts.shape
     length = prompt_tokens + response_tokens
     tokens = torch.cat([prompts, prompts.new_zeros((batch, response_tokens))], dim=1)
-    config: Any = model.config.get_text_config()
+    configured: Any = model.config
+    config = configured.get_text_config()
     _check_keeps_keys_and_values(config)
     layers = [FilledLayer(length) for _ in range(config.num_hidden_layers)]
     cache = Cache(layers=layers)

@@ -98,6 +98,8 @@ def _check_attends_as_told(config: PreTrainedConfig, name: str, field: str) -> N
         why = "reads in both directions; with is_decoder: true in its config.json it is a decoder"
     elif made is not None and not getattr(made, "_supports_attention_backend", False):
         why = "attends by code of its own, which transformers' attention functions do not reach"
+    elif hasattr(text_of(config), "index_topk"):
+        why = "attends to tokens that an indexer picks by the causal mask, and the kernels here have none"
     if why:
         raise ConfigurationError(f"{field}: {name!r} is a {config.model_type}, which {why}", field=field)
 

@@ -81,7 +81,7 @@ def _expect_no_padding(model: PreTrainedModel) -> None:
     """Nothing here is padded, and transformers would read tokens back from the device to warn about padding without a mask."""
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
-            part.warn_if_padding_and_no_attention_mask = lambda *tokens: None  # type: ignore[method-assign]
+            part.warn_if_padding_and_no_attention_mask = lambda *tokens: None
 
 
 def ready(model: nn.Module, setup: Setup, device: Device) -> nn.Module:
