@@ -40,7 +40,12 @@ ALIASES = {
     "cutoff_len": "max_length",
     "max_steps": "steps",
     "h100": "h100-80gb",
-    "v100": "v100-16gb",
+    "3060": "rtx-3060-12gb",
+    "rtx-3060": "rtx-3060-12gb",
+    "3080": "rtx-3080-10gb",
+    "rtx-3080": "rtx-3080-10gb",
+    "4060-ti": "rtx-4060-ti-16gb",
+    "rtx-4060-ti": "rtx-4060-ti-16gb",
 }
 """What the field calls some values and fields, and what they are called here."""
 
@@ -48,6 +53,7 @@ EXPLAINED = {
     "qlora": "QLoRA is precision nf4 with adapter lora",
     "full": "full fine-tuning is adapter none",
     "a100": "there are a100-40gb and a100-80gb",
+    "v100": "there are v100-16gb and v100-32gb",
 } | {
     name: f"transformers has it, and it is not here; {nearest}"
     for names, nearest in (

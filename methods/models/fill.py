@@ -65,11 +65,16 @@ class _Filler:
             child_owner = child if isinstance(child, PreTrainedModel) else owner
             if isinstance(module, nn.ModuleList) or not child._modules:
                 self.fill_layer(child, child_owner)
-                self.replace_linears(module, name)
+                if isinstance(module, nn.ModuleList):
+                    self.replace_linears(module, name)
             else:
                 self.fill(child, child_owner)
         self.place(module)
         self.initialize(module, owner)
+        if not isinstance(module, nn.ModuleList):
+            for name, child in list(module.named_children()):
+                if not child._modules:  # only now: some architectures initialise what is in a module from the module
+                    self.replace_linears(module, name)
 
     def fill_layer(self, layer: nn.Module, owner: PreTrainedModel) -> None:
         """A layer at once, since some architectures initialise a block's weights from the block."""

@@ -75,10 +75,15 @@ def load(
             keep=[output for output in [model.get_output_embeddings()] if output is not None],
         )
         _tell_peft(model)
-    # Nothing here is padded, and transformers would read tokens back from the device to warn about padding without a
-    # mask.
-    model.config.get_text_config().pad_token_id = None
+    _expect_no_padding(model)
     return model
+
+
+def _expect_no_padding(model: PreTrainedModel) -> None:
+    """Nothing here is padded, and transformers would read tokens back from the device to warn about padding without a mask."""
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            part.warn_if_padding_and_no_attention_mask = lambda *tokens: None
 
 
 def ready(model: nn.Module, setup: Setup, device: Device) -> nn.Module:

@@ -29,8 +29,9 @@ def freeze(model: nn.Module) -> nn.Module:
 def trunk(model: nn.Module) -> nn.Module:
     """The model below its output head: gives `last_hidden_state` [B,T,hidden]. Adapters inside it stay at work."""
     whole = unwrapped(model)
-    # Llama 4 names another part as its base than it has.
-    return whole.base_model if whole.base_model is not whole else whole.model
+    below = whole.base_model
+    # Where an architecture's base has a name of its own, as in Llama 4, transformers takes the whole model for it.
+    return whole.model if below is whole and whole.get_output_embeddings() is not None else below
 
 
 def placed(trunk: nn.Module, positions: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -143,7 +144,7 @@ def layer_stacks(module: nn.Module) -> list[LayerStack]:
     for model in module.modules():
         if isinstance(model, PreTrainedModel):
             config = model.config.get_text_config()
-            count = config.num_hidden_layers
+            count = getattr(config, "num_hidden_layers", None)
             for part in model.modules():
                 if isinstance(part, nn.ModuleList) and len(part) == count:
                     stacks.setdefault(part, LayerStack(list(part), getattr(config, DEPTH, count)))
