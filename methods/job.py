@@ -127,7 +127,7 @@ class Job:
 
         def reward(prompts: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
             batches = torch.cat([prompts, responses], dim=1).split(self.cell.workload.batch_size)
-            with self.device.autocast(self.cell.precision_value.autocast):
+            with self.device.autocast(self.cell.precision_value.autocast(self.workload)):
                 return torch.cat(self.device.map_alike(score, batches)).float()
 
         return reward

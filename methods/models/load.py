@@ -24,6 +24,7 @@ from vrambench.methods.models.config import model_config, readable, shortened
 from vrambench.methods.models.fill import build, fill
 from vrambench.methods.models.parts import unwrapped
 from vrambench.methods.models.presets import PRESETS
+from vrambench.methods.models.upcast import upcast
 from vrambench.methods.precision.nf4 import forbid_repacking
 from vrambench.methods.setup import Setup
 
@@ -45,7 +46,8 @@ def load_model(setup: Setup, device: Device, *, model: str | None = None, adapte
 def load(
     auto: Any, name: str, config: PreTrainedConfig, setup: Setup, device: Device, *, field: str = "model"
 ) -> PreTrainedModel:
-    """What `auto` makes of `config`, in the cell's precision, on the device; weights as the workload says."""
+    """What `auto` makes of `config`, in the cell's precision, on the device; weights, and which of them in fp32, as the workload
+    says."""
     workload, precision = setup.workload, setup.precision
     with readable(name, field):
         config = shortened(config, device)
@@ -73,6 +75,7 @@ def load(
             keep=[output for output in [model.get_output_embeddings()] if output is not None],
         )
         _tell_peft(model)
+    upcast(model, workload.fp32_modules)
     # Nothing here is padded, and transformers would read tokens back from the device to warn about padding without a
     # mask.
     model.config.get_text_config().pad_token_id = None

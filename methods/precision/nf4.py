@@ -125,7 +125,7 @@ NF4 = Precision(
     quantization_config=quantization_config,
     bits=4,
     options=Nf4Options,
-    fields=("compute_dtype",),
+    fields=("compute_dtype", "autocast", "fp32_modules"),
     requires=("bitsandbytes",),
     workspaces=WORKSPACES,
 )
