@@ -22,7 +22,7 @@ from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.attention import implementation
 from vrambench.methods.models.config import model_config, readable, shortened
 from vrambench.methods.models.fill import build, fill
-from vrambench.methods.models.parts import unwrapped
+from vrambench.methods.models.parts import stacked, unwrapped
 from vrambench.methods.models.presets import PRESETS
 from vrambench.methods.models.upcast import upcast
 from vrambench.methods.precision.nf4 import forbid_repacking
@@ -52,6 +52,8 @@ def load(
     with readable(name, field):
         config = shortened(config, device)
     dtype, kernel = precision.dtype(workload), implementation(workload.attention)
+    quantize, pack = precision.quantize, precision.quantize_experts
+    quantize_experts = (lambda module, name: pack(module, name, workload)) if pack else None
     if workload.weights == "pretrained" and not device.simulated:
         model = read_weights(
             auto,
@@ -64,14 +66,18 @@ def load(
             quantization=_quantization_config(setup),
         )
         forbid_repacking(model)
+        if quantize_experts:  # transformers has read them in 16 bit
+            for module in list(model.modules()):
+                for stack in stacked(module):
+                    quantize_experts(module, stack)
     else:
         with readable(name, field):
             model = build(auto, config, dtype, kernel)
-        quantize = precision.quantize
         fill(
             model,
             device.torch,
             quantize=quantize and (lambda linear: quantize(linear, workload)),
+            quantize_experts=quantize_experts,
             keep=[output for output in [model.get_output_embeddings()] if output is not None],
         )
         _tell_peft(model)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 
 DEPTH = "full_num_hidden_layers"
@@ -37,6 +38,14 @@ def heads(module: nn.Module) -> set[nn.Module]:
     models = [part for part in module.modules() if isinstance(part, PreTrainedModel)]
     found = [model.get_output_embeddings() for model in models]
     return {part for part in found if part is not None}
+
+
+def stacked(module: nn.Module) -> list[str]:
+    """The names of `module`'s own parameters that are stacks of matrices, one for each expert [experts, ., .]."""
+    if isinstance(module, _ConvNd):
+        return []
+    own = module.named_parameters(recurse=False)
+    return [name for name, parameter in own if parameter.dim() == 3 and parameter.is_floating_point()]
 
 
 class LayerStack(NamedTuple):

@@ -19,12 +19,14 @@ class Precision(AxisValue):
     """`weights`: the type of weights, None for the workload's `compute_dtype`. `amp`: the type that autocast always runs in, None
     where the workload's `autocast` says. `quantize`: gives the quantised module for one linear layer (in_features and
     out_features as it, weights on its device), if linear layers are quantised.
+    `quantize_experts`: packs a module's parameter of that name, a stack of matrices, in place, if the workload wants it.
     `quantization_config`: what transformers' from_pretrained takes to read a checkpoint so quantised. `bits`: what one
     weight of such a layer takes, scales apart."""
 
     weights: torch.dtype | None
     amp: torch.dtype | None = None
     quantize: Callable[[nn.Linear, Workload], nn.Module] | None = None
+    quantize_experts: Callable[[nn.Module, str, Workload], None] | None = None
     quantization_config: Callable[[Workload], Any] | None = None
     bits: int
 
