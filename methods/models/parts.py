@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from vrambench.methods.errors import ConfigurationError
@@ -129,6 +130,14 @@ def heads(module: nn.Module) -> set[nn.Module]:
     models = [part for part in module.modules() if isinstance(part, PreTrainedModel)]
     found = [model.get_output_embeddings() for model in models]
     return {inner for part in found if part is not None for inner in part.modules()}
+
+
+def stacked(module: nn.Module) -> list[str]:
+    """The names of `module`'s own parameters that are stacks of matrices, one for each expert [experts, ., .]."""
+    if isinstance(module, _ConvNd):
+        return []
+    own = module.named_parameters(recurse=False)
+    return [name for name, parameter in own if parameter.dim() == 3 and parameter.is_floating_point()]
 
 
 class LayerStack(NamedTuple):
