@@ -162,7 +162,11 @@ def rules() -> str:
 
 
 def models() -> str:
-    return ", ".join(f"`{name}`" for name in PRESETS) + "."
+    rows = [
+        [f"`{name}`", one.architecture, one.published or "ours, for tests and smoke runs", one.read or ""]
+        for name, one in PRESETS.items()
+    ]
+    return table(("preset", "model type", "whose shape it is", "read"), rows)
 
 
 def cards() -> str:

@@ -164,7 +164,18 @@ def _decided(
         decided["reference"] = "adapter_off" if adapter.can_switch_off else "copy"
     if workload.reward != "model":
         decided["reward_model"] = None
+    if "max_length" not in unused:
+        decided |= _lengths(workload)
     return decided
+
+
+def _lengths(workload: Workload) -> dict[str, int]:
+    """A sequence's length and its two parts, of which each is at least one token, so that they agree."""
+    whole = workload.max_length
+    if whole is None:
+        return {"max_length": workload.sequence_tokens}
+    prompt = min(workload.prompt_tokens, whole - 1)
+    return {"prompt_tokens": prompt, "response_tokens": whole - prompt}
 
 
 def conditional_fields() -> set[str]:

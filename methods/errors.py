@@ -34,6 +34,10 @@ ALIASES = {
     "max_prompt_length": "prompt_tokens",
     "max_completion_length": "response_tokens",
     "max_new_tokens": "response_tokens",
+    "max_seq_length": "max_length",
+    "sequence_tokens": "max_length",
+    "sequence_len": "max_length",
+    "cutoff_len": "max_length",
     "max_steps": "steps",
     "h100": "h100-80gb",
     "v100": "v100-16gb",
@@ -43,9 +47,6 @@ ALIASES = {
 EXPLAINED = {
     "qlora": "QLoRA is precision nf4 with adapter lora",
     "full": "full fine-tuning is adapter none",
-    "max_length": "a sequence is prompt_tokens and response_tokens together",
-    "max_seq_length": "a sequence is prompt_tokens and response_tokens together",
-    "sequence_tokens": "a sequence is prompt_tokens and response_tokens together",
     "a100": "there are a100-40gb and a100-80gb",
 }
 """What the field calls something that is more than one value or field here."""

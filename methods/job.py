@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import nn
@@ -22,8 +23,10 @@ from vrambench.methods.cell import Cell
 from vrambench.methods.data import Ahead, Data, open_data
 from vrambench.methods.device import Device
 from vrambench.methods.dtypes import DTYPES
+from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.config import hidden_width, model_config
 from vrambench.methods.models.load import load_model
+from vrambench.methods.models.losses import LOSSES, Loss
 from vrambench.methods.models.parts import freeze
 from vrambench.methods.models.policy import Critic, Policy
 from vrambench.methods.models.scalar import load_classifier, load_scalar_model
@@ -82,7 +85,7 @@ class Job:
         """The trained model, with a scalar head on its trunk if asked for."""
         seed = self._seed("policy")
         model = load_model(self.cell.setup, self.device, seed=seed)
-        policy = Policy(model, self._value_head() if value_head else None)
+        policy = Policy(model, self._value_head() if value_head else None, self._loss)
         return self._trained("policy", policy)
 
     def reference(self, policy: Learner) -> Reference | None:
@@ -92,7 +95,8 @@ class Job:
             return None
         copy = None
         if kind == "copy":
-            copy = Policy(freeze(load_model(self.cell.setup, self.device, adapter=False, seed=self._seed("policy"))))
+            model = load_model(self.cell.setup, self.device, adapter=False, seed=self._seed("policy"))
+            copy = Policy(freeze(model), loss=self._loss)
             self.roles["reference"] = Role(copy)
         else:
             self.roles["reference"] = Role(self.roles["policy"].module, shares="policy")
@@ -155,6 +159,17 @@ class Job:
         head = nn.Linear(width, 1, bias=False, device=self.device.torch, dtype=dtype)
         nn.init.normal_(head.weight, std=(width + 1) ** -0.5)
         return head
+
+    @property
+    def _loss(self) -> Loss:
+        """What the workload's `loss` names. Raises ConfigurationError where a package that it needs on CUDA is not installed."""
+        name = self.cell.workload.loss
+        loss = LOSSES[name]
+        if self.device.kind == "cuda" and loss.package and find_spec(loss.module) is None:
+            raise ConfigurationError(
+                f"loss: {name!r} needs the package {loss.package}, which is not installed", field="loss"
+            )
+        return loss
 
     @property
     def _dtype(self) -> torch.dtype:

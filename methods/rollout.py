@@ -14,7 +14,7 @@ from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from vrambench.methods.device import Device, memory_named
-from vrambench.methods.models.parts import head, trunk, without_checkpointing
+from vrambench.methods.models.parts import logits, trunk, without_checkpointing
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def generate(
     layers = [FilledLayer(length) for _ in range(config.num_hidden_layers)]
     cache = Cache(layers=layers)
     positions = torch.arange(length, device=prompts.device)[None]
-    decoder, output = trunk(model), head(model)
+    decoder = trunk(model)
     with without_checkpointing(model):
         for end in device.growing(range(prompt_tokens, length)):
             start = 0 if end == prompt_tokens else end - 1
@@ -94,7 +94,7 @@ def generate(
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
-            tokens[:, end] = next_tokens(output(states[:, -1]), sampling)
+            tokens[:, end] = next_tokens(logits(model, states[:, -1]), sampling)
     return tokens
 
 

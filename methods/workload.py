@@ -95,6 +95,7 @@ def _check_modules(value: object) -> object:
 
 # The upper bounds are far beyond what any device does: they catch a slip of the hand before a job allocates for it.
 Count = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
+Length = Annotated[int, Field(ge=2, le=2_000_000, strict=True)]
 Natural = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]
 Rank = Annotated[int, Field(ge=1, le=65_536, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
@@ -125,6 +126,8 @@ class Workload(BaseModel):
     """Tokens of every prompt; in SFT the first part of every sequence."""
     response_tokens: Count = 256
     """Tokens of every response, exactly as many as are generated; in SFT the rest of every sequence."""
+    max_length: Length | None = None
+    """Tokens of a whole sequence in SFT: `response_tokens` is then what `prompt_tokens` leaves of it. Null is both together."""
     gradient_accumulation_steps: Count = 1
     """Backward passes for one optimizer step."""
     gradient_checkpointing: Switch = False
@@ -133,6 +136,10 @@ class Workload(BaseModel):
     """The type in which a quantised model computes, and holds what is not quantised."""
     attention: Literal["auto", "flash", "efficient", "math"] = "auto"
     """The kernel of scaled dot product attention; `auto` is flash in half precision, efficient in fp32."""
+    loss: Literal["scored", "nll", "nll_4_46", "chunked_nll", "liger"] = "scored"
+    """For which positions logits are made, and how. `scored`: the positions that are scored, with a copy in fp32. `nll`: the
+    whole sequence, as transformers' models do with labels (in PPO: as TRL does). `nll_4_46`: as transformers 4.46 did.
+    `chunked_nll`: a chunk at a time, TRL's default. `liger`: Liger-Kernel's fused cross-entropy."""
     lora_r: Rank | None = 16
     """Rank of the adapter's factors."""
     lora_alpha: Positive | None = 32

@@ -33,6 +33,7 @@ from vrambench.bench.plan.traits import (
 )
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Kind
+from vrambench.methods.models.losses import LOSSES
 
 Severity = Literal["reject", "warn"]
 
@@ -208,6 +209,20 @@ RULES: tuple[Rule, ...] = (
         "reject",
         "at temperature 0 the sampled response is the greedy one, so every advantage and the gradient are zero",
         lambda cell, _: remax_temperature(cell) == 0,
+    ),
+    Rule(
+        "loss-logprobs",
+        "reject",
+        "the algorithm's own loss is made of tokens' log-probabilities, which this loss does not give",
+        lambda cell, _: cell.algorithm_value.from_logprobs and LOSSES[cell.workload.loss].scorer is None,
+        lambda cell: LOSSES[cell.workload.loss].why_none,
+    ),
+    Rule(
+        "loss-cuda-only",
+        "reject",
+        "this loss runs on CUDA alone",
+        lambda cell, target: target.kind == "cpu" and LOSSES[cell.workload.loss].cuda_only is not None,
+        lambda cell: LOSSES[cell.workload.loss].cuda_only or "",
     ),
     Rule(
         "too-long",

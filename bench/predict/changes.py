@@ -80,13 +80,15 @@ CHANGES: tuple[Change, ...] = (
 
 def changed(cell: Cell, settings: Mapping[str, Any], *, flash: bool = True) -> Cell:
     """`cell` with other axis values and fields. What `auto` stood for (attention, reference) is decided anew where the axis
-    changes that decides it; `flash` as in `resolve`."""
+    changes that decides it, and a sequence's length where a part of it does; `flash` as in `resolve`."""
     axes = {axis: settings.get(axis, value) for axis, value in cell.axes.items()}
     workload = cell.workload.flat() | {name: value for name, value in settings.items() if name not in AXES}
     if axes["precision"] != cell.precision and cell.workload.attention == cell.precision_value.attention(cell.workload):
         workload["attention"] = "auto"
     if axes["adapter"] != cell.adapter and cell.workload.reference in ("adapter_off", "copy"):
         workload["reference"] = "auto"
+    if "max_length" not in settings and not settings.keys().isdisjoint(("prompt_tokens", "response_tokens")):
+        workload["max_length"] = None
     return resolve(axes, workload, flash=flash)
 
 

@@ -68,11 +68,12 @@ class Trainer(Protocol):
 class Algorithm(AxisValue):
     """`trainer`: sets the algorithm up on a stage (it asks for the roles that it needs). `learning_rate`: its usual one, used
     where the workload names none. `sequences_per_prompt`: how many responses to each of a rollout's prompts it trains on, where
-    that is not one."""
+    that is not one. `from_logprobs`: its loss is made of tokens' log-probabilities, and not their mean cross-entropy."""
 
     trainer: Callable[[Stage], Trainer]
     learning_rate: float
     sequences_per_prompt: Callable[[Workload], int] = lambda workload: 1
+    from_logprobs: bool = True
 
 
 ALGORITHMS = Registry(

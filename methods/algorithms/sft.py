@@ -29,10 +29,16 @@ class SupervisedFineTuning:
         for batch in stage.device.alike(tokens.split(work.batch_size), work.gradient_accumulation_steps):
             stage.phase("learn")
             with self.policy.forward():
-                loss = -self.policy.module(batch, 1).logprobs.mean()
+                loss = self.policy.module(batch)
             self.policy.backward(loss)
             losses.append(loss.detach())
         return {"loss": torch.stack(losses).mean()}
 
 
-SFT = Algorithm(summary="supervised fine-tuning", trainer=SupervisedFineTuning, learning_rate=2e-5)
+SFT = Algorithm(
+    summary="supervised fine-tuning",
+    trainer=SupervisedFineTuning,
+    learning_rate=2e-5,
+    from_logprobs=False,
+    fields=("max_length",),
+)

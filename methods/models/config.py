@@ -6,12 +6,17 @@ shortened(config, device)           with as many layers as the simulated device 
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+import huggingface_hub
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -28,15 +33,6 @@ MOST_WORDS = 200
 
 NOISE = ("pdrop", "dropout", "dropout_prob", "layerdrop", "jitter_noise")
 """How fields end that make a model's passes differ from each other."""
-
-# Fields by which an architecture changes logits after the head. Heads are applied here, in chunks, and would skip that.
-LOGIT_FIELDS = {
-    "final_logit_softcapping": None,
-    "logit_scale": 1.0,
-    "logits_scaling": 1.0,
-    "lm_head_multiplier": 1.0,
-}
-
 
 MOST: dict[str, int] = {
     "num_hidden_layers": 2048,
@@ -88,13 +84,6 @@ def _model_config(name: str, field: str) -> PreTrainedConfig:
             f"{field}: {name!r} is a {config.model_type}, not a causal language model", field=field
         )
     _check_attends_as_told(config, name, field)
-    for attribute, neutral in LOGIT_FIELDS.items():
-        value = getattr(config, attribute, neutral)
-        if value not in (None, neutral):
-            raise ConfigurationError(
-                f"{field}: {name!r} changes its logits after the head ({attribute} {value}), which is not supported",
-                field=field,
-            )
     return config
 
 
@@ -117,15 +106,17 @@ def read_config(name: str, field: str) -> PreTrainedConfig:
     if name in PRESETS:
         config = PRESETS[name].config()
     else:
-        hint = did_you_mean(name, PRESETS)
+        alike = next((preset for preset, one in PRESETS.items() if one.hub_id == name), None)
+        hint = f"; the preset {alike!r} has its shape" if alike else did_you_mean(name, PRESETS)
         if not Path(name).exists() and ("/" not in name or name.startswith((".", "/", "~"))):
             raise ConfigurationError(
-                f"{field}: {name!r} is neither a preset ({', '.join(PRESETS)}) nor a folder nor a hub id{hint}",
+                f"{field}: {name!r} is neither a preset ({_presets_near(name)}) nor a folder nor a hub id{hint}",
                 field=field,
             )
         try:
-            _check_sizes(PreTrainedConfig.get_config_dict(name)[0], name, field)
-            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            offline = _hub_is_out_of_reach()
+            _check_sizes(PreTrainedConfig.get_config_dict(name, local_files_only=offline)[0], name, field)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=offline)
         except (OSError, ValueError, KeyError) as error:
             if isinstance(error, ConfigurationError):
                 raise
@@ -136,6 +127,22 @@ def read_config(name: str, field: str) -> PreTrainedConfig:
     for part in {id(part): part for part in (config, config.get_text_config())}.values():
         _switch_dropout_off(part)
     return config
+
+
+def _presets_near(name: str) -> str:
+    """The few presets that are spelt most like `name`, and where all of them are."""
+    near = difflib.get_close_matches(name.lower(), PRESETS, n=4, cutoff=0.5)
+    return f"{', '.join(near) + '; ' if near else ''}docs/config.md has all of them"
+
+
+@functools.cache
+def _hub_is_out_of_reach() -> bool:
+    """Whether the hub's name cannot be resolved, and no proxy would do it: its client would try for a minute, each time."""
+    try:
+        socket.getaddrinfo(urlsplit(huggingface_hub.constants.ENDPOINT).hostname, None)
+    except OSError:
+        return not getproxies()
+    return False
 
 
 def _check_sizes(values: object, name: str, field: str) -> None:
@@ -163,8 +170,6 @@ def _check_sizes(values: object, name: str, field: str) -> None:
 def heads_of_one_size(name: str) -> bool:
     """Whether queries' and values' heads are of one size in a model: not so in multi-head latent attention (DeepSeek-V3). A model
     that cannot be read is taken to have such heads; its job says why it cannot."""
-    if name in PRESETS:
-        return True
     try:
         config = model_config(name).get_text_config()
     except ConfigurationError:

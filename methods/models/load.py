@@ -105,7 +105,8 @@ def read_weights(
     """The checkpoint `name`, straight to the device; transformers quantises it as it reads."""
     if name in PRESETS:
         raise ConfigurationError(
-            f"{field}: {name!r} is a preset, a shape without weights; pretrained weights need a folder or a hub id",
+            f"{field}: {name!r} is a preset, a shape without weights; pretrained weights need a folder or a hub id"
+            + (f", as {PRESETS[name].hub_id}" if PRESETS[name].hub_id else ""),
             field=field,
         )
     try:

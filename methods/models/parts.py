@@ -1,7 +1,7 @@
 """The parts of a transformers model, whatever is wrapped around it: trunk, head, stacks of layers.
 
-hidden = trunk(policy)(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
-logits = head(policy)(hidden)                                      the same as policy(tokens).logits
+states = hidden_states(policy, tokens)
+logits(policy, states)                                             the same as policy(tokens).logits
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from vrambench.methods.errors import ConfigurationError
 
 DEPTH = "full_num_hidden_layers"
 """Where a shortened model's configuration keeps how many layers there are."""
@@ -30,6 +33,85 @@ def trunk(model: nn.Module) -> nn.Module:
 def head(model: nn.Module) -> nn.Module:
     """The output head: hidden states [...,hidden] to logits [...,vocabulary]."""
     return unwrapped(model).get_output_embeddings()
+
+
+def hidden_states(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """Last hidden states [B, T, hidden] of tokens [B, T], no padding, no cache."""
+    positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    return trunk(model)(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
+
+
+class LogitChanges(NamedTuple):
+    """What an architecture does to its logits after the head, in this order; None for nothing. `upcast`: to fp32."""
+
+    factor: float | None = None
+    divisor: float | None = None
+    cap: float | None = None
+    upcast: bool = False
+
+    @property
+    def scale(self) -> float:
+        """Factor and divisor together."""
+        return (1.0 if self.factor is None else self.factor) / (1.0 if self.divisor is None else self.divisor)
+
+
+FACTORS = ("logit_scale", "lm_head_multiplier")
+DIVISORS = ("logits_scaling",)
+CAPS = ("final_logit_softcapping", "logits_soft_cap")
+"""Fields of configurations that say what is done to logits (Cohere, Falcon H1; Granite; Gemma 2, RecurrentGemma)."""
+MULTIPLIED_BY_DIVISOR = ("hyperclovax",)
+UPCAST = ("beam",)
+"""Architectures in which the divisor is a factor, and that soft-cap in fp32."""
+
+
+def logit_changes(model: nn.Module) -> LogitChanges:
+    return configured_changes(unwrapped(model).config)
+
+
+def configured_changes(config: PreTrainedConfig) -> LogitChanges:
+    """As transformers' models of that configuration do in their forward pass."""
+    text = config.get_text_config()
+
+    def first(names: tuple[str, ...]) -> float | None:
+        values = [value for name in names if (value := getattr(text, name, None)) is not None]
+        return values[0] if values else None
+
+    factor, divisor = first(FACTORS), first(DIVISORS)
+    if text.model_type in MULTIPLIED_BY_DIVISOR:
+        factor, divisor = divisor, None
+    return LogitChanges(factor, divisor, first(CAPS), text.model_type in UPCAST)
+
+
+def logits(model: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """Logits [..., vocabulary] of hidden states [..., hidden], as the model's own forward pass makes them."""
+    changes = logit_changes(model)
+    made = head(model)(states)
+    if changes.factor is not None:
+        made = made * changes.factor
+    if changes.divisor is not None:
+        made = made / changes.divisor
+    if changes.cap is not None:
+        if changes.upcast:
+            made = made.float()
+        made = made / changes.cap
+        made = torch.tanh(made)
+        made = made * changes.cap
+    return made
+
+
+def plain_head(model: nn.Module, asked: str, *, bias: bool = True) -> Any:
+    """The head, whose weight is read as it is. Raises ConfigurationError, about what was `asked`, where that would leave something
+    out: an adapter on the head, or (with bias=False) a bias."""
+    found: Any = head(model)
+    if hasattr(found, "base_layer"):
+        raise ConfigurationError(
+            f"{asked} reads the output head's weight as it is and would leave out the adapter on it: take the head from "
+            "lora_target_modules, or another loss",
+            field="loss",
+        )
+    if not bias and getattr(found, "bias", None) is not None:
+        raise ConfigurationError(f"{asked} knows no bias of the output head, and this model's has one", field="loss")
+    return found
 
 
 def heads(module: nn.Module) -> set[nn.Module]:

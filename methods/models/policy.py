@@ -1,7 +1,7 @@
 """What is trained: a language model that scores tokens, with a value head where the algorithm wants one, and critics.
 
-A policy never makes logits for positions that nobody asked for: the trunk runs over the whole sequence, the head over the
-scored positions only.
+The trunk runs over the whole sequence. For which positions the head makes logits, and whether all at once, is the loss' matter
+(losses/); by default it is the scored positions, all at once.
 """
 
 from __future__ import annotations
@@ -10,33 +10,43 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from vrambench.methods.models.parts import head, trunk
+from vrambench.methods.models.losses import LOSSES, Loss
+from vrambench.methods.models.parts import hidden_states
 
 
 class Scores(NamedTuple):
     """`logprobs` [B, R] fp32: of each scored token given all before it. `values` [B, R] fp32: expected return before that token,
-    None without a value head."""
+    None without a value head. `logits`: those that a loss keeps as long as the scores that are trained on, else None."""
 
     logprobs: torch.Tensor
     values: torch.Tensor | None
+    logits: torch.Tensor | None = None
 
 
 class Policy(nn.Module):
     """`model`: a transformers causal language model, adapter and all. `value_head`: [hidden -> 1], trained with it, or None."""
 
-    def __init__(self, model: nn.Module, value_head: nn.Linear | None = None) -> None:
+    def __init__(self, model: nn.Module, value_head: nn.Linear | None = None, loss: Loss = LOSSES["scored"]) -> None:
         super().__init__()
         self.model = model
         self.value_head = value_head
+        self.loss = loss
 
-    def forward(self, tokens: torch.Tensor, start: int, temperature: float = 1.0) -> Scores:
-        """Scores of tokens[:, start:], for tokens [B, T] int64 and 1 <= start < T."""
-        states = hidden_states(self.model, tokens)[:, start - 1 : -1]
-        logits = head(self.model)(states)
-        values = None if self.value_head is None else scalar(self.value_head, states)
-        return Scores(token_logprobs(logits, tokens[:, start:], temperature), values)
+    def forward(
+        self, tokens: torch.Tensor, start: int | None = None, temperature: float = 1.0
+    ) -> Scores | torch.Tensor:
+        """Scores of tokens[:, start:], for tokens [B, T] int64 and 1 <= start < T. Without `start`, the mean cross-entropy of all
+        tokens but the first, a scalar."""
+        if start is None:
+            return self.loss.mean(self.model, tokens)
+        scorer = self.loss.scorer
+        assert scorer is not None, "a rule rejects such cells"
+        states = hidden_states(self.model, tokens)
+        prepared = scorer.prepare(self.model, states, start)
+        values = None if self.value_head is None else scalar(self.value_head, states[:, start - 1 : -1])
+        logprobs = scorer.logprobs(self.model, prepared, tokens, start, temperature)
+        return Scores(logprobs, values, prepared if scorer.keeps and torch.is_grad_enabled() else None)
 
 
 class Critic(nn.Module):
@@ -51,21 +61,6 @@ class Critic(nn.Module):
         return self.model(tokens)[:, start - 1 : -1]
 
 
-def hidden_states(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """Last hidden states [B, T, hidden] of tokens [B, T], no padding, no cache."""
-    positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-    return trunk(model)(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
-
-
 def scalar(linear: nn.Linear, states: torch.Tensor) -> torch.Tensor:
     """A scalar head's [B, R] fp32 output on states [B, R, hidden], in the head's own type."""
     return linear(states.to(linear.weight.dtype)).squeeze(-1).float()
-
-
-def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Log-probabilities [B, R] in fp32 of tokens [B, R] under logits [B, R, V] of any float type."""
-    scaled = logits.float()
-    if temperature != 1.0:
-        scaled = scaled / temperature
-    flat = F.cross_entropy(scaled.flatten(0, 1), tokens.flatten(), reduction="none")
-    return -flat.view(tokens.shape)

@@ -141,7 +141,7 @@ def _work(answer: Answer) -> str:
     parts = [
         workload.model,
         f"batch_size {workload.batch_size}",
-        f"{workload.prompt_tokens} + {workload.response_tokens} tokens",
+        f"{workload.max_length or f'{workload.prompt_tokens} + {workload.response_tokens}'} tokens",
     ]
     if workload.rollout_batch is not None:
         parts.append(f"rollout_batch {workload.rollout_batch}")

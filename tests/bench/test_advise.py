@@ -66,11 +66,12 @@ def test_nothing_fits_a_budget_below_the_context(predictor: Predictor) -> None:
 
 def test_a_rule_is_a_bound(predictor: Predictor) -> None:
     cell = cell_of(batch_size=1)
-    found = largest(cell, "prompt_tokens", asking(predictor, 2**40))
-    assert found.value is not None
-    assert found.bound.startswith("too-long: ")
-    assert rejection(changed(cell, {"prompt_tokens": found.value})) is None
-    assert rejection(changed(cell, {"prompt_tokens": found.value + 1})) is not None
+    for field, value in (("prompt_tokens", 2048 - 4), ("max_length", 2048)):
+        found = largest(cell, field, asking(predictor, 2**40))
+        assert found.value == value
+        assert found.bound.startswith("too-long: ")
+        assert rejection(changed(cell, {field: value})) is None
+        assert rejection(changed(cell, {field: value + 1})) is not None
 
 
 def test_a_rollout_stays_a_whole_number_of_optimizer_steps(predictor: Predictor) -> None:
@@ -103,6 +104,7 @@ def test_fields_that_cannot_be_searched_are_named() -> None:
         "batch_size",
         "prompt_tokens",
         "response_tokens",
+        "max_length",
         "gradient_accumulation_steps",
     )
     lora = integer_fields(cell_of({"adapter": "lora", "algorithm": "ppo"}))

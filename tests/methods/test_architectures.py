@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.attention import implementation
 from vrambench.methods.models.config import model_config
+from vrambench.methods.models.parts import head, logits
 
 SMALL: dict[str, Any] = {
     "vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32, "num_hidden_layers": 3,
@@ -55,8 +56,8 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-def tiny(kind: str, kernel: str) -> nn.Module:
-    config = CONFIG_MAPPING[kind](**SMALL)
+def tiny(kind: str, kernel: str, **fields: Any) -> nn.Module:
+    config = CONFIG_MAPPING[kind](**SMALL | fields)
     for name in (
         "attention_dropout",
         "resid_pdrop",
@@ -94,7 +95,39 @@ def saved(kind: str, folder: Any) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("kind", sorted({*TAKEN} - {"cohere", "granite", "nanochat"}))
+# What an architecture does to its logits, where it does something, and values for it that are not its defaults.
+LOGIT_FIELDS: dict[str, dict[str, float]] = {
+    "beam": {"final_logit_softcapping": 1.5},
+    "cohere": {"logit_scale": 0.3},
+    "cohere2": {"logit_scale": 0.3},
+    "gemma2": {"final_logit_softcapping": 1.5},
+    "gemma3_text": {"final_logit_softcapping": 1.5},
+    "granite": {"logits_scaling": 4.0},
+    "granitemoe": {"logits_scaling": 4.0},
+    "hyperclovax": {"logits_scaling": 4.0},
+    "falcon_h1": {"lm_head_multiplier": 0.3},
+    "nanochat": {"final_logit_softcapping": 1.5},
+    "recurrent_gemma": {"logits_soft_cap": 1.5},
+    "vaultgemma": {"final_logit_softcapping": 1.5},
+}
+
+
+@pytest.mark.parametrize("kind", sorted({*TAKEN, *LOGIT_FIELDS}))
+def test_our_head_gives_the_logits_of_the_whole_model(kind: str) -> None:
+    if kind not in CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {kind}")
+    model: Any = tiny(kind, "eager", **LOGIT_FIELDS.get(kind, {}))
+    tokens = torch.randint(128, (2, 12), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        model.get_output_embeddings().weight.normal_()
+        expected = model(input_ids=tokens, use_cache=False).logits
+        states = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        assert torch.equal(logits(model, states), expected)
+        if kind in LOGIT_FIELDS:
+            assert not torch.allclose(head(model)(states), expected, atol=0.1)
+
+
+@pytest.mark.parametrize("kind", TAKEN)
 def test_those_are_not_refused(kind: str, tmp_path: Any) -> None:
     assert model_config(saved(kind, tmp_path)).model_type == kind
 

@@ -21,7 +21,7 @@ from vrambench.methods.optimizers import OPTIMIZERS
 from vrambench.methods.optimizers.galore import GaLoreOptions
 from vrambench.methods.workload import FIELDS
 
-# Another value of every field. PPO_AXES with a reward model use all of them.
+# Another value of every field.
 OTHER: dict[str, Any] = {
     "model": "tiny-gpt2",
     "weights": "pretrained",
@@ -29,10 +29,12 @@ OTHER: dict[str, Any] = {
     "batch_size": 3,
     "prompt_tokens": 7,
     "response_tokens": 7,
+    "max_length": 30,
     "gradient_accumulation_steps": 2,
     "gradient_checkpointing": True,
     "compute_dtype": "fp16",
     "attention": "math",
+    "loss": "nll",
     "lora_r": 4,
     "lora_alpha": 4.5,
     "lora_dropout": 0.1,
@@ -50,6 +52,11 @@ OTHER: dict[str, Any] = {
     "seed": 9,
     "budget": "9GiB",
 }
+
+
+def unused(axes: dict[str, str]) -> set[str]:
+    """Fields that only other axis values use."""
+    return conditional_fields() - {name for axis in axes for name in AXES[axis].get(axes[axis]).fields}
 
 
 def another(value: object) -> object:
@@ -70,7 +77,7 @@ OTHER_OPTIONS: dict[str, dict[str, object]] = {
 def test_an_id_is_the_same_in_every_version() -> None:
     """Files of earlier runs are found again by it: it may change only with a field that is new or gone."""
     cell = resolve(SFT_AXES | {"optimizer": "galore_adamw"}, {"model": "llama-2-7b", "galore": {"rank": 64}})
-    assert cell.id == "fc711282069e"
+    assert cell.id == "074b35739977"
     assert cell.name == "fp32 none galore_adamw none sft"
 
 
@@ -88,7 +95,7 @@ def test_nothing_is_left_open() -> None:
 def test_what_no_axis_value_uses_is_empty() -> None:
     cell = resolve(SFT_AXES, {"lora_r": 4, "value": "separate", "compute_dtype": "fp16", "ppo": {"epochs": 1}})
     empty = {field for field in FIELDS if getattr(cell.workload, field) is None}
-    assert empty == conditional_fields()
+    assert empty == unused(SFT_AXES) == conditional_fields() - {"max_length"}
     assert set(cell.workload.options) == {"adafactor"}
 
 
@@ -151,6 +158,10 @@ def test_each_algorithm_has_its_learning_rate(algorithm: str, rate: float) -> No
         (PPO_AXES | {"adapter": "lora"}, {"lora_target_modules": ["a", "b"]}, {"lora_target_modules": "a, b"}),
         (PPO_AXES, {}, {"int8": {"threshold": 6}, "nf4": {"double_quant": True}}),
         (PPO_AXES, {}, {"lora_r": None, "rollout_batch": None, "learning_rate": None}),
+        (PPO_AXES, {}, {"max_length": 9}),
+        (SFT_AXES, {}, {"max_length": 512}),
+        (SFT_AXES, {"prompt_tokens": 96, "response_tokens": 4000}, {"prompt_tokens": 96, "max_length": 4096}),
+        (SFT_AXES, {"prompt_tokens": 7, "response_tokens": 1}, {"max_length": 8}),
     ],
 )
 def test_two_ways_to_ask_for_the_same_work_are_one_cell(
@@ -173,9 +184,10 @@ def test_the_order_of_settings_does_not_matter() -> None:
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_field_that_is_used_changes_the_id(field: str) -> None:
     plain = {"reward": "model"}
-    assert resolve(PPO_AXES, plain).id != resolve(PPO_AXES, plain | {field: OTHER[field]}).id
-    used = field not in conditional_fields()
-    assert (resolve(SFT_AXES, {}).id != resolve(SFT_AXES, {field: OTHER[field]}).id) == used
+    for axes in (PPO_AXES, SFT_AXES):
+        changed = resolve(axes, plain).id != resolve(axes, plain | {field: OTHER[field]}).id
+        assert changed == (field not in unused(axes))
+    assert field not in unused(PPO_AXES) & unused(SFT_AXES)
 
 
 @pytest.mark.parametrize("axis", AXES)
@@ -218,7 +230,7 @@ def test_a_cell_of_a_file_can_be_given_other_axis_values() -> None:
 
 
 def test_a_user_s_own_value_brings_options_and_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own_axis.py").write_text(
+    (tmp_path / "own_slow.py").write_text(
         "from typing import ClassVar\n"
         "from vrambench.methods.optimizers import Optimizer\n"
         "from vrambench.methods.registry import Options\n"
@@ -228,7 +240,7 @@ def test_a_user_s_own_value_brings_options_and_fields(tmp_path: Path, monkeypatc
         "SLOW = Optimizer(summary='mine', build=lambda module, cell: None, options=Mine, fields=('lora_r',))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    axes = SFT_AXES | {"optimizer": "own_axis:SLOW"}
+    axes = SFT_AXES | {"optimizer": "own_slow:SLOW"}
     cell = resolve(axes, {"mine": {"speed": 2}, "lora_r": 3})
     assert cell.workload.options == {"mine": {"speed": 2}}
     assert cell.workload.lora_r == 3

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import random
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import get_device
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.job import Job
+from vrambench.methods.models import config as config_module
 from vrambench.methods.models.attention import efficient
 from vrambench.methods.models.config import heads_of_one_size, model_config
 from vrambench.methods.models.load import load_model
@@ -106,10 +109,29 @@ def test_a_file_that_is_no_configuration_is_one_sentence(tmp_path: Path, text: s
     assert "\n" not in error.value.message
 
 
+def test_a_hub_that_cannot_be_reached_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: Any) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    waits: list[float] = []
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(config_module, "getproxies", dict)
+    monkeypatch.setattr(time, "sleep", waits.append)
+    config_module._hub_is_out_of_reach.cache_clear()
+    try:
+        with pytest.raises(ConfigurationError, match=r"^model: 'nobody/nothing' cannot be read: .*connect") as caught:
+            model_config("nobody/nothing")
+    finally:
+        config_module._hub_is_out_of_reach.cache_clear()
+    assert caught.value.field == "model"
+    assert waits == []
+
+
 def test_auto_is_the_efficient_kernel_where_heads_differ_in_size(tmp_path: Path) -> None:
     latent, equal = written(tmp_path / "mla", MLA), written(tmp_path / "equal", MLA | {"v_head_dim": 24})
     assert (heads_of_one_size(latent), heads_of_one_size(equal), heads_of_one_size("llama-2-7b")) == (False, True, True)
     assert cell_of(latent).workload.attention == "efficient"
+    assert cell_of("deepseek-v2-lite").workload.attention == "efficient"
     assert cell_of(equal).workload.attention == "flash"
     job = Job(cell_of(latent, attention="flash"), get_device("cpu"), lambda phase: None)
     job.load()

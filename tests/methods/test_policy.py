@@ -11,7 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from vrambench.methods.job import Job
-from vrambench.methods.models.policy import Critic, Policy, hidden_states, scalar, token_logprobs
+from vrambench.methods.models.losses.scored import token_logprobs
+from vrambench.methods.models.parts import hidden_states
+from vrambench.methods.models.policy import Critic, Policy, scalar
 from vrambench.methods.models.scalar import ScalarModel
 
 MakeJob = Callable[..., Job]

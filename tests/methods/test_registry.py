@@ -177,6 +177,9 @@ def test_a_value_of_another_kind_is_refused(here: Path, value: str) -> None:
         ("torch_compile", FIELDS, None),
         ("loss_type", FIELDS, None),
         ("max_new_tokens", FIELDS, "response_tokens"),
+        ("max_seq_length", FIELDS, "max_length"),
+        ("sequence_tokens", FIELDS, "max_length"),
+        ("cutoff_len", FIELDS, "max_length"),
     ],
 )
 def test_nothing_else_is_taken_for_what_was_meant(value: str, choices: tuple[str, ...], meant: str | None) -> None:

@@ -38,9 +38,15 @@ class Case:
     """Whether the hit breaks this rule only."""
 
 
+FROM_LABELS = {"algorithm": "ppo", "loss": "nll_4_46"}
 LAYERWISE = {"optimizer": "galore_adamw_layerwise", "max_grad_norm": 0}
 
 CASES = [
+    Case("loss-logprobs", FROM_LABELS, {"loss": "nll"}),
+    Case("loss-logprobs", FROM_LABELS, {"algorithm": "sft"}),
+    Case("loss-logprobs", {"algorithm": "remax", "loss": "liger"}, {"algorithm": "sft"}, "cuda", "cuda"),
+    Case("loss-cuda-only", {"loss": "liger"}, {}, near_device="cuda"),
+    Case("loss-cuda-only", {"loss": "liger"}, {"loss": "chunked_nll"}),
     Case("quantized-full", {"precision": "int8"}, {"adapter": "lora"}),
     Case("quantized-full", {"precision": "nf4", "algorithm": "ppo"}, {"precision": "bf16"}),
     Case(

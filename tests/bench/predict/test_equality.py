@@ -17,6 +17,7 @@ DeepSpeed's engine has a proof of its own (tests/methods/test_simulated_zero.py)
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -29,8 +30,9 @@ from vrambench.bench.plan.selection import Selection
 from vrambench.bench.predict.tracing.job import TracedJob
 from vrambench.bench.predict.tracing.trace import ALLOC, FREE, Trace
 from vrambench.bench.predict.tracing.tracer import Tracer
-from vrambench.methods.cell import Cell
+from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import Device, get_device
+from vrambench.methods.models.losses import LOSSES
 
 pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 
@@ -58,6 +60,21 @@ def cells() -> dict[str, PlannedCell]:
 
 
 CELLS = cells()
+
+
+def loss_cells() -> dict[str, Cell]:
+    """Every loss with every algorithm that it goes with, over several chunks of tokens, and once more under autocast."""
+    plain = {"precision": "bf16", "adapter": "lora", "optimizer": "adamw_torch", "offload": "none"}
+    work = {"prompt_tokens": 300, "response_tokens": 2, "batch_size": 2, "rollout_batch": 4, "ppo": {"epochs": 1}}
+    chosen = {}
+    for loss, axes in itertools.product(LOSSES, ({}, {"precision": "bf16_amp", "adapter": "none"})):
+        for algorithm in ("sft", "ppo", "remax") if LOSSES[loss].scorer else ("sft",):
+            cell = resolve(plain | axes | {"algorithm": algorithm}, work | {"loss": loss})
+            chosen[f"{loss} {cell.name}"] = cell
+    return chosen
+
+
+LOSS_CELLS = loss_cells()
 
 
 def traced(cell: Cell, device: Device) -> Trace:
@@ -119,6 +136,15 @@ def test_the_simulated_job_allocates_what_the_real_one_does(name: str) -> None:
     if cell.precision != "int8" and not cell.precision_value.loss_scaling:
         assert not differences(cell, real, simulated)
     assert simulated.peak_bytes() > 0
+
+
+@pytest.mark.parametrize("name", LOSS_CELLS)
+def test_every_loss_allocates_on_the_simulated_device_what_it_does_on_the_cpu(name: str) -> None:
+    cell = LOSS_CELLS[name]
+    real = traced(cell, get_device("cpu"))
+    simulated = traced(cell, dataclasses.replace(get_device("meta"), stands_for="cpu"))
+    assert simulated.peak_bytes() == pytest.approx(real.peak_bytes(), rel=0.002)
+    assert not differences(cell, real, simulated)
 
 
 def test_every_value_that_a_cpu_can_run_is_compared() -> None:

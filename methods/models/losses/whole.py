@@ -1,0 +1,78 @@
+"""The loss on the whole sequence's logits, as transformers' models and TRL's PPO compute it: `loss: nll` and `nll_4_46`.
+
+For labels it is the model's own forward pass with labels, whatever its architecture does there (transformers 5.23,
+loss/loss_utils.py: ForCausalLMLoss): logits of every position in the model's type, a copy in fp32, labels shifted and padded, the
+log-softmax. Until it returns, the logits in the model's type and the last hidden states are held as well. 10 bytes a logit in
+the forward pass of a model in half precision, 12 in the backward pass.
+
+For log-probabilities it is what TRL 1.12 does in PPO (experimental/ppo/ppo_trainer.py; trainer/utils.py: selective_log_softmax):
+logits of every position, those of the response divided by the temperature in place, and a log-softmax of one sequence after the
+other in the logits' own type (in fp32: a logarithm of the sum of exponentials). The trainer holds the logits until the backward
+pass is over. TRL scores its rollout with the logits that generation gave, which it stacks; here rollouts are scored by a pass
+of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vrambench.methods.models import parts
+
+EPSILON = 1e-7
+"""Added to the temperature before anything is divided by it (ppo_trainer.py)."""
+
+
+def mean(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """The mean cross-entropy of tokens[:, 1:]."""
+    base: Any = parts.unwrapped(model)
+    positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    output = base(input_ids=tokens, position_ids=positions, labels=tokens, use_cache=False)
+    loss: torch.Tensor = output.loss
+    return loss
+
+
+def mean_4_46(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """The same with the loss function of transformers 4.46 to 4.48: 14 bytes a logit in the forward pass."""
+    base: Any = parts.unwrapped(model)
+    base.loss_function = loss_4_46
+    return mean(model, tokens)
+
+
+def loss_4_46(logits: torch.Tensor, labels: torch.Tensor, vocab_size: int, **kwargs: Any) -> torch.Tensor:
+    """ForCausalLMLoss as it was: it copies the logits in fp32 once more, to shift them instead of the labels."""
+    logits = logits.float()
+    shifted = logits[..., :-1, :].contiguous()
+    wanted = labels[..., 1:].contiguous()
+    return F.cross_entropy(shifted.view(-1, vocab_size), wanted.view(-1))
+
+
+def logits(model: nn.Module, states: torch.Tensor, start: int) -> torch.Tensor:
+    """[B, T, V], in the model's type."""
+    return parts.logits(model, states)
+
+
+def logprobs(
+    model: nn.Module, logits: torch.Tensor, tokens: torch.Tensor, start: int, temperature: float
+) -> torch.Tensor:
+    """Of tokens[:, start:]. Changes `logits` [B, T, V] in place."""
+    response = logits[:, start - 1 : -1]
+    response /= temperature + EPSILON
+    return selective_log_softmax(response, tokens[:, start:]).float()
+
+
+def selective_log_softmax(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities [B, R] of tokens [B, R] under logits [B, R, V], in their type."""
+    wanted = tokens.unsqueeze(-1)
+    if logits.dtype in (torch.float32, torch.float64):
+        selected = torch.gather(logits, dim=-1, index=wanted)
+        sums = torch.stack([torch.logsumexp(row, dim=-1) for row in logits])
+        return (selected - sums.unsqueeze(-1)).squeeze(-1)
+    rows = []
+    for row, words in zip(logits, wanted, strict=True):
+        row_logprobs = F.log_softmax(row, dim=-1)
+        rows.append(row_logprobs.gather(dim=-1, index=words))
+    return torch.stack(rows).squeeze(-1)
