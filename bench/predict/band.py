@@ -39,6 +39,7 @@ FEWEST_CELLS = 20
 RECIPE: Mapping[str, tuple[Any, ...]] = {
     "attention": ("flash", "efficient"),
     "compute_dtype": ("bf16", None),
+    "loss": ("scored", None),
 }
 """Fields that decide which operators a job runs, with the values that say nothing special."""
 

@@ -112,6 +112,7 @@ def ours(configuration: Configuration, folder: Path) -> Held:
         "prompt_tokens": 1,
         "response_tokens": TOKENS - 1,
         "learning_rate": 1e-3,
+        "loss": "nll",
     }
     cell = resolve(dict(zip(AXES, configuration.axes.split(), strict=True)), settings | dict(configuration.settings))
     watch = Watch()
