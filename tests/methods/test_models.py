@@ -101,7 +101,7 @@ PUBLISHED = {
     "granite-3.3-2b": 2_533_539_840,
     "granite-3.3-8b": 8_170_864_640,
 }
-REFUSED = ("gemma-2-2b", "gemma-2-9b", "falcon-7b", "granite-3.3-2b", "granite-3.3-8b")
+REFUSED = ("falcon-7b",)
 """Presets that no job takes yet."""
 
 
