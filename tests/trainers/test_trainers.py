@@ -16,6 +16,7 @@ from unittest import mock
 
 import pytest
 import torch
+from transformers import BitsAndBytesConfig
 
 from tests.trainers.trained import (
     BATCH,
@@ -43,6 +44,9 @@ FULL = Configuration(
     name="full bf16", trl=True, axes="bf16 none adamw_torch none sft", load=HALF, arguments=WHOLE_LOGITS
 )
 WITH_LORA = replace(FULL, name="lora", axes="bf16 lora adamw_torch none sft", peft=LORA, settings=OUR_LORA)
+NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+INT8 = BitsAndBytesConfig(load_in_8bit=True)
+QUANTISED: dict[str, Any] = {"device_map": {"": "cpu"}}
 CONFIGURATIONS = (
     FULL,
     Configuration(
@@ -75,6 +79,21 @@ CONFIGURATIONS = (
         name="accumulation 4",
         arguments=WHOLE_LOGITS | {"gradient_accumulation_steps": 4},
         settings={"gradient_accumulation_steps": 4},
+    ),
+    replace(
+        WITH_LORA,
+        name="qlora, as TRL makes it",
+        axes="nf4 lora adamw_torch none sft",
+        load=HALF | QUANTISED | {"quantization_config": NF4},
+        arguments=WHOLE_LOGITS | CHECKPOINTED,
+        settings=OUR_LORA | CHECKPOINTED | {"adapter_dtype": "bf16"},
+    ),
+    replace(
+        WITH_LORA,
+        name="int8 lora, as TRL makes it",
+        axes="int8 lora adamw_torch none sft",
+        load=HALF | QUANTISED | {"quantization_config": INT8},
+        settings=OUR_LORA | {"adapter_dtype": "bf16"},
     ),
     Configuration(
         name="adafactor", trl=False, axes="bf16 none adafactor none sft", load=HALF, arguments={"optim": "adafactor"}
@@ -126,6 +145,8 @@ NAMED: dict[str, dict[str, tuple[Difference, ...]]] = {
     "full, checkpointed": {"learn": INPUTS, "optimizer_step": (*INPUTS, norms_apart(2))},
     "chunked loss": {"learn": INPUTS, "optimizer_step": (*INPUTS, norms_apart(2))},
     "accumulation 4": {"learn": 4 * INPUTS, "optimizer_step": (*4 * INPUTS, norms_apart(2))},
+    "qlora, as TRL makes it": {"learn": INPUTS, "optimizer_step": INPUTS},
+    "int8 lora, as TRL makes it": {"learn": INPUTS, "optimizer_step": INPUTS},
     "adafactor": {"learn": (LABELS,), "optimizer_step": (LABELS, ADAFACTOR)},
     "8-bit adamw": {"learn": (LABELS,), "optimizer_step": (LABELS,)},
 }
