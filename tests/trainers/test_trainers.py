@@ -95,6 +95,13 @@ CONFIGURATIONS = (
         load=HALF | QUANTISED | {"quantization_config": INT8},
         settings=OUR_LORA | {"adapter_dtype": "bf16"},
     ),
+    replace(FULL, name="packed, wrapped", arguments=WHOLE_LOGITS | {"packing": True, "packing_strategy": "wrapped"}),
+    replace(
+        FULL,
+        name="packed",
+        arguments=WHOLE_LOGITS | {"packing": True},
+        settings={"batch_size": 1, "response_tokens": BATCH * TOKENS - 1},
+    ),
     Configuration(
         name="adafactor", trl=False, axes="bf16 none adafactor none sft", load=HALF, arguments={"optim": "adafactor"}
     ),
@@ -135,6 +142,11 @@ ADAFACTOR = Difference(
     "the last matrix is stepped after another, whose fp32 update is still there, and not after a norm",
     4 * WIDTH * INNER - 4 * WIDTH,
 )
+DOCUMENTS = Difference(
+    "a mask that keeps documents apart, in bf16 and kept by each layer, and with it keys and values copied for each query: what "
+    "scaled dot product attention does; with flash-attn there is neither",
+    LAYERS * (2 * (BATCH * TOKENS) ** 2 + 2 * BATCH * TOKENS * WIDTH),
+)
 INPUTS = (LABELS, MASK)
 NAMED: dict[str, dict[str, tuple[Difference, ...]]] = {
     "full bf16": {"learn": INPUTS, "optimizer_step": (*INPUTS, norms_apart(2))},
@@ -147,6 +159,8 @@ NAMED: dict[str, dict[str, tuple[Difference, ...]]] = {
     "accumulation 4": {"learn": 4 * INPUTS, "optimizer_step": (*4 * INPUTS, norms_apart(2))},
     "qlora, as TRL makes it": {"learn": INPUTS, "optimizer_step": INPUTS},
     "int8 lora, as TRL makes it": {"learn": INPUTS, "optimizer_step": INPUTS},
+    "packed, wrapped": {"learn": INPUTS, "optimizer_step": (*INPUTS, norms_apart(2))},
+    "packed": {"learn": (*INPUTS, DOCUMENTS), "optimizer_step": (*INPUTS, norms_apart(2))},
     "adafactor": {"learn": (LABELS,), "optimizer_step": (LABELS, ADAFACTOR)},
     "8-bit adamw": {"learn": (LABELS,), "optimizer_step": (LABELS,)},
 }
