@@ -131,6 +131,16 @@ def error_band(kind: Kind | None = None, results: Path = RESULTS) -> Band:
     return Band(max(0.0, ours, *(one.excess for one in alike)), basis, misses)
 
 
+def bands(results: Path = RESULTS) -> dict[Kind, list[Compared]]:
+    """Every kind of which a job was compared, and its jobs."""
+    rows = [(file.parent.name, row) for file in _published(results) for row in _rows(file)]
+    found: dict[Kind, list[Compared]] = {}
+    for one in _compared(rows):
+        if one.kind is not None:
+            found.setdefault(one.kind, []).append(one)
+    return dict(sorted(found.items()))
+
+
 def nearest(kind: Kind, compared: Collection[Kind]) -> Kind:
     """The kind that trains alike (the base or an adapter), does the same work on the same family, with weights of the nearest
     number of bits; of several, by name."""
