@@ -181,7 +181,8 @@ ROWS: tuple[Row, ...] = (
                      "would be 3 % low, as above."),
     Row(id="qlora-7b", what="LLaMA-7B, QLoRA", published=5.0, unit="GB", key="allocated", stated=False,
         job=Job(axes="nf4 lora paged_adamw_8bit none sft", card="rtx-3090", settings=sequences("llama-2-7b", 1, 512,
-                gradient_checkpointing=True, lora_r=64, lora_alpha=16, adapter_dtype="bf16", nf4={"double_quant": True})),
+                gradient_checkpointing=True, lora_r=64, lora_alpha=16, lora_target_modules="all-linear", adapter_dtype="bf16",
+                nf4={"double_quant": True})),
         source="QLoRA, arXiv 2305.14314, Figure 6",
         settings="7B, batch 1, 512 tokens. Assumed: the paper's recipe (double quantisation, r 64 on every linear "
                  "layer, bf16 adapter, "

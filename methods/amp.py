@@ -15,7 +15,7 @@ ATen/autocast_mode.h and ATen/autocast_mode.cpp, torch 2.8 to 2.13.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -33,8 +33,12 @@ Rule = Literal["lower", "fp32", "fp32_output", "fp32_norm", "promote", "banned"]
 KEY_NAME = "AutocastPrivateUse1"
 KEY = torch._C._dispatch_key_parse(KEY_NAME)
 
-# What stands for scaled_dot_product_attention where nothing is computed (methods/models/attention.py), and is cast as that is.
-ATTENTION = ("_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention")
+# What stands for scaled_dot_product_attention where nothing is computed (methods/models/kernels.py), and is cast as that is.
+ATTENTION = (
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_flash_attention_forward",
+)
 
 
 @dataclass(frozen=True)
@@ -205,6 +209,14 @@ def recompute_contexts() -> tuple[AbstractContextManager[Any], AbstractContextMa
     return nullcontext(), CastPolicy(policy.dtype, policy.lists) if policy else CastPolicy(None)
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The type to which autocast casts on `device` now; None where it is off."""
+    if device.type == "meta":
+        policy = _current.get()
+        return policy.dtype if policy else None
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
 class SimulatedScaler(GradScaler):
     """torch's GradScaler, allocation by allocation, for gradients without values: it never finds an overflow, so it steps each
     time and keeps its first scale."""
@@ -220,6 +232,22 @@ class SimulatedScaler(GradScaler):
 
 
 _current: ContextVar[CastPolicy | None] = ContextVar("cast_policy", default=None)
+
+
+def lower_dtype() -> torch.dtype | None:
+    """The type to which the policy at work casts what it lowers; None where there is none."""
+    policy = _current.get()
+    return policy.dtype if policy else None
+
+
+def lowered(function: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+    """`function` of these, as one operator that autocast lowers: the policy at work casts its tensors, and nothing inside it."""
+    policy = _current.get()
+    if policy is None or policy.dtype is None:
+        return function(*args, **kwargs)
+    with torch._C._ExcludeDispatchKeyGuard(DispatchKeySet(KEY)):
+        made: torch.Tensor = policy.call("lower", function, args, kwargs)
+        return made
 
 
 def _eligible(arg: Any) -> bool:

@@ -20,10 +20,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from vrambench.methods.adapters import ADAPTERS, Adapter
-from vrambench.methods.algorithms import ALGORITHMS, Algorithm
+from vrambench.methods.algorithms import ALGORITHMS, EVALUATION_FIELDS, Algorithm
 from vrambench.methods.axes import AXES
-from vrambench.methods.errors import ConfigurationError, did_you_mean, shown
-from vrambench.methods.models.config import heads_of_one_size
+from vrambench.methods.errors import ConfigurationError, UnknownValue, did_you_mean, shown
+from vrambench.methods.models.config import attention_of
 from vrambench.methods.offload import OFFLOADS, Offload
 from vrambench.methods.optimizers import OPTIMIZERS, Optimizer
 from vrambench.methods.precision import PRECISIONS, Precision
@@ -75,7 +75,7 @@ class Cell(BaseModel):
 
     @property
     def setup(self) -> Setup:
-        """What its models and learners are told of it."""
+        """The part of the cell that models and learners need."""
         values = self.precision_value, self.adapter_value, self.optimizer_value
         return Setup(*values, self.workload, self.offload_value.zero_stage)
 
@@ -113,6 +113,7 @@ def resolve(axes: Mapping[str, str], settings: Mapping[str, Any], *, flash: bool
     does not use are checked and then left out. `flash`: whether `attention: auto` may stand for the flash kernel, which GPUs
     have from compute capability 8.0 on. Raises ConfigurationError with the field, the value and the nearest valid one.
     """
+    _check_axes(axes)
     values = {axis: registry.get(axes[axis]) for axis, registry in AXES.items()}
     namespaces = option_namespaces(values)
     _check_fields(values)
@@ -126,6 +127,16 @@ def resolve(axes: Mapping[str, str], settings: Mapping[str, Any], *, flash: bool
     options = _options(settings, values, namespaces)
     changes = dict.fromkeys(unused) | _decided(workload, values, unused, flash) | {"options": options}
     return Cell(**axes, workload=workload.model_copy(update=changes))
+
+
+def _check_axes(axes: Mapping[str, str]) -> None:
+    """That every axis has a value, and nothing else has one."""
+    for axis in axes:
+        if axis not in AXES:
+            raise UnknownValue("axes", axis, AXES)
+    lacking = [axis for axis in AXES if axis not in axes]
+    if lacking:
+        raise ConfigurationError(f"axes: {', '.join(lacking)} must be named too", field=lacking[0])
 
 
 def _options(
@@ -156,14 +167,15 @@ def _decided(
     decided: dict[str, Any] = {}
     if workload.learning_rate is None:
         decided["learning_rate"] = algorithm.learning_rate
-    if workload.attention == "auto":
-        kernel = precision.attention(workload)
-        can = kernel != "flash" or (flash and heads_of_one_size(workload.model))
-        decided["attention"] = kernel if can else "efficient"
+    kernel = precision.attention(workload)
+    preferred = kernel if flash else "efficient"
+    decided["attention"] = attention_of(workload.model, workload.attention, preferred)
     if "reference" not in unused and workload.reference == "auto":
         decided["reference"] = "adapter_off" if adapter.can_switch_off else "copy"
     if workload.reward != "model":
         decided["reward_model"] = None
+    if workload.eval_batch_size is None:
+        decided |= dict.fromkeys(EVALUATION_FIELDS)
     if "max_length" not in unused:
         decided |= _lengths(workload)
     return decided

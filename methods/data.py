@@ -32,6 +32,9 @@ SUCCESSORS = (0.7, 0.2, 0.07, 0.03)
 CHAIN_TOKENS = 512
 """The chain uses the first so many tokens of a vocabulary, so that a short job sees each of them often."""
 
+EVALUATION = 2**31
+"""The step whose sequences are evaluated on: no training has so many."""
+
 
 class Data(Protocol):
     """Where a job's tokens come from."""

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map_only
 
 from vrambench.methods.amp import LISTS, CastPolicy, SimulatedScaler
 from vrambench.methods.errors import ConfigurationError, UnknownValue
+from vrambench.methods.sdpa import on_simulated_device
 
 Item = TypeVar("Item")
 Kind = Literal["cpu", "cuda", "meta"]
@@ -60,6 +61,8 @@ class Device:
     """Simulated only: how many of each model's equal layers are built, None for all."""
     stands_for: Literal["cpu", "cuda"] = "cuda"
     """Simulated only: whose autocast it has."""
+    capability: tuple[int, int] | None = None
+    """Simulated only: the GPU's compute capability, None for one with every attention kernel."""
 
     @property
     def simulated(self) -> bool:
@@ -103,6 +106,11 @@ class Device:
             with torch.profiler.record_function(EMPTIES_CACHE):
                 pass
 
+    def empty_cache_in(self, step: int, every: int) -> None:
+        """`empty_cache`, where `every` divides the optimizer step's number, from 0 (Trainer.training_step); 0 never does."""
+        if every and step % every == 0:
+            self.empty_cache()
+
     def autocast(self, dtype: Dtype | None) -> AbstractContextManager[Any]:
         """Autocast to `dtype` on this device; nothing where dtype is None."""
         if dtype is None:
@@ -117,11 +125,14 @@ class Device:
 
     @contextmanager
     def attention(self, kernel: str) -> Iterator[None]:
-        """Pins scaled dot product attention to one kernel, so that every world runs the same one."""
+        """Pins scaled dot product attention to one kernel, so that every world runs the same one, where `kernel` names one of
+        PyTorch's. `sdpa` leaves the choice to PyTorch, as it is on a GPU."""
         if self.simulated:
-            yield
+            with on_simulated_device(self.capability):
+                yield
             return
-        with sdpa_kernel(KERNELS[self.kind][kernel]):
+        pinned = KERNELS[self.kind].get(kernel)
+        with sdpa_kernel(pinned) if pinned is not None else nullcontext():
             yield
 
 

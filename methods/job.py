@@ -5,8 +5,10 @@
     for index in range(cell.workload.steps):
         metrics = job.step(index)
 
-`phase` is called with a name whenever the job enters another phase (load, rollout, score, learn, optimizer_step); whoever
-measures listens there. The algorithm asks the job for the roles that it needs, and the job remembers them in `roles`.
+    job.evaluate(), job.save()                          where the workload says so
+
+`phase` is called with a name whenever the job enters another phase (load, rollout, score, learn, optimizer_step, evaluate, save);
+whoever measures listens there. The algorithm asks the job for the roles that it needs, and the job remembers them in `roles`.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import cast
 
 import torch
 from torch import nn
 
-from vrambench.methods.algorithms import Metrics, Trainer
+from vrambench.methods.algorithms import Evaluating, Metrics, Trainer
 from vrambench.methods.cell import Cell
 from vrambench.methods.data import Ahead, Data, open_data
 from vrambench.methods.device import Device
@@ -34,6 +37,7 @@ from vrambench.methods.offload.learner import Learner, PhaseMarker
 from vrambench.methods.reference import Reference
 from vrambench.methods.registry import load_attribute
 from vrambench.methods.rewards import Reward, checked, token_rule
+from vrambench.methods.saving import save, saved
 from vrambench.methods.workload import Workload
 
 # One random stream for each role, so that no role's weights depend on which others the job holds.
@@ -80,6 +84,39 @@ class Job:
         """One step of the algorithm: scalars on the device."""
         with self.device.attention(self.cell.workload.attention):
             return self.trainer.step(index)
+
+    @property
+    def evaluates(self) -> bool:
+        return self.workload.eval_batch_size is not None
+
+    @property
+    def saves(self) -> bool:
+        return self.workload.save != "none"
+
+    def evaluate(self) -> Metrics:
+        """One evaluation: scalars on the device."""
+        self.phase("evaluate")
+        with self.device.attention(self.workload.attention):
+            return cast(Evaluating, self.trainer).evaluate()
+
+    def save(self) -> None:
+        """Saves the policy. Where its adapter is merged, it cannot be trained any more."""
+        self.phase("save")
+        save(self._saved_model, self.cell.setup, self.device)
+
+    def saved(self) -> Iterator[nn.Parameter]:
+        """What `save` will take to the host."""
+        return saved(self._saved_model, self.cell.setup)
+
+    @property
+    def _saved_model(self) -> nn.Module:
+        policy = self.roles["policy"].module
+        assert isinstance(policy, Policy)
+        return policy.model
+
+    @property
+    def autocast(self) -> bool:
+        return self.cell.precision_value.autocast is not None
 
     def policy(self, value_head: bool = False) -> Learner:
         """The trained model, with a scalar head on its trunk if asked for."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from vrambench.methods.errors import ConfigurationError, UnknownValue, brief, did_you_mean, shown
+from vrambench.methods.errors import ConfigurationError, UnknownValue, brief, did_you_mean, nearest, shown
 from vrambench.methods.workload import FIELDS
 
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -87,9 +87,15 @@ def unknown_option(name: str, kind: type[BaseModel], prefix: str) -> Configurati
     """That `kind`, whose fields are written after `prefix`, has none called `name`."""
     choices = [choice for choice in kind.model_fields if choice != "options"]
     return ConfigurationError(
-        f"{prefix}{brief(name)}: no such field{did_you_mean(name, choices)} (there are {', '.join(choices)})",
+        f"{prefix}{brief(name)}: no such field{_meant(name, choices, prefix)} (there are {', '.join(choices)})",
         field=prefix + name,
     )
+
+
+def _meant(name: str, choices: Iterable[str], prefix: str) -> str:
+    """The nearest choice, as it has to be typed."""
+    hint = nearest(name, choices)
+    return f"; did you mean '{prefix}{hint}'?" if hint else ""
 
 
 def unknown_field(name: str, namespaces: Iterable[str] = ()) -> ConfigurationError:

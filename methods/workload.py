@@ -84,13 +84,39 @@ def _check_reward(value: str | None) -> str | None:
     raise ValueError("is not one of tokens, model, a hub id or folder (with a '/'), or module:attribute")
 
 
-def _check_modules(value: object) -> object:
-    if isinstance(value, str) and "," in value:
+_NAME = re.compile(r"[\w.-]+")
+"""Of a module or parameter, or the end of its path."""
+
+
+def _check_names(value: object) -> object:
+    """A list of modules' or parameters' names; on the command line `embed_tokens,lm_head`."""
+    if isinstance(value, str):
         value = [name.strip() for name in value.split(",")]
-    names = isinstance(value, list | tuple) and value and all(isinstance(name, str) and name for name in value)
-    if value is None or value in ("auto", "all-linear") or names:
+    if value is None or (isinstance(value, list | tuple) and all(isinstance(name, str) and name for name in value)):
         return value
-    raise ValueError("must be auto, all-linear or a list of modules' names (q_proj,v_proj or [q_proj])")
+    raise ValueError("must be a list of names (embed_tokens,lm_head or [embed_tokens])")
+
+
+def _check_modules(value: object) -> object:
+    """A list of names, or text: `auto`, `all-linear`, names with commas between them, or a regular expression."""
+    unlike = (
+        "must be auto, all-linear, a list of modules' names (q_proj,v_proj or [q_proj]), or a regular expression for whole paths "
+        "(.*\\.q_proj)"
+    )
+    if isinstance(value, str) and "," in value:
+        names = [name.strip() for name in value.split(",")]
+        value = names if all(_NAME.fullmatch(name) or not name for name in names) else value
+    if value is None or value in ("auto", "all-linear"):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(name, str) and name for name in value):
+        return value
+    if not isinstance(value, str) or not value or re.fullmatch(r"[\w-]+", value):
+        raise ValueError(unlike)
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"is no regular expression ({error}), and {unlike}") from error
+    return value
 
 
 # The upper bounds are far beyond what any device does: they catch a slip of the hand before a job allocates for it.
@@ -105,7 +131,8 @@ Share = Annotated[float, Field(ge=0, lt=1, strict=True, allow_inf_nan=False)]
 Switch = Annotated[bool, Field(strict=True)]
 Name = Annotated[str, AfterValidator(_check_name)]
 Size = Annotated[int, BeforeValidator(parse_size)]
-Modules = Annotated[Literal["auto", "all-linear"] | tuple[str, ...] | None, BeforeValidator(_check_modules)]
+Modules = Annotated[str | tuple[str, ...] | None, BeforeValidator(_check_modules)]
+Names = Annotated[tuple[str, ...] | None, BeforeValidator(_check_names)]
 
 
 class Workload(BaseModel):
@@ -132,22 +159,39 @@ class Workload(BaseModel):
     """Backward passes for one optimizer step."""
     gradient_checkpointing: Switch = False
     """Whether activations inside a layer are dropped and computed once more in the backward pass."""
+    use_reentrant: Switch = False
+    """Whether checkpointing is torch's reentrant kind: a layer runs without a graph first, and in the backward pass to its end,
+    with a backward pass of its own."""
+    torch_empty_cache_steps: Natural = 0
+    """Before the backward passes of every so many optimizer steps, cached memory goes back to the driver; 0 leaves it."""
     compute_dtype: Literal["bf16", "fp16", "fp32"] | None = "bf16"
     """The type in which a quantised model computes, and holds what is not quantised."""
-    attention: Literal["auto", "flash", "efficient", "math"] = "auto"
-    """The kernel of scaled dot product attention; `auto` is flash in half precision, efficient in fp32."""
-    loss: Literal["scored", "nll", "nll_4_46", "chunked_nll", "liger"] = "scored"
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager", "flash", "efficient", "math"] = "auto"
+    """transformers' `attn_implementation`: `sdpa` (the kernel that PyTorch chooses), `flash_attention_2` (the flash-attn package)
+    or `eager` (the architecture's own code); or one kernel of PyTorch's: `flash`, `efficient`, `math`. `auto` is flash in half
+    precision, efficient in fp32, and eager where the architecture has neither."""
+    loss: Literal["scored", "nll", "nll_4_46", "nll_4_45", "chunked_nll", "liger", "cut_cross_entropy"] = "scored"
     """For which positions logits are made, and how. `scored`: the positions that are scored, with a copy in fp32. `nll`: the
-    whole sequence, as transformers' models do with labels (in PPO: as TRL does). `nll_4_46`: as transformers 4.46 did.
-    `chunked_nll`: a chunk at a time, TRL's default. `liger`: Liger-Kernel's fused cross-entropy."""
+    whole sequence, as transformers' models do with labels (in PPO: as TRL does). `nll_4_46`, `nll_4_45`: as those did in
+    transformers of that version. `chunked_nll`: a chunk at a time, TRL's default. `liger`: Liger-Kernel's fused cross-entropy.
+    `cut_cross_entropy`: Apple's, which makes no logits."""
     lora_r: Rank | None = 16
     """Rank of the adapter's factors."""
     lora_alpha: Positive | None = 32
     """The factors' product is multiplied by lora_alpha / lora_r."""
+    use_rslora: Switch | None = False
+    """Whether it is multiplied by lora_alpha / sqrt(lora_r) instead."""
     lora_dropout: Share | None = 0.0
     """Share of the adapter's inputs that is dropped in training."""
     lora_target_modules: Modules = "auto"
-    """Layers with an adapter: `auto` (the usual ones of the architecture), `all-linear`, or a list of modules' names."""
+    """Layers with an adapter: `auto` (PEFT's own choice for the architecture, such as q_proj and v_proj for Llama, or else all
+    linear ones), `all-linear` (all but the head), a list of modules' names, or a regular expression for their whole paths."""
+    lora_target_parameters: Names = ()
+    """Parameters with an adapter, by the ends of their paths: experts' stacked weights (mlp.experts.gate_up_proj), which are no
+    layers."""
+    lora_modules_to_save: Names = ()
+    """Modules, by the ends of their paths, of which a copy is trained whole beside the adapter (embed_tokens,lm_head), in the type
+    of their weights; a tied one is tied no longer."""
     adapter_dtype: Literal["fp32", "bf16", "fp16"] | None = "fp32"
     """The type of the adapter's weights."""
     rollout_batch: Count | None = 8
@@ -162,6 +206,17 @@ class Workload(BaseModel):
     `reward_model`'s shape), a classifier's folder or hub id, or your own `module:attribute`."""
     reward_model: Name | None = "tiny"
     """With `reward: model`, its shape, named as `model` is."""
+    eval_batch_size: Count | None = None
+    """Sequences in one forward pass of an evaluation, which follows the timed steps; null does not evaluate."""
+    max_eval_samples: Count | None = 16
+    """Sequences in an evaluation."""
+    prediction_loss_only: Switch | None = True
+    """Whether an evaluation keeps losses alone; else all its sequences' logits and labels, as `compute_metrics` needs them."""
+    eval_accumulation_steps: Count | None = None
+    """Forward passes of an evaluation after which what it keeps goes to the host; null keeps it on the device until the end."""
+    save: Literal["none", "model", "merged"] = "none"
+    """What is saved at the end: `model` is what the Trainer saves (an adapter's weights where there is one, else all), `merged` all
+    weights once the adapter has been merged into them (PEFT's merge_and_unload)."""
     learning_rate: Positive | None = None
     """The optimizer's, constant; null is the algorithm's usual one."""
     max_grad_norm: Number = 1.0

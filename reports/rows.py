@@ -233,7 +233,11 @@ def axis_options(cell: Mapping[str, Any]) -> str:
 def setting_options(cell: Mapping[str, Any]) -> dict[str, str]:
     """Every setting of the cell as the command line takes it, by dotted name: all of them, so that it does not matter
     what a matrix, or the defaults of a later version, say of them."""
-    return {key: shlex.join(("--set", f"{key}={as_yaml(value)}")) for key, value in flat_settings(cell).items()}
+    settings = flat_settings(cell)
+    budget = settings.get("budget")
+    if isinstance(budget, int) and budget % 2**30 == 0:
+        settings["budget"] = f"{budget // 2**30}GiB"
+    return {key: shlex.join(("--set", f"{key}={as_yaml(value)}")) for key, value in settings.items()}
 
 
 def as_yaml(value: object) -> str:

@@ -34,6 +34,9 @@ COMMANDS = (
 )
 """In the order of `--help`. Each is a function in the module of its name."""
 
+OPTIONS = ("device", "out", "jobs", "timeout", "profile")
+"""Told by rooms that know nothing of the command line, and typed as options there."""
+
 # Click's base class of usage errors. Typer brings click along under a private name or imports it, depending on its
 # version.
 ClickException: type[Any] = typer.BadParameter.__mro__[2]
@@ -88,7 +91,8 @@ def _ended(typed: list[str]) -> int:
     except Mistakes as error:
         return _fail(*error.messages, code=EXIT_USAGE)
     except ConfigurationError as error:
-        return _fail(error.message, code=EXIT_USAGE)
+        dashes = "--" if error.field in OPTIONS and error.message.startswith(f"{error.field}:") else ""
+        return _fail(dashes + error.message, code=EXIT_USAGE)
     except ClickException as error:
         message = _with_value(error.format_message(), typed)
         return _fail(message[:1].lower() + message[1:].rstrip("."), code=EXIT_USAGE) if message else EXIT_USAGE
@@ -114,6 +118,8 @@ def _ended(typed: list[str]) -> int:
 def _with_value(message: str, typed: Sequence[str]) -> str:
     """`message`, and what was typed where it is about an option's value, which Click does not repeat."""
     message = re.sub(r"Input should be (greater|less) than or equal to (\S+)", _bound, message)
+    message = re.sub(r"Input should be a valid integer.*", "must be a whole number", message)
+    message = re.sub(r"Input should be a valid number.*", "must be a number", message)
     option = re.match(r"Invalid value for '(--[a-z-]+)': ", message)
     if option is None or option[1] not in typed[:-1]:
         return message

@@ -27,6 +27,9 @@ from vrambench.bench.commands.shared import (
     stdout_kept_clean,
 )
 from vrambench.methods.errors import ConfigurationError, UnknownValue
+from vrambench.reports.units import plural
+
+TIMEOUT_SECONDS = 1800.0
 
 if TYPE_CHECKING:
     from vrambench.bench.plan.plan import PlannedCell
@@ -34,8 +37,8 @@ if TYPE_CHECKING:
     from vrambench.bench.run.session import Summary
 
 
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
         raise typer.BadParameter("must be a finite number of seconds.")
     return value
 
@@ -61,7 +64,10 @@ Jobs = Annotated[
         show_default="one per core on the CPU",
     ),
 ]
-Timeout = Annotated[float, typer.Option(help="Seconds that a cell may take.", min=1, metavar="S", callback=_finite)]
+Timeout = Annotated[
+    float | None,
+    typer.Option(help="Seconds that a cell may take.", min=1, metavar="S", callback=_finite, show_default="1800"),
+]
 Retry = Annotated[
     str | None,
     typer.Option(help="Run cells that ended so again: timeout, crashed, error, pruned.", metavar="STATUS,.."),
@@ -87,7 +93,7 @@ def run(
     out: Out = None,
     device: Device = None,
     jobs: Jobs = None,
-    timeout: Timeout = 1800,
+    timeout: Timeout = None,
     retry: Retry = None,
     prune: Prune = False,
     predict: StorePredictions = False,
@@ -112,11 +118,13 @@ def run(
             raise ConfigurationError(f"{option}: predictions are for CUDA, and this run is on the CPU", field="prune")
         settings |= {"predict": predictions(selection), "prune": prune}
     settings["about"]["command"] = shlex.join(["vrambench", *context.obj])
-    settings |= {"jobs": jobs or _jobs(settings["device"]), "timeout": timeout, "retry": statuses}
+    settings["jobs"] = jobs or settings.get("jobs") or _jobs(settings["device"])
+    settings["timeout"] = timeout or settings.get("timeout") or TIMEOUT_SECONDS
+    settings["retry"] = statuses
     with stdout_kept_clean() as stdout:
         summary = _run(cells, folder, settings)
         if summary.interrupted:
-            _say_how_to_go_on(folder)
+            _say_how_to_go_on(folder, prune=prune, predict=predict)
         try:
             print_results([folder], stdout)
             _report(folder, stdout)
@@ -145,12 +153,13 @@ def _run(cells: Sequence[PlannedCell], folder: Path, settings: dict[str, Any]) -
         with listening(Output(sys.stderr), units.size, units.seconds) as listener:
             return run_cells(cells, folder, listener=listener, **settings)
     except KeyboardInterrupt:  # a second one, while jobs were being ended
-        _say_how_to_go_on(folder)
+        _say_how_to_go_on(folder, prune=settings.get("prune", False), predict="predict" in settings)
         raise
 
 
-def _say_how_to_go_on(folder: Path) -> None:
-    say(f"go on with: vrambench run --out {shlex.quote(str(folder))}")
+def _say_how_to_go_on(folder: Path, *, prune: bool, predict: bool) -> None:
+    option = " --prune" if prune else " --predict" if predict else ""
+    say(f"go on with: vrambench run --out {shlex.quote(str(folder))}{option}")
 
 
 def _jobs(device: str) -> int:
@@ -189,12 +198,24 @@ def _new_plan(
     loaded = load(matrix, selection)
     name = device_here(device)
     planned = planned_for(loaded, selection, name)
+    if is_run:
+        _say_what_is_added(folder, [one.cell.id for one in planned.cells])
     about = {"matrix": planned.matrix, "profile": planned.profile, "coverage": planned.coverage}
     return list(planned.cells), {"device": name, "repeat": planned.repeat, "about": about}
 
 
+def _say_what_is_added(folder: Path, ids: Sequence[str]) -> None:
+    from vrambench.bench.results.store import RunFolder
+
+    there = {cell["id"] for cell in RunFolder.open(folder).info["cells"]}
+    new = len(set(ids) - there)
+    if new:
+        say(f"{folder} holds a run of {plural(len(there), 'cell')}, to which {new} {'is' if new == 1 else 'are'} added")
+
+
 def _stored_plan(folder: Path, device: str | None) -> tuple[list[PlannedCell], dict[str, Any]]:
-    """The cells of a run that was begun before, and how they were run."""
+    """The cells of a run that was begun before, and how they were run: times of cells that ran side by side and of cells that ran
+    alone would not compare."""
     from vrambench.bench.plan.plan import PlannedCell
     from vrambench.bench.plan.validity import check
     from vrambench.bench.results.store import RunFolder
@@ -209,7 +230,8 @@ def _stored_plan(folder: Path, device: str | None) -> tuple[list[PlannedCell], d
         cell = from_flat({key: value for key, value in stored.items() if key not in ("id", "name")})
         cells.append(PlannedCell(cell, stored["name"], check(cell, kind, bf16=bf16)))
     about = {key: info[key] for key in ("matrix", "profile", "coverage") if key in info}
-    return cells, {"device": name, "repeat": info["repeat"], "about": about}
+    stored = {"repeat": info["repeat"], "jobs": info.get("jobs"), "timeout": info.get("timeout_seconds")}
+    return cells, {"device": name, "about": about, **stored}
 
 
 def print_results(folders: Sequence[Path], out: typing.TextIO) -> None:

@@ -25,10 +25,15 @@ def weights(module: nn.Module) -> Iterator[torch.Tensor]:
 def own_weights(module: nn.Module) -> Iterator[torch.Tensor]:
     """Those of `module` itself, without what is below it."""
     for parameter in module.parameters(recurse=False):
-        yield parameter
-        yield from tensors_in([getattr(parameter, name, None) for name in QUANTIZATION_STATE])
+        yield from with_state(parameter)
     yield from module.buffers(recurse=False)
     yield from tensors_in(vars(module).get("state"))  # bitsandbytes' MatmulLtState
+
+
+def with_state(parameter: nn.Parameter) -> Iterator[torch.Tensor]:
+    """`parameter`, and what bitsandbytes keeps on it."""
+    yield parameter
+    yield from tensors_in([getattr(parameter, name, None) for name in QUANTIZATION_STATE])
 
 
 def gradients(job: Job) -> dict[str, int]:

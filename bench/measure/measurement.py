@@ -90,7 +90,7 @@ class Measurement:
         self._optimizer_steps = 0
 
     def run(self) -> Sample:
-        """Load, warm-up, timed steps and one step more in which bytes are counted."""
+        """Load, warm-up, timed steps, what evaluation there is, one step more in which bytes are counted, and saving."""
         began = time.perf_counter()
         try:
             with collector_held():
@@ -119,9 +119,16 @@ class Measurement:
         for index in range(work.warmup_steps, work.warmup_steps + work.steps):
             self._step(index, timed=True)
         began = self._part("steps", began)
+        if self.job.evaluates:
+            self._evaluate()
+            began = self._part("evaluate", began)
         self._check_finite()
         self._counted_steps(work.warmup_steps + work.steps)
-        self._part("counted_step", began)
+        began = self._part("counted_step", began)
+        if self.job.saves:
+            with self._counted():
+                self.job.save()
+            self._part("save", began)
 
     def _import(self) -> None:
         """What the cell's values import beside torch and transformers: seconds, which are no part of loading the job. What is
@@ -170,16 +177,28 @@ class Measurement:
         self.recorder.step = index
         self._prepare(index)
         self._counts_gradients = True
-        if isinstance(self.meter, CpuMeter):
-            with StorageTrace(self.device.kind) as self.meter.trace:
-                self.job.step(index)
-                self.recorder.close()
-        else:
+        with self._counted():
             self.job.step(index)
-            self.recorder.close()
         if self.cell.optimizer_value.layerwise:
             self.gradients = largest_gradients(self.job)
         self.roles = role_bytes(self.job, self.gradients)
+
+    def _evaluate(self) -> None:
+        """After the last timed step, whose metrics it adds to."""
+        with self._counted():
+            metrics = self.job.evaluate()
+        self.learning[-1] |= {name: float(value) for name, value in metrics.items()}
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """A part of the job in which, on the CPU, live storages are counted."""
+        if not isinstance(self.meter, CpuMeter):
+            yield
+            self.recorder.close()
+            return
+        with StorageTrace(self.device.kind) as self.meter.trace:
+            yield
+            self.recorder.close()
 
     def _enter(self, phase: str) -> None:
         if self._counts_gradients and phase == "optimizer_step":

@@ -6,11 +6,15 @@ import functools
 import math
 
 import torch
+from transformers import PreTrainedConfig
 
 from vrambench.methods.cell import Cell
 from vrambench.methods.dtypes import DTYPES
 from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.kv_cache import unable_to_decode
+from vrambench.methods.models.attention import choices, chunked, own_code, sight, unable
 from vrambench.methods.models.config import model_config
+from vrambench.methods.sdpa import Choice
 
 # The least eps, in powers of ten, with which fp16 state was seen to train (tiny Llama): squares of gradients below 5e-3
 # underflow there, and eps alone is left to divide by. With 1e-5 (1e-7 under GaLore) the loss rose from 5.5 to 7.8 (16)
@@ -41,9 +45,13 @@ def weight_dtype(cell: Cell) -> torch.dtype:
     return cell.precision_value.dtype(cell.workload)
 
 
-def trained_dtype(cell: Cell) -> torch.dtype:
-    """Of the weights that are trained, before any engine casts them."""
-    return weight_dtype(cell) if full(cell) else DTYPES[cell.workload.adapter_dtype or "fp32"]
+def trained_dtypes(cell: Cell) -> set[torch.dtype]:
+    """Of the weights that are trained, before any engine casts them: the base's own, or an adapter's and those of whole modules
+    that are trained beside it."""
+    if full(cell):
+        return {weight_dtype(cell)}
+    whole = {weight_dtype(cell)} if cell.workload.lora_modules_to_save else set()
+    return whole | {DTYPES[cell.workload.adapter_dtype or "fp32"]}
 
 
 def product_dtype(cell: Cell) -> torch.dtype:
@@ -56,7 +64,7 @@ def eps_too_small(cell: Cell) -> bool:
     optimizers compute in fp32, and ZeRO steps an fp32 master copy)."""
     optimizer = cell.optimizer_value
     eps = getattr(cell.workload.of(optimizer.options), "eps", None) if optimizer.options else None
-    if eps is None or optimizer.eight_bit or trained_dtype(cell) != torch.float16 or zero(cell):
+    if eps is None or optimizer.eight_bit or torch.float16 not in trained_dtypes(cell) or zero(cell):
         return False
     return bool(eps < (FP16_EPS_PROJECTED if optimizer.projects_gradients else FP16_EPS))
 
@@ -66,16 +74,22 @@ def remax_temperature(cell: Cell) -> float | None:
 
 
 def uses_bf16(cell: Cell) -> bool:
-    return torch.bfloat16 in (product_dtype(cell), weight_dtype(cell), trained_dtype(cell))
+    return torch.bfloat16 in {product_dtype(cell), weight_dtype(cell), *trained_dtypes(cell)}
 
 
 @functools.cache
-def configured(model: str) -> object:
-    """The language model's configuration of `model`; one without any field where it cannot be read here (the job then says why)."""
+def described(model: str) -> PreTrainedConfig | None:
+    """The configuration of `model`; None where it cannot be read here (the job then says why)."""
     try:
-        return model_config(model).get_text_config()
+        return model_config(model)
     except ConfigurationError:
-        return object()
+        return None
+
+
+def configured(model: str) -> object:
+    """The language model's configuration of `model`; one without any field where it cannot be read here."""
+    config = described(model)
+    return config.get_text_config() if config else object()
 
 
 def positions(model: str) -> float:
@@ -83,12 +97,35 @@ def positions(model: str) -> float:
     return getattr(configured(model), "max_position_embeddings", None) or math.inf
 
 
-def window(model: str) -> float:
-    """How many tokens back every token of `model` sees; no limit where it sees all."""
-    config = configured(model)
-    kinds = getattr(config, "layer_types", None)
-    slides = kinds is None or any(kind != "full_attention" for kind in kinds)
-    return (getattr(config, "sliding_window", None) or math.inf) if slides else math.inf
+def attends_by_own_code(model: str) -> bool:
+    config = described(model)
+    return config is not None and own_code(config)
+
+
+def unable_to_attend(cell: Cell) -> str | None:
+    """Why the cell's model cannot attend as the cell says, None where it can."""
+    config = described(cell.workload.model)
+    return config and unable(config, cell.workload.attention)
+
+
+def unable_to_generate(cell: Cell) -> str | None:
+    """Why the cell's rollouts cannot be, None where they can or there are none."""
+    config = described(cell.workload.model)
+    return config and unable_to_decode(config) if cell.workload.rollout_batch is not None else None
+
+
+def beyond_chunks(cell: Cell) -> bool:
+    """Sequences are longer than what a layer sees of them, and that is no window behind every token."""
+    config = described(cell.workload.model)
+    return config is not None and chunked(config) and cell.workload.sequence_tokens > sight(config)
+
+
+def chosen_kernels(cell: Cell, capability: tuple[int, int] | None) -> tuple[Choice, ...]:
+    """What `attention: sdpa` comes to in the layers of the cell's model, each kernel once; nothing where the cell says another."""
+    config = described(cell.workload.model)
+    if config is None or cell.workload.attention != "sdpa":
+        return ()
+    return choices(config, cell.workload.sequence_tokens, product_dtype(cell), capability)
 
 
 def odd_widths(model: str) -> dict[str, int]:

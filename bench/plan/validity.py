@@ -17,6 +17,9 @@ from typing import Literal
 import torch
 
 from vrambench.bench.plan.traits import (
+    attends_by_own_code,
+    beyond_chunks,
+    chosen_kernels,
     eps_too_small,
     full,
     odd_widths,
@@ -25,10 +28,11 @@ from vrambench.bench.plan.traits import (
     projects,
     quantized,
     remax_temperature,
-    trained_dtype,
+    trained_dtypes,
+    unable_to_attend,
+    unable_to_generate,
     uses_bf16,
     weight_dtype,
-    window,
     zero,
 )
 from vrambench.methods.cell import Cell
@@ -46,6 +50,11 @@ class Target:
     kind: Kind
     bf16: bool = True
 
+    @property
+    def capability(self) -> tuple[int, int] | None:
+        """A compute capability that has no more than this device; None for one that has everything."""
+        return None if self.bf16 else (7, 5)
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -56,11 +65,11 @@ class Rule:
     kind: Severity
     reason: str
     when: Callable[[Cell, Target], bool]
-    numbers: Callable[[Cell], str] | None = None
+    numbers: Callable[[Cell, Target], str] | None = None
 
-    def finding(self, cell: Cell) -> Finding:
-        """What is told of `cell`, for which the rule holds."""
-        numbers = f": {self.numbers(cell)}" if self.numbers else ""
+    def finding(self, cell: Cell, target: Target) -> Finding:
+        """What is told of `cell` on `target`, for which the rule holds."""
+        numbers = f": {self.numbers(cell, target)}" if self.numbers else ""
         return Finding(self.id, self.kind, self.reason + numbers)
 
 
@@ -79,19 +88,18 @@ def check(cell: Cell, device_kind: Kind, *, bf16: bool = True) -> tuple[Finding,
     `bf16=False` says that the device has no bf16 arithmetic.
     """
     target = Target(device_kind, bf16)
-    found = [rule.finding(cell) for rule in RULES if rule.when(cell, target)]
+    found = [rule.finding(cell, target) for rule in RULES if rule.when(cell, target)]
     if target.kind == "cpu":
-        found += cuda_only(cell, explained={finding.reason for finding in found})
+        found += cuda_only(cell)
     return tuple(sorted(found, key=lambda finding: finding.kind != "reject"))
 
 
-def cuda_only(cell: Cell, explained: set[str]) -> list[Finding]:
-    """One finding for each axis value that declares itself unable to run on the CPU, unless a rule has given its very
-    reason."""
+def cuda_only(cell: Cell) -> list[Finding]:
+    """One finding for each axis value that declares itself unable to run on the CPU."""
     return [
         Finding("cuda-only", "reject", f"{cell.axes[axis]} runs on CUDA alone: {value.cuda_only}")
         for axis, value in cell.values.items()
-        if value.cuda_only and value.cuda_only not in explained
+        if value.cuda_only
     ]
 
 
@@ -150,16 +158,10 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: cell.optimizer_value.layerwise and zero(cell),
     ),
     Rule(
-        "galore-8bit-cpu",
-        "reject",
-        "galore_torch's 8-bit optimizer synchronises CUDA after every parameter",
-        lambda cell, target: target.kind == "cpu" and projects(cell) and cell.optimizer_value.eight_bit,
-    ),
-    Rule(
         "fp16-unscaled",
         "reject",
         "a loss scaler refuses to unscale gradients in fp16, and weights trained in fp16 have no others",
-        lambda cell, _: cell.precision_value.loss_scaling and trained_dtype(cell) == torch.float16,
+        lambda cell, _: cell.precision_value.loss_scaling and torch.float16 in trained_dtypes(cell),
     ),
     Rule(
         "fp16-full-adamw",
@@ -196,7 +198,9 @@ RULES: tuple[Rule, ...] = (
         "fp32-flash",
         "reject",
         "the flash attention kernel takes half precision only",
-        lambda cell, _: cell.workload.attention == "flash" and product_dtype(cell) == torch.float32,
+        lambda cell, _: (
+            cell.workload.attention in ("flash", "flash_attention_2") and product_dtype(cell) == torch.float32
+        ),
     ),
     Rule(
         "reference-adapter-off",
@@ -205,45 +209,93 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: cell.workload.reference == "adapter_off" and not cell.adapter_value.can_switch_off,
     ),
     Rule(
+        "reentrant-alone",
+        "reject",
+        "use_reentrant says how checkpointing is done, and nothing is checkpointed (gradient_checkpointing: true)",
+        lambda cell, _: cell.workload.use_reentrant and not cell.workload.gradient_checkpointing,
+    ),
+    Rule(
+        "lora-nothing",
+        "reject",
+        "neither a layer nor a parameter is named for the adapter (lora_target_modules, lora_target_parameters)",
+        lambda cell, _: cell.workload.lora_target_modules == () and not cell.workload.lora_target_parameters,
+    ),
+    Rule(
+        "lora-parameters",
+        "reject",
+        "PEFT adapts parameters without dropout and without trained lengths: what it adds to them is added to the weight "
+        "itself (lora_dropout: 0, adapter lora)",
+        lambda cell, _: (
+            bool(cell.workload.lora_target_parameters)
+            and (bool(cell.workload.lora_dropout) or cell.adapter_value.reads_weights)
+        ),
+    ),
+    Rule(
         "remax-greedy",
         "reject",
         "at temperature 0 the sampled response is the greedy one, so every advantage and the gradient are zero",
         lambda cell, _: remax_temperature(cell) == 0,
     ),
     Rule(
+        "save-merged",
+        "reject",
+        "there is no adapter that could be merged (save: model saves all weights)",
+        lambda cell, _: cell.workload.save == "merged" and full(cell),
+    ),
+    Rule(
         "loss-logprobs",
         "reject",
         "the algorithm's own loss is made of tokens' log-probabilities, which this loss does not give",
         lambda cell, _: cell.algorithm_value.from_logprobs and LOSSES[cell.workload.loss].scorer is None,
-        lambda cell: LOSSES[cell.workload.loss].why_none,
+        lambda cell, _: LOSSES[cell.workload.loss].why_none,
     ),
     Rule(
         "loss-cuda-only",
         "reject",
         "this loss runs on CUDA alone",
         lambda cell, target: target.kind == "cpu" and LOSSES[cell.workload.loss].cuda_only is not None,
-        lambda cell: LOSSES[cell.workload.loss].cuda_only or "",
+        lambda cell, _: LOSSES[cell.workload.loss].cuda_only or "",
     ),
     Rule(
         "too-long",
         "reject",
         "prompt and response together are longer than the model's positions (max_position_embeddings)",
         lambda cell, _: cell.workload.sequence_tokens > positions(cell.workload.model),
-        lambda cell: f"{cell.workload.sequence_tokens:,} tokens, {positions(cell.workload.model):,} positions",
+        lambda cell, _: f"{cell.workload.sequence_tokens:,} tokens, {positions(cell.workload.model):,} positions",
     ),
     Rule(
-        "sliding-window",
+        "attention-unable",
         "reject",
-        "prompt and response together are longer than the model's sliding window, and attention here has no windows",
-        lambda cell, _: cell.workload.sequence_tokens > window(cell.workload.model),
-        lambda cell: f"{cell.workload.sequence_tokens:,} tokens, a window of {window(cell.workload.model):,}",
+        "the model's architecture cannot attend as it is asked to (attention: auto takes what it can)",
+        lambda cell, _: unable_to_attend(cell) is not None,
+        lambda cell, _: f"{cell.workload.attention}, and it {unable_to_attend(cell)}",
+    ),
+    Rule(
+        "attention-chunks",
+        "reject",
+        "sequences are longer than the chunks that layers of the model attend within, which only a mask can say: attention "
+        "efficient, sdpa or eager",
+        lambda cell, _: cell.workload.attention in ("flash", "math", "flash_attention_2") and beyond_chunks(cell),
+    ),
+    Rule(
+        "no-cache",
+        "reject",
+        "the algorithm generates, and the model's architecture cannot here",
+        lambda cell, _: unable_to_generate(cell) is not None,
+        lambda cell, _: f"it {unable_to_generate(cell)}",
+    ),
+    Rule(
+        "flash-attn-cpu",
+        "reject",
+        "the flash-attn package runs on CUDA alone (attention: flash is the same kernel, as PyTorch has it)",
+        lambda cell, target: target.kind == "cpu" and cell.workload.attention == "flash_attention_2",
     ),
     Rule(
         "rollout-batch",
         "reject",
         "a rollout must be a whole number of optimizer steps, each of batch_size times gradient_accumulation_steps sequences",
         lambda cell, _: (cell.workload.rollout_batch or 0) % cell.rollout_unit != 0,
-        lambda cell: (
+        lambda cell, _: (
             f"rollout_batch {cell.workload.rollout_batch} is no multiple of {cell.rollout_unit}; the nearest above is "
             f"{-(-(cell.workload.rollout_batch or 0) // cell.rollout_unit) * cell.rollout_unit}"
         ),
@@ -258,7 +310,7 @@ RULES: tuple[Rule, ...] = (
         "flash-hardware",
         "reject",
         "this device has no flash attention, which needs compute capability 8.0 (attention: auto takes the efficient kernel here)",
-        lambda cell, target: not target.bf16 and cell.workload.attention == "flash",
+        lambda cell, target: not target.bf16 and cell.workload.attention in ("flash", "flash_attention_2"),
     ),
     Rule(
         "int8-odd-width",
@@ -271,20 +323,20 @@ RULES: tuple[Rule, ...] = (
             and cell.precision_value.bits == 8
             and bool(odd_widths(cell.workload.model))
         ),
-        lambda cell: ", ".join(f"{name} is {width}" for name, width in odd_widths(cell.workload.model).items()),
+        lambda cell, _: ", ".join(f"{name} is {width}" for name, width in odd_widths(cell.workload.model).items()),
     ),
     Rule(
         "galore-fp32",
         "warn",
         "with fp32 gradients each projector is a view that keeps the whole SVD factor alive, and fp32 weights outweigh "
         "the saving: GaLore pays in bf16",
-        lambda cell, _: projects(cell) and trained_dtype(cell) == torch.float32,
+        lambda cell, _: projects(cell) and torch.float32 in trained_dtypes(cell),
     ),
     Rule(
         "zero-adapter-dtype",
         "warn",
         "ZeRO casts the adapter's weights to the engine's type, whatever adapter_dtype says",
-        lambda cell, _: zero(cell) and not full(cell) and trained_dtype(cell) != weight_dtype(cell),
+        lambda cell, _: zero(cell) and not full(cell) and trained_dtypes(cell) != {weight_dtype(cell)},
     ),
     Rule(
         "lora-offload",
@@ -307,6 +359,12 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: zero(cell) and cell.optimizer_value.eight_bit,
     ),
     Rule(
+        "empty-cache-cpu",
+        "warn",
+        "a CPU's memory has no cache that could be emptied: torch_empty_cache_steps changes nothing here",
+        lambda cell, target: target.kind == "cpu" and cell.workload.torch_empty_cache_steps > 0,
+    ),
+    Rule(
         "int8-checkpointing",
         "warn",
         "bitsandbytes' int8 products keep their inputs for the backward pass, whatever gradient checkpointing would drop: "
@@ -323,6 +381,23 @@ RULES: tuple[Rule, ...] = (
         "warn",
         "the adapter's dropout stays on in rollouts and scores, so log-probabilities of one token differ from pass to pass",
         lambda cell, _: bool(cell.workload.lora_dropout) and cell.workload.rollout_batch is not None,
+    ),
+    Rule(
+        "own-attention",
+        "warn",
+        "the model's architecture attends by code of its own, or not at all: its attention is eager, whatever is asked for",
+        lambda cell, _: attends_by_own_code(cell.workload.model),
+    ),
+    Rule(
+        "sdpa-kernel",
+        "warn",
+        "of PyTorch's kernels, sdpa does not come to the flash kernel in every layer",
+        lambda cell, target: any(choice.why for choice in chosen_kernels(cell, target.capability)),
+        lambda cell, target: "; ".join(
+            f"{choice.kernel}, since there is {choice.why}"
+            for choice in chosen_kernels(cell, target.capability)
+            if choice.why
+        ),
     ),
     Rule(
         "lora-paged",

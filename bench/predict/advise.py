@@ -33,11 +33,11 @@ EXPANDABLE_PRICE = "nothing of the job changes: the allocator maps memory page b
 
 class Suggestion(Record):
     """A configuration that fits. `changes`: fields and axes (or a variable of the environment) with their new values; `price`: what
-    they cost, in words."""
+    each costs, in words, by the name of what is changed; what has to go with a change has none of its own."""
 
     name: str
     changes: dict[str, Any]
-    price: tuple[str, ...]
+    price: dict[str, str]
     verdict: Verdict
     device_bytes: int
     margin_bytes: int
@@ -175,11 +175,11 @@ def _held_bytes(cell: Cell, forecast: Forecast) -> int:
 
 
 def _suggestion(cell: Cell, variant: Cell, changes: frozenset[Change], forecast: Forecast) -> Suggestion:
-    prices: Sequence[str] = [change.price for change in CHANGES if change in changes] or [EXPANDABLE_PRICE]
+    prices = {change.what: change.price for change in CHANGES if change in changes}
     return Suggestion(
         name=variant.name,
         changes=differences(cell, variant) if changes else EXPANDABLE,
-        price=tuple(prices),
+        price=prices or dict.fromkeys(EXPANDABLE, EXPANDABLE_PRICE),
         verdict=forecast.verdict,
         device_bytes=forecast.memory.device_bytes or 0,
         margin_bytes=forecast.margin_bytes,

@@ -30,7 +30,9 @@ def read(text: str | None = None) -> AllocConf:
     try:
         settings = AllocatorSettings.from_environment(os.environ) if text is None else AllocatorSettings.parse(text)
     except ConfigurationError as error:
-        raise ConfigurationError(error.message.replace("PYTORCH_ALLOC_CONF", named_by, 1), field=error.field) from None
+        about, _, rest = error.message.partition("PYTORCH_ALLOC_CONF")
+        told = f"{about}{named_by}{rest.replace('.', ' ', 1) if rest.startswith('.') else rest}"
+        raise ConfigurationError(told, field=error.field) from None
     named = {part.partition(":")[0] for part in "".join(said.split()).split(",")}
     notes = [f"PYTORCH_ALLOC_CONF: {name} moves no device memory" for name in WITHOUT_EFFECT if name in named]
     if settings.memory_fraction < 1:

@@ -86,7 +86,7 @@ class Predictor:
 
 
 def card_of(budget_bytes: int) -> Card | None:
-    """The card whose usable capacity is exactly the budget: how a budget that was given as a card's name is written."""
+    """The card whose usable capacity is exactly the budget: a card's name is stored as those bytes."""
     return next((card for card in CARDS.values() if card.usable_bytes == budget_bytes), None)
 
 
@@ -106,7 +106,7 @@ def judge(trace: Trace, settings: AllocatorSettings, budget: int, outside: Outsi
     free_run = Replay(trace, settings)
     other_order = Replay(trace, settings, falling=False).reserved_bytes - free_run.reserved_bytes
     device = free_run.reserved_bytes + outside.expected_bytes
-    band = round(error.share * device) + outside.high_bytes - outside.expected_bytes + max(0, other_order)
+    band = _band_bytes(device, error, outside, other_order)
     if device <= budget:
         return Judged(free_run, "fits" if device + band <= budget else "tight", band, other_order, error)
     capped = Replay(trace, settings, max(0, budget - outside.expected_bytes))
@@ -123,6 +123,21 @@ def doubted(made: Forecast, left_out: tuple[Unmodelled, ...], error: Band) -> Fo
     deciding = any(decides(one, device + made.band_bytes, made.budget_bytes) for one in left_out)
     verdict: Verdict = "unsure" if made.fits and deciding else made.verdict
     return made.model_copy(update={"unmodelled": left_out, "verdict": verdict})
+
+
+def _band_bytes(device: int, error: Band, outside: Outside, other_order: int) -> int:
+    """By how much more a measurement may show, of three causes together."""
+    return round(error.share * device) + outside.high_bytes - outside.expected_bytes + max(0, other_order)
+
+
+def _band_basis(device: int, error: Band, outside: Outside, other_order: int) -> str:
+    """What the band's bytes are made of, in words."""
+    parts = [f"{error.share * device / 2**20:,.0f} MiB ({error.share:.1%}), {error.basis}"]
+    if outside.high_bytes > outside.expected_bytes:
+        parts.append(f"{(outside.high_bytes - outside.expected_bytes) / 2**20:,.0f} MiB outside the allocator")
+    if other_order > 0:
+        parts.append(f"{other_order / 2**20:,.0f} MiB by the order of addresses")
+    return "; ".join(parts)
 
 
 def _settings_notes(judged: Judged, settings: AllocatorSettings) -> list[str]:
@@ -161,7 +176,7 @@ def _forecast(simulation: Simulation, judged: Judged, budget: int, outside: Outs
         verdict=judged.verdict,
         margin_bytes=budget - device,
         band_bytes=judged.band_bytes,
-        band_basis=judged.error.basis,
+        band_basis=_band_basis(device, judged.error, outside, judged.rising_order_bytes),
         memory=Memory(
             requested_bytes=replay.requested_bytes,
             allocated_bytes=replay.allocated_bytes,

@@ -104,6 +104,8 @@ def _passing(place: Place, heads: set[str]) -> str:
     """What is called that nobody keeps, by where it was made."""
     if place.phase in ("optimizer_step", "svd"):
         return "step_temporaries"
+    if place.phase == "save":
+        return "save_temporaries"
     if place.phase == "load":
         return "load_temporaries"
     if place.role is None:

@@ -5,7 +5,8 @@
     simulation.trace, simulation.roles, simulation.managed_bytes
 
 Loading and two steps are traced: the first in which optimizer state comes into being, and the second in which it is there from the
-start. Models of many equal layers are built with four, and the trace is extended to all of them (layers.py).
+start. Then, where the job has them, an evaluation with one step more, and saving. Models of many equal layers are built with four,
+and the trace is extended to all of them (layers.py).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vrambench.bench.measure.ledger import count_parameters, largest_gradients, paged_state
+from vrambench.bench.measure.ledger import count_parameters, largest_gradients, paged_state, with_state
 from vrambench.bench.predict.tracing.decode_steps import NotRegular, with_all_steps, without_marks
 from vrambench.bench.predict.tracing.hidden import HiddenMemory, Kept
 from vrambench.bench.predict.tracing.job import TracedJob
@@ -74,19 +75,26 @@ class Simulator:
             return replace(simulation, notes=(note, *simulation.notes))
 
     def _simulated(self, cell: Cell, card: Card | None, layers: int | None) -> Simulation:
-        device = replace(get_device("meta"), layers=layers)
+        device = replace(get_device("meta"), layers=layers, capability=card.capability if card else None)
         tracer = Tracer("meta", hidden=hidden_memory(cell, card), shapes=self._shapes)
         job = TracedJob(cell, device, tracer)
         with tracer:
             job.load()
             for index in range(STEPS):
                 job.step(index)
+            if job.evaluates:
+                job.evaluate()
+                job.step(STEPS)  # in the memory that the evaluation leaves cached
             parameters = _parameters(job)
             managed = _managed_bytes(job)
             gradients = largest_gradients(job) if cell.optimizer_value.layerwise else {}
             host = list(_host_memory(job))
             shares = {name: role.shares for name, role in job.roles.items()}
+            saved = _saved_bytes(job) if job.saves else 0
             notes = list(_experts_note(job))
+            if job.saves:
+                notes.append(f"saving takes {saved / 2**20:,.0f} MiB of the host's memory")
+                job.save()
         del job
         # The next trace begins with a collection, too, which need not look at what the libraries have made by now.
         gc.collect()
@@ -103,7 +111,7 @@ class Simulator:
             parameters=parameters,
             managed_bytes=managed,
             host_pinned_bytes=sum(memory.host_pinned_bytes for memory in host),
-            host_bytes=sum(memory.host_bytes for memory in host),
+            host_bytes=sum(memory.host_bytes for memory in host) + saved,
             layers=layers if any(depth > BUILT for depth in tracer.stacks) else None,
             notes=tuple(notes),
         )
@@ -195,6 +203,17 @@ def _host_memory(job: Job) -> Iterator[HostMemory]:
                 for group in role.learner.parameter_groups
             ]
             yield host_memory(sizes, role.learner.dtype, job.cell.setup)
+
+
+def _saved_bytes(job: Job) -> int:
+    """Of what saving takes to the host, all layers counted."""
+    module = job.roles["policy"].module
+    times = {parameter: count for layer, count in _left_out(module) for parameter in layer.parameters()}
+    total = 0
+    for parameter in job.saved():
+        held = {tensor.untyped_storage()._cdata: tensor.nbytes for tensor in with_state(parameter)}
+        total += (1 + times.get(parameter, 0)) * sum(held.values())
+    return total
 
 
 def _managed_bytes(job: Job) -> int:

@@ -27,6 +27,7 @@ KINDS = {
     "backward_temporaries": "gradients of logits and layers on their way, and weights unpacked for them",
     "step_temporaries": "what the optimizer's step computes with; in list kernels as large as all parameters",
     "load_temporaries": "what loading leaves behind",
+    "save_temporaries": "what saving computes with: products of an adapter's factors, layers unpacked to merge them",
     "workspace": "what operators take inside themselves, and cuBLAS keeps",
     "data": "tokens, rewards and other numbers",
 }
@@ -63,8 +64,8 @@ class Forecast(Record):
     `at_peak` what that is. `margin_bytes`: budget less device bytes, negative where it does not fit. `band_bytes`: by how much
     more a measurement may show, and `band_basis` how that is known. `oom`: where memory runs out under the budget.
     `rising_order_bytes`: what more is reserved (less, where negative) if the driver places memory at rising addresses.
-    Bytes of a cell that does not fit are those that it takes without a limit. `host_bytes`: of host memory for what is offloaded.
-    `unmodelled`: what is left out; where that may decide, the verdict is `unsure`.
+    Bytes of a cell that does not fit are those that it takes without a limit. `host_bytes`: of host memory for what is offloaded
+    or saved. `unmodelled`: what is left out; where that may decide, the verdict is `unsure`.
     `alloc_conf`: the allocator's options that it rests on, where they are not PyTorch's defaults.
     `seconds`: what predicting took."""
 

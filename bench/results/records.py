@@ -121,8 +121,8 @@ class Sample(Record):
     parameters: Parameters | None = None
     seconds: dict[str, float] = Field(default_factory=dict)
     """Wall time of the job by part, in order: start, meter, imports (of packages that its axis values need), load, warmup, steps,
-    counted_step; and `total`. `data`: what making the steps' sequences took, which is in warmup, steps and counted_step, but in
-    no step's own time."""
+    evaluate and save where the job does so (the one before, the other after counted_step), counted_step; and `total`. `data`: what
+    making the steps' sequences took, which is in warmup, steps and counted_step, but in no step's own time."""
     notes: tuple[str, ...] = ()
     """What a reader must know to trust the numbers, in sentences (how device bytes were counted, what the cap cannot emulate)."""
 

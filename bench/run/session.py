@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vrambench.bench.machine.environment import same_hardware
+from vrambench.bench.machine.environment import changed_versions, same_allocation, same_hardware
 from vrambench.bench.plan.plan import PlannedCell
 from vrambench.bench.predict.unseen.hardware import card_described
 from vrambench.bench.processes import interruptible
@@ -37,7 +37,7 @@ Predict = Callable[[Sequence[Cell], "Card | None"], Mapping[str, "Outcome"]]
 
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 4, 130
 POLL_SECONDS = 0.25
-LOST_TWICE = 2
+MOST_LOST = 2
 """A sample that was lost so often is an error: it may be the cell that ends what it runs under."""
 
 
@@ -99,7 +99,7 @@ def run(
     *,
     device: str = "cpu",
     jobs: int = 1,
-    timeout: float = 600.0,
+    timeout: float = 1800.0,
     retry: frozenset[str] = frozenset(),
     repeat: int = 1,
     listener: Listener,
@@ -195,6 +195,9 @@ class _Session:
                     "its results cannot stand beside this machine's: name another folder with --out",
                     field="out",
                 )
+            begun = stored.get("environment", {})
+            for change in (*same_allocation(begun, self.environment), *changed_versions(begun, self.environment)):
+                self.listener.message(f"unlike when the run was begun: {change}")
             cells = {cell["id"]: cell for cell in stored["cells"]} | cells
             if all(self._ended(one) for one in found.values()):
                 self.store.run = before
@@ -226,7 +229,7 @@ class _Session:
                 self.listener.message(f"{aside.name}: {found.reason}; set aside, the cell runs again")
             return False
         if found is None or not self._ended(found):
-            if found and found.status == "ok" and found.status not in self.asked.retry:
+            if found and found.status == "ok":
                 task.samples = list(found.samples)
             return False
         self.kept += 1
@@ -263,8 +266,7 @@ class _Session:
         return left
 
     def _prepare(self, tasks: list[_Task]) -> list[_Task]:
-        """Has done what axis values want done once before anything is timed; cells whose value could not be prepared are
-        errors."""
+        """Runs each axis value's one-time preparation; cells whose value could not be prepared are errors."""
         wanted = {
             (axis, name): getattr(value, "prepare", None)
             for task in tasks
@@ -316,8 +318,8 @@ class _Session:
         assert job.ended is not None
         if job.ended.lost and job.ended.final is None:
             task.lost += 1
-            if task.lost < LOST_TWICE:
-                self.listener.message(f"{task.planned.name}: what it ran under has ended; it runs again")
+            if task.lost < MOST_LOST:
+                self.listener.message(f"{task.planned.name}: the server of its process has ended; it runs again")
                 return True
         task.samples.append(sample_of(job.ended))
         self._store(task, task.samples[-1])

@@ -7,6 +7,9 @@ Source: Hu et al., LoRA, arXiv 2106.09685.
 from __future__ import annotations
 
 import functools
+import re
+import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,50 +21,136 @@ from vrambench.methods.dtypes import DTYPES
 from vrambench.methods.errors import ConfigurationError, did_you_mean
 from vrambench.methods.workload import Workload
 
-# What `auto` stands for: every linear layer of a block where models of an architecture are usually trained so, else
-# PEFT's own choice (query_key_value for GPT-NeoX, c_attn for GPT-2, query and value for OPT).
-GATED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-AUTO_TARGETS: dict[str, tuple[str, ...]] = {
-    "llama": GATED,
-    "mistral": GATED,
-    "qwen2": GATED,
-    "qwen3": GATED,
-    "gemma": GATED,
-    "opt": ("q_proj", "k_proj", "v_proj", "out_proj"),
-}
-
 
 def attach(model: Any, workload: Workload, **variant: Any) -> nn.Module:
-    """PEFT's model around `model`: everything frozen but the factors, which are of the workload's `adapter_dtype`. `variant`: what
-    else PEFT's LoraConfig is told, for adapters that vary LoRA.
+    """PEFT's model around `model`: everything frozen but the factors, which are of the workload's `adapter_dtype`, and copies of
+    `lora_modules_to_save`, which are of their modules' own type. `variant`: what else PEFT's LoraConfig is told, for adapters that
+    vary LoRA.
 
-    Raises ConfigurationError, about `lora_target_modules`, where a target names no layer of the model.
+    Raises ConfigurationError, about the field, where a name is that of no layer, parameter or module of the model.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    config = LoraConfig(
-        task_type="CAUSAL_LM" if model.can_generate() else None,
-        r=workload.lora_r,
-        lora_alpha=workload.lora_alpha,
-        lora_dropout=workload.lora_dropout,
-        target_modules=targets(model, workload.lora_target_modules or "auto"),
-        fan_in_fan_out=model.config.model_type == "gpt2",
-        **variant,
-    )
-    dtype = DTYPES[workload.adapter_dtype or "fp32"]
+    config = lora_config(model, workload, **variant)
     if model.device.type == "meta":
         _fold_without_autocast()
-    with model.device:  # where the factors are made; PEFT would make them on the host and move them
+    with (
+        model.device,
+        warnings.catch_warnings(),
+    ):  # where the factors are made; PEFT would make them on the host and move them
+        # It compares these names, which are parameters', with those of modules.
+        warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
         try:
             adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
         except ValueError as error:
             raise ConfigurationError(
                 f"adapter: PEFT cannot put it on these layers: {error}", field="adapter"
             ) from error
-    for parameter in adapted.parameters():
-        if parameter.requires_grad and parameter.dtype != dtype:
-            parameter.data = parameter.data.to(dtype)
+    dtype = DTYPES[workload.adapter_dtype or "fp32"]
+    for layer in adapted.modules():
+        if isinstance(layer, BaseTunerLayer):
+            for parameter in layer.parameters():
+                if parameter.requires_grad and parameter.dtype != dtype:
+                    parameter.data = parameter.data.to(dtype)
     return adapted
+
+
+def lora_config(model: Any, workload: Workload, **variant: Any) -> Any:
+    """PEFT's LoraConfig of the workload, for `model`. Raises ConfigurationError as `attach` does."""
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM" if model.can_generate() else None,
+        r=workload.lora_r,
+        lora_alpha=workload.lora_alpha,
+        lora_dropout=workload.lora_dropout,
+        use_rslora=bool(workload.use_rslora),
+        target_modules=_target_modules(model, workload),
+        target_parameters=list(workload.lora_target_parameters or ()) or None,
+        modules_to_save=_modules_to_save(model, workload) or None,
+        fan_in_fan_out=model.config.model_type == "gpt2",
+        **variant,
+    )
+    _convert(config, model)
+    _check_targets(model, config)
+    return config
+
+
+def _target_modules(model: Any, workload: Workload) -> list[str] | str:
+    """What the workload names, as PEFT takes it: a list of names, a regular expression, or `all-linear`."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
+
+    asked = workload.lora_target_modules
+    if asked == "auto":
+        asked = PEFT_TARGETS.get(model.config.model_type, "all-linear")
+    return asked if isinstance(asked, str) else list(asked or ())
+
+
+def _modules_to_save(model: Any, workload: Workload) -> list[str]:
+    """The workload's `lora_modules_to_save`; of a model without a head, those that it has."""
+    modules = dict(model.named_modules())
+    found = []
+    for name in workload.lora_modules_to_save or ():
+        its = [module for path, module in modules.items() if path.endswith(name)]  # as PEFT looks for them
+        if its:
+            found.append(name)
+        elif model.can_generate():
+            raise _unknown("lora_modules_to_save", name, "module", modules)
+        if any(not weight.is_floating_point() for module in its for weight in module.parameters()):
+            raise ConfigurationError(
+                f"lora_modules_to_save: {name!r} is quantised, and a quantised weight cannot be trained",
+                field="lora_modules_to_save",
+            )
+    return found
+
+
+def _convert(config: Any, model: Any) -> None:
+    """Names of experts' layers, as transformers 4 had them, become those of their stacked parameters, as PEFT does it."""
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    except ImportError:  # PEFT before 0.19 knows no others
+        return
+    try:
+        convert_peft_config_for_transformers(config, model, None)
+    except ValueError as error:
+        raise ConfigurationError(f"lora_target_modules: {error}", field="lora_target_modules") from error
+
+
+def _check_targets(model: Any, config: Any) -> None:
+    """That every name is that of a layer, or of a parameter. Raises ConfigurationError."""
+    from transformers.pytorch_utils import Conv1D
+
+    layers = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding | Conv1D)]
+    named = config.target_modules
+    if isinstance(named, str):
+        if named != "all-linear" and not any(re.fullmatch(named, path) for path in layers):
+            raise ConfigurationError(
+                f"lora_target_modules: the regular expression {named!r} matches the whole path of no layer (one is {layers[0]})",
+                field="lora_target_modules",
+            )
+    else:
+        for name in sorted(named):
+            if not _names_one(name, layers):
+                raise _unknown("lora_target_modules", name, "layer", layers)
+    parameters = [path for path, _ in model.named_parameters()]
+    for name in sorted(config.target_parameters or ()):
+        if not _names_one(name, parameters):
+            raise _unknown("lora_target_parameters", name, "parameter", parameters)
+
+
+def _names_one(name: str, paths: Iterable[str]) -> bool:
+    """Whether one of `paths` is `name`, or ends with it."""
+    return any(path == name or path.endswith("." + name) for path in paths)
+
+
+def _unknown(field: str, name: str, what: str, paths: Iterable[str]) -> ConfigurationError:
+    known = sorted({path.rpartition(".")[2] for path in paths} - {""})
+    names = [each for each in known if not each.isdigit()]
+    hint = did_you_mean(name, names)
+    return ConfigurationError(
+        f"{field}: {name!r} is no {what} of the model{hint} (there are {', '.join(names)})", field=field
+    )
 
 
 @functools.cache
@@ -84,34 +173,6 @@ def _fold_without_autocast() -> None:
     proxy.forward = forward
 
 
-def targets(model: Any, asked: str | tuple[str, ...]) -> list[str] | str:
-    """PEFT's `target_modules` for `auto`, `all-linear`, or names (of modules, or the ends of their paths)."""
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
-    from transformers.pytorch_utils import Conv1D
-
-    if asked == "all-linear":
-        return "all-linear"
-    if asked == "auto":
-        architecture = model.config.model_type
-        chosen = AUTO_TARGETS.get(architecture) or PEFT_TARGETS.get(architecture)
-        if chosen is None:
-            raise ConfigurationError(
-                f"lora_target_modules: 'auto' knows no layers of {architecture!r}; name them, or use 'all-linear'",
-                field="lora_target_modules",
-            )
-        return chosen if isinstance(chosen, str) else list(chosen)
-    layers = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding | Conv1D)]
-    for name in asked:
-        if not any(path == name or path.endswith("." + name) for path in layers):
-            known = sorted({path.rpartition(".")[2] for path in layers})
-            raise ConfigurationError(
-                f"lora_target_modules: {name!r} is no layer of the model{did_you_mean(name, known)} "
-                f"(there are {', '.join(known)})",
-                field="lora_target_modules",
-            )
-    return list(asked)
-
-
 LORA = Adapter(
     summary="low-rank factors beside frozen weights (PEFT)",
     attach=attach,
@@ -119,5 +180,14 @@ LORA = Adapter(
     low_rank=True,
     can_switch_off=True,
     requires=("peft",),
-    fields=("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "adapter_dtype"),
+    fields=(
+        "lora_r",
+        "lora_alpha",
+        "use_rslora",
+        "lora_dropout",
+        "lora_target_modules",
+        "lora_target_parameters",
+        "lora_modules_to_save",
+        "adapter_dtype",
+    ),
 )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Metrics: TypeAlias = "dict[str, torch.Tensor]"
 
+EVALUATION_FIELDS = ("eval_batch_size", "max_eval_samples", "prediction_loss_only", "eval_accumulation_steps")
+"""Of algorithms whose trainers evaluate (Evaluating)."""
 ROLLOUT_FIELDS = ("rollout_batch", "reference", "reward", "reward_model")
 
 
@@ -33,6 +35,10 @@ class Stage(Protocol):
 
     @property
     def workload(self) -> Workload: ...
+
+    @property
+    def autocast(self) -> bool:
+        """Whether forward passes run under autocast."""
 
     def policy(self, value_head: bool = False) -> Learner:
         """The trained model, with a scalar head on its trunk if asked for."""
@@ -62,6 +68,13 @@ class Trainer(Protocol):
     def step(self, index: int) -> Metrics:
         """Does step number `index`; gives scalars on the device, finite ones: `loss`, `reward` and `kl` where there is a rollout,
         and whatever else the algorithm tells of its steps, by names of its own."""
+
+
+class Evaluating(Trainer, Protocol):
+    """A trainer that can evaluate as well."""
+
+    def evaluate(self) -> Metrics:
+        """Evaluates once as the workload says: `eval_loss`, and whatever else, scalars on the device."""
 
 
 @dataclass(frozen=True, kw_only=True)

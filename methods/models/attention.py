@@ -1,167 +1,147 @@
-"""Attention for sequences of one fixed length, the same kernel in every world.
+"""How a model attends: by transformers' names (sdpa, flash_attention_2, eager) or by one pinned kernel of PyTorch's (flash,
+efficient, math).
 
-`implementation("flash")` gives the name under which transformers finds a kernel's function here; a model whose config
-names it builds no mask at all. With one length and no padding none is needed: attention is causal where queries and
-keys are as many, and a single query (decoding) sees every key it is given, which is the filled part of the cache.
-
-On CUDA and the CPU this calls `scaled_dot_product_attention`, whose kernel the job pins with `Device.attention`. On
-meta, where PyTorch would fall back to explicit products and make query x key tensors that no GPU makes, it calls the
-operator that the GPU would take.
+    implementation("flash", config, tokens=4096, simulated=False)     what to set as a config's `_attn_implementation`
+    unable(config, "flash")                                           in words why that architecture cannot attend so, or None
+    settled(config, "flash")                                          what `attention: auto` stands for
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import nn
-from transformers.integrations.sdpa_attention import repeat_kv
+from transformers import PreTrainedConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.models.flash_attn import flash_attention_2
+from vrambench.methods.models.kernels import efficient, explicit, flash
+from vrambench.methods.sdpa import WIDEST_FLASH_HEAD, Asked, Capability, Choice, choose
 
-CPU_TAKES_GROUPS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 9)
-"""Whether the CPU's flash kernel takes grouped heads."""
-
-Attended = tuple[torch.Tensor, None]
-
-READ = frozenset({"is_causal", "scaling", "dropout", "sliding_window"})
-WITHOUT_EFFECT = frozenset({"position_ids", "cache_position", "use_cache", "logits_to_keep", "return_dict"})
-"""Arguments that models hand to attention: those that are read here, and those that no attention function reads. (So are the
-many that ask for more output, `output_...`.) Another one would change what is computed: `s_aux`, `softcap`."""
+PYTORCH = ("flash", "efficient", "math", "sdpa")
+"""What calls PyTorch's kernels, which know neither sinks nor capped scores."""
 
 
-def implementation(kernel: str) -> str:
-    """What to set as a config's `_attn_implementation` for `kernel` (flash, efficient or math)."""
-    name, function = IMPLEMENTATIONS[kernel]
-    ALL_ATTENTION_FUNCTIONS.register(name, function)
-    return name
+class Registered(NamedTuple):
+    """A function of this package under a name of its own. `mask`: what makes its masks, where it takes any."""
 
-
-def flash(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **options: Any,
-) -> Attended:
-    """query [B,H,Tq,D], key and value [B,Hkv,Tk,D] of one type -> [B,Tq,H,D]. Grouped heads reach the kernel as they
-    are (but on the CPU before torch 2.9, where they are repeated).
-
-    Raises ConfigurationError for a mask, for several queries over more keys than queries, beyond a model's sliding window, and
-    for an argument that would change the result and is not known here.
-    """
-    causal, scale, dropout = _checked(module, query, key, attention_mask, options)
-    if query.shape[-1] != value.shape[-1]:
-        sizes = f"query heads of {query.shape[-1]} and value heads of {value.shape[-1]}"
-        raise _cannot(module, f"has {sizes}, which the flash kernel does not take (attention: efficient does)")
-    if not query.is_meta:
-        if query.device.type == "cpu" and not CPU_TAKES_GROUPS:
-            key, value = (repeat_kv(tensor, query.shape[1] // tensor.shape[1]) for tensor in (key, value))
-        out = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            dropout_p=dropout,
-            is_causal=causal,
-            scale=scale,
-            enable_gqa=key.shape[1] != query.shape[1],
-        )
-        return out.transpose(1, 2).contiguous(), None
-    # As PyTorch does before the kernel: it takes head sizes in multiples of eight.
-    size = query.shape[-1]
-    if size % 8:
-        query, key, value = (F.pad(tensor, (0, 8 - size % 8)) for tensor in (query, key, value))
-    out = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, dropout, causal, False, scale=scale)[0]
-    return out[..., :size].transpose(1, 2).contiguous(), None
-
-
-def efficient(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **options: Any,
-) -> Attended:
-    """As `flash`, with the memory-efficient kernel, which takes no grouped heads: keys and values are repeated for
-    it."""
-    causal, scale, dropout = _checked(module, query, key, attention_mask, options)
-    groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    if not query.is_meta:
-        size, widest = value.shape[-1], max(query.shape[-1], value.shape[-1])
-        if query.device.type == "cpu" and query.shape[-1] != size:
-            # Its one fused kernel takes heads of one size; zeros change nothing.
-            query, key, value = (F.pad(tensor, (0, widest - tensor.shape[-1])) for tensor in (query, key, value))
-        out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=causal, scale=scale)
-        if out.shape[-1] != size:
-            out = out[..., :size]
-        return out.transpose(1, 2).contiguous(), None
-    # The kernel keeps its row sums where a gradient will need them.
-    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
-    out = torch.ops.aten._scaled_dot_product_efficient_attention(
-        query, key, value, None, keep, dropout, causal, scale=scale
-    )[0]
-    return out.transpose(1, 2).contiguous(), None
-
-
-def explicit(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **options: Any,
-) -> Attended:
-    """As `flash`, in plain products, which keep query x key scores for every head: softmax(q k' * scale) v."""
-    causal, scale, dropout = _checked(module, query, key, attention_mask, options)
-    groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    scores = (query * scale) @ key.transpose(-2, -1)
-    if causal:
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(later, float("-inf"))
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-    out = F.dropout(weights, p=dropout) @ value
-    return out.transpose(1, 2).contiguous(), None
+    name: str
+    function: Callable[..., Any]
+    mask: Callable[..., Any] | None = None
 
 
 # Names without the word "flash": transformers takes that for the flash-attn package and asks for it.
 IMPLEMENTATIONS = {
-    "flash": ("vrambench_fa", flash),
-    "efficient": ("vrambench_efficient", efficient),
-    "math": ("vrambench_math", explicit),
+    "flash": Registered("vrambench_fa", flash),
+    "efficient": Registered("vrambench_efficient", efficient),
+    "math": Registered("vrambench_math", explicit),
 }
+MASKED = Registered("vrambench_efficient_masked", efficient, sdpa_mask)
+"""The efficient kernel where sequences are longer than what a layer sees."""
+SIMULATED_PACKAGE = Registered("vrambench_fa2", flash_attention_2, flash_attention_mask)
+"""The flash-attn package on the simulated device."""
 
 
-def _checked(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    options: dict[str, Any],
-) -> tuple[bool, float, float]:
-    """Whether it is causal, the scale and the dropout, for a call that this file's rule holds for."""
-    if attention_mask is not None:
-        raise _cannot(module, "gives attention a mask, and sequences here have one length and no padding")
-    for name, given in options.items():
-        if given is not None and name not in READ | WITHOUT_EFFECT and not name.startswith("output_"):
-            raise _cannot(module, f"gives attention the argument {name!r}, which no kernel here knows")
-    queries, keys = query.shape[2], key.shape[2]
-    is_causal = options.get("is_causal")
-    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if is_causal and queries not in (1, keys):
-        raise _cannot(module, f"has {queries} queries over {keys} keys; either one token is decoded or all attend")
-    window = options.get("sliding_window")
-    if window is not None and keys > window:
-        raise _cannot(module, f"sees no further back than its sliding window of {window} tokens, and there are {keys}")
-    scaling = options.get("scaling")
-    scale = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
-    return bool(is_causal) and queries > 1, scale, float(options.get("dropout") or 0.0)
+def implementation(
+    kernel: str, config: PreTrainedConfig | None = None, *, tokens: int = 0, simulated: bool = False
+) -> str:
+    """What to set as the `_attn_implementation` of `config` for `kernel` and sequences of `tokens`."""
+    if config is not None and own_code(config):
+        return "eager"
+    chosen = IMPLEMENTATIONS.get(kernel)
+    if kernel == "efficient" and config is not None and tokens > sight(config):
+        chosen = MASKED
+    if kernel == "flash_attention_2" and simulated:
+        chosen = SIMULATED_PACKAGE
+    if chosen is None:
+        return kernel
+    ALL_ATTENTION_FUNCTIONS.register(chosen.name, chosen.function)
+    if chosen.mask is not None:
+        ALL_MASK_ATTENTION_FUNCTIONS.register(chosen.name, chosen.mask)
+    return chosen.name
 
 
-def _cannot(module: nn.Module, why: str) -> ConfigurationError:
-    return ConfigurationError(f"model: its attention ({type(module).__name__}) {why}", field="model")
+def own_code(config: PreTrainedConfig) -> bool:
+    """Whether an architecture attends by code of its own, which transformers' table of attention functions does not reach, or not
+    at all: its `attention` is eager, whatever is asked for."""
+    made = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return made is not None and not hasattr(sys.modules[made.__module__], "ALL_ATTENTION_FUNCTIONS")
+
+
+def unable(config: PreTrainedConfig, kernel: str) -> str | None:
+    """Why models of that configuration cannot attend by `kernel`, in words that follow their name; None where they can."""
+    made = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if made is None or kernel == "eager" or own_code(config):
+        return None
+    if kernel in PYTORCH and not made._supports_sdpa:
+        return "has sinks in its attention or caps its scores, which PyTorch's kernels do not"
+    compatible = made._compatible_flash_implementations
+    if kernel == "flash_attention_2" and not (
+        made._supports_flash_attn and (not compatible or "flash_attention_2" in compatible)
+    ):
+        return "is not written for the flash-attn package"
+    if kernel == "flash" and not one_head_size(config):
+        return "has query heads and value heads of two sizes, which the flash kernel does not take (efficient does)"
+    return None
+
+
+def settled(config: PreTrainedConfig, kernel: str) -> str:
+    """What `attention: auto` stands for where a cell's precision would have `kernel`: the first of it, efficient and eager that the
+    architecture can."""
+    return next(name for name in (kernel, "efficient", "eager") if unable(config, name) is None)
+
+
+def one_head_size(config: PreTrainedConfig) -> bool:
+    """Whether queries' and values' heads are of one size: not so in multi-head latent attention (DeepSeek-V3)."""
+    query, value = head_sizes(config)
+    return not query or not value or query == value
+
+
+def head_sizes(config: PreTrainedConfig) -> tuple[int, int]:
+    """Of queries and of values; 0 where the configuration does not say."""
+    text: Any = config.get_text_config()
+    parts = getattr(text, "qk_nope_head_dim", None), getattr(text, "qk_rope_head_dim", None)
+    heads, width = getattr(text, "num_attention_heads", None), getattr(text, "hidden_size", None)
+    equal = width // heads if isinstance(heads, int) and isinstance(width, int) and heads else 0
+    query = sum(part for part in parts if part) or getattr(text, "head_dim", None) or equal
+    return query, getattr(text, "v_head_dim", None) or query
+
+
+def choices(
+    config: PreTrainedConfig, tokens: int, dtype: torch.dtype, capability: Capability | None
+) -> tuple[Choice, ...]:
+    """The kernels that sdpa comes to in a model's layers for whole sequences, each once (see `sdpa.choose`)."""
+    text: Any = config.get_text_config()
+    size, value_size = head_sizes(config)
+    keys, queries = getattr(text, "num_key_value_heads", None), getattr(text, "num_attention_heads", None)
+    shared = bool(keys and queries and keys != queries)
+    kinds = getattr(text, "layer_types", None)
+    limited = tokens >= sight(config)
+    masked = [False, True] if limited and kinds and len(set(kinds)) > 1 else [limited]
+    found = []
+    for mask in masked:
+        # transformers leaves the sharing of heads to PyTorch where there is no mask (use_gqa_in_sdpa).
+        grouped = shared and not mask and size == value_size <= WIDEST_FLASH_HEAD
+        found.append(choose(Asked(dtype, size, value_size, mask, grouped), capability))
+    return tuple(dict.fromkeys(found))
+
+
+def chunked(config: PreTrainedConfig) -> bool:
+    """Whether layers see the tokens of their own chunk only (Llama 4)."""
+    return "chunked_attention" in (getattr(config.get_text_config(), "layer_types", None) or ())
+
+
+def sight(config: PreTrainedConfig) -> float:
+    """How many tokens a query sees in the layer that sees the fewest, itself included; no limit where all layers see all."""
+    text: Any = config.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    window = (
+        getattr(text, "sliding_window", None) if kinds is None or any("sliding" in kind for kind in kinds) else None
+    )
+    chunk = getattr(text, "attention_chunk_size", None) if kinds and "chunked_attention" in kinds else None
+    return min((length for length in (window, chunk) if length), default=math.inf)

@@ -19,11 +19,11 @@ from urllib.request import getproxies
 import huggingface_hub
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from vrambench.methods.device import Device
 from vrambench.methods.errors import ConfigurationError, did_you_mean, shown
-from vrambench.methods.models.attention import implementation
+from vrambench.methods.models.attention import own_code, settled
 from vrambench.methods.models.fill import build
 from vrambench.methods.models.parts import DEPTH, layer_stacks
 from vrambench.methods.models.presets import PRESETS
@@ -88,16 +88,12 @@ def _model_config(name: str, field: str) -> PreTrainedConfig:
 
 
 def _check_attends_as_told(config: PreTrainedConfig, name: str, field: str) -> None:
-    """Raises ConfigurationError where a model would attend in another way than by the kernels here: by code of its own, which often
-    masks nothing unless it is asked to, or in both directions."""
-    made = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    """Raises ConfigurationError where a model would attend in both directions."""
     why = None
     if config.is_encoder_decoder:
         why = "has an encoder, and only decoders are trained here"
     elif getattr(config, "is_decoder", None) is False and hasattr(config, "add_cross_attention"):
         why = "reads in both directions; with is_decoder: true in its config.json it is a decoder"
-    elif made is not None and not getattr(made, "_supports_attention_backend", False):
-        why = "attends by code of its own, which transformers' attention functions do not reach"
     if why:
         raise ConfigurationError(f"{field}: {name!r} is a {config.model_type}, which {why}", field=field)
 
@@ -166,18 +162,17 @@ def _check_sizes(values: object, name: str, field: str) -> None:
         _check_sizes(value, name, field)
 
 
-@functools.lru_cache(maxsize=64)
-def heads_of_one_size(name: str) -> bool:
-    """Whether queries' and values' heads are of one size in a model: not so in multi-head latent attention (DeepSeek-V3). A model
-    that cannot be read is taken to have such heads; its job says why it cannot."""
+@functools.lru_cache(maxsize=256)
+def attention_of(name: str, asked: str, preferred: str) -> str:
+    """How the model called `name` attends where `asked` is wanted: eager where it attends by code of its own; with `auto`,
+    `preferred` or what comes next. A model that cannot be read is taken to do as asked; its job says why it cannot."""
     try:
-        config = model_config(name).get_text_config()
+        config = model_config(name)
     except ConfigurationError:
-        return True
-    parts = getattr(config, "qk_nope_head_dim", None), getattr(config, "qk_rope_head_dim", None)
-    query = sum(part for part in parts if part) or getattr(config, "head_dim", None)
-    value = getattr(config, "v_head_dim", None)
-    return not query or not value or query == value
+        return preferred if asked == "auto" else asked
+    if own_code(config):
+        return "eager"
+    return settled(config, preferred) if asked == "auto" else asked
 
 
 def _switch_dropout_off(config: PreTrainedConfig) -> None:
@@ -197,7 +192,7 @@ def shortened(config: PreTrainedConfig, device: Device) -> PreTrainedConfig:
         return config
     setattr(text, DEPTH, text.num_hidden_layers)
     text.num_hidden_layers = device.layers
-    if kinds:
+    if kinds and len(text.layer_types) > device.layers:  # some make it of the number of layers
         text.layer_types = kinds[: device.layers]
     return config
 
@@ -208,7 +203,7 @@ def _alike(config_json: str) -> bool:
     dense layers first, or experts in every other one. The model is built on meta, once for each configuration."""
     values = json.loads(config_json)
     config = AutoConfig.for_model(values.pop("model_type"), **values)
-    whole = build(AutoModel, config, torch.bfloat16, implementation("efficient"))
+    whole = build(AutoModel, config, torch.bfloat16, "eager")
     for stack in layer_stacks(whole):
         shapes = [
             [(name, parameter.shape, parameter.dtype) for name, parameter in layer.named_parameters()]

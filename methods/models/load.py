@@ -8,12 +8,13 @@ off.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from vrambench.methods.amp import recompute_contexts
@@ -49,7 +50,8 @@ def load(
     workload, precision = setup.workload, setup.precision
     with readable(name, field):
         config = shortened(config, device)
-    dtype, kernel = precision.dtype(workload), implementation(workload.attention)
+    dtype = precision.dtype(workload)
+    kernel = implementation(workload.attention, config, tokens=workload.sequence_tokens, simulated=device.simulated)
     if workload.weights == "pretrained" and not device.simulated:
         model = read_weights(
             auto,
@@ -87,8 +89,28 @@ def ready(model: nn.Module, setup: Setup, device: Device) -> nn.Module:
         # Its name until transformers 5.22 was gradient_checkpointing_enable.
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
         # Checkpointing itself takes autocast from forward to recomputation, but the simulated device's it does not know.
-        enable({"use_reentrant": False} | ({"context_fn": recompute_contexts} if device.simulated else {}))
+        reentrant = setup.workload.use_reentrant
+        enable(
+            {"use_reentrant": reentrant}
+            | ({"context_fn": recompute_contexts} if device.simulated and not reentrant else {})
+        )
+        if device.simulated and reentrant:
+            for module in base.modules():
+                if getattr(module, "gradient_checkpointing", False):
+                    module._gradient_checkpointing_func = _checkpoint_reentrant
     return model.train()
+
+
+def _checkpoint_reentrant(function: Callable[..., Any], *args: Any) -> Any:
+    """Reentrant checkpointing takes no `context_fn`: here the function itself enters the autocast of its forward pass when it is
+    called once more."""
+    contexts = iter(recompute_contexts())
+
+    def run(*inputs: Any) -> Any:
+        with next(contexts):
+            return function(*inputs)
+
+    return checkpoint(run, *args, use_reentrant=True)
 
 
 def read_weights(

@@ -6,6 +6,7 @@ logits(policy, states)                                             the same as p
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -27,7 +28,14 @@ def freeze(model: nn.Module) -> nn.Module:
 
 def trunk(model: nn.Module) -> nn.Module:
     """The model below its output head: gives `last_hidden_state` [B,T,hidden]. Adapters inside it stay at work."""
-    return unwrapped(model).base_model
+    whole = unwrapped(model)
+    # Llama 4 names another part as its base than it has.
+    return whole.base_model if whole.base_model is not whole else whole.model
+
+
+def placed(trunk: nn.Module, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`positions` [1,T] as an argument of `trunk`, where it takes any: ALiBi and states of fixed size know them themselves."""
+    return {"position_ids": positions} if "position_ids" in inspect.signature(trunk.forward).parameters else {}
 
 
 def head(model: nn.Module) -> nn.Module:
@@ -38,7 +46,8 @@ def head(model: nn.Module) -> nn.Module:
 def hidden_states(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """Last hidden states [B, T, hidden] of tokens [B, T], no padding, no cache."""
     positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-    return trunk(model)(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
+    decoder = trunk(model)
+    return decoder(input_ids=tokens, use_cache=False, **placed(decoder, positions)).last_hidden_state
 
 
 class LogitChanges(NamedTuple):
@@ -115,10 +124,10 @@ def plain_head(model: nn.Module, asked: str, *, bias: bool = True) -> Any:
 
 
 def heads(module: nn.Module) -> set[nn.Module]:
-    """The output heads of every transformers model in `module`."""
+    """The output heads of every transformers model in `module`, with what is inside them where an adapter wraps them."""
     models = [part for part in module.modules() if isinstance(part, PreTrainedModel)]
     found = [model.get_output_embeddings() for model in models]
-    return {part for part in found if part is not None}
+    return {inner for part in found if part is not None for inner in part.modules()}
 
 
 class LayerStack(NamedTuple):

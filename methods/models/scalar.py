@@ -17,7 +17,7 @@ from vrambench.methods.models.attention import implementation
 from vrambench.methods.models.config import hidden_width, model_config, read_config, shortened
 from vrambench.methods.models.fill import build, fill
 from vrambench.methods.models.load import load, read_weights, ready, seeded
-from vrambench.methods.models.parts import trunk
+from vrambench.methods.models.parts import placed, trunk
 from vrambench.methods.setup import Setup
 
 
@@ -32,7 +32,8 @@ class ScalarModel(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token ids [B,T] -> scores [B,T] in fp32."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        hidden = trunk(self.trunk)(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
+        decoder = trunk(self.trunk)
+        hidden = decoder(input_ids=tokens, use_cache=False, **placed(decoder, positions)).last_hidden_state
         return self.score(hidden.to(self.score.weight.dtype)).squeeze(-1).float()
 
 
@@ -89,7 +90,8 @@ def load_classifier(setup: Setup, device: Device, *, model: str, dtype: torch.dt
             f"reward: {model!r} has {config.num_labels} labels; a reward takes one or two", field="reward"
         )
     _check_vocabulary(config, setup, model, "reward")
-    kernel = implementation(setup.workload.attention)
+    tokens = setup.workload.sequence_tokens
+    kernel = implementation(setup.workload.attention, config, tokens=tokens, simulated=device.simulated)
     config = shortened(config, device)
     if device.simulated:
         loaded = build(AutoModelForSequenceClassification, config, dtype, kernel)

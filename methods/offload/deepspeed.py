@@ -138,7 +138,9 @@ class ZeroLearner:
     def __init__(self, module: nn.Module, setup: Setup, device: Device, phase: PhaseMarker) -> None:
         import deepspeed
 
+        self._device = device
         self._phase = phase
+        self._empty_every = setup.workload.torch_empty_cache_steps
         value = setup.optimizer
         load_extensions()
         join_alone(device)
@@ -151,6 +153,7 @@ class ZeroLearner:
         return nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
+        self._device.empty_cache_in(self.optimizer_steps(), self._empty_every)
         self.module.backward(loss)
         if self.module.is_gradient_accumulation_boundary():
             self._phase("optimizer_step")

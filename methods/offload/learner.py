@@ -59,6 +59,7 @@ class PlainLearner:
         self._autocast = setup.precision.autocast
         self._accumulation = setup.workload.gradient_accumulation_steps
         self._max_grad_norm = setup.workload.max_grad_norm
+        self._empty_every = setup.workload.torch_empty_cache_steps
         self._pending = 0
         self._steps = 0
         self._parameters = trainable(module)
@@ -72,6 +73,7 @@ class PlainLearner:
         return self._device.autocast(self._autocast)
 
     def backward(self, loss: torch.Tensor) -> None:
+        self._device.empty_cache_in(self._steps, self._empty_every)
         with self._marking("learn") if self._steps_in_backward else nullcontext():
             self._scaler.scale(loss / self._accumulation).backward()
         loss.detach_()  # whoever keeps it keeps no graph, and nothing that checkpointing left in it

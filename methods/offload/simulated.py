@@ -93,6 +93,7 @@ class SimulatedZero:
         self._host_device = host_device
         self._on_host: list[torch.Tensor] = []
         self._accumulation = setup.workload.gradient_accumulation_steps
+        self._empty_every = setup.workload.torch_empty_cache_steps
         self._micro_step = 0
         self._steps = 0
         self._bucket_size = options.reduce_bucket_size
@@ -132,6 +133,7 @@ class SimulatedZero:
         return nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
+        self._device.empty_cache_in(self._steps, self._empty_every)
         self._engine_backward(loss)
         due = self._step_is_due
         self._micro_step += 1

@@ -111,7 +111,14 @@ def _dequantised_product(args: tuple[Any, ...], kwargs: dict[str, Any], result: 
     return () if result.dtype == torch.float16 else (math.prod(args[0].shape) * 2,)
 
 
+def _dequantised(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> tuple[int, ...]:
+    """int8_vectorwise_dequant, when an adapter is merged: the weights times their scales in fp32, before they are divided by 127
+    into the result. bitsandbytes 0.50, _ops.py: the implementation of every device."""
+    return (result.nbytes,)
+
+
 WORKSPACES = {
+    "bitsandbytes.int8_vectorwise_dequant.default": _dequantised,
     "bitsandbytes.int8_vectorwise_quant.default": _quantised_input,
     "bitsandbytes.int8_scaled_mm.default": _scaled_product,
     "bitsandbytes.int8_mm_dequant.default": _dequantised_product,

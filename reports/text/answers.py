@@ -171,7 +171,11 @@ def _ledger(forecast: Forecast) -> Iterator[tuple[str, str, str]]:
     if memory.host_pinned_bytes:
         yield "host, pinned", size(memory.host_pinned_bytes), "page-locked, of what is offloaded"
     if forecast.host_bytes:
-        yield "host", size(forecast.host_bytes), "host memory for all that is offloaded, beside the process' own"
+        yield (
+            "host",
+            size(forecast.host_bytes),
+            "host memory for all that is offloaded or saved, beside the process' own",
+        )
     if memory.num_alloc_retries:
         yield "retries", str(memory.num_alloc_retries), "the allocator gave back its cache to go on"
 
@@ -219,10 +223,8 @@ def _rests_on(answer: Answer) -> Iterator[str]:
         yield f"left out: {one.reason}{'' if one.nbytes is None else f' ({units.size(one.nbytes)})'}"
     total, trainable = forecast.parameters.total, forecast.parameters.trainable
     yield f"parameters: {total:,}, {trainable:,} of them trained"
-    yield (
-        f"predicted in {units.seconds(forecast.seconds)} after start-up, nothing was measured; the error band of "
-        f"{units.size(forecast.band_bytes)} is {forecast.band_basis}"
-    )
+    yield (f"predicted in {units.seconds(forecast.seconds)} after start-up, nothing was measured")
+    yield f"the error band of {units.size(forecast.band_bytes)}: {forecast.band_basis}"
     yield from forecast.notes
 
 
@@ -251,7 +253,7 @@ def _print_advice(advice: Advice, console: Output) -> None:
                 units.size(one.device_bytes),
                 units.size(one.margin_bytes),
                 f"[{COLOURS[one.verdict]}]{one.verdict}[/]",
-                "\n".join(map(plain, one.price)),
+                "\n".join(plain(one.price.get(name, "")) for name in one.changes),
             )
             for one in advice.suggestions
         ]

@@ -115,6 +115,8 @@ def summary_lines(results: Sequence[Result], *, not_run: int = 0, corrupted: Seq
         lines.append(
             f"{units.plural(len(failed), 'measurement')} failed; run again with --retry {','.join(_retryable(failed))}"
         )
+    rules = {result.rule: result.reason for result in reversed(results) if result.rule}
+    lines += [f"invalid, {rule}: {reason}" for rule, reason in sorted(rules.items())]
     lines += [f"cannot be read: {name}" for name in corrupted]
     return [visible(line) for line in lines]
 
@@ -148,6 +150,7 @@ def _learned(row: Row) -> str:
 def _why(row: Row) -> str:
     if row.status == "ok" or row.result is None:
         return ""
-    rule = f"{row.result.rule}: " if row.result.rule else ""
+    if row.result.rule:
+        return row.result.rule  # its reason is told once, below
     phase = f" (in {row.result.phase})" if row.result.phase else ""
-    return f"{rule}{row.reason or ''}{phase}"
+    return f"{row.reason or ''}{phase}"

@@ -133,3 +133,16 @@ def test_layerwise_gradients_are_at_least_the_largest(plan: Any) -> None:
     together = measure(plan({"optimizer": "galore_adamw"}, max_grad_norm=0.0, galore={"rank": 4}))
     assert layerwise.roles["policy"].gradients_bytes == 4 * 256 * 64
     assert together.roles["policy"].gradients_bytes == 4 * together.parameters.trainable
+
+
+def test_evaluating_and_saving_are_phases_of_their_own(plan: Any) -> None:
+    more = {"eval_batch_size": 2, "max_eval_samples": 3, "save": "merged"}
+    sample = measure(plan({"adapter": "lora"}, steps=2, warmup_steps=0, **more))
+    assert sample.status == "ok", sample.reason
+    peaks = {(phase.name, phase.step): phase.allocated_bytes for phase in sample.phases}
+    assert peaks["evaluate", 1] > 0
+    assert peaks["save", 2] > 0
+    assert sample.memory.allocated_bytes == max(bytes_ for bytes_ in peaks.values() if bytes_)
+    assert sample.learning.metrics["eval_loss"][0] is None
+    assert sample.learning.metrics["eval_loss"][1] > 0
+    assert {"evaluate", "save"} <= set(sample.seconds)

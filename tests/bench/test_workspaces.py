@@ -57,6 +57,7 @@ def test_what_axis_values_declare_are_their_libraries_operators() -> None:
         "bitsandbytes.gemm_4bit.default",
         "bitsandbytes.int8_mm_dequant.default",
         "bitsandbytes.int8_scaled_mm.default",
+        "bitsandbytes.int8_vectorwise_dequant.default",
         "bitsandbytes.int8_vectorwise_quant.default",
     ]
     assert all(str(operator(name)) == name for name in declared)

@@ -69,6 +69,7 @@ SIZES: dict[str, Any] = {
     "zero": {"reduce_bucket_size": 16_777_216},
 }
 LONG: dict[str, Any] = {"model": "llama-1b", "prompt_tokens": 1, "response_tokens": 511, "gradient_checkpointing": True}
+LONG["lora_target_modules"] = "all-linear"
 TWENTY: dict[str, Any] = {
     "model": "gpt-neox-20b",
     "batch_size": 16,
@@ -131,7 +132,7 @@ CASES = (
     Case(
         "ppo-lora-3b",
         {"algorithm": "ppo", "adapter": "lora"},
-        {"model": "llama-3.2-3b", "gradient_checkpointing": True},
+        {"model": "llama-3.2-3b", "gradient_checkpointing": True, "lora_target_modules": "all-linear"},
     ),
     Case("fused-3b", {"optimizer": "adamw_torch_fused"}, LONG | {"model": "llama-3.2-3b", "batch_size": 4}),
     Case("int8-7b", {"precision": "int8", "adapter": "lora"}, LONG | {"model": "llama-2-7b", "batch_size": 3}),

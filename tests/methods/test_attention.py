@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
 from vrambench.methods.device import get_device
-from vrambench.methods.models.attention import IMPLEMENTATIONS, flash, implementation
+from vrambench.methods.models.attention import IMPLEMENTATIONS, implementation
 from vrambench.methods.models.config import model_config
+from vrambench.methods.models.kernels import flash
 
 ARCHITECTURES = ("tiny", "tiny-gpt2", "tiny-opt", "tiny-neox", "tiny-mistral")
 LENGTH = 24
@@ -53,7 +54,7 @@ def test_a_cpu_whose_kernel_takes_no_grouped_heads_gives_the_same(monkeypatch: p
     model, tokens = model_of("tiny", "flash"), tokens_of()
     assert model.config.num_key_value_heads < model.config.num_attention_heads
     with get_device("cpu").attention("flash"):
-        monkeypatch.setattr("vrambench.methods.models.attention.CPU_TAKES_GROUPS", False)
+        monkeypatch.setattr("vrambench.methods.models.kernels.CPU_TAKES_GROUPS", False)
         repeated = model(tokens).logits
         monkeypatch.undo()
         torch.testing.assert_close(model(tokens).logits, repeated)
@@ -113,7 +114,7 @@ def test_explicit_products_on_meta_do_make_queries_by_keys() -> None:
 @pytest.mark.parametrize("size", [16, 20])
 @pytest.mark.parametrize("kernel", IMPLEMENTATIONS)
 def test_shapes_on_meta_are_those_on_a_device(kernel: str, size: int) -> None:
-    function = IMPLEMENTATIONS[kernel][1]
+    function = IMPLEMENTATIONS[kernel].function
     shapes = []
     for device in ("cpu", "meta"):
         query = torch.ones(2, 4, 6, size, device=device, requires_grad=True)
@@ -130,7 +131,6 @@ def test_shapes_on_meta_are_those_on_a_device(kernel: str, size: int) -> None:
     ("queries", "keys", "options", "said"),
     [
         (3, 8, {}, "3 queries over 8 keys"),
-        (8, 8, {"sliding_window": 4}, "sliding window of 4"),
         (8, 8, {"mask": True}, "gives attention a mask"),
     ],
 )

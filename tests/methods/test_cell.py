@@ -32,19 +32,29 @@ OTHER: dict[str, Any] = {
     "max_length": 30,
     "gradient_accumulation_steps": 2,
     "gradient_checkpointing": True,
+    "use_reentrant": True,
+    "torch_empty_cache_steps": 2,
     "compute_dtype": "fp16",
     "attention": "math",
     "loss": "nll",
     "lora_r": 4,
     "lora_alpha": 4.5,
+    "use_rslora": True,
     "lora_dropout": 0.1,
     "lora_target_modules": ["q_proj"],
+    "lora_target_parameters": ["mlp.experts.down_proj"],
+    "lora_modules_to_save": ["embed_tokens"],
     "adapter_dtype": "bf16",
     "rollout_batch": 3,
     "value": "separate",
     "reference": "copy",
     "reward": "own:score",
     "reward_model": "tiny-gpt2",
+    "eval_batch_size": 3,
+    "max_eval_samples": 5,
+    "prediction_loss_only": False,
+    "eval_accumulation_steps": 2,
+    "save": "model",
     "learning_rate": 0.5,
     "max_grad_norm": 0.5,
     "steps": 9,
@@ -77,7 +87,7 @@ OTHER_OPTIONS: dict[str, dict[str, object]] = {
 def test_an_id_is_the_same_in_every_version() -> None:
     """Files of earlier runs are found again by it: it may change only with a field that is new or gone."""
     cell = resolve(SFT_AXES | {"optimizer": "galore_adamw"}, {"model": "llama-2-7b", "galore": {"rank": 64}})
-    assert cell.id == "074b35739977"
+    assert cell.id == "984badd00ac9"
     assert cell.name == "fp32 none galore_adamw none sft"
 
 
@@ -93,9 +103,14 @@ def test_nothing_is_left_open() -> None:
 
 
 def test_what_no_axis_value_uses_is_empty() -> None:
-    cell = resolve(SFT_AXES, {"lora_r": 4, "value": "separate", "compute_dtype": "fp16", "ppo": {"epochs": 1}})
+    settings = {"lora_r": 4, "value": "separate", "compute_dtype": "fp16", "ppo": {"epochs": 1}, "eval_batch_size": 1}
+    cell = resolve(SFT_AXES, settings)
     empty = {field for field in FIELDS if getattr(cell.workload, field) is None}
-    assert empty == unused(SFT_AXES) == conditional_fields() - {"max_length"}
+    assert (
+        empty - {"eval_accumulation_steps"}
+        == unused(SFT_AXES)
+        == conditional_fields() - set(AXES["algorithm"].get("sft").fields)
+    )
     assert set(cell.workload.options) == {"adafactor"}
 
 
@@ -183,7 +198,7 @@ def test_the_order_of_settings_does_not_matter() -> None:
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_field_that_is_used_changes_the_id(field: str) -> None:
-    plain = {"reward": "model"}
+    plain = {"reward": "model", "eval_batch_size": 2}
     for axes in (PPO_AXES, SFT_AXES):
         changed = resolve(axes, plain).id != resolve(axes, plain | {field: OTHER[field]}).id
         assert changed == (field not in unused(axes))
@@ -306,3 +321,10 @@ def test_a_cell_is_frozen(cell: Callable[..., Cell]) -> None:
         made.precision = "bf16"  # type: ignore[misc]
     with pytest.raises(ValueError, match="frozen"):
         made.workload.steps = 3
+
+
+def test_an_axis_that_is_lacking_or_unknown_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"^axes: adapter, optimizer, offload, algorithm must be named too$"):
+        resolve({"precision": "bf16"}, {})
+    with pytest.raises(ConfigurationError, match=r"^axes: 'precison' is not one of .*; did you mean 'precision'\?$"):
+        resolve(SFT_AXES | {"precison": "bf16"}, {})

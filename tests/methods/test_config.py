@@ -20,8 +20,9 @@ from vrambench.methods.device import get_device
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.job import Job
 from vrambench.methods.models import config as config_module
-from vrambench.methods.models.attention import efficient
-from vrambench.methods.models.config import heads_of_one_size, model_config
+from vrambench.methods.models.attention import head_sizes
+from vrambench.methods.models.config import model_config
+from vrambench.methods.models.kernels import efficient
 from vrambench.methods.models.load import load_model
 
 SHAPE: dict[str, Any] = {
@@ -129,7 +130,8 @@ def test_a_hub_that_cannot_be_reached_is_not_waited_for(monkeypatch: pytest.Monk
 
 def test_auto_is_the_efficient_kernel_where_heads_differ_in_size(tmp_path: Path) -> None:
     latent, equal = written(tmp_path / "mla", MLA), written(tmp_path / "equal", MLA | {"v_head_dim": 24})
-    assert (heads_of_one_size(latent), heads_of_one_size(equal), heads_of_one_size("llama-2-7b")) == (False, True, True)
+    sizes = [head_sizes(model_config(name)) for name in (latent, equal, "llama-2-7b")]
+    assert sizes == [(24, 16), (24, 24), (128, 128)]
     assert cell_of(latent).workload.attention == "efficient"
     assert cell_of("deepseek-v2-lite").workload.attention == "efficient"
     assert cell_of(equal).workload.attention == "flash"

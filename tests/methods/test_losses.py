@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 from trl.trainer.sft_trainer import _CHUNKED_LM_HEAD_CHUNK_SIZE, _patch_chunked_ce_lm_head
 from trl.trainer.utils import _ChunkedLogProbFunction, selective_log_softmax
 
 from vrambench.bench.measure.meters import storages
-from vrambench.methods.models.losses import LOSSES, chunked
+from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.models.losses import LOSSES, chunked, cut, fused
 from vrambench.methods.models.policy import Policy
 
 Compute = Callable[[], torch.Tensor]
@@ -63,12 +65,12 @@ def valued(model: nn.Module, compute: Compute) -> tuple[torch.Tensor, dict[str, 
     return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def peaks(model: nn.Module, compute: Compute) -> dict[str, int]:
-    """The bytes at the peaks of forward and backward, above those before."""
+def peaks(model: nn.Module, compute: Compute, *there: torch.Tensor) -> dict[str, int]:
+    """The bytes at the peaks of forward and backward, above those before, to which `there` belongs."""
     model.zero_grad()
     with pytest.MonkeyPatch.context() as patch:
         # Looking for every tensor in the process takes seconds.
-        patch.setattr(storages, "existing_tensors", lambda: [TOKENS, *model.parameters(), *model.buffers()])
+        patch.setattr(storages, "existing_tensors", lambda: [TOKENS, *there, *model.parameters(), *model.buffers()])
         with storages.StorageTrace("cpu") as trace:
             before = trace.live_bytes
             trace.begin_phase("forward")
@@ -118,8 +120,8 @@ def close(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], rtol: floa
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", MEANS)
 def test_every_loss_is_the_mean_cross_entropy(name: str, kind: str) -> None:
-    if name == "liger" and kind in ("cohere", "granite"):
-        pytest.skip("Liger's kernel does not scale logits")
+    if name in ("liger", "cut_cross_entropy") and kind in ("cohere", "granite"):
+        pytest.skip("its kernels do not scale logits")
     model = tiny(kind)
     loss, gradients = valued(model, ours(model, name))
     expected, wanted = valued(model, lambda: model(input_ids=TOKENS, labels=TOKENS).loss)
@@ -169,6 +171,73 @@ def test_chunked_nll_is_trls_default(
     assert torch.equal(loss, expected)
     close(gradients, wanted, rtol=0, atol=0)
     assert held == pytest.approx(peaks(model, theirs), abs=IDS)
+
+
+@pytest.mark.parametrize("head", [True, False], ids=["head trained", "head frozen"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_liger_holds_the_buffers_of_its_source(dtype: torch.dtype, head: bool) -> None:
+    """Run with stand-ins for its Triton kernels, Liger 0.8.2's own function has these very peaks."""
+    count, width, words, item = 600, 32, 1000, dtype.itemsize
+    states = torch.randn(count, width, dtype=dtype, requires_grad=True)
+    weight = torch.randn(words, width, dtype=dtype, requires_grad=head)
+    labels = TOKENS.flatten()
+    held = peaks(nn.ParameterList([states, weight]), lambda: fused._Fused.apply(states, weight, labels, None))
+    chunk = fused.chunk_tokens(count, width, words)
+    assert chunk == 32  # 600 tokens in 1000 / 32 chunks are 19 each; the next power of two
+    kept = states.nbytes + (weight.nbytes if head else 0) + 4 * count
+    logits, part = chunk * words * item, chunk * width * item
+    product = (weight.nbytes if dtype == torch.float32 else weight.nbytes + 4 * weight.numel()) if head else 0
+    # A chunk's logits are made while those of the one before are still there.
+    assert held["forward"] == pytest.approx(kept + logits + max(part, product, logits), abs=count + 64)
+
+
+def test_liger_holds_neither_part_of_fp32_gradients_under_autocast() -> None:
+    """cuBLAS adds products of half precision to a total in fp32."""
+    states = torch.randn(600, 32, requires_grad=True)
+    weight = torch.randn(1000, 32, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        held = peaks(
+            nn.ParameterList([states, weight]), lambda: fused._Fused.apply(states, weight, TOKENS.flatten(), None)
+        )
+    kept, logits, part, lower = states.nbytes + weight.nbytes + 4 * 600, 32 * 1000 * 2, 32 * 32 * 2, weight.nbytes // 2
+    assert held["forward"] == pytest.approx(kept + 2 * logits + 2 * lower + part, abs=600 + 64)
+
+
+@pytest.mark.parametrize("head", [True, False], ids=["head trained", "head frozen"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_cut_cross_entropy_holds_the_buffers_of_its_source(dtype: torch.dtype, head: bool) -> None:
+    states = torch.randn(600, 32, dtype=dtype, requires_grad=True)
+    weight = torch.randn(1000, 32, dtype=dtype, requires_grad=head)
+    positions = cut._positions(TOKENS)
+    assert positions.tolist() == [*range(299), *range(300, 599)]
+    targets = TOKENS.flatten()
+    parameters = nn.ParameterList([states, weight])
+    held = peaks(parameters, lambda: cut._Cut.apply(states, weight, targets, positions, None), positions)
+    sums = average = 4
+    assert held["forward"] == pytest.approx(2 * 598 * sums + 1000 * average, abs=64)
+    kept = 598 * sums + 1000 * average
+    gradients = states.nbytes + (weight.nbytes if head else 0)
+    order = 1000 * torch.int64.itemsize
+    assert held["backward"] == pytest.approx(kept + gradients, abs=order)
+
+
+@pytest.mark.parametrize("loss", ["chunked_nll", "liger", "cut_cross_entropy"])
+def test_an_adapter_on_the_head_is_not_left_out(loss: str) -> None:
+    model = get_peft_model(tiny(), LoraConfig(target_modules=["q_proj", "lm_head"]))
+    with pytest.raises(ConfigurationError, match=f"loss: {loss} reads the output head's weight as it is"):
+        Policy(model, loss=LOSSES[loss])(TOKENS)
+    assert Policy(model, loss=LOSSES["nll"])(TOKENS).isfinite()
+
+
+def test_what_a_loss_cannot_do_to_logits_is_said() -> None:
+    with pytest.raises(ConfigurationError, match=r"'liger'.*soft-capping of logits alone.*scales them by 0.25"):
+        Policy(tiny("granite"), loss=LOSSES["liger"])(TOKENS)
+    biased = tiny()
+    biased.lm_head.bias = nn.Parameter(torch.zeros(1000))
+    for loss, arguments in (("liger", (TOKENS,)), ("chunked_nll", (TOKENS, START))):
+        with pytest.raises(ConfigurationError, match=f"{loss} knows no bias of the output head"):
+            Policy(biased, loss=LOSSES[loss])(*arguments)
+    assert Policy(biased, loss=LOSSES["chunked_nll"])(TOKENS).isfinite()
 
 
 @pytest.mark.parametrize("head", [True, False], ids=["head trained", "head frozen"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.errors import EXPLAINED, ConfigurationError, UnknownValue
 from vrambench.methods.job import Job
 from vrambench.methods.optimizers import OPTIMIZERS, trainable
 from vrambench.methods.optimizers.galore import GaLoreOptions, randomized_svd, target_weights
@@ -39,6 +39,23 @@ def state_of(job: Job) -> list[torch.Tensor]:
 def stored_bytes(tensors: list[torch.Tensor]) -> int:
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
+
+
+def test_every_name_that_transformers_takes_is_here_or_is_answered() -> None:
+    """An alias is the same optimizer; nothing else is offered as if it were what was asked for."""
+    from transformers.training_args import OptimizerNames
+
+    names = {name.value for name in OptimizerNames}
+    assert set(OPTIMIZERS) <= names
+    for name in names - set(OPTIMIZERS):
+        with pytest.raises(UnknownValue) as caught:
+            OPTIMIZERS.get(name)
+        said = str(caught.value)
+        if name == "adamw_8bit":
+            assert said.endswith("; did you mean 'adamw_bnb_8bit'?")
+        else:
+            assert EXPLAINED[name].startswith("transformers has it, and it is not here; ")
+            assert said.endswith(f"; {EXPLAINED[name]}")
 
 
 @pytest.mark.parametrize("name", CPU)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -114,6 +115,35 @@ def test_a_scalar_head_works_in_its_own_type() -> None:
     values = scalar(head, states)
     assert values.dtype == torch.float32
     torch.testing.assert_close(values, F.linear(states.float(), head.weight).squeeze(-1))
+
+
+def test_logits_are_kept_where_trls_trainer_keeps_them_and_are_trained_on(job: MakeJob) -> None:
+    scored, whole = (policy(job(algorithm="ppo", loss=loss)) for loss in ("scored", "nll"))
+    assert scored(TOKENS, 4).logits is None
+    assert whole(TOKENS, 4).logits.shape == (3, 10, 256)
+    with torch.no_grad():
+        assert whole(TOKENS, 4).logits is None
+
+
+def test_ppo_drops_kept_logits_with_each_optimizer_step(job: MakeJob) -> None:
+    """Not earlier: TRL's trainer has those of a micro-batch while it computes the next one's."""
+    made = job(algorithm="ppo", loss="nll", gradient_accumulation_steps=2, batch_size=1)
+    module = policy(made)
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def before(module: nn.Module, inputs: Any) -> None:
+        if torch.is_grad_enabled():
+            alive.append(sum(ref() is not None for ref in held))
+
+    def after(module: nn.Module, inputs: Any, output: Any) -> None:
+        if output.logits is not None:
+            held.append(weakref.ref(output.logits))
+
+    module.register_forward_pre_hook(before)
+    module.register_forward_hook(after)
+    made.step(0)
+    assert alive[:4] == [0, 1, 0, 1]
 
 
 def test_no_logits_are_made_for_the_prompt(job: MakeJob) -> None:

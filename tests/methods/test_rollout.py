@@ -14,8 +14,9 @@ from transformers.cache_utils import Cache
 
 from vrambench.methods.device import Device, get_device
 from vrambench.methods.job import Job
+from vrambench.methods.kv_cache import FilledLayer
 from vrambench.methods.models.parts import trunk
-from vrambench.methods.rollout import GREEDY, FilledLayer, Sampling, generate, next_tokens
+from vrambench.methods.rollout import GREEDY, Sampling, generate, next_tokens
 
 CPU = get_device("cpu")
 MakeJob = Callable[..., Job]

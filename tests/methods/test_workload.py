@@ -20,7 +20,11 @@ from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
 from vrambench.methods.workload import AXIS_NAMES, FIELDS, Workload, parse_size
 
 SIZES = f"write 24GiB, 16GB or a card: {', '.join(CAPACITIES)}"
-MODULES = "must be auto, all-linear or a list of modules' names (q_proj,v_proj or [q_proj])"
+MODULES = (
+    "must be auto, all-linear, a list of modules' names (q_proj,v_proj or [q_proj]), or a regular expression for whole paths "
+    r"(.*\.q_proj)"
+)
+NAMES = "must be a list of names (embed_tokens,lm_head or [embed_tokens])"
 ERRORS: list[tuple[dict[str, Any], str, str]] = [
     ({"batch_sice": 2}, "batch_sice", "workload: unknown field 'batch_sice'; did you mean 'batch_size'?"),
     ({"galor": {}}, "galor", "workload: unknown field 'galor'; did you mean 'galore'?"),
@@ -85,7 +89,15 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
             ("budget", None, f"null is not a size; {SIZES}"),
             ("lora_target_modules", "q_proj", f"'q_proj': {MODULES}"),
             ("lora_target_modules", "q_proj,", f"'q_proj,': {MODULES}"),
-            ("lora_target_modules", [], f"[]: {MODULES}"),
+            ("lora_target_modules", "", f"'': {MODULES}"),
+            ("lora_target_modules", 4, f"4: {MODULES}"),
+            (
+                "lora_target_modules",
+                ".*(q_proj",
+                f"'.*(q_proj': is no regular expression (missing ), unterminated subpattern at position 2), and {MODULES}",
+            ),
+            ("lora_modules_to_save", "lm_head,", f"'lm_head,': {NAMES}"),
+            ("lora_target_parameters", [1], f"[1]: {NAMES}"),
             ("model", "", "'': must not be empty"),
             ("data", "a\0b", "'a\\x00b' has a character that cannot be printed"),
             ("reward", "own:\ud800", "'own:\\ud800' has a character that cannot be printed"),
@@ -122,7 +134,7 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"ppo": {"epoch": 1}},
         "ppo.epoch",
-        "ppo.epoch: no such field; did you mean 'epochs'? (there are epochs, kl_coef, cliprange, cliprange_value, "
+        "ppo.epoch: no such field; did you mean 'ppo.epochs'? (there are epochs, kl_coef, cliprange, cliprange_value, "
         "vf_coef, gamma, lam, temperature)",
     ),
     (

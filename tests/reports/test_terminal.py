@@ -28,8 +28,16 @@ def test_failed_cells_stand_in_the_table_with_their_reason() -> None:
     assert statuses == ["ok", "ok", "oom", "invalid", "pruned", "timeout", "crashed", "error"]
     assert "12 GiB" in lines[2]
     assert "1,000" in lines[2]
-    assert "int8-full: 8-bit weights cannot train" in text
+    assert "8-bit weights cannot train" not in text
     assert "ended by SIGSEGV (in load)" in text
+
+
+def test_a_rules_reason_is_told_once_below_the_table() -> None:
+    results = made.one_of_each_status()
+    twice = [*results, *(one for one in results if one.status == "invalid")]
+    assert [line for line in summary_lines(twice) if "cannot train" in line] == [
+        "invalid, int8-full: 8-bit weights cannot train"
+    ]
 
 
 def test_what_is_not_known_is_a_dash() -> None:

@@ -1,4 +1,4 @@
-"""The CPU's meter: resident memory of the process, and, for one traced step, the bytes of live tensor storages.
+"""The CPU's meter: resident memory of the process, and, for what is traced, the bytes of live tensor storages.
 
 There is no caching allocator and no device here: reserved and device bytes stay unknown.
 """
@@ -30,7 +30,7 @@ class CpuMeter:
     def end_phase(self) -> PhasePeaks:
         if self.trace is None:
             return PhasePeaks()
-        self._allocated = self.trace.peak_bytes
+        self._allocated = max(self._allocated or 0, self.trace.peak_bytes)
         return PhasePeaks(allocated_bytes=self.trace.phase_peaks.get(self.trace.phase or ""))
 
     def live_bytes(self) -> int | None:

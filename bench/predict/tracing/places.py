@@ -24,7 +24,7 @@ from vrambench.methods.offload.simulated import WALKS_PARAMETERS
 
 WALKS = ("Optimizer.step", WALKS_PARAMETERS)
 """How profiler names begin of work that goes through parameters one by one."""
-WALKING_PHASES = ("optimizer_step", "svd")
+WALKING_PHASES = ("optimizer_step", "svd", "save")
 """Phases of such work."""
 
 
@@ -77,8 +77,10 @@ class Places:
 
     def enter(self, phase: str) -> None:
         """The job enters `phase`."""
-        if phase in ("load", "rollout", "score"):
+        if phase in ("load", "rollout", "score", "evaluate", "save"):
             self.role = None
+        if phase == "save":  # merged weights take the place of those known here, which are to be gone then
+            self._layer_of_parameter.clear()
         self._phase, self._walked, self._stale = phase, None, True
         if not in_backward():  # an optimizer that steps inside a backward pass has phases of its own
             self.layer = None

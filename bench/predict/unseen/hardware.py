@@ -89,11 +89,11 @@ def outside_allocator(card: Card | None, library_bytes: int = 0) -> Outside:
         return _outside(card, [card], f"seen at the end of real jobs on cards like the {card.name}", library_bytes)
     known = [other for other in CARDS.values() if other.outside_bytes is not None]
     if card is None:
-        reason = "no card is named, so this is the interval over all cards with known figures"
+        reason = "the middle of what was seen on all cards with known figures, since no card is named"
         return _outside(None, known, reason, library_bytes)
     alike = [other for other in known if other.marked_bytes == card.marked_bytes]
-    which = "those of its size" if alike else "all cards with known figures"
-    reason = f"no figure is known for the {card.name}, so this is the interval over {which}"
+    which = f"on other cards of {card.marked_bytes / 2**30:.0f} GiB" if alike else "on other cards"
+    reason = f"the middle of what was seen {which}, since no figure is known for the {card.name}"
     return _outside(card, alike or known, reason, library_bytes)
 
 

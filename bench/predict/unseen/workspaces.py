@@ -98,6 +98,18 @@ def flash_attention_backward(gpu: Hardware, args: Args, kwargs: Kwargs, result: 
     return tuple(buffers)
 
 
+def flash_dense(gpu: Hardware, args: Args, kwargs: Kwargs, result: Any) -> tuple[int, ...]:
+    """As `flash_attention`, for tensors [B,T,H,D]; a window changes nothing."""
+    query, key = (tensor.transpose(1, 2) for tensor in args[:2])
+    dropout = _argument("aten._flash_attention_forward.default", args, kwargs, "dropout_p")
+    return flash_attention(gpu, (query, key, key, dropout), {}, result)
+
+
+def flash_dense_backward(gpu: Hardware, args: Args, kwargs: Kwargs, result: Any) -> tuple[int, ...]:
+    """As `flash_attention_backward`, for tensors [B,T,H,D]."""
+    return flash_attention_backward(gpu, tuple(tensor.transpose(1, 2) for tensor in args[:5]), kwargs, result)
+
+
 def efficient_attention(gpu: Hardware, args: Args, kwargs: Kwargs, result: Any) -> tuple[int, ...]:
     """Outputs in fp32, for half precision and heads of more than 128.
 
@@ -295,6 +307,8 @@ def index_put(gpu: Hardware, args: Args, kwargs: Kwargs, result: Any) -> tuple[i
 _SIZED: dict[str, Sized] = {
     "aten._scaled_dot_product_flash_attention.default": flash_attention,
     "aten._scaled_dot_product_flash_attention_backward.default": flash_attention_backward,
+    "aten._flash_attention_forward.default": flash_dense,
+    "aten._flash_attention_backward.default": flash_dense_backward,
     "aten._scaled_dot_product_efficient_attention.default": efficient_attention,
     "aten._scaled_dot_product_efficient_attention_backward.default": efficient_attention_backward,
     "aten.embedding_dense_backward.default": embedding_backward,

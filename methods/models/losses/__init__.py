@@ -16,7 +16,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from vrambench.methods.models.losses import chunked, fused, scored, whole
+from vrambench.methods.models.losses import chunked, cut, fused, scored, whole
 
 MeanLoss: TypeAlias = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 Prepare: TypeAlias = Callable[[nn.Module, torch.Tensor, int], torch.Tensor]
@@ -56,6 +56,7 @@ LOSSES: Mapping[str, Loss] = MappingProxyType(
         "scored": Loss(mean=scored.mean, scorer=Scorer(prepare=scored.logits, logprobs=scored.logprobs)),
         "nll": Loss(mean=whole.mean, scorer=Scorer(prepare=whole.logits, logprobs=whole.logprobs, keeps=True)),
         "nll_4_46": Loss(mean=whole.mean_4_46, why_none="it is a form of the loss on labels alone"),
+        "nll_4_45": Loss(mean=whole.mean_4_45, why_none="it is a form of the loss on labels alone"),
         "chunked_nll": Loss(mean=chunked.mean, scorer=Scorer(prepare=chunked.states, logprobs=chunked.logprobs)),
         "liger": Loss(
             mean=fused.mean,
@@ -63,6 +64,13 @@ LOSSES: Mapping[str, Loss] = MappingProxyType(
             cuda_only="Liger's kernels are Triton's, for GPUs",
             package="liger-kernel",
             module="liger_kernel",
+        ),
+        "cut_cross_entropy": Loss(
+            mean=cut.mean,
+            why_none="its kernels are used for the loss on labels alone",
+            cuda_only="its kernels are Triton's, for GPUs",
+            package="cut-cross-entropy",
+            module="cut_cross_entropy",
         ),
     }
 )

@@ -3,7 +3,8 @@
 Liger (0.8, ops/fused_linear_cross_entropy.py) makes the logits of a chunk of tokens in the model's type, and a Triton kernel puts
 their gradient in their place; so the gradients of the states and of the head are there when the forward pass ends, and are kept
 for the backward pass. A chunk has as many tokens as make its logits about as large as all hidden states. Beside it there are
-the states' gradient, and, where the head is trained, the head's gradient, its part from a chunk, and that part in fp32.
+the states' gradient, and, where the head is trained, the head's gradient, its part from a chunk, and that part in fp32 (neither
+part under autocast from capability 8.0 on, where cuBLAS adds to fp32 weights' gradients itself).
 
 On CUDA it is Liger's own function. Elsewhere, for predictions and tests, the same buffers are made in the same order around
 one operator that stands for the kernel, which allocates nothing.
@@ -75,7 +76,11 @@ class _Fused(torch.autograd.Function):
             cross_entropy_in_place(logits, losses[start:end], labels[start:end], cap)
             if states.requires_grad:
                 grad_states[start:end] = logits @ weight
-            if grad_weight is not None:
+            if grad_weight is None:
+                continue
+            if grad_weight.dtype == torch.float32 and logits.dtype != torch.float32:
+                add_product(grad_weight, logits.t(), part.to(logits.dtype))
+            else:
                 grad_weight += torch.mm(logits.t(), part).float()
         ctx.save_for_backward(grad_states, grad_weight)
         return torch.sum(losses)
@@ -107,6 +112,17 @@ def cross_entropy_in_place(logits: torch.Tensor, losses: torch.Tensor, labels: t
     if cap is not None:
         gradient = gradient * (1 - (capped / cap).square())
     logits.copy_(gradient)
+
+
+@torch.library.custom_op("vrambench::add_product", mutates_args=("total",))
+def add_product(total: torch.Tensor, one: torch.Tensor, two: torch.Tensor) -> None:
+    """total += one @ two, of factors in half precision and a total in fp32: one call of cuBLAS (torch.addmm with out_dtype)."""
+    total.add_(one.float() @ two.float())
+
+
+@add_product.register_fake
+def _(total: torch.Tensor, one: torch.Tensor, two: torch.Tensor) -> None:
+    return None
 
 
 @cross_entropy_in_place.register_fake

@@ -1,9 +1,12 @@
-"""The loss on the whole sequence's logits, as transformers' models and TRL's PPO compute it: `loss: nll` and `nll_4_46`.
+"""The loss on the whole sequence's logits, as transformers' models and TRL's PPO compute it: `loss: nll`,
+`nll_4_46` and `nll_4_45`.
 
 For labels it is the model's own forward pass with labels, whatever its architecture does there (transformers 5.23,
 loss/loss_utils.py: ForCausalLMLoss): logits of every position in the model's type, a copy in fp32, labels shifted and padded, the
 log-softmax. Until it returns, the logits in the model's type and the last hidden states are held as well. 10 bytes a logit in
-the forward pass of a model in half precision, 12 in the backward pass.
+the forward pass of a model in half precision, 12 in the backward pass. What trainers do with the logits between the two stays
+below that: accelerate's copy of them in fp32 under autocast, TRL's entropies and accuracies for its log (which come to 12 under
+autocast).
 
 For log-probabilities it is what TRL 1.12 does in PPO (experimental/ppo/ppo_trainer.py; trainer/utils.py: selective_log_softmax):
 logits of every position, those of the response divided by the temperature in place, and a log-softmax of one sequence after the
@@ -48,6 +51,17 @@ def loss_4_46(logits: torch.Tensor, labels: torch.Tensor, vocab_size: int, **kwa
     shifted = logits[..., :-1, :].contiguous()
     wanted = labels[..., 1:].contiguous()
     return F.cross_entropy(shifted.view(-1, vocab_size), wanted.view(-1))
+
+
+def mean_4_45(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """The same as models of transformers 4.45 and before did in their forward pass: all logits in fp32, once more in fp32 to shift
+    them, and none in the model's type. 12 bytes a logit, beside the last hidden states."""
+    states = parts.hidden_states(model, tokens)
+    logits = parts.logits(model, states)
+    logits = logits.float()
+    shifted = logits[..., :-1, :].contiguous()
+    wanted = tokens[..., 1:].contiguous()
+    return F.cross_entropy(shifted.view(-1, shifted.shape[-1]), wanted.view(-1))
 
 
 def logits(model: nn.Module, states: torch.Tensor, start: int) -> torch.Tensor:

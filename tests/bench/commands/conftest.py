@@ -52,7 +52,8 @@ def runner(matrix: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
             store = RunFolder(folder)
             store.acquire()
             cells = [{"id": one.cell.id, "name": one.name, **one.cell.flat()} for one in planned]
-            store.write_info({"device": device, "repeat": repeat, "cells": cells, **about})
+            how = {"jobs": more["jobs"], "timeout_seconds": more["timeout"]}
+            store.write_info({"device": device, "repeat": repeat, **how, "cells": cells, **about})
             store.release()
             return Summary(folder, counts, 0, interrupted)  # type: ignore[arg-type]
 

@@ -78,13 +78,28 @@ def test_an_interrupted_run_says_how_to_go_on(runner: Fake, capsys: pytest.Captu
 
 def test_the_same_folder_without_selectors_resumes(runner: Fake, matrix: Path) -> None:
     calls = runner({"ok": 2})
-    assert main(["run", "--device", "cpu", "--out", "first", "--sweep", "seed=1,2"]) == 0
+    typed = "run --device cpu --out first --sweep seed=1,2 --jobs 3 --timeout 30"
+    assert main(typed.split()) == 0
     matrix.write_text("axes: a matrix that has since been broken\n")
-    assert main(["run", "--out", "first", "--jobs", "2"]) == 0
-    first, second = calls
-    assert second["planned"] == first["planned"]
-    assert (second["device"], second["repeat"], second["jobs"]) == ("cpu", 2, 2)
+    assert main(["run", "--out", "first"]) == 0
+    assert main(["run", "--out", "first", "--jobs", "2", "--timeout", "40"]) == 0
+    first, second, third = calls
+    assert second["planned"] == first["planned"] == third["planned"]
+    assert (second["device"], second["repeat"], second["jobs"], second["timeout"]) == ("cpu", 2, 3, 30)
+    assert (third["jobs"], third["timeout"]) == (2, 40)
     assert second["about"]["matrix"] == "matrix.yaml"
+
+
+def test_cells_that_are_added_to_a_run_are_counted(runner: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    runner({"ok": 1})
+    assert (
+        main(["run", "--device", "cpu", "--out", "first", "--only", "algorithm=sft", "--only", "precision=fp32"]) == 0
+    )
+    capsys.readouterr()
+    assert main(["run", "matrix.yaml", "--device", "cpu", "--out", "first"]) == 0
+    assert "first holds a run of 1 cell, to which 3 are added\n" in capsys.readouterr().err
+    assert main(["run", "matrix.yaml", "--device", "cpu", "--out", "first"]) == 0
+    assert "added" not in capsys.readouterr().err
 
 
 def test_a_run_gets_a_folder_of_its_own(runner: Fake) -> None:

@@ -121,7 +121,7 @@ include:
         ),
         ({"set": ("steps=0",)}, "--set steps=0: steps: 0: must be at least 1"),
         ({"set": ("stepz=4",)}, "--set stepz=4: unknown field 'stepz'; did you mean 'steps'?"),
-        ({"set": ("ppo.epoch=4",)}, "--set ppo.epoch=4: ppo.epoch: no such field; did you mean 'epochs'?"),
+        ({"set": ("ppo.epoch=4",)}, "--set ppo.epoch=4: ppo.epoch: no such field; did you mean 'ppo.epochs'?"),
         ({"set": ("algorithm=ppo",)}, "--set algorithm=ppo: algorithm is an axis; write --algorithm ppo"),
         ({"set": ("seed=1", "seed=2")}, "--set seed=2: seed is set already, by --set seed=1"),
         ({"set": ("model=tiny",), "model": "gpt2"}, "--set model=tiny: model is set already, by --model gpt2"),

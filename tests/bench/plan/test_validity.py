@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,32 @@ from vrambench.methods.errors import ConfigurationError
 USUAL = {"precision": "bf16", "adapter": "none", "optimizer": "adamw_torch", "offload": "none", "algorithm": "sft"}
 
 
-def cell_of(**said: Any) -> Cell:
-    """bf16, full fine-tuning, AdamW, SFT on the tiny model, but for what is said."""
+SMALL = {
+    "vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 16, "num_hidden_layers": 4, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+}  # fmt: skip
+LLAMA, RWKV = ({**SMALL, "model_type": kind} for kind in ("llama", "rwkv"))
+GEMMA2 = {**SMALL, "model_type": "gemma2", "final_logit_softcapping": None}
+GEMMA3 = {**SMALL, "model_type": "gemma3_text", "sliding_window": 256}
+LLAMA4 = {
+    **SMALL,
+    "model_type": "llama4_text",
+    "attention_chunk_size": 256,
+    "num_local_experts": 2,
+    "intermediate_size_mlp": 96,
+}
+BLOOM = {"model_type": "bloom", "vocab_size": 128, "hidden_size": 64, "n_layer": 2, "n_head": 4}
+
+
+def cell_of(folder: Path | None = None, **said: Any) -> Cell:
+    """bf16, full fine-tuning, AdamW, SFT on the tiny model, but for what is said. A `model` may be a configuration, written into
+    `folder`."""
+    model = said.get("model")
+    if isinstance(model, dict):
+        assert folder is not None
+        (folder / model["model_type"]).mkdir(exist_ok=True)
+        (folder / model["model_type"] / "config.json").write_text(json.dumps(model))
+        said["model"] = str(folder / model["model_type"])
     axes = {axis: said.pop(axis, usual) for axis, usual in USUAL.items()}
     return resolve(axes, {"model": "tiny", **said})
 
@@ -72,8 +97,8 @@ CASES = [
     Case("layerwise-clip", {**LAYERWISE, "max_grad_norm": 1.0}, {"max_grad_norm": 0}),
     Case("layerwise-clip", {**LAYERWISE, "precision": "fp16_amp"}, {"precision": "bf16_amp"}, alone=False),
     Case("layerwise-zero", {**LAYERWISE, "offload": "zero2_optimizer"}, {"offload": "none"}, alone=False),
-    Case("galore-8bit-cpu", {"optimizer": "galore_adamw_8bit"}, {}, near_device="cuda"),
-    Case("galore-8bit-cpu", {"optimizer": "galore_adamw_8bit"}, {"optimizer": "adamw_bnb_8bit"}),
+    Case("cuda-only", {"optimizer": "galore_adamw_8bit"}, {}, near_device="cuda"),
+    Case("cuda-only", {"optimizer": "galore_adamw_8bit"}, {"optimizer": "adamw_bnb_8bit"}),
     Case(
         "fp16-unscaled",
         {"precision": "fp16_amp", "adapter": "lora", "adapter_dtype": "fp16", "optimizer": "adafactor"},
@@ -105,15 +130,52 @@ CASES = [
     Case("fp32-flash", {"precision": "fp32", "attention": "flash"}, {"precision": "bf16_amp"}, device="meta"),
     Case("reference-adapter-off", {"algorithm": "ppo", "reference": "adapter_off"}, {"adapter": "lora"}),
     Case("reference-adapter-off", {"algorithm": "ppo", "reference": "adapter_off"}, {"reference": "copy"}),
+    Case("reentrant-alone", {"use_reentrant": True}, {"gradient_checkpointing": True}),
+    Case("empty-cache-cpu", {"torch_empty_cache_steps": 1}, {}, near_device="cuda", kind="warn"),
+    Case("empty-cache-cpu", {"torch_empty_cache_steps": 1}, {"torch_empty_cache_steps": 0}, kind="warn"),
+    Case("lora-nothing", {"adapter": "lora", "lora_target_modules": []}, {"lora_target_modules": "all-linear"}),
+    Case("lora-nothing", {"adapter": "lora", "lora_target_modules": []}, {"lora_target_parameters": ["q_proj.weight"]}),
+    Case(
+        "lora-parameters",
+        {"adapter": "lora", "lora_target_parameters": ["experts.down_proj"], "lora_dropout": 0.1},
+        {"lora_dropout": 0},
+    ),
+    Case("lora-parameters", {"adapter": "dora", "lora_target_parameters": ["experts.down_proj"]}, {"adapter": "lora"}),
+    Case(
+        "fp16-full-adamw",
+        {"precision": "fp16", "adapter": "lora", "lora_modules_to_save": ["lm_head"]},
+        {"lora_modules_to_save": []},
+    ),
     Case("remax-greedy", {"algorithm": "remax", "remax": {"temperature": 0}}, {"remax": {"temperature": 0.5}}),
+    Case("save-merged", {"save": "merged"}, {"save": "model"}),
+    Case("save-merged", {"save": "merged"}, {"adapter": "lora"}),
     Case("too-long", {"prompt_tokens": 2000, "response_tokens": 49}, {"response_tokens": 48}),
     Case("too-long", {"model": "tiny-gpt2", "prompt_tokens": 1024}, {"model": "tiny-opt"}),
+    Case("attention-unable", {"model": GEMMA2, "attention": "flash"}, {"attention": "eager"}),
+    Case("attention-unable", {"model": GEMMA2, "attention": "sdpa"}, {"attention": "auto"}, alone=False),
+    Case("attention-unable", {"model": GEMMA2, "attention": "math"}, {"model": GEMMA3}),
+    Case("attention-chunks", {"model": LLAMA4, "attention": "flash"}, {"attention": "efficient"}),
+    Case("attention-chunks", {"model": LLAMA4, "attention": "math"}, {"prompt_tokens": 128, "response_tokens": 128}),
+    Case("no-cache", {"model": RWKV, "algorithm": "ppo"}, {"algorithm": "sft"}, alone=False),
+    Case("no-cache", {"model": RWKV, "algorithm": "remax"}, {"model": BLOOM}, alone=False),
+    Case("flash-attn-cpu", {"attention": "flash_attention_2"}, {"attention": "flash"}),
+    Case("flash-attn-cpu", {"attention": "flash_attention_2"}, {}, near_device="cuda"),
+    Case("own-attention", {"model": BLOOM, "attention": "flash"}, {"model": LLAMA}, kind="warn"),
+    Case("sdpa-kernel", {"model": GEMMA3, "attention": "sdpa"}, {"attention": "efficient"}, kind="warn"),
     Case(
-        "sliding-window",
-        {"model": "tiny-mistral", "prompt_tokens": 1024, "response_tokens": 1},
-        {"prompt_tokens": 1023},
+        "sdpa-kernel", {"model": GEMMA3, "attention": "sdpa"}, {"prompt_tokens": 64, "response_tokens": 64}, kind="warn"
     ),
-    Case("sliding-window", {"model": "tiny-mistral", "prompt_tokens": 1024, "response_tokens": 1}, {"model": "tiny"}),
+    Case("sdpa-kernel", {"precision": "fp32", "attention": "sdpa"}, {"precision": "bf16"}, kind="warn"),
+    Case(
+        "sdpa-kernel",
+        {"precision": "fp16", "adapter": "lora", "attention": "sdpa"},
+        {},
+        "cuda",
+        "cuda",
+        "warn",
+        bf16=False,
+    ),
+    Case("fp32-flash", {"precision": "fp32", "attention": "flash_attention_2"}, {"precision": "bf16"}, "cuda", "cuda"),
     Case("rollout-batch", {"algorithm": "ppo", "rollout_batch": 8, "batch_size": 3}, {"rollout_batch": 9}),
     Case(
         "rollout-batch",
@@ -213,19 +275,26 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.rule}: {case.near or case.near_device}")
-def test_rule(case: Case) -> None:
-    found = check(cell_of(**case.hit), case.device, bf16=case.bf16)
+def named(said: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value["model_type"] if name == "model" and isinstance(value, dict) else value
+        for name, value in said.items()
+    }
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.rule}: {named(case.near) or case.near_device}")
+def test_rule(case: Case, tmp_path: Path) -> None:
+    found = check(cell_of(tmp_path, **case.hit), case.device, bf16=case.bf16)
     kinds = {finding.rule: finding.kind for finding in found}
     assert kinds.get(case.rule) == case.kind
     if case.alone:
         assert set(kinds) == {case.rule}
-    near = check(cell_of(**{**case.hit, **case.near}), case.near_device, bf16=case.near_bf16)
+    near = check(cell_of(tmp_path, **{**case.hit, **case.near}), case.near_device, bf16=case.near_bf16)
     assert case.rule not in {finding.rule for finding in near}
 
 
 def test_every_rule_has_a_case() -> None:
-    assert {rule.id for rule in RULES} == {case.rule for case in CASES}
+    assert {rule.id for rule in RULES} | {"cuda-only"} == {case.rule for case in CASES}
     assert len({rule.id for rule in RULES}) == len(RULES)
 
 
@@ -287,10 +356,6 @@ def test_a_value_that_needs_cuda_says_so_on_a_cpu() -> None:
     assert (finding.rule, finding.kind) == ("cuda-only", "reject")
     assert finding.reason == "own_axis_values:CARD runs on CUDA alone: its kernel is CUDA"
     assert check(own, "cuda") == check(own, "meta") == ()
-
-
-def test_galores_8bit_optimizers_give_their_reason_once() -> None:
-    assert [finding.rule for finding in check(cell_of(optimizer="galore_adamw_8bit"), "cpu")] == ["galore-8bit-cpu"]
 
 
 def test_a_temperature_that_no_rule_covers_is_an_error() -> None:

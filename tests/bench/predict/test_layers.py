@@ -58,6 +58,7 @@ def described(trace: Trace) -> list[tuple[Any, ...]]:
     [
         {},
         {"adapter": "lora", "algorithm": "ppo"},
+        {"eval_batch_size": 2, "prediction_loss_only": False, "save": "model"},
         {"algorithm": "ppo", "value": "separate", "optimizer": "adafactor"},
         {"algorithm": "remax", "precision": "fp32", "optimizer": "galore_adamw_layerwise", "max_grad_norm": 0.0},
         {"algorithm": "remax", "optimizer": "galore_adamw_8bit", "model": "opt-1.3b", "gradient_checkpointing": False},
@@ -68,6 +69,7 @@ def described(trace: Trace) -> list[tuple[Any, ...]]:
         {"adapter": "dora", "precision": "nf4", "offload": "zero2_optimizer"},
         {"adapter": "lora", "precision": "nf4", "optimizer": "paged_adamw_8bit"},
         {"adapter": "lora", "precision": "int8", "gradient_accumulation_steps": 2, "gradient_checkpointing": False},
+        {"adapter": "lora", "precision": "nf4", "eval_batch_size": 2, "save": "merged"},
         {"adapter": "lora", "precision": "int8", "algorithm": "ppo", "reward": "model", "reward_model": "gpt2"},
         {"precision": "fp16_amp", "optimizer": "adamw_torch_fused"},
         {"precision": "bf16_amp", "optimizer": "adamw_bnb_8bit", "algorithm": "ppo"},
@@ -86,7 +88,7 @@ def test_four_layers_tell_of_all(more: dict[str, Any], monkeypatch: pytest.Monke
     short = SIMULATOR.run(made)
     whole: Simulation = SIMULATOR._simulated(made, None, None)
     assert short.layers == 4
-    assert short.notes == ()
+    assert short.notes == whole.notes
     assert described(short.trace) == described(whole.trace)
     assert short.roles == whole.roles
     assert short.parameters == whole.parameters
