@@ -6,82 +6,10 @@ where a prediction is off, `why` says what is known of the reason.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from vrambench.methods.cell import Cell, resolve
-
-Key = Literal["allocated", "active", "reserved", "device"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A cell in short: `axes` in their order, in one string, and the workload's `settings`; `card` by name."""
-
-    axes: str
-    settings: Mapping[str, Any]
-    card: str = "a100-80gb"
-
-    def cell(self) -> Cell:
-        names = ("precision", "adapter", "optimizer", "offload", "algorithm")
-        return resolve(dict(zip(names, self.axes.split(), strict=True)), self.settings)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A published figure: `published` in `unit`, compared with our `key`; `stated` is false where the source does not say which
-    counter it read. `settings`: what the source says and what is assumed here. `why`: why it is off. `alike` is false where
-    the source used a technique that is no value of our axes, so that the error is not the predictor's."""
-
-    id: str
-    what: str
-    published: float
-    unit: str
-    key: Key
-    job: Job
-    source: str
-    settings: str
-    why: str
-    stated: bool = True
-    alike: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerdictRow:
-    """A published verdict: whether `job` ran on its card."""
-
-    id: str
-    what: str
-    fits: bool
-    job: Job
-    why: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seed:
-    """A claim of which there is no measurement to compare with: what it says and what is predicted for its `jobs`, by name.
-    Where `ratio` is set, the first job's bytes over the second's are given too."""
-
-    id: str
-    claim: str
-    jobs: Mapping[str, Job]
-    comment: str
-    ratio: bool = False
-
-
-@dataclass(frozen=True)
-class Left:
-    """A published figure that is not re-created, and why."""
-
-    what: str
-    reason: str
-
-
-def sequences(model: str, batch: int, tokens: int, **more: Any) -> dict[str, Any]:
-    """A workload of `batch` sequences of `tokens` tokens, all trained on but the first."""
-    return {"model": model, "batch_size": batch, "prompt_tokens": 1, "response_tokens": tokens - 1, **more}
-
+import reported
+from rows import Job, Key, Left, Row, Seed, VerdictRow, sequences
 
 GALORE = "GaLore, arXiv 2403.03507, Table 11"
 GALORE_SETTINGS = (
@@ -179,6 +107,7 @@ AO_WHY = (
 )
 
 ROWS: tuple[Row, ...] = (
+    *reported.ROWS,
     galore("galore-adamw", "AdamW", 13.60, "adamw_torch",
            "The peak is the step, where PyTorch's list kernels (foreach) hold a copy of all parameters, 2.7 GB. "
            "Allocated bytes are within "
@@ -280,6 +209,7 @@ PREPARED = (
 )
 GC: dict[str, Any] = {"gradient_checkpointing": True}
 VERDICTS: tuple[VerdictRow, ...] = (
+    *reported.VERDICTS,
     t4("t4-7b-int8-512", "7B int8, checkpointing, 512", True, "llama-2-7b", "int8", 512, **GC),
     t4("t4-7b-int8-1024", "7B int8, checkpointing, 1024", False, "llama-2-7b", "int8", 1024,
        PREPARED + "0.5 GiB of weights and 0.25 GiB of checkpoints, of the 2.3 GiB or more that are missing.", **GC),
@@ -296,7 +226,7 @@ VERDICTS: tuple[VerdictRow, ...] = (
        nf4={"double_quant": True}),
 )  # fmt: skip
 VERDICT_SETTINGS = (
-    "Hugging Face's blog on 4-bit transformers, one T4 of 16 GB, LLaMA 7B and 13B, AdamW, batch 1, accumulation 4. "
+    "Rows t4-...: Hugging Face's blog on 4-bit transformers, one T4 of 16 GB, LLaMA 7B and 13B, AdamW, batch 1, accumulation 4. "
     "Assumed: LoRA r 64 "
     "on q_proj and v_proj, adapter in fp32; fp16 compute (a T4 has no bf16; the table says bf16 for 7B, of the same "
     "size); attention "
@@ -363,6 +293,7 @@ SEEDS: tuple[Seed, ...] = (
 )  # fmt: skip
 
 LEFT: tuple[Left, ...] = (
+    *reported.LEFT,
     Left("GaLore Table 11, layer-wise AdamW 9.63, Adafactor 10.32 and 8-bit Adam 6.93 GB",
          "stepping layer by layer is a value of our optimizer axis for GaLore only"),
     Left("torchtune, 25.5 GiB unpacked; compile 51.0; chunked cross entropy 42.9; optimizer in backward 23.1; "

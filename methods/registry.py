@@ -41,7 +41,7 @@ class AxisValue:
     `cuda_only`: it cannot run on the CPU, with the reason. `workspaces`: memory that
     operators of this value allocate inside themselves on CUDA, by the operator's name (`bitsandbytes.gemm_4bit.default`); a
     tracer cannot see it. `library_bytes`: what its libraries load onto a CUDA device outside PyTorch's allocator, more than
-    every job loads.
+    every job loads. `unmodelled`: what else it takes there that nobody can tell beforehand, in words, where a workload has that.
     """
 
     summary: str
@@ -51,6 +51,7 @@ class AxisValue:
     cuda_only: str | None = None
     workspaces: Mapping[str, Workspace] = field(default_factory=dict, hash=False)
     library_bytes: int = 0
+    unmodelled: Callable[[Any], str | None] | None = None
 
 
 Value = TypeVar("Value", bound=AxisValue)

@@ -29,7 +29,7 @@ STATUSES = ("ok", "oom", "timeout", "crashed", "error", "invalid", "pruned", "un
 DRIVERS_SHARE = 0.05
 """At most so much of a card its driver keeps: a budget of the card's nominal size is a budget of that card."""
 
-Fit = Literal["fits", "tight", "does not fit", "unknown"]
+Fit = Literal["fits", "tight", "unsure", "does not fit", "unknown"]
 
 
 @dataclass(frozen=True)

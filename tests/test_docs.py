@@ -3,6 +3,8 @@ is its own."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import published
 import pytest
 
 from vrambench.bench.plan.validity import check
-from vrambench.bench.results.forecast import Forecast, PredictedPhase, Share
+from vrambench.bench.predict.band import bands, kind_of
+from vrambench.bench.results.forecast import Forecast, PredictedPhase, Share, Unmodelled
 from vrambench.bench.results.records import Memory, Parameters
 from vrambench.methods.cards import CARDS, Card
 from vrambench.methods.cell import Cell
@@ -86,11 +89,41 @@ def test_errors_are_signed_and_in_the_rows_unit() -> None:
 
 def test_the_page_says_where_a_published_verdict_is_missed() -> None:
     page = accuracy.render(forecast)
-    missed = re.findall(r"^\| (t4-\S+) .*\*\*no\*\* \|$", page, re.M)
+    missed = re.findall(r"^\| (\S+) .*\*\*no\*\* \|$", page, re.M)
     assert missed == [row.id for row in published.VERDICTS if not row.fits]
     assert f"{len(published.VERDICTS) - len(missed)} of {len(published.VERDICTS)} published verdicts" in page
+    assert "0 are unsure" in page
     assert "learn 12.00 GiB" in page
     assert page == accuracy.render(forecast)
+
+
+def test_an_unsure_verdict_is_told_with_its_reason() -> None:
+    left_out = Unmodelled(reason="what nobody has read")
+
+    def doubtful(cell: Cell, card: Card) -> Forecast:
+        return forecast(cell, card).model_copy(update={"verdict": "unsure", "unmodelled": (left_out,)})
+
+    page = accuracy.render(doubtful)
+    assert f"0 of {len(published.VERDICTS)} published verdicts agree, {len(published.VERDICTS)} are unsure" in page
+    assert "- t4-7b-nf4-512: unsure, what nobody has read." in page
+
+
+def test_figures_are_grouped_by_kind_of_job_and_told_to_the_bands(tmp_path: Path) -> None:
+    page = accuracy.render(forecast)
+    assert "### bf16 with adapter none, fine-tuning, loss nll_4_46, on a model with RMSNorm\n\n| row |" in page
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "accuracy.json").write_text(json.dumps(accuracy.comparison(forecast)))
+    found = bands(tmp_path)
+    known = [row for row in published.ROWS if row.alike and row.stated]
+    assert sum(map(len, found.values())) == len(known)
+    row = next(row for row in known if row.id == "trainer-full")
+    (one,) = found[kind_of(row.job.cell())]
+    assert one.excess == pytest.approx(row.published / (12 * GIB) - 1)
+
+
+def test_a_figure_of_one_phase_is_compared_with_its_first_step() -> None:
+    row = dataclasses.replace(published.ROWS[0], phase="learn")
+    assert accuracy.Compared(row, forecast(row.job.cell(), CARDS[row.job.card])).predicted_bytes == 1
 
 
 def test_the_committed_page_has_the_scripts_rows_and_figures() -> None:

@@ -42,13 +42,13 @@ def fit(
         int | None,
         typer.Option("--advise", help="Suggest the N nearest configurations that fit.", min=1, metavar="N"),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 for `tight` as well.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 for `tight` and `unsure` as well.")] = False,
     alloc_conf: AllocConf = None,
     as_json: Json = False,
 ) -> int:
     """Predict whether one cell fits on a GPU.
 
-    It takes seconds, and neither a GPU nor weights. Exit code 0: it fits, even if tightly; 1: it does not."""
+    It takes seconds, and neither a GPU nor weights. Exit code 0: it fits, even if tightly or as far as is known; 1: it does not."""
     loaded = load(matrix, selection)
     with stdout_kept_clean() as out:
         from vrambench.bench.plan.plan import select

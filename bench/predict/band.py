@@ -1,9 +1,9 @@
-"""The error band: the largest excess of measured over predicted bytes; 4 % while fewer than 20 cells are published.
+"""The error band of a kind of job: by how much measured bytes may exceed predicted ones, from every comparison that is published.
 
-    error_band()    ->  Band(share=0.011, basis="the most that any of 28 measured jobs took above its prediction (nvidia-h200)")
+    error_band(kind_of(cell))   ->  Band(share=0.011, basis="the most that any of 9 compared jobs of its kind ...")
 
-Published measurements are results/<gpu>/accuracy.json, as tests/gpu/compare.py writes them; accuracy-anew.json in its place
-where it is there: the same cells as today's code predicts them.
+Comparisons are results/<gpu>/accuracy.json, as tests/gpu/compare.py writes them (accuracy-anew.json in its place where it is there:
+the same cells as today's code predicts them), and results/published/accuracy.json, as docs/accuracy.py writes it: others' figures.
 """
 
 from __future__ import annotations
@@ -11,15 +11,24 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
 
 from vrambench.methods.adapters import ADAPTERS
+from vrambench.methods.algorithms import ROLLOUT_FIELDS
 from vrambench.methods.axes import AXES
+from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.precision import PRECISIONS
 
+if TYPE_CHECKING:  # a report is told of bands without transformers
+    from vrambench.methods.cell import Cell
+
 RESULTS = Path(__file__).resolve().parents[2] / "results"
+PUBLISHED = "published"
+"""The folder of others' figures."""
 
 ASSUMED_SHARE = 0.04
 """The band while too few measurements are published: the accuracy that is aimed at."""
@@ -27,71 +36,176 @@ ASSUMED_SHARE = 0.04
 FEWEST_CELLS = 20
 """With fewer measured cells, the band is ASSUMED_SHARE."""
 
+RECIPE: Mapping[str, tuple[Any, ...]] = {
+    "attention": ("flash", "efficient"),
+    "compute_dtype": ("bf16", None),
+    "loss": ("scored", None),
+}
+"""Fields that decide which operators a job runs, with the values that say nothing special."""
 
-class Band(NamedTuple):
-    """A measurement may exceed the predicted device bytes by this `share` of them. `basis`: what that rests on, in words."""
-
-    share: float
-    basis: str
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 class Kind(NamedTuple):
-    """The two axes that decide most which operators a cell runs, and so how well its memory is predicted."""
+    """What decides which operators a job runs, and so how well its memory is predicted. `recipe`: its work, and the fields of
+    RECIPE that are not as usual. `family`: of the model's architecture."""
 
     precision: str
     adapter: str
+    recipe: str
+    family: str
 
     def __str__(self) -> str:
-        return f"{self.precision} with adapter {self.adapter}"
+        return f"{self.precision} with adapter {self.adapter}, {self.recipe}, on a model with {self.family}"
+
+
+class Miss(NamedTuple):
+    """A published job that ran out of memory where it was predicted to fit: it took more than its prediction by this `share`
+    at least. `row`: its name in docs/accuracy.md."""
+
+    row: str
+    share: float
+
+
+class Band(NamedTuple):
+    """A measurement may exceed the predicted bytes by this `share` of them. `basis`: what that rests on, in words. `misses`:
+    published jobs of the same kind that exceeded it, nobody knows by how much."""
+
+    share: float
+    basis: str
+    misses: tuple[Miss, ...] = ()
+
+
+class Compared(NamedTuple):
+    """A measured job: `excess` of measured over predicted bytes, as a share."""
+
+    source: str
+    kind: Kind | None
+    excess: float
+
+
+def kind_of(cell: Cell) -> Kind:
+    """The kind of `cell`'s job."""
+    from vrambench.methods.models.config import model_config
+
+    work = cell.workload
+    does = "rollouts" if set(ROLLOUT_FIELDS) & set(cell.algorithm_value.fields) else "fine-tuning"
+    special = {name: getattr(work, name) for name, usual in RECIPE.items() if getattr(work, name) not in usual}
+    recipe = ", ".join([does, *(f"{name} {value}" for name, value in special.items())])
+    return Kind(cell.precision, cell.adapter, recipe, family(model_config(work.model)))
+
+
+def family(config: Any) -> str:
+    """Of an architecture, by what its configuration has."""
+    text = config.get_text_config()
+    layers = set(getattr(text, "layer_types", None) or ())
+    if not hasattr(text, "num_attention_heads") or layers - {"full_attention", "sliding_attention"}:
+        return "recurrent layers"
+    if any(getattr(text, name, None) for name in EXPERTS):
+        return "experts"
+    return "RMSNorm" if hasattr(text, "rms_norm_eps") else "LayerNorm"
 
 
 @functools.cache
 def error_band(kind: Kind | None = None, results: Path = RESULTS) -> Band:
-    """The band of a cell of this `kind`. Where none of that kind was measured, `basis` says so and names the nearest that was.
-    Raises ValueError where a published file was not written by compare.py."""
-    excesses: list[float] = []
-    gpus: list[str] = []
-    kinds: set[Kind] = set()
-    for file in _published(results):
-        rows = [row for row in _rows(file) if row["status"] == "ok"]
-        known = [(row, excess) for row in rows if (excess := _excess(row)) is not None]
-        if known:
-            excesses += [excess for _, excess in known]
-            kinds |= {found for row, _ in known if (found := _kind(row)) is not None}
-            gpus.append(file.parent.name)
-    if len(excesses) < FEWEST_CELLS:
+    """The band of jobs of this `kind`: the most that any of them took above its prediction, and never less than what our own
+    measured jobs of any kind did. Where none of the kind was compared it is the most of all, and `basis` names the nearest kind.
+    Raises ValueError where a published file is no comparison."""
+    rows = [(file.parent.name, row) for file in _published(results) for row in _rows(file)]
+    found = list(_compared(rows))
+    if len(found) < FEWEST_CELLS:
         return Band(ASSUMED_SHARE, "assumed, not yet confirmed by measurements")
-    basis = f"the most that any of {len(excesses)} measured jobs took above its prediction ({', '.join(gpus)})"
-    if kind is not None and kinds and kind not in kinds:
-        basis += f"; none of them was {kind}, the nearest that was measured is {nearest(kind, kinds)}"
-    return Band(max(0.0, *excesses), basis)
+    widest = max(0.0, *(one.excess for one in found))
+    kinds = {one.kind for one in found if one.kind is not None}
+    misses = tuple(_misses(rows, kind)) if kind is not None else ()
+    of_all = f"the most that any of {len(found)} compared jobs took above its prediction ({_named(found)})"
+    if kind is None or not kinds:
+        return Band(widest, of_all, misses)
+    alike = [one for one in found if one.kind == kind]
+    if not alike:
+        near = nearest(kind, kinds)
+        return Band(widest, f"{of_all}; none of them was {kind}, the nearest that was compared is {near}", misses)
+    ours = max((one.excess for one in found if one.source != PUBLISHED), default=0.0)
+    told = "one compared job" if len(alike) == 1 else f"any of {len(alike)} compared jobs"
+    basis = f"the most that {told} of its kind ({_named(alike)}), or a measured job of any, took above its prediction"
+    return Band(max(0.0, ours, *(one.excess for one in alike)), basis, misses)
 
 
-def nearest(kind: Kind, measured: Collection[Kind]) -> Kind:
-    """The kind that trains alike (the base or an adapter) with weights of the nearest number of bits; of several, by name."""
+def bands(results: Path = RESULTS) -> dict[Kind, list[Compared]]:
+    """Every kind of which a job was compared, and its jobs."""
+    rows = [(file.parent.name, row) for file in _published(results) for row in _rows(file)]
+    found: dict[Kind, list[Compared]] = {}
+    for one in _compared(rows):
+        if one.kind is not None:
+            found.setdefault(one.kind, []).append(one)
+    return dict(sorted(found.items()))
+
+
+def nearest(kind: Kind, compared: Collection[Kind]) -> Kind:
+    """The kind that trains alike (the base or an adapter), does the same work on the same family, with weights of the nearest
+    number of bits; of several, by name."""
     base, bits = ADAPTERS.get(kind.adapter).trains_base, PRECISIONS.get(kind.precision).bits
 
     def distance(other: Kind) -> tuple[Any, ...]:
         apart = abs(math.log2(PRECISIONS.get(other.precision).bits / bits))
         alike = ADAPTERS.get(other.adapter).trains_base == base
-        return not alike, apart, other.precision != kind.precision, other.adapter != kind.adapter, other
+        others = (other.family != kind.family) + (other.recipe != kind.recipe)
+        return not alike, others, apart, other.precision != kind.precision, other.adapter != kind.adapter, other
 
-    return min(measured, key=distance)
+    return min(compared, key=distance)
+
+
+def _named(found: Collection[Compared]) -> str:
+    return ", ".join(dict.fromkeys(one.source for one in found))
+
+
+def _compared(rows: Collection[tuple[str, dict[str, Any]]]) -> Iterator[Compared]:
+    for source, row in rows:
+        if row["status"] == "ok" and (excess := _excess(row)) is not None:
+            yield Compared(source, _kind(row), excess)
+
+
+def _misses(rows: Collection[tuple[str, dict[str, Any]]], kind: Kind) -> Iterator[Miss]:
+    """Others' jobs of this kind that ran out of memory where they were predicted to fit."""
+    for _, row in rows:
+        predicted, budget = row["predicted"].get("device"), row.get("budget")
+        if row["status"] == "oom" and budget and predicted and predicted < budget and _kind(row) == kind:
+            yield Miss(row["id"], budget / predicted - 1)
+
+
+@functools.cache
+def kind_named(name: str) -> Kind | None:
+    """That of `llama-2-7b / nf4 lora adamw_torch none sft attention=math`; None where this version does not know such a cell."""
+    from vrambench.methods.cell import resolve
+
+    model, _, rest = name.partition(" / ")
+    words = rest.split()
+    axes, settings = words[: len(AXES)], [word.partition("=") for word in words[len(AXES) :]]
+    if len(axes) < len(AXES):
+        return None
+    said: dict[str, Any] = {"model": model}
+    try:
+        for key, _, value in settings:
+            group, _, option = key.partition(".")
+            if option:
+                said.setdefault(group, {})[option] = yaml.safe_load(value)
+            else:
+                said[key] = yaml.safe_load(value)
+        return kind_of(resolve(dict(zip(AXES, axes, strict=True)), said))
+    except (ConfigurationError, yaml.YAMLError):
+        return None
 
 
 def _kind(row: dict[str, Any]) -> Kind | None:
-    """The row's own, else the one in its name: `llama-2-7b / nf4 lora adamw_torch none sft`."""
-    if row.get("precision") and row.get("adapter"):
-        return Kind(row["precision"], row["adapter"])
-    axes = str(row.get("name", "")).partition(" / ")[2].split()
-    return Kind(*axes[:2]) if len(axes) >= len(AXES) else None
+    """The row's own, else that of the cell in its name."""
+    return Kind(*row["kind"]) if row.get("kind") else kind_named(str(row.get("name", "")))
 
 
 def _published(results: Path) -> list[Path]:
-    """A comparison for each GPU, by name."""
+    """A comparison for each GPU, by name, and others' figures."""
     anew = {file.parent: file for file in results.glob("*/accuracy-anew.json")}
     files = {file.parent: file for file in results.glob("*/accuracy.json")} | anew
-    return [files[folder] for folder in sorted(files)]
+    return [files[folder] for folder in sorted(files, key=lambda folder: (folder.name == PUBLISHED, folder))]
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
@@ -103,6 +217,9 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 
 def _excess(row: dict[str, Any]) -> float | None:
-    """Measured over predicted device bytes, less one."""
-    predicted, measured = row["predicted"].get("device"), row["measured"].get("device")
-    return measured / predicted - 1 if predicted and measured else None
+    """Measured over predicted bytes, less one: of the device, else of the line of the ledger that the source gave."""
+    for counter in ("device", "reserved", "active", "allocated"):
+        predicted, measured = row["predicted"].get(counter), row["measured"].get(counter)
+        if predicted and measured:
+            return measured / predicted - 1
+    return None

@@ -57,6 +57,7 @@ class Answer:
                     "at_peak",
                     "fragmentation_bytes",
                     "rising_order_bytes",
+                    "unmodelled",
                     "host_bytes",
                     "alloc_conf",
                 )

@@ -17,12 +17,13 @@ from vrambench.bench.allocator import AllocatorSettings
 from vrambench.bench.measure.collector import collector_held
 from vrambench.bench.predict import NotPredicted
 from vrambench.bench.predict.alloc_conf import read
-from vrambench.bench.predict.band import Band, Kind, error_band
+from vrambench.bench.predict.band import Band, error_band, kind_of
 from vrambench.bench.predict.replay import Replay, shares
 from vrambench.bench.predict.simulate import Simulation, Simulator
 from vrambench.bench.predict.tracing.trace import Trace
+from vrambench.bench.predict.unmodelled import decides, missed, unmodelled
 from vrambench.bench.predict.unseen.hardware import Outside, outside_allocator
-from vrambench.bench.results.forecast import Forecast, PredictedPhase, Verdict
+from vrambench.bench.results.forecast import Forecast, PredictedPhase, Unmodelled, Verdict
 from vrambench.bench.results.records import Memory
 from vrambench.methods.cards import CARDS, Card
 from vrambench.methods.cell import Cell
@@ -53,10 +54,11 @@ class Predictor:
         settings = replace(self._conf.settings, expandable_segments=True) if expandable else self._conf.settings
         with collector_held(collect=False):  # hundreds of thousands of small records, none of them in a cycle
             outside = outside_allocator(card, sum(value.library_bytes for value in cell.values.values()))
-            error = error_band(Kind(cell.precision, cell.adapter))
-            judged = judge(self.simulation(cell, card).trace, settings, budget, outside, error)
+            trace = self.simulation(cell, card).trace
+            judged = judge(trace, settings, budget, outside, error_band(kind_of(cell)))
             notes = [*self._conf.notes, *_settings_notes(judged, settings)]
             made = _forecast(self.simulation(cell, card), judged, budget, outside, notes)
+            made = doubted(made, unmodelled(cell, trace), judged.error)
         return made.model_copy(update={"alloc_conf": settings.text(), "seconds": time.perf_counter() - began})
 
     def forget(self) -> None:
@@ -112,6 +114,15 @@ def judge(trace: Trace, settings: AllocatorSettings, budget: int, outside: Outsi
         return Judged(capped, "tight", band, other_order, error)
     free_run.oom, free_run.oom_phase = capped.oom, capped.oom_phase
     return Judged(free_run, "does not fit", band, other_order, error)
+
+
+def doubted(made: Forecast, left_out: tuple[Unmodelled, ...], error: Band) -> Forecast:
+    """`made`, with what is left out; its verdict is `unsure` where it fits and that may be more than there is room for."""
+    device = made.memory.device_bytes or 0
+    left_out += missed(error.misses, device)
+    deciding = any(decides(one, device + made.band_bytes, made.budget_bytes) for one in left_out)
+    verdict: Verdict = "unsure" if made.fits and deciding else made.verdict
+    return made.model_copy(update={"unmodelled": left_out, "verdict": verdict})
 
 
 def _band_bytes(device: int, error: Band, outside: Outside, other_order: int) -> int:

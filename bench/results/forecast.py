@@ -52,13 +52,20 @@ class Share(Record):
     nbytes: int
 
 
+class Unmodelled(Record):
+    """What the job may take on the device and the prediction leaves out. `nbytes`: the most that it is, None where nobody knows."""
+
+    reason: str
+    nbytes: int | None = None
+
+
 class Forecast(Record):
     """The prediction for one cell and budget. `limiting_phase`, `limiting_role`: where the most memory is in use, and
     `at_peak` what that is. `margin_bytes`: budget less device bytes, negative where it does not fit. `band_bytes`: by how much
     more a measurement may show, and `band_basis` how that is known. `oom`: where memory runs out under the budget.
     `rising_order_bytes`: what more is reserved (less, where negative) if the driver places memory at rising addresses.
     Bytes of a cell that does not fit are those that it takes without a limit. `host_bytes`: of host memory for what is offloaded
-    or saved.
+    or saved. `unmodelled`: what is left out; where that may decide, the verdict is `unsure`.
     `alloc_conf`: the allocator's options that it rests on, where they are not PyTorch's defaults.
     `seconds`: what predicting took."""
 
@@ -80,6 +87,7 @@ class Forecast(Record):
     fragmentation_bytes: int
     rising_order_bytes: int = 0
     host_bytes: int
+    unmodelled: tuple[Unmodelled, ...] = ()
     alloc_conf: str = ""
     outside: str
     notes: tuple[str, ...] = ()
@@ -87,7 +95,7 @@ class Forecast(Record):
 
     @property
     def fits(self) -> bool:
-        """Whether it is predicted to run, be it only just."""
+        """Whether it is predicted to run, be it only just, or as far as is known."""
         return self.verdict != "does not fit"
 
     @property

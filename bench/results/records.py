@@ -15,7 +15,7 @@ SCHEMA = 1
 
 Status = Literal["ok", "oom", "invalid", "pruned", "timeout", "crashed", "error"]
 Source = Literal["measured", "predicted", "verified"]
-Verdict = Literal["fits", "tight", "does not fit"]
+Verdict = Literal["fits", "tight", "unsure", "does not fit"]
 
 FAILED: tuple[Status, ...] = ("timeout", "crashed", "error")
 """Statuses of a measurement that failed: run again with `--retry`, and exit code 4."""

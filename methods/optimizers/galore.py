@@ -111,6 +111,12 @@ def mark_projections(phase: Callable[[str], None], around: str) -> Iterator[None
         GaLoreProjector.get_orthogonal_matrix = compute
 
 
+def solver_workspace(workload: Workload) -> str | None:
+    """A whole decomposition's; the randomized one was measured, and takes no more than is predicted."""
+    whole = workload.of(GaLoreOptions).svd == "full"
+    return "the work space of whole decompositions, which cuSOLVER tells on a GPU alone" if whole else None
+
+
 def svd_gap(workload: Workload) -> int:
     """Optimizer steps from one decomposition of every target to the next."""
     options: GaLoreOptions = workload.of(GaLoreOptions)
@@ -233,6 +239,7 @@ GALORE_ADAMW = Optimizer(
     mark_phases=mark_projections,
     svd_gap=svd_gap,
     library_bytes=LIBRARY_BYTES,
+    unmodelled=solver_workspace,
 )
 GALORE_ADAMW_LAYERWISE = Optimizer(
     summary="GaLore, stepping layer by layer inside backward",
@@ -243,6 +250,7 @@ GALORE_ADAMW_LAYERWISE = Optimizer(
     mark_phases=mark_projections,
     svd_gap=svd_gap,
     library_bytes=LIBRARY_BYTES,
+    unmodelled=solver_workspace,
     layerwise=True,
 )
 GALORE_ADAMW_8BIT = Optimizer(
@@ -254,6 +262,7 @@ GALORE_ADAMW_8BIT = Optimizer(
     mark_phases=mark_projections,
     svd_gap=svd_gap,
     library_bytes=LIBRARY_BYTES,
+    unmodelled=solver_workspace,
     eight_bit=True,
     cuda_only=SYNCHRONISES,
 )
@@ -266,6 +275,7 @@ GALORE_ADAMW_8BIT_LAYERWISE = Optimizer(
     mark_phases=mark_projections,
     svd_gap=svd_gap,
     library_bytes=LIBRARY_BYTES,
+    unmodelled=solver_workspace,
     eight_bit=True,
     layerwise=True,
     cuda_only=SYNCHRONISES,

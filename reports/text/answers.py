@@ -24,7 +24,7 @@ from vrambench.reports.text.terminal import Output, plain
 
 SMALLEST_SHARE = 0.0005
 """Of what is live: smaller ones are told together."""
-COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red"}
+COLOURS = {"fits": "green", "tight": "yellow", "unsure": "yellow", "does not fit": "red"}
 
 
 def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]], out: TextIO) -> Output:
@@ -114,6 +114,8 @@ def _verdict(answer: Answer) -> str:
         if -forecast.margin_bytes < forecast.band_bytes:
             words += f", less than the error band of {band}"
         return words + _runs_out(forecast.oom_phase, forecast.oom)
+    if forecast.verdict == "unsure":
+        return f"{need} of {budget} predicted, {units.size(forecast.margin_bytes)} to spare; what is left out, below, may be more"
     if forecast.verdict == "fits":
         return f"{need} of {budget} predicted, {units.size(forecast.margin_bytes)} to spare, more than the error band of {band}"
     if forecast.memory.num_alloc_retries:
@@ -217,6 +219,8 @@ def _rests_on(answer: Answer) -> Iterator[str]:
     yield f"most on the device: first in {peak.name}{'' if peak.step is None else f' of step {peak.step}'}"
     if not forecast.fits:
         yield "these are the bytes without a limit; under the budget, cached memory is given back first, and that is not enough"
+    for one in forecast.unmodelled:
+        yield f"left out: {one.reason}{'' if one.nbytes is None else f' ({units.size(one.nbytes)})'}"
     total, trainable = forecast.parameters.total, forecast.parameters.trainable
     yield f"parameters: {total:,}, {trainable:,} of them trained"
     yield (f"predicted in {units.seconds(forecast.seconds)} after start-up, nothing was measured")

@@ -72,6 +72,7 @@ def test_what_fits_is_exit_code_0(capsys: pytest.CaptureFixture[str]) -> None:
             "fragmentation_bytes",
             "rising_order_bytes",
             "host_bytes",
+            "unmodelled",
             "alloc_conf",
             "device_peak",
             "warnings",
@@ -117,6 +118,21 @@ def test_tight_says_why(retries: int, said: str, capsys: pytest.CaptureFixture[s
     out = io.StringIO()
     print_fit(Answer(cell, None, tight), out)
     assert said in out.getvalue().splitlines()[0]
+
+
+def test_unsure_says_what_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    galore = f"fit {CELL.replace('adamw_torch', 'galore_adamw')} --budget".split()
+    cli.main([*galore, "24GiB", "--json"])
+    needed = json.loads(capsys.readouterr().out)["predicted"]["device_bytes"]
+    budget = str(needed * 3 // 2)
+    assert cli.main([*galore, budget, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["verdict"], told["fits"]) == ("unsure", True)
+    assert "cuSOLVER" in told["unmodelled"][0]["reason"]
+    assert cli.main([*galore, budget, "--strict"]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("unsure: ")
+    assert "left out: the work space of whole decompositions" in out
 
 
 def test_a_card_s_name_is_its_capacity_and_its_hardware(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,13 +16,13 @@ from unittest import mock
 
 import pytest
 import torch
+from transformers import BitsAndBytesConfig
 
 from tests.trainers.trained import (
     BATCH,
     INNER,
     LAYERS,
     TOKENS,
-    VOCABULARY,
     WIDTH,
     Configuration,
     ours,
@@ -44,6 +44,9 @@ FULL = Configuration(
     name="full bf16", trl=True, axes="bf16 none adamw_torch none sft", load=HALF, arguments=WHOLE_LOGITS
 )
 WITH_LORA = replace(FULL, name="lora", axes="bf16 lora adamw_torch none sft", peft=LORA, settings=OUR_LORA)
+NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+INT8 = BitsAndBytesConfig(load_in_8bit=True)
+QUANTISED: dict[str, Any] = {"device_map": {"": "cpu"}}
 CONFIGURATIONS = (
     FULL,
     Configuration(
@@ -67,9 +70,37 @@ CONFIGURATIONS = (
     replace(FULL, name="full, checkpointed", arguments=WHOLE_LOGITS | CHECKPOINTED, settings=CHECKPOINTED),
     replace(
         FULL,
+        name="chunked loss",
+        arguments=WHOLE_LOGITS | {"loss_type": "chunked_nll"},
+        settings={"loss": "chunked_nll"},
+    ),
+    replace(
+        FULL,
         name="accumulation 4",
         arguments=WHOLE_LOGITS | {"gradient_accumulation_steps": 4},
         settings={"gradient_accumulation_steps": 4},
+    ),
+    replace(
+        WITH_LORA,
+        name="qlora, as TRL makes it",
+        axes="nf4 lora adamw_torch none sft",
+        load=HALF | QUANTISED | {"quantization_config": NF4},
+        arguments=WHOLE_LOGITS | CHECKPOINTED,
+        settings=OUR_LORA | CHECKPOINTED | {"adapter_dtype": "bf16"},
+    ),
+    replace(
+        WITH_LORA,
+        name="int8 lora, as TRL makes it",
+        axes="int8 lora adamw_torch none sft",
+        load=HALF | QUANTISED | {"quantization_config": INT8},
+        settings=OUR_LORA | {"adapter_dtype": "bf16"},
+    ),
+    replace(FULL, name="packed, wrapped", arguments=WHOLE_LOGITS | {"packing": True, "packing_strategy": "wrapped"}),
+    replace(
+        FULL,
+        name="packed",
+        arguments=WHOLE_LOGITS | {"packing": True},
+        settings={"batch_size": 1, "response_tokens": BATCH * TOKENS - 1},
     ),
     Configuration(
         name="adafactor", trl=False, axes="bf16 none adafactor none sft", load=HALF, arguments={"optim": "adafactor"}
@@ -95,12 +126,9 @@ class Difference:
 TOKEN_BYTES = BATCH * TOKENS * 8
 LABELS = Difference("labels", TOKEN_BYTES)
 MASK = Difference("attention mask", TOKEN_BYTES)
-LAST_LOGITS = Difference(
-    "logits and loss of every sequence's last position, which predicts nothing", 12 * BATCH * VOCABULARY
-)
-COPIED_STATES = Difference(
-    "hidden states: ours copies those of the scored positions for the head, and their gradient",
-    -2 * 4 * BATCH * (TOKENS - 1) * WIDTH,
+KEYS_AND_VALUES = Difference(
+    "keys and values: ours are copied for each query, as CUDA's kernel for fp32 wants them; the CPU's takes them as they are",
+    -2 * 4 * BATCH * TOKENS * WIDTH,
 )
 NORMS = (2 * LAYERS + 1) * WIDTH
 """Elements of all norms, which the Trainer steps as a second group, without weight decay."""
@@ -114,20 +142,27 @@ ADAFACTOR = Difference(
     "the last matrix is stepped after another, whose fp32 update is still there, and not after a norm",
     4 * WIDTH * INNER - 4 * WIDTH,
 )
-SFT = (LABELS, MASK, LAST_LOGITS)
+DOCUMENTS = Difference(
+    "a mask that keeps documents apart, in bf16 and kept by each layer, and with it keys and values copied for each query: what "
+    "scaled dot product attention does; with flash-attn there is neither",
+    LAYERS * (2 * (BATCH * TOKENS) ** 2 + 2 * BATCH * TOKENS * WIDTH),
+)
+INPUTS = (LABELS, MASK)
 NAMED: dict[str, dict[str, tuple[Difference, ...]]] = {
-    "full bf16": {"learn": SFT, "optimizer_step": (LABELS, MASK, norms_apart(2))},
-    "full fp32": {"learn": (LABELS, LAST_LOGITS, COPIED_STATES), "optimizer_step": (LABELS, norms_apart(4))},
-    "autocast": {"learn": (LABELS, LAST_LOGITS), "optimizer_step": (LABELS, norms_apart(4))},
-    "lora": {"learn": SFT, "optimizer_step": (LABELS, MASK)},
-    "lora, checkpointed": {"learn": SFT, "optimizer_step": (LABELS, MASK)},
-    "full, checkpointed": {"learn": SFT, "optimizer_step": (LABELS, MASK, norms_apart(2))},
-    "accumulation 4": {
-        "learn": (*4 * (LABELS, MASK), LAST_LOGITS),
-        "optimizer_step": (*4 * (LABELS, MASK), norms_apart(2)),
-    },
-    "adafactor": {"learn": (LABELS, LAST_LOGITS), "optimizer_step": (LABELS, ADAFACTOR)},
-    "8-bit adamw": {"learn": (LABELS, LAST_LOGITS), "optimizer_step": (LABELS,)},
+    "full bf16": {"learn": INPUTS, "optimizer_step": (*INPUTS, norms_apart(2))},
+    "full fp32": {"learn": (LABELS, KEYS_AND_VALUES), "optimizer_step": (LABELS, norms_apart(4))},
+    "autocast": {"learn": (LABELS,), "optimizer_step": (LABELS, norms_apart(4))},
+    "lora": {"learn": INPUTS, "optimizer_step": INPUTS},
+    "lora, checkpointed": {"learn": INPUTS, "optimizer_step": INPUTS},
+    "full, checkpointed": {"learn": INPUTS, "optimizer_step": (*INPUTS, norms_apart(2))},
+    "chunked loss": {"learn": INPUTS, "optimizer_step": (*INPUTS, norms_apart(2))},
+    "accumulation 4": {"learn": 4 * INPUTS, "optimizer_step": (*4 * INPUTS, norms_apart(2))},
+    "qlora, as TRL makes it": {"learn": INPUTS, "optimizer_step": INPUTS},
+    "int8 lora, as TRL makes it": {"learn": INPUTS, "optimizer_step": INPUTS},
+    "packed, wrapped": {"learn": INPUTS, "optimizer_step": (*INPUTS, norms_apart(2))},
+    "packed": {"learn": (*INPUTS, DOCUMENTS), "optimizer_step": (*INPUTS, norms_apart(2))},
+    "adafactor": {"learn": (LABELS,), "optimizer_step": (LABELS, ADAFACTOR)},
+    "8-bit adamw": {"learn": (LABELS,), "optimizer_step": (LABELS,)},
 }
 
 

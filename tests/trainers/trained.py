@@ -112,6 +112,7 @@ def ours(configuration: Configuration, folder: Path) -> Held:
         "prompt_tokens": 1,
         "response_tokens": TOKENS - 1,
         "learning_rate": 1e-3,
+        "loss": "nll",
     }
     cell = resolve(dict(zip(AXES, configuration.axes.split(), strict=True)), settings | dict(configuration.settings))
     watch = Watch()
@@ -186,8 +187,12 @@ def _arguments(configuration: Configuration, output: Path) -> dict[str, Any]:
 
 
 def _rows(configuration: Configuration) -> list[list[int]]:
+    """As many as the steps take, of TOKENS tokens; where they are packed, a third and two thirds of one in turn."""
     count = BATCH * STEPS * configuration.arguments.get("gradient_accumulation_steps", 1)
-    return torch.randint(VOCABULARY, (count, TOKENS)).tolist()
+    rows: list[list[int]] = torch.randint(VOCABULARY, (count, TOKENS)).tolist()
+    if not configuration.arguments.get("packing"):
+        return rows
+    return [part for row in rows for part in (row[: TOKENS // 3], row[TOKENS // 3 :])]
 
 
 def _sft_trainer(configuration: Configuration, model: Any, output: Path, callback: Any) -> Any:

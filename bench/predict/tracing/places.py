@@ -228,9 +228,9 @@ class Places:
         return self.layer_of(args) if args and self.by_arguments else self.layer
 
     def layer_freeing(self, ident: int) -> LayerIndex | None:
-        """The layer in which `ident` is freed. A walk's loop variables still hold the layer before: their memory is freed by the
-        layer that the walk has reached."""
-        if self.layer is not None and not self.walking:
+        """The layer in which `ident` is freed; its own, where no pass is at work (a graph that is let go). A walk's loop variables
+        still hold the layer before: their memory is freed by the layer that the walk has reached."""
+        if self.layer is not None and not self.walking and (self._entered or in_backward()):
             return self.layer
         layer, walked = self.layer_of_ident[ident], self._walked
         if layer and walked and layer[0] == walked[0] and layer[1] == walked[1] - 1:

@@ -176,7 +176,7 @@ MEASURED = (
         "fits",
         "whether the cell's device memory is within its budget",
         _fit_text,
-        lambda row: {"fits": 0, "tight": 1, "does not fit": 2}.get(row.verdict.fit),
+        lambda row: {"fits": 0, "tight": 1, "unsure": 2, "does not fit": 3}.get(row.verdict.fit),
         kind="fit",
         missing="not known: no device memory was measured or predicted, or the cell was not started",
     ),

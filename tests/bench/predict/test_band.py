@@ -7,8 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
-from vrambench.bench.predict.band import ASSUMED_SHARE, FEWEST_CELLS, Kind, error_band
+from vrambench.bench.predict.band import (
+    ASSUMED_SHARE,
+    FEWEST_CELLS,
+    RESULTS,
+    Kind,
+    error_band,
+    family,
+    kind_named,
+    kind_of,
+)
+from vrambench.methods.cell import resolve
 
 
 def publish(folder: Path, gpu: str, rows: list[Any], name: str = "accuracy.json") -> None:
@@ -21,7 +32,7 @@ def row(predicted: int | None, measured: int | None, status: str = "ok") -> dict
 
 
 def test_without_measurements_it_is_assumed(tmp_path: Path) -> None:
-    assert error_band(None, tmp_path / "nowhere") == (ASSUMED_SHARE, "assumed, not yet confirmed by measurements")
+    assert error_band(None, tmp_path / "nowhere")[:2] == (ASSUMED_SHARE, "assumed, not yet confirmed by measurements")
     publish(tmp_path / "few", "h100", [row(100, 150)] * (FEWEST_CELLS - 1))
     assert error_band(None, tmp_path / "few").share == ASSUMED_SHARE
 
@@ -33,7 +44,7 @@ def test_it_is_the_most_that_any_job_took_above_its_prediction(tmp_path: Path) -
     assert band.share == pytest.approx(0.015)
     assert (
         band.basis
-        == f"the most that any of {FEWEST_CELLS + 1} measured jobs took above its prediction (h100, rtx-4090)"
+        == f"the most that any of {FEWEST_CELLS + 1} compared jobs took above its prediction (h100, rtx-4090)"
     )
 
 
@@ -42,7 +53,7 @@ def test_cells_predicted_anew_stand_for_those_predicted_before(tmp_path: Path) -
     publish(tmp_path, "h100", [row(100, 101)] * FEWEST_CELLS, "accuracy-anew.json")
     band = error_band(None, tmp_path)
     assert band.share == pytest.approx(0.01)
-    assert f"any of {FEWEST_CELLS} measured jobs" in band.basis
+    assert f"any of {FEWEST_CELLS} compared jobs" in band.basis
 
 
 def test_it_is_never_negative(tmp_path: Path) -> None:
@@ -58,27 +69,94 @@ def test_another_file_of_that_name_is_an_error(text: str, tmp_path: Path) -> Non
         error_band(None, tmp_path)
 
 
-def named(precision: str, adapter: str, measured: int = 100) -> dict[str, Any]:
-    return row(100, measured) | {"name": f"llama-2-7b / {precision} {adapter} adamw_torch none sft batch_size=3"}
+LLAMA = "fine-tuning", "RMSNorm"
+
+
+def named(
+    precision: str, adapter: str, measured: int = 100, model: str = "llama-2-7b", more: str = ""
+) -> dict[str, Any]:
+    return row(100, measured) | {"name": f"{model} / {precision} {adapter} adamw_torch none sft batch_size=3{more}"}
+
+
+def test_a_kind_has_the_band_of_its_own_jobs(tmp_path: Path) -> None:
+    rows = [
+        named("nf4", "lora", 103),
+        named("nf4", "lora", 102),
+        named("bf16", "none", 108),
+        *[row(100, 90)] * FEWEST_CELLS,
+    ]
+    publish(tmp_path, "published", rows)
+    publish(tmp_path, "h100", [named("fp32", "none", 101)])
+    assert error_band(Kind("bf16", "none", *LLAMA), tmp_path).share == pytest.approx(0.08)
+    share, basis, _ = error_band(Kind("nf4", "lora", *LLAMA), tmp_path)
+    assert share == pytest.approx(0.03)
+    assert basis.startswith("the most that any of 2 compared jobs of its kind (published)")
+    publish(tmp_path, "l4", [named("fp32", "none", 106)])
+    error_band.cache_clear()
+    assert error_band(Kind("nf4", "lora", *LLAMA), tmp_path).share == pytest.approx(0.06), (
+        "as a measured job of any kind"
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "nearest"),
     [
-        (("nf4", "lora"), None),
-        (("bf16", "none"), None),
-        (("nf4", "dora"), "nf4 with adapter lora"),
-        (("int8", "lora"), "nf4 with adapter lora"),
-        (("fp16", "none"), "bf16 with adapter none"),
-        (("bf16_amp", "none"), "fp32 with adapter none"),
+        (("nf4", "dora", *LLAMA), "nf4 with adapter lora, fine-tuning, on a model with RMSNorm"),
+        (("nf4", "lora", "fine-tuning", "LayerNorm"), "bf16 with adapter lora, fine-tuning, on a model with LayerNorm"),
+        (
+            ("nf4", "lora", "fine-tuning, attention math", "RMSNorm"),
+            "nf4 with adapter lora, fine-tuning, on a model with RMSNorm",
+        ),
+        (("int8", "lora", *LLAMA), "nf4 with adapter lora, fine-tuning, on a model with RMSNorm"),
+        (("fp16", "none", *LLAMA), "bf16 with adapter none, fine-tuning, on a model with RMSNorm"),
+        (("bf16_amp", "none", *LLAMA), "fp32 with adapter none, fine-tuning, on a model with RMSNorm"),
     ],
 )
-def test_a_kind_that_was_never_measured_is_told_with_the_nearest(
-    kind: tuple[str, str], nearest: str | None, tmp_path: Path
+def test_a_kind_that_was_never_compared_has_the_widest_and_is_told_the_nearest(
+    kind: tuple[str, str, str, str], nearest: str, tmp_path: Path
 ) -> None:
-    rows = [named("nf4", "lora", 103), {**row(100, 101), "precision": "bf16", "adapter": "none"}, named("fp32", "none")]
+    own = {**row(100, 101), "kind": ["bf16", "none", *LLAMA]}
+    rows = [named("nf4", "lora"), own, named("fp32", "none"), named("bf16", "lora", 107, "gpt2")]
     publish(tmp_path, "h100", [*rows, *[row(100, 90)] * FEWEST_CELLS])
-    share, basis = error_band(Kind(*kind), tmp_path)
-    assert share == pytest.approx(0.03), "never narrower than over all kinds"
-    words = f"; none of them was {Kind(*kind)}, the nearest that was measured is {nearest}"
-    assert basis.endswith("(h100)" + (words if nearest else ""))
+    share, basis, _ = error_band(Kind(*kind), tmp_path)
+    assert share == pytest.approx(0.07)
+    assert basis.endswith(f"; none of them was {Kind(*kind)}, the nearest that was compared is {nearest}")
+
+
+def test_a_published_job_that_ran_out_of_memory_all_the_same_is_a_miss(tmp_path: Path) -> None:
+    over = named("nf4", "lora") | {"status": "oom", "id": "t4-7b", "budget": 120, "measured": {}}
+    publish(tmp_path, "published", [over, over | {"budget": 90, "id": "known"}, *[row(100, 90)] * FEWEST_CELLS])
+    (miss,) = error_band(Kind("nf4", "lora", *LLAMA), tmp_path).misses
+    assert miss == ("t4-7b", pytest.approx(0.2))
+    assert error_band(Kind("nf4", "dora", *LLAMA), tmp_path).misses == ()
+
+
+def test_what_is_published_here_has_kinds() -> None:
+    rows = [row for file in RESULTS.glob("*/accuracy*.json") for row in json.loads(file.read_text())["rows"]]
+    assert rows
+    for one in rows:
+        assert one.get("kind") or kind_named(one["name"]), one["name"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "recipe"),
+    [({}, "fine-tuning"), ({"attention": "math"}, "fine-tuning, attention math"), ({"algorithm": "ppo"}, "rollouts")],
+)
+def test_a_kind_is_told_by_what_is_not_as_usual(settings: dict[str, str], recipe: str) -> None:
+    axes = {"precision": "bf16", "adapter": "lora", "optimizer": "adamw_torch", "offload": "none", "algorithm": "sft"}
+    work = {"model": "tiny-gpt2"} | settings
+    axes["algorithm"] = work.pop("algorithm", "sft")
+    assert kind_of(resolve(axes, work)) == ("bf16", "lora", recipe, "LayerNorm")
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"model_type": "mixtral"}, "experts"),
+        ({"model_type": "mamba"}, "recurrent layers"),
+        ({"model_type": "gemma3_text"}, "RMSNorm"),
+        ({"model_type": "opt"}, "LayerNorm"),
+    ],
+)
+def test_an_architecture_is_of_the_family_of_its_layers(config: dict[str, str], expected: str) -> None:
+    assert family(AutoConfig.for_model(**config)) == expected

@@ -68,6 +68,7 @@ def described(trace: Trace) -> list[tuple[Any, ...]]:
         {"adapter": "dora", "precision": "int8"},
         {"adapter": "dora", "precision": "nf4", "offload": "zero2_optimizer"},
         {"adapter": "lora", "precision": "nf4", "optimizer": "paged_adamw_8bit"},
+        {"adapter": "lora", "precision": "int8", "gradient_accumulation_steps": 2, "gradient_checkpointing": False},
         {"adapter": "lora", "precision": "nf4", "eval_batch_size": 2, "save": "merged"},
         {"adapter": "lora", "precision": "int8", "algorithm": "ppo", "reward": "model", "reward_model": "gpt2"},
         {"precision": "fp16_amp", "optimizer": "adamw_torch_fused"},

@@ -1,0 +1,103 @@
+"""Figures and verdicts that people reported of their own jobs: more rows of docs/accuracy.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rows import Job, Left, Row, VerdictRow, sequences
+
+MODELS = Path(__file__).with_name("models")
+"""Shapes that are no presets."""
+
+FULL, LORA, QLORA = "bf16 none adamw_torch none sft", "bf16 lora adamw_torch none sft", "nf4 lora adamw_torch none sft"
+CHECKPOINTED: dict[str, Any] = {"gradient_checkpointing": True}
+ATTENTION: dict[str, Any] = {
+    "lora_r": 16,
+    "lora_alpha": 16,
+    "lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+}
+ALL_LINEAR: dict[str, Any] = {"lora_r": 8, "lora_alpha": 16, "lora_target_modules": "all-linear"}
+
+
+def trainer(ident: str, what: str, nbytes: int, axes: str, version: str, why: str, **settings: Any) -> Row:
+    return Row(
+        id=ident, what=f"Mistral-7B, {what}, transformers {version}", published=nbytes, unit="B", key="allocated",
+        job=Job(axes=axes, settings=sequences("mistral-7b", 4, 4096, **CHECKPOINTED, **settings)), known=True,
+        source=f"a public figure of a job with transformers {version} on an A100-80",
+        settings="SFT in bf16, 4 x 4096, checkpointing, flash attention, AdamW; LoRA of rank 16 on q, k, v and o", why=why,
+    )  # fmt: skip
+
+
+EXACT = "What is left is less than a MiB."
+HIDDEN = "Until 4.45 the last hidden states stay beside the logits, which is 0.125 GiB and the whole difference."
+
+
+def factory(thousands: int, gigabytes: float) -> Row:
+    settings = sequences(str(MODELS / "llama-2-7b-64k"), 1, thousands * 1024, **CHECKPOINTED, **ALL_LINEAR)
+    return Row(
+        id=f"factory-{thousands}k", what=f"Llama-2-7B, QLoRA, {thousands}k tokens", published=gigabytes, unit="GiB", key="device",
+        job=Job(axes=QLORA, card="a100-40gb", settings=settings), stated=False, source="LLaMA-Factory's wiki",
+        settings="Batch 1, checkpointing, A100-40. Assumed: rank 8 on all linear layers, GB read as GiB",
+        why="Theirs is rounded to whole GB.",
+    )  # fmt: skip
+
+
+def deepseek(thousands: int, gibibytes: float) -> Row:
+    model = str(MODELS / "deepseek-v3-2-layers")
+    return Row(
+        id=f"liger-deepseek-{thousands}k", what=f"DeepSeek-V3 of two layers, full, {thousands}k tokens", published=gibibytes,
+        unit="GiB", key="allocated", phase="learn", source="Liger", stated=False,
+        job=Job(axes=FULL, settings=sequences(model, 1, thousands * 1024, attention="efficient")),
+        settings="bf16, forward and backward pass. Assumed: batch 1, no checkpointing; compared with the first step's `learn`, "
+                 "when there is no optimizer state",
+        why="Which counter was read is not known.",
+    )  # fmt: skip
+
+
+def ministral(ident: str, what: str, megabytes: int, axes: str, **settings: Any) -> Row:
+    settings = ALL_LINEAR | {"loss": "nll_4_46"} | settings
+    return Row(
+        id=f"ministral-{ident}", what=f"Ministral-8B, {what}", published=megabytes, unit="MiB", key="device", stated=False,
+        job=Job(axes=axes, settings=sequences("ministral-8b", 1, 4096, **settings)), source="bitsandbytes",
+        settings="4096 tokens, one GPU. Assumed: batch 1, no checkpointing, rank 8 on all linear layers, MB read as MiB",
+        why="Batch, rank and attention are not told; the difference between the rows is that of the weights, in ours as in theirs.",
+    )  # fmt: skip
+
+
+def glm(ident: str, gigabytes: int, axes: str) -> Row:
+    settings = sequences(str(MODELS / "glm-4-9b-128k"), 1, 10_240, **CHECKPOINTED, **ALL_LINEAR, loss="nll_4_46")
+    return Row(
+        id=f"factory-glm-{ident}", what=f"GLM-4-9B, {ident}, 10,240 tokens", published=gigabytes, unit="GiB", key="device",
+        job=Job(axes=axes, settings=settings), stated=False, alike=False, source="LLaMA-Factory",
+        settings="Assumed: batch 1, checkpointing, rank 8 on all linear layers, GB read as GiB",
+        why="Theirs is of an older loss, and of weights cast to fp32 where they are not quantised; what else, is not told.",
+    )  # fmt: skip
+
+
+ROWS: tuple[Row, ...] = (
+    trainer("trainer-full", "full", 72_434_837_504, FULL, "4.48.1", EXACT, loss="nll_4_46"),
+    trainer("trainer-lora", "LoRA", 26_704_571_904, LORA, "4.48.1", EXACT, loss="nll_4_46", **ATTENTION),
+    trainer("trainer-lora-4-45", "LoRA", 25_653_881_344, LORA, "4.45.2", HIDDEN, loss="nll", **ATTENTION),
+    *(factory(*told) for told in ((1, 6), (2, 7), (4, 9), (8, 12), (16, 19), (32, 32))),
+    *(deepseek(*told) for told in ((2, 13.1), (4, 16.24), (8, 26.18))),
+    ministral("bf16", "LoRA", 72_840, LORA),
+    ministral("nf4", "QLoRA", 63_082, QLORA),
+    glm("LoRA", 66, LORA),
+    glm("QLoRA", 72, QLORA),
+)
+AXOLOTL = {"lora_r": 32, "lora_target_modules": "all-linear", "loss": "nll"}
+VERDICTS: tuple[VerdictRow, ...] = (
+    VerdictRow(id="factory-64k", what="Llama-2-7B QLoRA on an A100-40, 64k tokens (LLaMA-Factory's wiki)", fits=False,
+               job=factory(64, 0).job),
+    *(VerdictRow(id=f"axolotl-int8-{batch}", fits=batch == 1,
+                 what=f"Mistral-7B int8 LoRA on an A100-80, 4096 tokens, no checkpointing, micro-batch {batch} (axolotl)",
+                 job=Job(axes="int8 lora adamw_torch none sft", settings=sequences("mistral-7b", batch, 4096, **AXOLOTL)))
+      for batch in (1, 2)),
+)  # fmt: skip
+LEFT: tuple[Left, ...] = (
+    Left("PowerLM-3B, LoRA, 4 x 4096, transformers 4.45.2, A100-80, 30.88 GiB allocated, 40.27 GiB by NVML",
+         "neither the model's configuration nor whether there was checkpointing is told"),
+    Left("GRPO with LoRA, Qwen2.5-0.5B and 1.5B (5.63 and 12.19 GiB above the context), SmolLM2-1.7B (14,086,569,984 B)",
+         "GRPO is no algorithm here"),
+)  # fmt: skip
