@@ -22,7 +22,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes  # noqa: F401 - what it logs once, as it is imported, pytest keeps with all that was alive around it
 import pytest
 import torch
 
