@@ -6,11 +6,15 @@ import functools
 import math
 
 import torch
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from vrambench.methods.cell import Cell
 from vrambench.methods.dtypes import DTYPES
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.config import model_config
+from vrambench.methods.models.fill import build
+from vrambench.methods.models.parts import heads, stacked
 
 # The least eps, in powers of ten, with which fp16 state was seen to train (tiny Llama): squares of gradients below 5e-3
 # underflow there, and eps alone is left to divide by. With 1e-5 (1e-7 under GaLore) the loss rose from 5.5 to 7.8 (16)
@@ -90,6 +94,42 @@ def configured(model: str) -> object:
         return model_config(model).get_text_config()
     except ConfigurationError:
         return object()
+
+
+def packs_experts(cell: Cell) -> bool:
+    """The precision is asked to quantise experts in stacked parameters."""
+    options = cell.precision_value.options
+    return bool(options and getattr(cell.workload.of(options), "quantize_moe_experts", False))
+
+
+@functools.cache
+def stacked_weights(model: str) -> int:
+    """How many weights of `model` are in stacks of matrices, one for each expert, as transformers builds it."""
+    if not any("expert" in name for name in vars(configured(model))):
+        return 0
+    parts = _built(model).modules()
+    return sum(part.get_parameter(name).numel() for part in parts for name in stacked(part))
+
+
+@functools.cache
+def cut_blocks(model: str) -> dict[str, int]:
+    """By their names, the input widths of `model`'s quantised layers that AVX-512 takes whole and blocks of 64 do not."""
+    built = _built(model)
+    output = heads(built)
+    widths = {
+        path.rpartition(".")[2]: part.in_features if isinstance(part, torch.nn.Linear) else part.nx
+        for path, part in built.named_modules()
+        if isinstance(part, torch.nn.Linear | Conv1D) and part not in output
+    }
+    return {name: width for name, width in widths.items() if width % 64 and width % 16 == 0}
+
+
+def _built(model: str) -> torch.nn.Module:
+    """`model` as transformers builds it, shapes only; empty where it cannot be (the job then says why)."""
+    try:
+        return build(AutoModelForCausalLM, model_config(model), torch.bfloat16, "eager")
+    except Exception:  # a config.json may make transformers raise anything
+        return torch.nn.Module()
 
 
 def positions(model: str) -> float:
