@@ -6,7 +6,8 @@ import functools
 import math
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from vrambench.methods.cell import Cell
 from vrambench.methods.dtypes import DTYPES
@@ -14,6 +15,8 @@ from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.kv_cache import unable_to_decode
 from vrambench.methods.models.attention import choices, chunked, own_code, sight, unable
 from vrambench.methods.models.config import model_config
+from vrambench.methods.models.fill import build
+from vrambench.methods.models.parts import heads, stacked
 from vrambench.methods.sdpa import Choice
 
 # The least eps, in powers of ten, with which fp16 state was seen to train (tiny Llama): squares of gradients below 5e-3
@@ -104,6 +107,42 @@ def configured(model: str) -> object:
     """The language model's configuration of `model`; one without any field where it cannot be read here."""
     config = described(model)
     return config.get_text_config() if config else object()
+
+
+def packs_experts(cell: Cell) -> bool:
+    """The precision is asked to quantise experts in stacked parameters."""
+    options = cell.precision_value.options
+    return bool(options and getattr(cell.workload.of(options), "quantize_moe_experts", False))
+
+
+@functools.cache
+def stacked_weights(model: str) -> int:
+    """How many weights of `model` are in stacks of matrices, one for each expert, as transformers builds it."""
+    if not any("expert" in name for name in vars(configured(model))):
+        return 0
+    parts = _built(model).modules()
+    return sum(part.get_parameter(name).numel() for part in parts for name in stacked(part))
+
+
+@functools.cache
+def cut_blocks(model: str) -> dict[str, int]:
+    """By their names, the input widths of `model`'s quantised layers that AVX-512 takes whole and blocks of 64 do not."""
+    built = _built(model)
+    output = heads(built)
+    widths = {
+        path.rpartition(".")[2]: part.in_features if isinstance(part, torch.nn.Linear) else part.nx
+        for path, part in built.named_modules()
+        if isinstance(part, torch.nn.Linear | Conv1D) and part not in output
+    }
+    return {name: width for name, width in widths.items() if width % 64 and width % 16 == 0}
+
+
+def _built(model: str) -> torch.nn.Module:
+    """`model` as transformers builds it, shapes only; empty where it cannot be (the job then says why)."""
+    try:
+        return build(AutoModelForCausalLM, model_config(model), torch.bfloat16, "eager")
+    except Exception:  # a config.json may make transformers raise anything
+        return torch.nn.Module()
 
 
 def positions(model: str) -> float:

@@ -21,15 +21,18 @@ from vrambench.bench.plan.traits import (
     autocast,
     beyond_chunks,
     chosen_kernels,
+    cut_blocks,
     eps_too_small,
     full,
     loss_scaling,
     odd_widths,
+    packs_experts,
     positions,
     product_dtype,
     projects,
     quantized,
     remax_temperature,
+    stacked_weights,
     trained_dtypes,
     unable_to_attend,
     unable_to_generate,
@@ -390,6 +393,36 @@ RULES: tuple[Rule, ...] = (
         "warn",
         "a CPU's memory has no cache that could be emptied: torch_empty_cache_steps changes nothing here",
         lambda cell, target: target.kind == "cpu" and cell.workload.torch_empty_cache_steps > 0,
+    ),
+    Rule(
+        "experts-16-bit",
+        "warn",
+        "experts in stacked parameters are not quantised, as transformers and bitsandbytes quantise linear layers alone (nf4 packs "
+        "them with nf4.quantize_moe_experts: true)",
+        lambda cell, _: quantized(cell) and not packs_experts(cell) and stacked_weights(cell.workload.model) > 0,
+        lambda cell, _: (
+            f"{stacked_weights(cell.workload.model) * weight_dtype(cell).itemsize / 2**30:.1f} GiB of each model stay in "
+            f"{cell.workload.compute_dtype}"
+        ),
+    ),
+    Rule(
+        "nf4-cpu-blocks",
+        "warn",
+        "on a CPU with AVX-512 bitsandbytes unpacks 4-bit layers with wrong scales where their inputs are a multiple of 16 and not "
+        "of 64: weights are others than on CUDA, bytes the same",
+        lambda cell, target: (
+            target.kind == "cpu"
+            and quantized(cell)
+            and cell.precision_value.bits == 4
+            and bool(cut_blocks(cell.workload.model))
+        ),
+        lambda cell, _: ", ".join(f"{name} takes {width}" for name, width in cut_blocks(cell.workload.model).items()),
+    ),
+    Rule(
+        "no-experts",
+        "warn",
+        "the model has no experts in stacked parameters: quantize_moe_experts changes nothing",
+        lambda cell, _: packs_experts(cell) and not stacked_weights(cell.workload.model),
     ),
     Rule(
         "int8-checkpointing",

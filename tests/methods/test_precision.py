@@ -48,6 +48,18 @@ def test_products_and_input_gradients_are_near_those_of_the_weights(precision: s
     assert relative(x.grad, y.grad) < RELATIVE_ERROR[precision]
 
 
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="only there bitsandbytes is wrong")
+@pytest.mark.parametrize("width", [64, 96, 100, 128, 176])
+def test_where_bitsandbytes_unpacks_nf4_wrongly_on_a_cpu(width: int) -> None:
+    """The widths that the rule nf4-cpu-blocks names; once they come out right, it can go."""
+    torch.manual_seed(0)
+    linear = nn.Linear(width, 96, bias=False)
+    nn.init.normal_(linear.weight)
+    exact = linear.weight.T.clone()
+    layer = quantized(linear, "nf4", compute_dtype="fp32")
+    assert (relative(layer(torch.eye(width)), exact) > RELATIVE_ERROR["nf4"]) == (width in (96, 176))
+
+
 def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
     return ((value - reference).norm() / reference.norm()).item()
 
@@ -158,7 +170,7 @@ def test_options_reach_the_cell(precision: str, namespace: dict[str, Any]) -> No
         "algorithm": "sft",
     }
     cell = resolve(axes, {precision: namespace, "compute_dtype": "fp16"})
-    assert cell.workload.options[precision] == namespace
+    assert cell.workload.options[precision].items() >= namespace.items()
     assert cell.workload.compute_dtype == "fp16"
     with pytest.raises(ConfigurationError, match="no such field"):
         resolve(axes, {precision: {"treshold": 1}})

@@ -21,7 +21,7 @@ def test_plan_shows_every_cell_with_its_reason(capsys: pytest.CaptureFixture[str
     assert "invalid" in row
     assert "quantized-full: without an adapter a quantised model" in row
     assert any("nf4 lora adamw_torch none ppo" in line and " valid " in line for line in lines)
-    assert lines[-1] == "8 cells: 6 valid (0 with warnings), 2 invalid; matrix.yaml, full coverage, on cpu"
+    assert lines[-1] == "8 cells: 6 valid (2 with warnings), 2 invalid; matrix.yaml, full coverage, on cpu"
 
 
 @pytest.mark.usefixtures("matrix")

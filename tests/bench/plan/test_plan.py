@@ -30,7 +30,7 @@ def test_every_combination_in_order_valid_or_not(small: Make) -> None:
         "fp32 none adamw_torch none ppo",
         "fp32 lora adamw_torch none sft",
     ]
-    assert plan.counts == {"cells": 12, "valid": 10, "invalid": 2, "warned": 0}
+    assert plan.counts == {"cells": 12, "valid": 10, "invalid": 2, "warned": 2}
     invalid = [planned for planned in plan.cells if planned.verdict == "invalid"]
     assert [planned.rejection.rule for planned in invalid if planned.rejection] == ["quantized-full"] * 2
 

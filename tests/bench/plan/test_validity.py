@@ -66,6 +66,9 @@ class Case:
 FROM_LABELS = {"algorithm": "ppo", "loss": "nll_4_46"}
 LAYERWISE = {"optimizer": "galore_adamw_layerwise", "max_grad_norm": 0}
 
+EXPERTS = {"model": str(Path(__file__).parent / "experts"), "adapter": "lora", "lora_target_modules": ["q_proj"]}
+"""Mixtral in miniature."""
+
 CASES = [
     Case("loss-logprobs", FROM_LABELS, {"loss": "nll"}),
     Case("loss-logprobs", FROM_LABELS, {"algorithm": "sft"}),
@@ -73,8 +76,24 @@ CASES = [
     Case("loss-cuda-only", {"loss": "liger"}, {}, near_device="cuda"),
     Case("loss-cuda-only", {"loss": "liger"}, {"loss": "chunked_nll"}),
     Case(
+        "experts-16-bit",
+        {**EXPERTS, "precision": "nf4"},
+        {"nf4": {"quantize_moe_experts": True}},
+        kind="warn",
+    ),
+    Case("experts-16-bit", {**EXPERTS, "precision": "int8"}, {"precision": "bf16"}, kind="warn"),
+    Case(
+        "no-experts",
+        {"model": "tiny-gpt2", "precision": "nf4", "adapter": "lora", "nf4": {"quantize_moe_experts": True}},
+        EXPERTS,
+        kind="warn",
+    ),
+    Case("nf4-cpu-blocks", {"precision": "nf4", "adapter": "lora"}, {}, near_device="cuda", kind="warn"),
+    Case("nf4-cpu-blocks", {"precision": "nf4", "adapter": "lora"}, {"model": "tiny-gpt2"}, kind="warn"),
+    Case("nf4-cpu-blocks", {"precision": "nf4", "adapter": "lora"}, {"precision": "int8"}, kind="warn"),
+    Case(
         "autocast-compute-dtype",
-        {"precision": "nf4", "adapter": "lora", "autocast": "fp16"},
+        {"precision": "nf4", "model": "tiny-gpt2", "adapter": "lora", "autocast": "fp16"},
         {"compute_dtype": "fp16"},
     ),
     Case(
@@ -84,7 +103,7 @@ CASES = [
     ),
     Case(
         "fp32-modules-parts",
-        {"precision": "nf4", "adapter": "lora", "fp32_modules": ["norms"]},
+        {"precision": "nf4", "model": "tiny-gpt2", "adapter": "lora", "fp32_modules": ["norms"]},
         {"fp32_modules": "all"},
     ),
     Case(
@@ -94,7 +113,7 @@ CASES = [
     ),
     Case(
         "fp32-modules-fp32",
-        {"precision": "nf4", "adapter": "lora", "fp32_modules": "all", "compute_dtype": "fp32"},
+        {"precision": "nf4", "model": "tiny-gpt2", "adapter": "lora", "fp32_modules": "all", "compute_dtype": "fp32"},
         {"compute_dtype": "fp16"},
     ),
     Case(
@@ -111,7 +130,7 @@ CASES = [
     ),
     Case(
         "fp32-flash",
-        {"precision": "nf4", "adapter": "lora", "fp32_modules": "all", "attention": "flash"},
+        {"precision": "nf4", "model": "tiny-gpt2", "adapter": "lora", "fp32_modules": "all", "attention": "flash"},
         {"autocast": "bf16"},
     ),
     Case(
@@ -121,7 +140,7 @@ CASES = [
         alone=False,
     ),
     Case("quantized-full", {"precision": "int8"}, {"adapter": "lora"}),
-    Case("quantized-full", {"precision": "nf4", "algorithm": "ppo"}, {"precision": "bf16"}),
+    Case("quantized-full", {"precision": "nf4", "algorithm": "ppo"}, {"precision": "bf16"}, device="cuda"),
     Case(
         "value-quantized",
         {"precision": "nf4", "algorithm": "ppo", "value": "separate"},
@@ -351,7 +370,7 @@ def test_every_rule_has_a_case() -> None:
     [
         {},
         {"precision": "fp32", "algorithm": "ppo", "value": "separate"},
-        {"precision": "nf4", "adapter": "lora", "algorithm": "remax"},
+        {"model": "tiny-gpt2", "precision": "nf4", "adapter": "lora", "algorithm": "remax"},
         {"precision": "int8", "adapter": "lora", "algorithm": "ppo", "reference": "adapter_off"},
         {**LAYERWISE, "algorithm": "ppo"},
         {"precision": "fp16", "optimizer": "adafactor"},

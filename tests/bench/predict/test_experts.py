@@ -12,6 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from tests.bench.predict.test_equality import differences, traced
+from vrambench.bench.plan.traits import stacked_weights
+from vrambench.bench.plan.validity import check
 from vrambench.bench.predict import NotPredicted
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.many import outcome
@@ -79,18 +81,23 @@ def test_a_job_that_fails_when_simulated_is_one_sentence(mixtral: str, monkeypat
 
 @pytest.mark.parametrize("precision", ["nf4", "int8"])
 def test_experts_that_stay_in_16_bit_are_told_with_their_bytes(mixtral: str, precision: str) -> None:
-    found = forecast(cell_of(mixtral, precision=precision, lora_target_modules=["q_proj"]))
-    told = [note for note in found.notes if "experts' weights" in note]
-    mebibytes = f"{EXPERTS * 2 / 2**20:,.0f} MiB"
-    offered = {"int8": "", "nf4": " (nf4.quantize_moe_experts: true packs them)"}[precision]
-    assert told == [
-        f"{mebibytes} of experts' weights stay in bfloat16: {precision} quantises linear layers, and these are stacked "
-        f"parameters{offered}"
-    ]
-    assert found.roles["policy"].weights_bytes > EXPERTS * 2
-    plain = forecast(cell_of(mixtral, lora_target_modules=["q_proj"]))
-    dense = forecast(cell_of("tiny", precision=precision, lora_target_modules=["q_proj"]))
-    assert not [note for note in (*plain.notes, *dense.notes) if "experts" in note]
+    cell = cell_of(mixtral, precision=precision, lora_target_modules=["q_proj"])
+    (told,) = (finding for finding in check(cell, "cuda") if finding.rule == "experts-16-bit")
+    assert told.kind == "warn"
+    assert told.reason.endswith(f": {EXPERTS * 2 / 2**30:.1f} GiB of each model stay in bf16")
+    assert stacked_weights(mixtral) == EXPERTS
+    assert forecast(cell).roles["policy"].weights_bytes > EXPERTS * 2
+
+
+def test_only_models_with_experts_are_told_of_them(mixtral: str) -> None:
+    def rules(model: str, **said: Any) -> set[str]:
+        cell = cell_of(model, lora_target_modules=["q_proj"], **said)
+        return {finding.rule for finding in check(cell, "cuda")} & {"experts-16-bit", "no-experts"}
+
+    packed = {"quantize_moe_experts": True}
+    assert rules(mixtral, precision="bf16") == rules(mixtral, precision="nf4", nf4=packed) == set()
+    assert rules("tiny", precision="nf4") == rules("tiny", precision="bf16", nf4=packed) == set()
+    assert rules("tiny", precision="nf4", nf4=packed) == {"no-experts"}
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +136,6 @@ def test_packed_experts_take_four_bits_and_scales(whole_blocks: str, double: boo
     tables = 4 * (1088 if double else 64)
     assert 0 <= weights * 2 - weights // 2 - beside - saved <= tables + 4 * 4
     assert packed.parameters == plain.parameters
-    assert not [note for note in packed.notes if "experts" in note]
 
 
 def test_packed_experts_compute_with_weights_near_those_they_stand_for(whole_blocks: str) -> None:
