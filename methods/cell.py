@@ -23,7 +23,7 @@ from vrambench.methods.adapters import ADAPTERS, Adapter
 from vrambench.methods.algorithms import ALGORITHMS, EVALUATION_FIELDS, Algorithm
 from vrambench.methods.axes import AXES
 from vrambench.methods.errors import ConfigurationError, UnknownValue, did_you_mean, shown
-from vrambench.methods.models.config import attention_of
+from vrambench.methods.models.config import attention_of, model_config
 from vrambench.methods.offload import OFFLOADS, Offload
 from vrambench.methods.optimizers import OPTIMIZERS, Optimizer
 from vrambench.methods.precision import PRECISIONS, Precision
@@ -103,7 +103,22 @@ class Cell(BaseModel):
 
 def from_flat(data: Mapping[str, Any]) -> Cell:
     """The cell of a result file. Raises ConfigurationError where the file says what this version does not know."""
-    return resolve({axis: data[axis] for axis in AXES}, {k: v for k, v in data.items() if k not in AXES})
+    return resolve(
+        {axis: data[axis] for axis in AXES}, _settings_of_then({k: v for k, v in data.items() if k not in AXES})
+    )
+
+
+def _settings_of_then(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a result file. In files of before `lora_target_parameters`, `auto` adapted all linear layers of the architectures
+    in ADAPTED_WHOLE."""
+    if settings.get("lora_target_modules") != "auto" or "lora_target_parameters" in settings:
+        return settings
+    if model_config(settings["model"]).model_type in ADAPTED_WHOLE:
+        return settings | {"lora_target_modules": "all-linear"}
+    return settings
+
+
+ADAPTED_WHOLE = ("llama", "mistral", "qwen2", "qwen3", "gemma")
 
 
 def resolve(axes: Mapping[str, str], settings: Mapping[str, Any], *, flash: bool = True) -> Cell:
