@@ -14,7 +14,7 @@ from torch import nn
 
 from vrambench.methods.device import Device
 from vrambench.methods.kv_cache import cache_argument, cache_for
-from vrambench.methods.models.parts import head, placed, trunk, without_checkpointing
+from vrambench.methods.models.parts import as_head_wants, head, placed, trunk, without_checkpointing
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def generate(
                 **{argument: cache},
                 **placed(decoder, positions[:, start:end]),
             ).last_hidden_state
-            tokens[:, end] = next_tokens(output(states[:, -1]), sampling)
+            tokens[:, end] = next_tokens(output(as_head_wants(states[:, -1], output)), sampling)
     return tokens
 
 

@@ -27,8 +27,11 @@ def freeze(model: nn.Module) -> nn.Module:
 def trunk(model: nn.Module) -> nn.Module:
     """The model below its output head: gives `last_hidden_state` [B,T,hidden]. Adapters inside it stay at work."""
     whole = unwrapped(model)
-    # Llama 4 names another part as its base than it has.
-    return whole.base_model if whole.base_model is not whole else whole.model
+    if whole.base_model is not whole:
+        return whole.base_model
+    return getattr(
+        whole, "model", whole
+    )  # a trunk alone; and Llama 4, which names another part as its base than it has
 
 
 def placed(trunk: nn.Module, positions: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -39,6 +42,14 @@ def placed(trunk: nn.Module, positions: torch.Tensor) -> dict[str, torch.Tensor]
 def head(model: nn.Module) -> nn.Module:
     """The output head: hidden states [...,hidden] to logits [...,vocabulary]."""
     return unwrapped(model).get_output_embeddings()
+
+
+def as_head_wants(states: torch.Tensor, output: nn.Module) -> torch.Tensor:
+    """fp32 states in the type of a head of half precision, as Mamba casts its residual stream; all others as they are."""
+    weight = getattr(output, "weight", None)
+    if isinstance(weight, torch.Tensor) and states.dtype == torch.float32:
+        return states.to(weight.dtype) if weight.dtype in (torch.float16, torch.bfloat16) else states
+    return states
 
 
 def heads(module: nn.Module) -> set[nn.Module]:

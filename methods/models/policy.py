@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vrambench.methods.models.parts import head, placed, trunk
+from vrambench.methods.models.parts import as_head_wants, head, placed, trunk
 
 
 class Scores(NamedTuple):
@@ -55,7 +55,8 @@ def hidden_states(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """Last hidden states [B, T, hidden] of tokens [B, T], no padding, no cache."""
     positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
     decoder = trunk(model)
-    return decoder(input_ids=tokens, use_cache=False, **placed(decoder, positions)).last_hidden_state
+    states = decoder(input_ids=tokens, use_cache=False, **placed(decoder, positions)).last_hidden_state
+    return as_head_wants(states, head(model))
 
 
 def scalar(linear: nn.Linear, states: torch.Tensor) -> torch.Tensor:
