@@ -110,8 +110,8 @@ def configured_changes(config: PreTrainedConfig) -> LogitChanges:
 
 def logits(model: nn.Module, states: torch.Tensor) -> torch.Tensor:
     """Logits [..., vocabulary] of hidden states [..., hidden], as the model's own forward pass makes them."""
-    changes = logit_changes(model)
-    made = head(model)(states)
+    changes, output = logit_changes(model), head(model)
+    made = output(as_head_wants(states, output))
     if changes.factor is not None:
         made = made * changes.factor
     if changes.divisor is not None:
@@ -138,6 +138,14 @@ def plain_head(model: nn.Module, asked: str, *, bias: bool = True) -> Any:
     if not bias and getattr(found, "bias", None) is not None:
         raise ConfigurationError(f"{asked} knows no bias of the output head, and this model's has one", field="loss")
     return found
+
+
+def as_head_wants(states: torch.Tensor, output: nn.Module) -> torch.Tensor:
+    """fp32 states in the type of a head of half precision, as Mamba casts its residual stream; all others as they are."""
+    weight = getattr(output, "weight", None)
+    if isinstance(weight, torch.Tensor) and states.dtype == torch.float32:
+        return states.to(weight.dtype) if weight.dtype in (torch.float16, torch.bfloat16) else states
+    return states
 
 
 def heads(module: nn.Module) -> set[nn.Module]:

@@ -150,6 +150,16 @@ def test_cached_decoding_is_one_plain_pass(kind: str, kernel: str) -> None:
         assert torch.equal(made[:, prompt:], logits[:, prompt - 1 : -1].argmax(-1))
 
 
+@pytest.mark.parametrize("kind", ["mamba", "mamba2", "jamba", "bloom", "gpt_oss"])
+def test_half_precision_generates_and_learns(kind: str) -> None:
+    model: Any = tiny(configured(kind), "eager").to(torch.bfloat16)
+    assert generate(model, tokens_of(5), 3, GREEDY, CPU).shape == (2, 8)
+    states = hidden_states(model, tokens_of())
+    assert states.dtype == torch.bfloat16
+    model.lm_head(states).float().square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.lm_head.parameters())
+
+
 @pytest.mark.parametrize("kind", ["rwkv", "openai-gpt"])
 def test_what_keeps_no_common_cache_is_said_not_to_generate(kind: str) -> None:
     assert "SFT works" in (unable_to_decode(CONFIG_MAPPING[kind]()) or "")
