@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +28,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from vrambench.bench.predict import NotPredicted
-from vrambench.bench.predict.simulate import Simulation, Simulator
+from vrambench.bench.predict.forecast import Predictor
+from vrambench.bench.predict.simulate import Simulation
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import get_device
 from vrambench.methods.errors import ConfigurationError
@@ -110,7 +112,7 @@ class Trial:
         return resolve({one: said.pop(one, AXES[one]) for one in AXES}, said)
 
     def predict(self, setting: str) -> None:
-        simulation = Simulator().run(self.cell(setting))
+        simulation = Predictor("").simulation(self.cell(setting))
         if setting == "none":
             self.simulation = simulation
 
@@ -168,12 +170,17 @@ def sample() -> torch.Tensor:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what transformers says of tiny configurations."""
+    """Without what transformers says of tiny configurations, and on one thread, which is fastest for them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    logging.disable(logging.NOTSET)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+        torch.set_num_threads(threads)
 
 
 def try_all(types: Sequence[str]) -> Iterator[Tried]:
@@ -191,7 +198,7 @@ def render(tried: Iterable[Tried]) -> str:
     reasons: dict[str, list[str]] = {}
     for one in tried:
         if one.refused is not None:
-            reasons.setdefault(impersonal(one.refused, one.model_type), []).append(one.model_type)
+            reasons.setdefault(impersonal(one.refused), []).append(one.model_type)
     lines = [
         "# Model types", "",
         f"Written by `{COMMAND}` with transformers {version('transformers')}: its {len(tried)} causal language model types, "
@@ -214,15 +221,25 @@ def row(one: Tried, notes: dict[str, int]) -> str:
     """A line of the table. What is not as it should be is a number in `notes`, where new sentences are added."""
     shown = []
     for column in COLUMNS:
-        said = impersonal(one.cells[column], one.model_type)
+        said = impersonal(one.cells[column])
         shown.append(said if said == YES else f"no ({notes.setdefault(said, len(notes) + 1)})")
     return f"| {one.model_type} | {' | '.join(shown)} |"
 
 
-def impersonal(sentence: str, model_type: str) -> str:
-    """`sentence` with TYPE for the model's type, so that the same is said of many."""
-    for said in (f"model: '{model_type}' is a {model_type}, which ", f"model: '{model_type}' ", f"'{model_type}'"):
-        sentence = sentence.replace(said, "TYPE" if said.startswith("'") else "")
+PERSONAL = (
+    (r"^model: '([^']*)' is a \1, which ", ""),
+    (r"model: '[^']*': |model: a [\w-]+ (?=has)|model: (?=its)| \(\w+Attention\)", ""),
+    (r"(bf16|nf4) \w+ adamw_torch none sft on '[^']*' (?=cannot)", ""),
+    (r"knows no layers of '[^']*'", "knows no layers of it"),
+    (r"\. (This|You) .*?(?= / run|$)", ""),
+)
+"""What is of one type, or an essay of a library, in sentences; and what is put for it."""
+
+
+def impersonal(sentence: str) -> str:
+    """`sentence` as it is said of many."""
+    for pattern, other in PERSONAL:
+        sentence = re.sub(pattern, other, sentence)
     return sentence.replace("|", "/")
 
 
@@ -230,7 +247,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Tries every causal language model type that transformers knows.")
     parser.add_argument("types", nargs="*", help="those to try; all of them where none is named")
     chosen = parser.parse_args().types
-    torch.set_num_threads(1)
     tried = []
     for one in try_all(chosen or TYPES):
         told = {name: said for name, said in one.cells.items() if said != YES}

@@ -23,7 +23,7 @@ from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.attention import implementation
 from vrambench.methods.models.config import model_config, readable, shortened
 from vrambench.methods.models.fill import build, fill
-from vrambench.methods.models.parts import stacked, unwrapped
+from vrambench.methods.models.parts import head, stacked, trunk, unwrapped
 from vrambench.methods.models.presets import PRESETS
 from vrambench.methods.models.upcast import upcast
 from vrambench.methods.precision.nf4 import forbid_repacking
@@ -40,6 +40,7 @@ def load_model(setup: Setup, device: Device, *, model: str | None = None, adapte
     config = model_config(name)
     with seeded(device, seed):
         loaded = load(AutoModelForCausalLM, name, config, setup, device)
+        _check_head_follows_trunk(loaded, name)
         result = setup.adapter.attach(loaded, setup.workload) if adapter else loaded
     return ready(result, setup, device)
 
@@ -86,6 +87,20 @@ def load(
     upcast(model, workload.fp32_modules)
     _expect_no_padding(model)
     return model
+
+
+def _check_head_follows_trunk(model: PreTrainedModel, name: str) -> None:
+    """Raises ConfigurationError where something lies between trunk and head, which logits here would leave out."""
+    known = (trunk(model), head(model))
+    between = [
+        part for part, child in model.named_children() if child not in known and any(True for _ in child.parameters())
+    ]
+    if between:
+        raise ConfigurationError(
+            f"model: {name!r} is a {model.config.model_type}, which has layers between its last hidden states and its output head "
+            f"({', '.join(between)})",
+            field="model",
+        )
 
 
 def _expect_no_padding(model: PreTrainedModel) -> None:

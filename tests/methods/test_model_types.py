@@ -70,11 +70,16 @@ def test_a_padding_token_stays_and_nobody_looks_for_it(
 
 
 def test_what_initialises_a_module_s_layers_leaves_quantised_ones_alone(tmp_path: Path) -> None:
-    cell = cell_of(written("modernbert-decoder", tmp_path), precision="nf4", adapter="lora")
-    cell = cell.model_copy(update={"workload": cell.workload.model_copy(update={"lora_target_modules": "all-linear"})})
-    job = Job(cell, CPU)
+    job = Job(cell_of(written("gemma3", tmp_path), precision="nf4"), CPU)
     job.load()
-    assert torch.isfinite(torch.as_tensor(job.step(0)["loss"]))
+    kinds = {type(module).__name__ for module in job.roles["policy"].module.modules()}
+    assert "Linear4bit" in kinds
+
+
+def test_layers_between_trunk_and_head_are_refused(tmp_path: Path) -> None:
+    said = r"is a modernbert-decoder, which has layers between its last hidden states and its output head \(lm_head\)"
+    with pytest.raises(ConfigurationError, match=said):
+        load_model(cell_of(written("modernbert-decoder", tmp_path)).setup, META, seed=0)
 
 
 def test_the_trunk_is_below_the_head_where_the_base_has_another_name(tmp_path: Path) -> None:
