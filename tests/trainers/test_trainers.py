@@ -32,7 +32,7 @@ from tests.trainers.trained import (
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": MODULES, "task_type": "CAUSAL_LM"}
-OUR_LORA = {"lora_r": 8, "lora_alpha": 16}
+OUR_LORA = {"lora_r": 8, "lora_alpha": 16, "lora_target_modules": MODULES}
 WHOLE_LOGITS = {"bf16": False, "gradient_checkpointing": False, "loss_type": "nll", "optim": "adamw_torch"}
 """TRL's defaults are autocast, checkpointing and the chunked loss."""
 UNNAMED = 0.001
