@@ -45,11 +45,12 @@ ATTENTION = (
 class CastLists:
     """The operators (aten names, overload after a dot, blanks between) that autocast of one kind of device casts for.
 
-    `key`: the dispatch key under which torch itself registers them. `lower`: inputs to the lower precision. `fp32`: inputs to
-    fp32. `fp32_output`: inputs as they are, output type fp32 unless the call names one. `fp32_norm`: the same, through the
-    overload that takes an output type. `promote`: inputs to the widest type among them. `banned`: refused.
+    `device`: that kind. `key`: the dispatch key under which torch itself registers them. `lower`: inputs to the lower precision.
+    `fp32`: inputs to fp32. `fp32_output`: inputs as they are, output type fp32 unless the call names one. `fp32_norm`: the same,
+    through the overload that takes an output type. `promote`: inputs to the widest type among them. `banned`: refused.
     """
 
+    device: str
     key: str
     lower: str
     fp32: str
@@ -66,6 +67,7 @@ class CastLists:
 
 # AT_FORALL_* in autocast_mode.h, and the two cudnn_convolutions and what is banned from autocast_mode.cpp.
 CUDA_LISTS = CastLists(
+    device="cuda",
     key="AutocastCUDA",
     lower="""
         _convolution.deprecated _convolution conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d.input
@@ -95,6 +97,7 @@ CUDA_LISTS = CastLists(
 
 # TORCH_LIBRARY_IMPL(aten, AutocastCPU, m) in autocast_mode.cpp.
 CPU_LISTS = CastLists(
+    device="cpu",
     key="AutocastCPU",
     lower="""
         conv1d conv1d.padding conv2d conv2d.padding conv3d conv3d.padding bmm mm linalg_vecdot baddbmm addmm
@@ -124,7 +127,7 @@ CPU_LISTS = CastLists(
     banned="",
 )
 
-LISTS = {"cuda": CUDA_LISTS, "cpu": CPU_LISTS}
+LISTS = {lists.device: lists for lists in (CUDA_LISTS, CPU_LISTS)}
 
 
 class CastPolicy:
@@ -150,6 +153,7 @@ class CastPolicy:
             if outer is None:
                 exits.enter_context(_regions_of_transformers())
             exits.enter_context(_key(on=self.dtype is not None))
+            exits.enter_context(_told(self.dtype, self.lists.device))
             self._exits = exits.pop_all()
         return self
 
@@ -311,6 +315,20 @@ def _key(*, on: bool) -> Iterator[None]:
     finally:
         tls._dispatch_tls_set_dispatch_key_included(KEY, included)
         tls._dispatch_tls_set_dispatch_key_excluded(KEY, excluded)
+
+
+@contextmanager
+def _told(dtype: torch.dtype | None, device: str) -> Iterator[None]:
+    """Who asks torch whether autocast is on for `device` hears what holds here: PEFT's adapters of quantised layers ask for CUDA,
+    and cast their inputs and outputs where it is off. Tensors on meta are not `device`'s, so torch itself casts none of them."""
+    before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    torch.set_autocast_enabled(device, dtype is not None)
+    torch.set_autocast_dtype(device, dtype or before[1])
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled(device, before[0])
+        torch.set_autocast_dtype(device, before[1])
 
 
 @lru_cache(maxsize=1)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -123,9 +123,9 @@ def resolve(axes: Mapping[str, str], settings: Mapping[str, Any], *, flash: bool
     fields = {
         key: value for key, value in settings.items() if key in FIELDS and not (value is None and key in unused | used)
     }
-    workload: Workload = validated(Workload, fields)
+    workload: Workload = validated(Workload, fields).model_copy(update=dict.fromkeys(unused))
     options = _options(settings, values, namespaces)
-    changes = dict.fromkeys(unused) | _decided(workload, values, unused, flash) | {"options": options}
+    changes = _decided(workload, values, flash) | {"options": options}
     return Cell(**axes, workload=workload.model_copy(update=changes))
 
 
@@ -156,10 +156,8 @@ def _options(
     return {name: options[name] for name in own}
 
 
-def _decided(
-    workload: Workload, values: Mapping[str, AxisValue], unused: Collection[str], flash: bool
-) -> dict[str, Any]:
-    """What the axis values decide where the workload left it to them."""
+def _decided(workload: Workload, values: Mapping[str, AxisValue], flash: bool) -> dict[str, Any]:
+    """What the axis values decide where the workload, without the fields that they do not use, left it to them."""
     algorithm, precision, adapter = values["algorithm"], values["precision"], values["adapter"]
     assert isinstance(algorithm, Algorithm)
     assert isinstance(precision, Precision)
@@ -170,13 +168,13 @@ def _decided(
     kernel = precision.attention(workload)
     preferred = kernel if flash else "efficient"
     decided["attention"] = attention_of(workload.model, workload.attention, preferred)
-    if "reference" not in unused and workload.reference == "auto":
+    if workload.reference == "auto":
         decided["reference"] = "adapter_off" if adapter.can_switch_off else "copy"
     if workload.reward != "model":
         decided["reward_model"] = None
     if workload.eval_batch_size is None:
         decided |= dict.fromkeys(EVALUATION_FIELDS)
-    if "max_length" not in unused:
+    if "max_length" in algorithm.fields:
         decided |= _lengths(workload)
     return decided
 

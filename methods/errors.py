@@ -27,6 +27,10 @@ ALIASES = {
     "rank": "lora_r",
     "lora_rank": "lora_r",
     "target_modules": "lora_target_modules",
+    "bnb_4bit_compute_dtype": "compute_dtype",
+    "prepare_model_for_kbit_training": "fp32_modules",
+    "prepare_kbit": "fp32_modules",
+    "upcast_layernorm": "fp32_modules",
     "per_device_train_batch_size": "batch_size",
     "accumulation": "gradient_accumulation_steps",
     "checkpointing": "gradient_checkpointing",
@@ -40,7 +44,12 @@ ALIASES = {
     "cutoff_len": "max_length",
     "max_steps": "steps",
     "h100": "h100-80gb",
-    "v100": "v100-16gb",
+    "3060": "rtx-3060-12gb",
+    "rtx-3060": "rtx-3060-12gb",
+    "3080": "rtx-3080-10gb",
+    "rtx-3080": "rtx-3080-10gb",
+    "4060-ti": "rtx-4060-ti-16gb",
+    "rtx-4060-ti": "rtx-4060-ti-16gb",
 }
 """What the field calls some values and fields, and what they are called here."""
 
@@ -48,6 +57,7 @@ EXPLAINED = {
     "qlora": "QLoRA is precision nf4 with adapter lora",
     "full": "full fine-tuning is adapter none",
     "a100": "there are a100-40gb and a100-80gb",
+    "v100": "there are v100-16gb and v100-32gb",
 } | {
     name: f"transformers has it, and it is not here; {nearest}"
     for names, nearest in (

@@ -116,7 +116,7 @@ class Job:
 
     @property
     def autocast(self) -> bool:
-        return self.cell.precision_value.autocast is not None
+        return self.cell.precision_value.autocast(self.workload) is not None
 
     def policy(self, value_head: bool = False) -> Learner:
         """The trained model, with a scalar head on its trunk if asked for."""
@@ -168,7 +168,7 @@ class Job:
 
         def reward(prompts: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
             batches = torch.cat([prompts, responses], dim=1).split(self.cell.workload.batch_size)
-            with self.device.autocast(self.cell.precision_value.autocast):
+            with self.device.autocast(self.cell.precision_value.autocast(self.workload)):
                 return torch.cat(self.device.map_alike(score, batches)).float()
 
         return reward

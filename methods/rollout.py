@@ -32,7 +32,10 @@ GREEDY = Sampling(temperature=0.0)
 def generate(
     model: nn.Module, prompts: torch.Tensor, response_tokens: int, sampling: Sampling, device: Device
 ) -> torch.Tensor:
-    """Prompts [B, P] int64 with `response_tokens` more tokens each: [B, P + response_tokens]."""
+    """Prompts [B, P] int64 with `response_tokens` more tokens each: [B, P + response_tokens].
+
+    Raises ConfigurationError where the model has layers that keep something else than keys and values between tokens.
+    """
     batch, prompt_tokens = prompts.shape
     length = prompt_tokens + response_tokens
     tokens = torch.cat([prompts, prompts.new_zeros((batch, response_tokens))], dim=1)

@@ -84,6 +84,25 @@ def _check_reward(value: str | None) -> str | None:
     raise ValueError("is not one of tokens, model, a hub id or folder (with a '/'), or module:attribute")
 
 
+FP32_MODULES = ("norms", "embeddings", "head")
+
+
+def _check_fp32_modules(value: object) -> object:
+    named = _listed(value)
+    if value is None or value in ("none", "all"):
+        return value
+    if isinstance(named, str):
+        named = [named]
+    if isinstance(named, list | tuple) and named and all(name in FP32_MODULES for name in named):
+        return tuple(name for name in FP32_MODULES if name in named)
+    raise ValueError(f"must be none, all or a list of {', '.join(FP32_MODULES)} (norms,head or [norms])")
+
+
+def _listed(value: object) -> object:
+    """The names of `q_proj,v_proj`, which the command line takes for a list; anything else as it is."""
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) and "," in value else value
+
+
 _NAME = re.compile(r"[\w.-]+")
 """Of a module or parameter, or the end of its path."""
 
@@ -131,6 +150,10 @@ Share = Annotated[float, Field(ge=0, lt=1, strict=True, allow_inf_nan=False)]
 Switch = Annotated[bool, Field(strict=True)]
 Name = Annotated[str, AfterValidator(_check_name)]
 Size = Annotated[int, BeforeValidator(parse_size)]
+Fp32Modules = Annotated[
+    Literal["none", "all"] | tuple[Literal["norms", "embeddings", "head"], ...] | None,
+    BeforeValidator(_check_fp32_modules),
+]
 Modules = Annotated[str | tuple[str, ...] | None, BeforeValidator(_check_modules)]
 Names = Annotated[tuple[str, ...] | None, BeforeValidator(_check_names)]
 
@@ -166,6 +189,11 @@ class Workload(BaseModel):
     """Before the backward passes of every so many optimizer steps, cached memory goes back to the driver; 0 leaves it."""
     compute_dtype: Literal["bf16", "fp16", "fp32"] | None = "bf16"
     """The type in which a quantised model computes, and holds what is not quantised."""
+    autocast: Literal["none", "bf16", "fp16"] | None = "none"
+    """Autocast over a quantised model, as the Trainer's `bf16: true` and `fp16: true` (which scales the loss)."""
+    fp32_modules: Fp32Modules = "none"
+    """What of a quantised model is cast to fp32 once it is loaded: `all` that is not quantised, as PEFT's
+    prepare_model_for_kbit_training does, or a list of `norms` (LLaMA-Factory's upcast_layernorm), `embeddings` and `head`."""
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager", "flash", "efficient", "math"] = "auto"
     """transformers' `attn_implementation`: `sdpa` (the kernel that PyTorch chooses), `flash_attention_2` (the flash-attn package)
     or `eager` (the architecture's own code); or one kernel of PyTorch's: `flash`, `efficient`, `math`. `auto` is flash in half

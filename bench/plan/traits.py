@@ -56,7 +56,21 @@ def trained_dtypes(cell: Cell) -> set[torch.dtype]:
 
 def product_dtype(cell: Cell) -> torch.dtype:
     """In which attention computes."""
-    return cell.precision_value.autocast or weight_dtype(cell)
+    return cell.precision_value.attended(cell.workload)
+
+
+def autocast(cell: Cell) -> torch.dtype | None:
+    """The type that autocast runs in, None where it is off."""
+    return cell.precision_value.autocast(cell.workload)
+
+
+def loss_scaling(cell: Cell) -> bool:
+    return cell.precision_value.loss_scaling(cell.workload)
+
+
+def upcast(cell: Cell) -> bool:
+    """Parts of a quantised model are cast to fp32."""
+    return cell.workload.fp32_modules not in (None, "none")
 
 
 def eps_too_small(cell: Cell) -> bool:

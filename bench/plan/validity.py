@@ -18,10 +18,12 @@ import torch
 
 from vrambench.bench.plan.traits import (
     attends_by_own_code,
+    autocast,
     beyond_chunks,
     chosen_kernels,
     eps_too_small,
     full,
+    loss_scaling,
     odd_widths,
     positions,
     product_dtype,
@@ -31,6 +33,7 @@ from vrambench.bench.plan.traits import (
     trained_dtypes,
     unable_to_attend,
     unable_to_generate,
+    upcast,
     uses_bf16,
     weight_dtype,
     zero,
@@ -147,9 +150,7 @@ RULES: tuple[Rule, ...] = (
         "reject",
         "a layerwise optimizer has freed each gradient before a global norm is known (set max_grad_norm: 0), and "
         "steps on gradients that a loss scale still multiplies",
-        lambda cell, _: (
-            cell.optimizer_value.layerwise and (cell.workload.max_grad_norm > 0 or cell.precision_value.loss_scaling)
-        ),
+        lambda cell, _: cell.optimizer_value.layerwise and (cell.workload.max_grad_norm > 0 or loss_scaling(cell)),
     ),
     Rule(
         "layerwise-zero",
@@ -161,7 +162,7 @@ RULES: tuple[Rule, ...] = (
         "fp16-unscaled",
         "reject",
         "a loss scaler refuses to unscale gradients in fp16, and weights trained in fp16 have no others",
-        lambda cell, _: cell.precision_value.loss_scaling and torch.float16 in trained_dtypes(cell),
+        lambda cell, _: loss_scaling(cell) and torch.float16 in trained_dtypes(cell),
     ),
     Rule(
         "fp16-full-adamw",
@@ -192,7 +193,33 @@ RULES: tuple[Rule, ...] = (
         "reject",
         "DeepSpeed has a mixed precision of its own: it switches autocast off inside its engine, and clips the "
         "gradients of its own fp16 autocast while they are still scaled (bf16 and fp16 have fp32 masters there)",
-        lambda cell, _: zero(cell) and cell.precision_value.autocast is not None,
+        lambda cell, _: zero(cell) and autocast(cell) is not None,
+    ),
+    Rule(
+        "autocast-compute-dtype",
+        "reject",
+        "inside bitsandbytes' products autocast casts once more what compute_dtype has cast: both must be one type",
+        lambda cell, _: quantized(cell) and autocast(cell) not in (None, weight_dtype(cell)),
+        lambda cell, _: f"compute_dtype is {cell.workload.compute_dtype} and autocast {cell.workload.autocast}",
+    ),
+    Rule(
+        "fp32-modules-parts",
+        "reject",
+        "a layer in 16 bit refuses what a norm or an embedding in fp32 gives it, unless autocast casts it (fp32_modules: all, or "
+        "autocast: bf16)",
+        lambda cell, _: upcast(cell) and cell.workload.fp32_modules != "all" and autocast(cell) is None,
+    ),
+    Rule(
+        "fp32-modules-fp32",
+        "reject",
+        "what is not quantised is in fp32 already where compute_dtype is fp32",
+        lambda cell, _: upcast(cell) and weight_dtype(cell) == torch.float32,
+    ),
+    Rule(
+        "fp32-modules-zero",
+        "reject",
+        "DeepSpeed's engine casts every parameter to its own type, those in fp32 too (fp32_modules: none)",
+        lambda cell, _: upcast(cell) and zero(cell),
     ),
     Rule(
         "fp32-flash",

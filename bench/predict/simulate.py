@@ -35,7 +35,7 @@ from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
-from vrambench.methods.models.parts import layer_stacks
+from vrambench.methods.models.parts import layer_stacks, stacked
 from vrambench.methods.offload.host import HostMemory, host_memory
 from vrambench.methods.offload.simulated import SimulatedZero
 from vrambench.methods.registry import Workspace
@@ -174,22 +174,27 @@ def _parameters(job: Job) -> Parameters:
 
 def _experts_note(job: Job) -> Iterator[str]:
     """That experts are not quantised where linear layers are, and how much that is."""
-    if job.cell.precision_value.quantize is None:
+    precision = job.cell.precision_value
+    if precision.quantize is None:
         return
-    times = {parameter: 1 for role in job.roles.values() for parameter in role.module.parameters()}
+    times = {parameter: 1 for role in job.roles.values() for parameter in _experts(role.module)}
     for layer, count in {
         layer: count for role in job.roles.values() for layer, count in _left_out(role.module)
     }.items():
-        times |= dict.fromkeys(layer.parameters(), 1 + count)
-    # One matrix for each expert: libraries quantise nn.Linear, and these are parameters of three dimensions.
-    stacked = [(one, count) for one, count in times.items() if one.dim() == 3 and one.is_floating_point()]
-    if stacked:
-        held = sum(one.nbytes * count for one, count in stacked)
-        dtype = str(stacked[0][0].dtype).removeprefix("torch.")
+        times |= dict.fromkeys(_experts(layer), 1 + count)
+    if times:
+        held = sum(one.nbytes * count for one, count in times.items())
+        dtype = str(next(iter(times)).dtype).removeprefix("torch.")
+        name = job.cell.precision
         yield (
-            f"{held / 2**20:,.0f} MiB of experts' weights stay in {dtype}: {job.cell.precision} quantises linear layers, and these "
-            "are stacked parameters"
+            f"{held / 2**20:,.0f} MiB of experts' weights stay in {dtype}: {name} quantises linear layers, and these are stacked "
+            f"parameters{f' ({name}.quantize_moe_experts: true packs them)' if precision.quantize_experts else ''}"
         )
+
+
+def _experts(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters below `module` that are stacks of matrices and not packed."""
+    return (part._parameters[name] for part in module.modules() for name in stacked(part))  # type: ignore[misc]
 
 
 def _host_memory(job: Job) -> Iterator[HostMemory]:

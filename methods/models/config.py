@@ -94,6 +94,8 @@ def _check_attends_as_told(config: PreTrainedConfig, name: str, field: str) -> N
         why = "has an encoder, and only decoders are trained here"
     elif getattr(config, "is_decoder", None) is False and hasattr(config, "add_cross_attention"):
         why = "reads in both directions; with is_decoder: true in its config.json it is a decoder"
+    elif hasattr(text_of(config), "index_topk"):
+        why = "attends to tokens that an indexer picks by the causal mask, and the kernels here have none"
     if why:
         raise ConfigurationError(f"{field}: {name!r} is a {config.model_type}, which {why}", field=field)
 
@@ -118,11 +120,25 @@ def read_config(name: str, field: str) -> PreTrainedConfig:
                 raise
             reason = str(error).strip().splitlines()[0][:MOST_WORDS] if str(error).strip() else type(error).__name__
             raise ConfigurationError(f"{field}: {name!r} cannot be read: {reason}{hint}", field=field) from error
-        text = config.get_text_config()
-        _check_sizes({size: getattr(text, size) for size in MOST if getattr(text, size, None) is not None}, name, field)
-    for part in {id(part): part for part in (config, config.get_text_config())}.values():
+        _check_sizes(_sizes(text_of(config)), name, field)
+    for part in {id(part): part for part in (config, text_of(config))}.values():
         _switch_dropout_off(part)
     return config
+
+
+def text_of(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The part of `config` that is about text. With an encoder there are two, and none is asked for."""
+    return config if config.is_encoder_decoder else config.get_text_config()
+
+
+def _sizes(config: PreTrainedConfig) -> dict[str, object]:
+    """A configuration's sizes by the names of MOST, but for those that its class computes."""
+    known = {
+        size: getattr(config, size, None)
+        for size in MOST
+        if not isinstance(getattr(type(config), size, None), property)
+    }
+    return {size: value for size, value in known.items() if value is not None}
 
 
 def _presets_near(name: str) -> str:
@@ -201,7 +217,7 @@ def shortened(config: PreTrainedConfig, device: Device) -> PreTrainedConfig:
 def _alike(config_json: str) -> bool:
     """Whether every layer but the first has the same parameters as the second, in the whole model of that configuration: some have
     dense layers first, or experts in every other one. The model is built on meta, once for each configuration."""
-    values = json.loads(config_json)
+    values = PreTrainedConfig._decode_special_floats(json.loads(config_json))
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     whole = build(AutoModel, config, torch.bfloat16, "eager")
     for stack in layer_stacks(whole):

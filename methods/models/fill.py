@@ -21,9 +21,11 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from vrambench.methods.models.parts import stacked
 from vrambench.methods.tensors import shapes_only
 
 Quantize = Callable[[nn.Linear], nn.Module]
+QuantizeExperts = Callable[[nn.Module, str], None]
 
 
 def build(auto: Any, config: PreTrainedConfig, dtype: torch.dtype, attention: str) -> PreTrainedModel:
@@ -34,14 +36,20 @@ def build(auto: Any, config: PreTrainedConfig, dtype: torch.dtype, attention: st
 
 
 def fill(
-    model: PreTrainedModel, device: torch.device, *, quantize: Quantize | None = None, keep: Iterable[nn.Module] = ()
+    model: PreTrainedModel,
+    device: torch.device,
+    *,
+    quantize: Quantize | None = None,
+    quantize_experts: QuantizeExperts | None = None,
+    keep: Iterable[nn.Module] = (),
 ) -> None:
     """Gives every parameter and buffer of `model` (all on meta) a place and its initial value on `device`, in place.
 
-    `quantize` replaces each linear layer but those in `keep`. Values come from torch's global generator, module by
-    module, so the same seed on the same device gives the same weights. Weights that are tied stay one storage.
+    `quantize` replaces each linear layer but those in `keep`, and `quantize_experts` packs each stack of matrices, by module and
+    name. Values come from torch's global generator, module by module, so the same seed on the same device gives the same weights.
+    Weights that are tied stay one storage.
     """
-    filler = _Filler(model, device, quantize, keep)
+    filler = _Filler(model, device, quantize, quantize_experts, keep)
     with torch.no_grad():
         filler.fill(model, owner=model)
 
@@ -50,10 +58,16 @@ class _Filler:
     """One pass over a model. `owner` is the nearest transformers model above a module: its rules initialise it."""
 
     def __init__(
-        self, model: PreTrainedModel, device: torch.device, quantize: Quantize | None, keep: Iterable[nn.Module]
+        self,
+        model: PreTrainedModel,
+        device: torch.device,
+        quantize: Quantize | None,
+        quantize_experts: QuantizeExperts | None,
+        keep: Iterable[nn.Module],
     ) -> None:
         self.device = device
         self.quantize = quantize
+        self.quantize_experts = quantize_experts
         self.keep = {id(module) for module in keep}
         names = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
         self.shared = {parameter for parameter, count in names.items() if count > 1}
@@ -65,11 +79,16 @@ class _Filler:
             child_owner = child if isinstance(child, PreTrainedModel) else owner
             if isinstance(module, nn.ModuleList) or not child._modules:
                 self.fill_layer(child, child_owner)
-                self.replace_linears(module, name)
+                if isinstance(module, nn.ModuleList):
+                    self.replace_linears(module, name)
             else:
                 self.fill(child, child_owner)
         self.place(module)
         self.initialize(module, owner)
+        if not isinstance(module, nn.ModuleList):
+            for name, child in list(module.named_children()):
+                if not child._modules:  # only now: some architectures initialise what is in a module from the module
+                    self.replace_linears(module, name)
 
     def fill_layer(self, layer: nn.Module, owner: PreTrainedModel) -> None:
         """A layer at once, since some architectures initialise a block's weights from the block."""
@@ -118,6 +137,9 @@ class _Filler:
             return
         for child in list(module._modules):
             self.replace_linears(module, child)
+        if self.quantize_experts is not None:
+            for stack in stacked(module):
+                self.quantize_experts(module, stack)
 
 
 def _as_linear(module: nn.Linear | Conv1D) -> nn.Linear:

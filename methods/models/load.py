@@ -23,8 +23,9 @@ from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.attention import implementation
 from vrambench.methods.models.config import model_config, readable, shortened
 from vrambench.methods.models.fill import build, fill
-from vrambench.methods.models.parts import unwrapped
+from vrambench.methods.models.parts import stacked, unwrapped
 from vrambench.methods.models.presets import PRESETS
+from vrambench.methods.models.upcast import upcast
 from vrambench.methods.precision.nf4 import forbid_repacking
 from vrambench.methods.setup import Setup
 
@@ -46,12 +47,15 @@ def load_model(setup: Setup, device: Device, *, model: str | None = None, adapte
 def load(
     auto: Any, name: str, config: PreTrainedConfig, setup: Setup, device: Device, *, field: str = "model"
 ) -> PreTrainedModel:
-    """What `auto` makes of `config`, in the cell's precision, on the device; weights as the workload says."""
+    """What `auto` makes of `config`, in the cell's precision, on the device; weights, and which of them in fp32, as the workload
+    says."""
     workload, precision = setup.workload, setup.precision
     with readable(name, field):
         config = shortened(config, device)
     dtype = precision.dtype(workload)
     kernel = implementation(workload.attention, config, tokens=workload.sequence_tokens, simulated=device.simulated)
+    quantize, pack = precision.quantize, precision.quantize_experts
+    quantize_experts = (lambda module, name: pack(module, name, workload)) if pack else None
     if workload.weights == "pretrained" and not device.simulated:
         model = read_weights(
             auto,
@@ -64,21 +68,31 @@ def load(
             quantization=_quantization_config(setup),
         )
         forbid_repacking(model)
+        if quantize_experts:  # transformers has read them in 16 bit
+            for module in list(model.modules()):
+                for stack in stacked(module):
+                    quantize_experts(module, stack)
     else:
         with readable(name, field):
             model = build(auto, config, dtype, kernel)
-        quantize = precision.quantize
         fill(
             model,
             device.torch,
             quantize=quantize and (lambda linear: quantize(linear, workload)),
+            quantize_experts=quantize_experts,
             keep=[output for output in [model.get_output_embeddings()] if output is not None],
         )
         _tell_peft(model)
-    # Nothing here is padded, and transformers would read tokens back from the device to warn about padding without a
-    # mask.
-    model.config.get_text_config().pad_token_id = None
+    upcast(model, workload.fp32_modules)
+    _expect_no_padding(model)
     return model
+
+
+def _expect_no_padding(model: PreTrainedModel) -> None:
+    """Nothing here is padded, and transformers would read tokens back from the device to warn about padding without a mask."""
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            part.warn_if_padding_and_no_attention_mask = lambda *tokens: None
 
 
 def ready(model: nn.Module, setup: Setup, device: Device) -> nn.Module:

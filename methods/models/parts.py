@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from vrambench.methods.errors import ConfigurationError
@@ -29,8 +30,9 @@ def freeze(model: nn.Module) -> nn.Module:
 def trunk(model: nn.Module) -> nn.Module:
     """The model below its output head: gives `last_hidden_state` [B,T,hidden]. Adapters inside it stay at work."""
     whole = unwrapped(model)
-    # Llama 4 names another part as its base than it has.
-    return whole.base_model if whole.base_model is not whole else whole.model
+    below = whole.base_model
+    # Where an architecture's base has a name of its own, as in Llama 4, transformers takes the whole model for it.
+    return whole.model if below is whole and whole.get_output_embeddings() is not None else below
 
 
 def placed(trunk: nn.Module, positions: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -130,6 +132,14 @@ def heads(module: nn.Module) -> set[nn.Module]:
     return {inner for part in found if part is not None for inner in part.modules()}
 
 
+def stacked(module: nn.Module) -> list[str]:
+    """The names of `module`'s own parameters that are stacks of matrices, one for each expert [experts, ., .]."""
+    if isinstance(module, _ConvNd):
+        return []
+    own = module.named_parameters(recurse=False)
+    return [name for name, parameter in own if parameter.dim() == 3 and parameter.is_floating_point()]
+
+
 class LayerStack(NamedTuple):
     """A model's equal layers, in order; `depth` is how many the model really has where fewer are built."""
 
@@ -143,7 +153,7 @@ def layer_stacks(module: nn.Module) -> list[LayerStack]:
     for model in module.modules():
         if isinstance(model, PreTrainedModel):
             config = model.config.get_text_config()
-            count = config.num_hidden_layers
+            count = getattr(config, "num_hidden_layers", None)
             for part in model.modules():
                 if isinstance(part, nn.ModuleList) and len(part) == count:
                     stacks.setdefault(part, LayerStack(list(part), getattr(config, DEPTH, count)))

@@ -56,7 +56,7 @@ class PlainLearner:
         self.module: Any = module
         self._device = device
         self._phase = phase
-        self._autocast = setup.precision.autocast
+        self._autocast = setup.precision.autocast(setup.workload)
         self._accumulation = setup.workload.gradient_accumulation_steps
         self._max_grad_norm = setup.workload.max_grad_norm
         self._empty_every = setup.workload.torch_empty_cache_steps
@@ -66,7 +66,7 @@ class PlainLearner:
         self._optimizer = setup.optimizer.build(module, setup.workload)
         self._steps_in_backward = setup.optimizer.layerwise
         self._mark = setup.optimizer.mark_phases
-        self._scaler = device.grad_scaler(setup.precision.loss_scaling)
+        self._scaler = device.grad_scaler(setup.precision.loss_scaling(setup.workload))
         self._initial_scale = self._scaler.get_scale()
 
     def forward(self) -> AbstractContextManager[Any]:

@@ -16,16 +16,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Precision(AxisValue):
-    """`weights`: the type of weights, None for the workload's `compute_dtype`. `autocast`: the type that autocast runs
-    in, if it is on. `loss_scaling`: losses pass through a GradScaler. `quantize`: gives the quantised module for one
-    linear layer (in_features and out_features as it, weights on its device), if linear layers are quantised.
+    """`weights`: the type of weights, None for the workload's `compute_dtype`. `amp`: the type that autocast always runs in, None
+    where the workload's `autocast` says. `quantize`: gives the quantised module for one linear layer (in_features and
+    out_features as it, weights on its device), if linear layers are quantised.
+    `quantize_experts`: packs a module's parameter of that name, a stack of matrices, in place, if the workload wants it.
     `quantization_config`: what transformers' from_pretrained takes to read a checkpoint so quantised. `bits`: what one
     weight of such a layer takes, scales apart."""
 
     weights: torch.dtype | None
-    autocast: torch.dtype | None = None
-    loss_scaling: bool = False
+    amp: torch.dtype | None = None
     quantize: Callable[[nn.Linear, Workload], nn.Module] | None = None
+    quantize_experts: Callable[[nn.Module, str, Workload], None] | None = None
     quantization_config: Callable[[Workload], Any] | None = None
     bits: int
 
@@ -35,9 +36,29 @@ class Precision(AxisValue):
 
         return self.weights or DTYPES[workload.compute_dtype or "bf16"]
 
+    def autocast(self, workload: Workload) -> torch.dtype | None:
+        """The type that autocast runs in, None where it is off."""
+        from vrambench.methods.dtypes import DTYPES
+
+        return self.amp or DTYPES.get(workload.autocast or "none")
+
+    def loss_scaling(self, workload: Workload) -> bool:
+        """Whether losses pass through a GradScaler: under fp16 autocast, as in transformers' Trainer."""
+        from vrambench.methods.dtypes import DTYPES
+
+        return self.autocast(workload) == DTYPES["fp16"]
+
+    def attended(self, workload: Workload) -> torch.dtype:
+        """The type of queries, keys and values in the kernel: bitsandbytes' layers give outputs of their inputs' type, which
+        norms in fp32 make fp32, until autocast casts them."""
+        from vrambench.methods.dtypes import DTYPES
+
+        upcast = workload.fp32_modules not in (None, "none")
+        return self.autocast(workload) or (DTYPES["fp32"] if upcast else self.dtype(workload))
+
     def attention(self, workload: Workload) -> str:
         """The kernel that `attention: auto` stands for: flash, which takes half precision only, or else efficient."""
-        return "flash" if (self.autocast or self.dtype(workload)).itemsize < 4 else "efficient"
+        return "flash" if self.attended(workload).itemsize < 4 else "efficient"
 
 
 PRECISIONS = Registry(

@@ -10,12 +10,11 @@ FP32 = Precision(summary="weights and products in fp32", weights=torch.float32, 
 BF16 = Precision(summary="weights and products in bf16, no fp32 copy", weights=torch.bfloat16, bits=16)
 FP16 = Precision(summary="weights and products in fp16, no fp32 copy, no loss scaling", weights=torch.float16, bits=16)
 BF16_AMP = Precision(
-    summary="fp32 weights, products in bf16 (autocast)", weights=torch.float32, autocast=torch.bfloat16, bits=32
+    summary="fp32 weights, products in bf16 (autocast)", weights=torch.float32, amp=torch.bfloat16, bits=32
 )
 FP16_AMP = Precision(
     summary="fp32 weights, products in fp16 (autocast), loss scaling",
     weights=torch.float32,
-    autocast=torch.float16,
-    loss_scaling=True,
+    amp=torch.float16,
     bits=32,
 )

@@ -19,11 +19,13 @@ from vrambench.methods.workload import Workload
 
 
 class Nf4Options(Options):
-    """bitsandbytes' bnb_4bit_use_double_quant."""
+    """bitsandbytes' bnb_4bit_use_double_quant, and what it does not reach by itself."""
 
     namespace: ClassVar[str] = "nf4"
     double_quant: bool = False
     """Whether the blocks' scales are quantised to 8 bits in their turn, which saves about 0.37 bit per weight."""
+    quantize_moe_experts: bool = False
+    """axolotl's: whether experts that are stacked in one parameter, which bitsandbytes leaves in 16 bit, are quantised too."""
 
 
 def quantize(linear: nn.Linear, workload: Workload) -> nn.Module:
@@ -61,6 +63,21 @@ def quantize(linear: nn.Linear, workload: Workload) -> nn.Module:
     module.bias = linear.bias
     forbid_repacking(module)
     return module
+
+
+def quantize_experts(module: Any, name: str, workload: Workload) -> None:
+    """Packs the stack of matrices `name` of `module` as linear layers are, where the options say so: uint8, from which every
+    forward pass makes the whole stack anew in its type, as bitsandbytes' parametrization does."""
+    from bitsandbytes.nn.parametrize import replace_parameter_4bit
+
+    options = workload.of(Nf4Options)
+    if not options.quantize_moe_experts:
+        return
+    if getattr(module, name).is_meta:
+        _keep_code_on_cpu()
+    replace_parameter_4bit(module, name, compress_statistics=options.double_quant, quant_type="nf4", blocksize=64)
+    (unpacking,) = module.parametrizations[name]
+    module.parametrizations[name].original.quant_state = unpacking.quant_state
 
 
 def forbid_repacking(model: nn.Module) -> None:
@@ -122,10 +139,11 @@ NF4 = Precision(
     summary="linear layers in nf4 (QLoRA), the rest in compute_dtype",
     weights=None,
     quantize=quantize,
+    quantize_experts=quantize_experts,
     quantization_config=quantization_config,
     bits=4,
     options=Nf4Options,
-    fields=("compute_dtype",),
+    fields=("compute_dtype", "autocast", "fp32_modules"),
     requires=("bitsandbytes",),
     workspaces=WORKSPACES,
 )

@@ -103,6 +103,7 @@ def comparable(made: list[Made]) -> list[Made]:
     return found
 
 
+QUANTISED = {"precision": "nf4", "adapter": "lora", "autocast": "bf16"}
 JOBS: list[dict[str, Any]] = [
     {"algorithm": "sft", "precision": "bf16_amp"},
     {"algorithm": "sft", "precision": "bf16_amp", "gradient_checkpointing": True},
@@ -113,6 +114,10 @@ JOBS: list[dict[str, Any]] = [
     {"algorithm": "ppo", "precision": "bf16_amp", "gradient_checkpointing": True, "ppo": {"epochs": 1}},
     {"algorithm": "remax", "precision": "bf16_amp", "adapter": "lora", "reward": "model"},
     {"algorithm": "remax", "precision": "fp16_amp", "gradient_checkpointing": True},
+    {"algorithm": "sft", **QUANTISED, "gradient_checkpointing": True, "fp32_modules": "all"},
+    {"algorithm": "sft", **QUANTISED, "fp32_modules": ["norms"], "nf4": {"double_quant": True}},
+    {"algorithm": "ppo", **QUANTISED, "model": "tiny-gpt2", "fp32_modules": ["norms", "head"], "ppo": {"epochs": 1}},
+    {"algorithm": "remax", **QUANTISED, "compute_dtype": "fp16", "autocast": "fp16", "gradient_checkpointing": True},
 ]
 
 
@@ -325,6 +330,36 @@ def test_a_policy_that_ends_in_an_error_leaves_nothing_on() -> None:
     with pytest.raises(ZeroDivisionError), CastPolicy(torch.bfloat16):
         raise ZeroDivisionError
     assert (weights @ weights).dtype == torch.float32
+
+
+def test_torch_says_whether_the_policy_is_on() -> None:
+    with CastPolicy(torch.float16):
+        assert torch.is_autocast_enabled()
+        assert torch.get_autocast_dtype("cuda") == torch.float16
+        with CastPolicy(None):
+            assert not torch.is_autocast_enabled()
+        assert torch.is_autocast_enabled()
+    assert not torch.is_autocast_enabled()
+    with CastPolicy(torch.bfloat16, CPU_LISTS):
+        assert torch.is_autocast_enabled("cpu")
+        assert not torch.is_autocast_enabled()
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_adapters_of_quantised_layers_cast_nothing_under_cuda_s_autocast(
+    job: Callable[..., Job], precision: str
+) -> None:
+    """PEFT takes a layer's input as it is there; elsewhere it makes it fp32 first, and the adapter's output half again."""
+    seen: dict[str, set[torch.dtype]] = {}
+    for autocast in ("none", "bf16"):
+        made = job(device="meta", precision=precision, adapter="lora", autocast=autocast)
+        found = seen.setdefault(autocast, set())
+        for path, module in made.roles["policy"].module.named_modules():
+            if path.endswith("lora_A.default"):
+                module.register_forward_pre_hook(lambda module, args, found=found: found.add(args[0].dtype))
+        made.step(0)
+    assert seen == {"none": {torch.float32}, "bf16": {torch.bfloat16}}
 
 
 def test_only_meta_tensors_are_cast() -> None:

@@ -35,6 +35,8 @@ OTHER: dict[str, Any] = {
     "use_reentrant": True,
     "torch_empty_cache_steps": 2,
     "compute_dtype": "fp16",
+    "autocast": "bf16",
+    "fp32_modules": ["norms"],
     "attention": "math",
     "loss": "nll",
     "lora_r": 4,
@@ -87,7 +89,7 @@ OTHER_OPTIONS: dict[str, dict[str, object]] = {
 def test_an_id_is_the_same_in_every_version() -> None:
     """Files of earlier runs are found again by it: it may change only with a field that is new or gone."""
     cell = resolve(SFT_AXES | {"optimizer": "galore_adamw"}, {"model": "llama-2-7b", "galore": {"rank": 64}})
-    assert cell.id == "984badd00ac9"
+    assert cell.id == "d8857534baf4"
     assert cell.name == "fp32 none galore_adamw none sft"
 
 
@@ -125,6 +127,10 @@ def test_what_no_axis_value_uses_is_empty() -> None:
         ("int8", {}, "flash"),
         ("nf4", {"compute_dtype": "fp16"}, "flash"),
         ("nf4", {"compute_dtype": "fp32"}, "efficient"),
+        ("nf4", {"fp32_modules": "all"}, "efficient"),
+        ("nf4", {"fp32_modules": "all", "autocast": "bf16"}, "flash"),
+        ("fp32", {"autocast": "bf16", "fp32_modules": "all"}, "efficient"),
+        ("bf16", {"fp32_modules": "all"}, "flash"),
         ("bf16", {"attention": "math"}, "math"),
         ("fp32", {"compute_dtype": "bf16"}, "efficient"),
     ],

@@ -110,7 +110,7 @@ def test_reward_models_compute_as_the_policy_does(
     linear = next(part for part in made.roles["reward"].module.modules() if isinstance(part, torch.nn.Linear))
     linear.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     assert reward_of(made)(PROMPTS, RESPONSES).dtype == torch.float32
-    assert set(seen) == {made.cell.precision_value.autocast}
+    assert set(seen) == {made.cell.precision_value.autocast(made.workload)}
 
 
 OWN = """

@@ -1,9 +1,9 @@
 """The loss that never makes logits: `loss: cut_cross_entropy` (Wijmans et al., arXiv 2411.09009).
 
 Apple's ml-cross-entropy (of June 2025; cce.py, cce_lse_forward.py, indexed_dot.py, cce_backward.py) computes logits block by
-block inside Triton kernels. In memory there are the logarithms of the sums of exponentials, a mean logit for every word, by which the
-backward pass orders the words, and in the backward pass the gradients of states and head in their types: with the package's
-defaults nothing is summed in fp32. The head's gradient is made where the head is trained only.
+block inside Triton kernels. In memory there are the logarithms of the sums of exponentials, a mean logit for every word, by
+which the backward pass orders the words, and in the backward pass the gradients of states and head in their types: with the
+package's defaults nothing is summed in fp32. The head's gradient is made where the head is trained only.
 
 On CUDA it is that package's own function. Elsewhere, for predictions and tests, the same buffers are made in the same order
 around operators that stand for the kernels, which allocate nothing.

@@ -72,6 +72,54 @@ CASES = [
     Case("loss-logprobs", {"algorithm": "remax", "loss": "liger"}, {"algorithm": "sft"}, "cuda", "cuda"),
     Case("loss-cuda-only", {"loss": "liger"}, {}, near_device="cuda"),
     Case("loss-cuda-only", {"loss": "liger"}, {"loss": "chunked_nll"}),
+    Case(
+        "autocast-compute-dtype",
+        {"precision": "nf4", "adapter": "lora", "autocast": "fp16"},
+        {"compute_dtype": "fp16"},
+    ),
+    Case(
+        "autocast-compute-dtype",
+        {"precision": "int8", "adapter": "lora", "autocast": "bf16", "compute_dtype": "fp32"},
+        {"autocast": "none"},
+    ),
+    Case(
+        "fp32-modules-parts",
+        {"precision": "nf4", "adapter": "lora", "fp32_modules": ["norms"]},
+        {"fp32_modules": "all"},
+    ),
+    Case(
+        "fp32-modules-parts",
+        {"precision": "int8", "adapter": "lora", "fp32_modules": ["norms", "head"]},
+        {"autocast": "bf16"},
+    ),
+    Case(
+        "fp32-modules-fp32",
+        {"precision": "nf4", "adapter": "lora", "fp32_modules": "all", "compute_dtype": "fp32"},
+        {"compute_dtype": "fp16"},
+    ),
+    Case(
+        "fp32-modules-zero",
+        {"precision": "nf4", "adapter": "lora", "fp32_modules": "all", "offload": "zero2_optimizer"},
+        {"fp32_modules": "none"},
+        alone=False,
+    ),
+    Case(
+        "zero-amp",
+        {"precision": "nf4", "adapter": "lora", "autocast": "bf16", "offload": "zero2_optimizer"},
+        {"autocast": "none"},
+        alone=False,
+    ),
+    Case(
+        "fp32-flash",
+        {"precision": "nf4", "adapter": "lora", "fp32_modules": "all", "attention": "flash"},
+        {"autocast": "bf16"},
+    ),
+    Case(
+        "fp16-unscaled",
+        {"precision": "nf4", "adapter": "lora", "autocast": "fp16", "compute_dtype": "fp16", "adapter_dtype": "fp16"},
+        {"adapter_dtype": "fp32"},
+        alone=False,
+    ),
     Case("quantized-full", {"precision": "int8"}, {"adapter": "lora"}),
     Case("quantized-full", {"precision": "nf4", "algorithm": "ppo"}, {"precision": "bf16"}),
     Case(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
+from tests.bench.predict.test_equality import differences, traced
 from vrambench.bench.predict import NotPredicted
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.many import outcome
@@ -16,6 +20,7 @@ from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import get_device
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.job import Job
+from vrambench.methods.models.load import load_model
 
 MIXTRAL: dict[str, Any] = {
     "model_type": "mixtral", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 6,
@@ -77,10 +82,75 @@ def test_experts_that_stay_in_16_bit_are_told_with_their_bytes(mixtral: str, pre
     found = forecast(cell_of(mixtral, precision=precision, lora_target_modules=["q_proj"]))
     told = [note for note in found.notes if "experts' weights" in note]
     mebibytes = f"{EXPERTS * 2 / 2**20:,.0f} MiB"
+    offered = {"int8": "", "nf4": " (nf4.quantize_moe_experts: true packs them)"}[precision]
     assert told == [
-        f"{mebibytes} of experts' weights stay in bfloat16: {precision} quantises linear layers, and these are stacked parameters"
+        f"{mebibytes} of experts' weights stay in bfloat16: {precision} quantises linear layers, and these are stacked "
+        f"parameters{offered}"
     ]
     assert found.roles["policy"].weights_bytes > EXPERTS * 2
     plain = forecast(cell_of(mixtral, lora_target_modules=["q_proj"]))
     dense = forecast(cell_of("tiny", precision=precision, lora_target_modules=["q_proj"]))
     assert not [note for note in (*plain.notes, *dense.notes) if "experts" in note]
+
+
+@pytest.fixture(scope="module")
+def whole_blocks(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of two layers, whose matrices' rows are whole blocks of 64, as bitsandbytes' CPU code needs them."""
+    folder: Path = tmp_path_factory.mktemp("whole-blocks")
+    (folder / "config.json").write_text(json.dumps(MIXTRAL | {"num_hidden_layers": 2, "intermediate_size": 64}))
+    return str(folder)
+
+
+def test_transformers_reads_experts_in_16_bit(whole_blocks: str, tmp_path: Path) -> None:
+    """As this does by default, whatever BitsAndBytesConfig says: it replaces linear layers alone."""
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(whole_blocks), dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    read = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config, dtype=torch.bfloat16)
+    theirs = {name: parameter.dtype for name, parameter in read.named_parameters()}
+    cell = cell_of(whole_blocks, precision="nf4")
+    ours = load_model(cell.setup, get_device("cpu"), adapter=False, seed=0)
+    assert {name: parameter.dtype for name, parameter in ours.named_parameters()} == theirs
+    assert theirs["model.layers.0.mlp.experts.gate_up_proj"] == torch.bfloat16
+    assert theirs["model.layers.0.self_attn.q_proj.weight"] == torch.uint8
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_packed_experts_take_four_bits_and_scales(whole_blocks: str, double: bool) -> None:
+    nf4 = {"double_quant": double}
+    said = {"precision": "nf4", "lora_target_modules": ["q_proj"]}
+    plain = forecast(cell_of(whole_blocks, **said, nf4=nf4))
+    packed = forecast(cell_of(whole_blocks, **said, nf4=nf4 | {"quantize_moe_experts": True}))
+    weights = 2 * 4 * 3 * 64 * 64
+    scales = weights // 64
+    saved = plain.roles["policy"].weights_bytes - packed.roles["policy"].weights_bytes
+    # Beside 4 bits a weight: fp32 scales, or scales of one byte in blocks of 256, with two tables and an offset for each stack.
+    beside = 4 * scales if not double else scales + 4 * scales // 256
+    tables = 4 * (1088 if double else 64)
+    assert 0 <= weights * 2 - weights // 2 - beside - saved <= tables + 4 * 4
+    assert packed.parameters == plain.parameters
+    assert not [note for note in packed.notes if "experts" in note]
+
+
+def test_packed_experts_compute_with_weights_near_those_they_stand_for(whole_blocks: str) -> None:
+    said = {"precision": "nf4", "adapter": "lora", "compute_dtype": "fp32"}
+    nf4 = {"quantize_moe_experts": True}
+    plain, packed = (
+        load_model(cell_of(whole_blocks, **said, nf4=one).setup, get_device("cpu"), adapter=False, seed=0)
+        for one in ({}, nf4)
+    )
+    name = "model.layers.1.mlp.experts"
+    for stack in ("gate_up_proj", "down_proj"):
+        exact, near = (getattr(model.get_submodule(name), stack) for model in (plain, packed))
+        assert near.shape == exact.shape
+        assert 0.05 < ((near - exact).norm() / exact.norm()).item() < 0.15
+
+
+@pytest.mark.parametrize("more", [{}, {"gradient_checkpointing": True}, {"autocast": "bf16", "fp32_modules": "all"}])
+def test_packed_experts_allocate_on_the_simulated_device_as_on_the_cpu(whole_blocks: str, more: dict[str, Any]) -> None:
+    nf4 = {"quantize_moe_experts": True, "double_quant": not more}
+    cell = cell_of(whole_blocks, precision="nf4", lora_target_modules=["q_proj"], nf4=nf4, **more)
+    real = traced(cell, get_device("cpu"))
+    simulated = traced(cell, replace(get_device("meta"), stands_for="cpu"))
+    assert not differences(cell, real, simulated)
+    assert abs(simulated.peak_bytes() - real.peak_bytes()) <= 0.002 * real.peak_bytes()
