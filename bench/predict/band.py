@@ -37,9 +37,11 @@ FEWEST_CELLS = 20
 """With fewer measured cells, the band is ASSUMED_SHARE."""
 
 RECIPE: Mapping[str, tuple[Any, ...]] = {
-    "attention": ("flash", "efficient"),
+    "attention": ("flash", "efficient", "sdpa", "flash_attention_2"),
     "compute_dtype": ("bf16", None),
     "loss": ("scored", None),
+    "autocast": ("none", None),
+    "fp32_modules": ("none", None),
 }
 """Fields that decide which operators a job runs, with the values that say nothing special."""
 

@@ -32,7 +32,7 @@ from tests.trainers.trained import (
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": MODULES, "task_type": "CAUSAL_LM"}
-OUR_LORA = {"lora_r": 8, "lora_alpha": 16}
+OUR_LORA = {"lora_r": 8, "lora_alpha": 16, "lora_target_modules": MODULES}
 WHOLE_LOGITS = {"bf16": False, "gradient_checkpointing": False, "loss_type": "nll", "optim": "adamw_torch"}
 """TRL's defaults are autocast, checkpointing and the chunked loss."""
 UNNAMED = 0.001
@@ -47,6 +47,26 @@ WITH_LORA = replace(FULL, name="lora", axes="bf16 lora adamw_torch none sft", pe
 NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
 INT8 = BitsAndBytesConfig(load_in_8bit=True)
 QUANTISED: dict[str, Any] = {"device_map": {"": "cpu"}}
+NOT_REENTRANT: dict[str, Any] = {"gradient_checkpointing_kwargs": {"use_reentrant": False}}
+
+
+def prepared(model: Any) -> Any:
+    """For training in low bits, as scripts for the Trainer do it."""
+    from peft import prepare_model_for_kbit_training
+
+    return prepare_model_for_kbit_training(model, **NOT_REENTRANT)
+
+
+PREPARED = Configuration(
+    name="qlora, prepared by PEFT, under autocast",
+    trl=False,
+    axes="nf4 lora adamw_torch none sft",
+    load=HALF | QUANTISED | {"quantization_config": NF4},
+    prepare=prepared,
+    peft=LORA,
+    arguments=CHECKPOINTED | NOT_REENTRANT | {"bf16": True, "optim": "adamw_torch"},
+    settings=OUR_LORA | CHECKPOINTED | {"fp32_modules": "all", "autocast": "bf16"},
+)
 CONFIGURATIONS = (
     FULL,
     Configuration(
@@ -94,6 +114,13 @@ CONFIGURATIONS = (
         axes="int8 lora adamw_torch none sft",
         load=HALF | QUANTISED | {"quantization_config": INT8},
         settings=OUR_LORA | {"adapter_dtype": "bf16"},
+    ),
+    PREPARED,
+    replace(
+        PREPARED,
+        name="int8 lora, prepared by PEFT, under autocast",
+        axes="int8 lora adamw_torch none sft",
+        load=HALF | QUANTISED | {"quantization_config": INT8},
     ),
     replace(FULL, name="packed, wrapped", arguments=WHOLE_LOGITS | {"packing": True, "packing_strategy": "wrapped"}),
     replace(
@@ -159,6 +186,8 @@ NAMED: dict[str, dict[str, tuple[Difference, ...]]] = {
     "accumulation 4": {"learn": 4 * INPUTS, "optimizer_step": (*4 * INPUTS, norms_apart(2))},
     "qlora, as TRL makes it": {"learn": INPUTS, "optimizer_step": INPUTS},
     "int8 lora, as TRL makes it": {"learn": INPUTS, "optimizer_step": INPUTS},
+    "qlora, prepared by PEFT, under autocast": {"learn": (LABELS,), "optimizer_step": (LABELS,)},
+    "int8 lora, prepared by PEFT, under autocast": {"learn": (LABELS,), "optimizer_step": (LABELS,)},
     "packed, wrapped": {"learn": INPUTS, "optimizer_step": (*INPUTS, norms_apart(2))},
     "packed": {"learn": (*INPUTS, DOCUMENTS), "optimizer_step": (*INPUTS, norms_apart(2))},
     "adafactor": {"learn": (LABELS,), "optimizer_step": (LABELS, ADAFACTOR)},
