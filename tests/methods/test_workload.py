@@ -37,7 +37,7 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"attention": "flesh"},
         "attention",
-        "attention: 'flesh' is not one of auto, flash, efficient, math; did you mean 'flash'?",
+        "attention: 'flesh' is not one of auto, sdpa, flash_attention_2, eager, flash, efficient, math; did you mean 'flash'?",
     ),
     ({"value": "heads"}, "value", "value: 'heads' is not one of head, separate; did you mean 'head'?"),
     (
