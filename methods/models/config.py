@@ -94,6 +94,8 @@ def _check_attends_as_told(config: PreTrainedConfig, name: str, field: str) -> N
         why = "has an encoder, and only decoders are trained here"
     elif getattr(config, "is_decoder", None) is False and hasattr(config, "add_cross_attention"):
         why = "reads in both directions; with is_decoder: true in its config.json it is a decoder"
+    elif getattr(config, "attn_type", None) == "bi" or getattr(config, "causal", True) is False:
+        why = "reads in both directions"
     elif hasattr(text_of(config), "index_topk"):
         why = "attends to tokens that an indexer picks by the causal mask, and the kernels here have none"
     if why:

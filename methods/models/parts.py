@@ -27,10 +27,6 @@ def freeze(model: nn.Module) -> nn.Module:
     return model.requires_grad_(False)
 
 
-TRANSFORM_FIRST = ("electra", "modernbert-decoder")
-"""Architectures in which another module has its turn between trunk and head, and that do not show it by where the head is."""
-
-
 def trunk(model: nn.Module) -> nn.Module:
     """The model below its output head: gives `last_hidden_state` [B,T,hidden]. Adapters inside it stay at work."""
     whole = unwrapped(model)
@@ -45,19 +41,8 @@ def placed(trunk: nn.Module, positions: torch.Tensor) -> dict[str, torch.Tensor]
 
 
 def head(model: nn.Module) -> nn.Module:
-    """The output head: hidden states [...,hidden] to logits [...,vocabulary].
-
-    Raises ConfigurationError where an architecture transforms its hidden states before the head, as BERT and its kin do.
-    """
-    base = unwrapped(model)
-    found: nn.Module = base.get_output_embeddings()
-    kind = base.config.model_type
-    if kind in TRANSFORM_FIRST or not any(part is found for part in base.children()):
-        raise ConfigurationError(
-            f"model: a {kind} transforms its hidden states before its output head, which is not supported",
-            field="model",
-        )
-    return found
+    """The output head: hidden states [...,hidden] to logits [...,vocabulary]."""
+    return unwrapped(model).get_output_embeddings()
 
 
 def hidden_states(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:

@@ -213,15 +213,6 @@ def test_our_head_gives_the_logits_of_the_whole_model(kind: str) -> None:
             assert not torch.allclose(head(model)(states), expected, atol=0.1)
 
 
-@pytest.mark.parametrize("kind", ["bert", "ernie", "roc_bert", "electra"])
-def test_a_decoder_that_transforms_states_before_its_head_is_refused(kind: str) -> None:
-    config = configured(kind)
-    config.is_decoder = True
-    model = tiny(config, "eager")
-    with pytest.raises(ConfigurationError, match=f"a {kind} transforms its hidden states before its output head"):
-        head(model)
-
-
 @pytest.mark.parametrize("kind", sorted({*ALL_SEEN, *WINDOWED, *OWN_ATTENTION, *STATES}))
 def test_those_are_not_refused(kind: str, tmp_path: Any) -> None:
     assert model_config(saved(kind, tmp_path)).model_type == kind

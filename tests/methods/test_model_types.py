@@ -46,7 +46,8 @@ def cell_of(model: str, **axes: str) -> Cell:
     ("kind", "said"),
     [
         ("musicgen", "has an encoder"),
-        ("xlnet", "attends by code of its own"),
+        ("xlnet", "reads in both directions"),
+        ("xlm", "reads in both directions"),
         ("deepseek_v32", "attends to tokens that an indexer picks"),
     ],
 )
@@ -76,10 +77,14 @@ def test_what_initialises_a_module_s_layers_leaves_quantised_ones_alone(tmp_path
     assert "Linear4bit" in kinds
 
 
-def test_layers_between_trunk_and_head_are_refused(tmp_path: Path) -> None:
-    said = r"is a modernbert-decoder, which has layers between its last hidden states and its output head \(lm_head\)"
+@pytest.mark.parametrize(
+    ("kind", "between"), [("modernbert-decoder", "lm_head"), ("bert", "cls"), ("electra", "generator_predictions")]
+)
+def test_layers_between_trunk_and_head_are_refused(kind: str, between: str, tmp_path: Path) -> None:
+    more = {} if kind == "modernbert-decoder" else {"is_decoder": True}
+    said = rf"is a {kind}, which has layers between its last hidden states and its output head \({between}"
     with pytest.raises(ConfigurationError, match=said):
-        load_model(cell_of(written("modernbert-decoder", tmp_path)).setup, META, seed=0)
+        load_model(cell_of(written(kind, tmp_path, **more)).setup, META, seed=0)
 
 
 def test_the_trunk_is_below_the_head_where_the_base_has_another_name(tmp_path: Path) -> None:
@@ -98,12 +103,3 @@ def test_a_limit_without_end_does_not_stop_the_comparison_of_layers(tmp_path: Pa
 def test_a_model_inside_without_layers_of_its_own_is_no_hindrance(tmp_path: Path) -> None:
     cell = cell_of(written("phi4_multimodal", tmp_path))
     assert Simulator().run(cell).parameters.total > 0
-
-
-def test_rollouts_refuse_states_between_tokens(tmp_path: Path) -> None:
-    job = Job(cell_of(written("granitemoehybrid", tmp_path), algorithm="remax"), CPU)
-    job.load()
-    with pytest.raises(
-        ConfigurationError, match="a granitemoehybrid has layers of linear_attention, which keep a state between tokens"
-    ):
-        job.step(0)
