@@ -7,8 +7,9 @@
 
 For whoever changes structure and wants to know that numbers did not move. Both sides are asked by the command line alone, with
 this Python's packages, so that their insides may differ. Prints what differs, by kind of bytes; exit code 0 where nothing does, 1
-otherwise. Cells that one side alone has are told too. What is measured on the CPU is compared by its allocated bytes; those of
-int8 cells and of what failed are left out, since they depend on values.
+otherwise. A cell of before is known by the id that its settings have after, so that a field may have been added in between; cells
+that one side alone has are told too. What is measured on the CPU is compared by its allocated bytes; those of int8 cells and of
+what failed are left out, since they depend on values.
 """
 
 from __future__ import annotations
@@ -29,7 +30,13 @@ KINDS = ("requested", "allocated", "active", "reserved", "device")
 PROFILES = ("24gb", "20b", "smoke")
 
 Bytes = dict[str, dict[str, Any]]
-"""Numbers of each cell, by its id."""
+"""Numbers of each cell, by its id, and its settings under "cell", which are not compared."""
+
+RENAME = """
+import json, sys
+from vrambench.methods.cell import from_flat
+print(json.dumps([from_flat(cell).id for cell in json.load(sys.stdin)]))
+"""
 
 
 def main() -> int:
@@ -47,7 +54,8 @@ def main() -> int:
             parser.error(f"{side} is no checkout: it has no pyproject.toml")
     same = True
     for name in wanted:
-        lines = apart(asked[name](chosen.before.resolve()), asked[name](chosen.after.resolve()))
+        before = renamed(asked[name](chosen.before.resolve()), chosen.after.resolve())
+        lines = apart(before, asked[name](chosen.after.resolve()))
         same &= len(lines) == 1
         print(f"{name}: " + "\n  ".join(lines), flush=True)
     return 0 if same else 1
@@ -59,14 +67,14 @@ def ids(checkout: Path) -> Bytes:
         for device in ("cpu", "cuda"):
             told = answer(checkout, "plan", "--profile", profile, "--device", device, "--no-predict", "--json")
             for cell in told["cells"]:
-                found[f"{profile} {device} {cell['id']}"] = {"verdict": cell["verdict"]}
+                found[f"{profile} {device} {cell['id']}"] = {"verdict": cell["verdict"], "cell": cell["cell"]}
     return found
 
 
 def predicted(checkout: Path) -> Bytes:
     told = answer(checkout, "plan", "--profile", "24gb", "--device", "cuda", "--json")
     return {
-        cell["id"]: {kind: cell["predicted"][f"{kind}_bytes"] for kind in KINDS}
+        cell["id"]: {kind: cell["predicted"][f"{kind}_bytes"] for kind in KINDS} | {"cell": cell["cell"]}
         for cell in told["cells"]
         if cell.get("predicted")
     }
@@ -77,9 +85,20 @@ def traced(checkout: Path) -> Bytes:
         vrambench(checkout, "run", "--profile", "smoke", "--device", "cpu", "--out", folder)
         results = [json.loads(file.read_text()) for file in Path(folder, "cells").glob("*.json")]
     return {
-        one["id"]: {"allocated": one["memory"]["allocated_bytes"]}
+        one["id"]: {"allocated": one["memory"]["allocated_bytes"], "cell": one["cell"]}
         for one in results
         if one["status"] == "ok" and one["cell"]["precision"] != "int8"
+    }
+
+
+def renamed(found: Bytes, checkout: Path) -> Bytes:
+    """Cells under the ids that their settings have in `checkout`."""
+    cells = [numbers["cell"] for numbers in found.values()]
+    told = python(checkout, RENAME, standard_input=json.dumps(cells))
+    keys = [key.rpartition(" ") for key in found]
+    return {
+        f"{place}{blank}{name}": numbers
+        for (place, blank, _), name, numbers in zip(keys, json.loads(told), found.values(), strict=True)
     }
 
 
@@ -93,18 +112,24 @@ def vrambench(checkout: Path, *words: str) -> str:
     module, _, function = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]["scripts"][
         "vrambench"
     ].partition(":")
+    program = f"import sys; from {module} import {function}; sys.exit({function}())"
+    return python(checkout, program, *words)
+
+
+def python(checkout: Path, program: str, *words: str, standard_input: str = "") -> str:
+    """What `program` prints where `vrambench` is the checkout."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "vrambench").symlink_to(checkout)
-        program = f"import sys; from {module} import {function}; sys.exit({function}())"
         done = subprocess.run(
             [sys.executable, "-P", "-c", program, *words],
             env=os.environ | {"PYTHONPATH": folder},
             cwd=checkout,
+            input=standard_input,
             stdout=subprocess.PIPE,
             text=True,
         )
     if done.returncode:
-        sys.exit(f"error: vrambench {' '.join(words)} in {checkout} ended with code {done.returncode}")
+        sys.exit(f"error: {' '.join(words) or 'renaming cells'} in {checkout} ended with code {done.returncode}")
     return done.stdout
 
 
@@ -121,7 +146,7 @@ def apart(before: Bytes, after: Bytes) -> list[str]:
     example: dict[str, str] = {}
     for cell in sorted(both):
         for kind, value in before[cell].items():
-            if after[cell].get(kind) != value:
+            if kind != "cell" and after[cell].get(kind) != value:
                 differing[kind] += 1
                 example.setdefault(kind, f"{cell}: {value} before, {after[cell].get(kind)} after")
     lines += [f"{kind} differs in {count} of {len(both)}, as in {example[kind]}" for kind, count in differing.items()]
