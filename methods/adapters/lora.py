@@ -60,13 +60,15 @@ def lora_config(model: Any, workload: Workload, **variant: Any) -> Any:
     """PEFT's LoraConfig of the workload, for `model`. Raises ConfigurationError as `attach` does."""
     from peft import LoraConfig
 
+    targets = _target_modules(model, workload)
     config = LoraConfig(
         task_type="CAUSAL_LM" if model.can_generate() else None,
         r=workload.lora_r,
         lora_alpha=workload.lora_alpha,
         lora_dropout=workload.lora_dropout,
         use_rslora=bool(workload.use_rslora),
-        target_modules=_target_modules(model, workload),
+        target_modules=targets,
+        exclude_modules=_no_layers(model) or None if targets == "all-linear" else None,
         target_parameters=list(workload.lora_target_parameters or ()) or None,
         modules_to_save=_modules_to_save(model, workload) or None,
         fan_in_fan_out=model.config.model_type == "gpt2",
@@ -85,6 +87,18 @@ def _target_modules(model: Any, workload: Workload) -> list[str] | str:
     if asked == "auto":
         asked = PEFT_TARGETS.get(model.config.model_type, "all-linear")
     return asked if isinstance(asked, str) else list(asked or ())
+
+
+def _no_layers(model: Any) -> list[str]:
+    """Paths of an architecture's modules that are linear layers by class and give something else than their output, as routers do:
+    PEFT counts them among all linear layers, and an adapter on them ends in an error."""
+    return [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and type(module).__module__.startswith("transformers.")
+        and type(module).forward is not nn.Linear.forward
+    ]
 
 
 def _modules_to_save(model: Any, workload: Workload) -> list[str]:
