@@ -15,8 +15,18 @@ ROOT = Path(__file__).parents[1]
 FEW = ("gemma3_text", "qwen3_moe", "granitemoehybrid")
 """With windows, with experts, and with states between tokens; tests of the predictor and of jobs have others."""
 
-FAULTY = {"gemma3n_text", "longcat_flash"}
-"""Whose linear layers are not all for quantisers: weights that a forward pass clamps, or multiplies itself."""
+FAULTY = {
+    "gemma3n_text",
+    "longcat_flash",
+    "jamba",
+    "minimax",
+    "bailing_hybrid",
+    "zamba2",
+    "qwen4_exp",
+    "qwen4_exp_text",
+}
+"""Whose linear layers are not all for quantisers (gemma3n_text, longcat_flash, jamba), whose cache is its own (minimax), and of which
+no tiny one is made yet that transformers runs."""
 
 
 @pytest.fixture(scope="module")

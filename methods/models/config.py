@@ -87,6 +87,11 @@ def _model_config(name: str, field: str) -> PreTrainedConfig:
     return config
 
 
+UNLIKE = ("cpmant", "doge", "inkling2_text", "openai-gpt", "xlstm")
+"""Model types that were tried at a tiny size: what comes later moves earlier tokens, log-probabilities are others, or layers refuse
+each other's types."""
+
+
 def _check_attends_as_told(config: PreTrainedConfig, name: str, field: str) -> None:
     """Raises ConfigurationError where a model would attend in both directions."""
     why = None
@@ -96,6 +101,8 @@ def _check_attends_as_told(config: PreTrainedConfig, name: str, field: str) -> N
         why = "reads in both directions; with is_decoder: true in its config.json it is a decoder"
     elif getattr(config, "attn_type", None) == "bi" or getattr(config, "causal", True) is False:
         why = "reads in both directions"
+    elif config.model_type in UNLIKE:
+        why = "does not come out here as in transformers"
     elif hasattr(text_of(config), "index_topk"):
         why = "attends to tokens that an indexer picks by the causal mask, and the kernels here have none"
     if why:

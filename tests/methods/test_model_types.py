@@ -48,6 +48,7 @@ def cell_of(model: str, **axes: str) -> Cell:
         ("musicgen", "has an encoder"),
         ("xlnet", "reads in both directions"),
         ("xlm", "reads in both directions"),
+        ("cpmant", "does not come out here as in transformers"),
         ("deepseek_v32", "attends to tokens that an indexer picks"),
     ],
 )
