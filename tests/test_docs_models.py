@@ -25,8 +25,8 @@ FAULTY = {
     "qwen4_exp",
     "qwen4_exp_text",
 }
-"""Whose linear layers are not all for quantisers (gemma3n_text, longcat_flash, jamba), whose cache is its own (minimax), and of which
-no tiny one is made yet that transformers runs."""
+"""Whose linear layers are not all for quantisers (gemma3n_text, longcat_flash, jamba), whose cache is its own (minimax), and of
+which no tiny one is made yet that transformers runs."""
 
 
 @pytest.fixture(scope="module")
