@@ -154,9 +154,9 @@ def test_cached_decoding_is_one_plain_pass(kind: str, kernel: str) -> None:
 def test_half_precision_generates_and_learns(kind: str) -> None:
     model: Any = tiny(configured(kind), "eager").to(torch.bfloat16)
     assert generate(model, tokens_of(5), 3, GREEDY, CPU).shape == (2, 8)
-    states = hidden_states(model, tokens_of())
-    assert states.dtype == torch.bfloat16
-    model.lm_head(states).float().square().mean().backward()
+    made = logits(model, hidden_states(model, tokens_of()))
+    assert made.dtype == torch.bfloat16
+    made.float().square().mean().backward()
     assert all(parameter.grad is not None for parameter in model.lm_head.parameters())
 
 
