@@ -21,6 +21,7 @@ NOT_SEARCHED = {
     "steps": "every step after the second holds what the second held",
     "warmup_steps": "every step after the second holds what the second held",
     "seed": "memory does not depend on it",
+    "torch_empty_cache_steps": "what is reserved goes up and down with it",
     "lora_alpha": "a factor, on which memory does not depend",
 }
 """Integer fields that memory does not depend on, with the reason."""

@@ -155,6 +155,7 @@ class ZeroLearner:
     def backward(self, loss: torch.Tensor) -> None:
         self._device.empty_cache_in(self.optimizer_steps(), self._empty_every)
         self.module.backward(loss)
+        loss.detach_()
         if self.module.is_gradient_accumulation_boundary():
             self._phase("optimizer_step")
         self.module.step()

@@ -135,6 +135,7 @@ class SimulatedZero:
     def backward(self, loss: torch.Tensor) -> None:
         self._device.empty_cache_in(self._steps, self._empty_every)
         self._engine_backward(loss)
+        loss.detach_()
         due = self._step_is_due
         self._micro_step += 1
         if due:

@@ -119,7 +119,7 @@ def test_advice_is_valid_fits_and_comes_by_cost(predictor: Predictor) -> None:
     advice = advise(cell, 2, ask)
     assert [set(one.changes) for one in advice.suggestions] == [
         {"batch_size", "gradient_accumulation_steps"},
-        {"precision", "gradient_checkpointing"},
+        {"adapter", "gradient_checkpointing"},
     ]
     for one in advice.suggestions:
         variant = changed(cell, one.changes)

@@ -342,7 +342,7 @@ def test_outside_the_allocator_what_is_known_and_what_is_not() -> None:
     alike = outside_allocator(CARDS["rtx-4090"])
     assert (alike.low_bytes, alike.high_bytes) == (255 * MIB, 439 * MIB)
     assert "no figure is known for the rtx-4090" in alike.reason
-    assert "of its size" in alike.reason
+    assert "on other cards of 24 GiB" in alike.reason
 
     other = outside_allocator(CARDS["a100-40gb"])
     assert (other.low_bytes, other.high_bytes) == (501 * MIB, 749 * MIB)

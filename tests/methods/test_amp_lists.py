@@ -158,7 +158,7 @@ def test_attention_is_cast_as_scaled_dot_product_attention_is(mixture: list[torc
 
     real = casts("scaled_dot_product_attention", "cpu")
     assert len(real) == sum(itertools.islice((dtype == torch.float32 for dtype in itertools.cycle(mixture)), 3))
-    flash, efficient = ATTENTION
+    flash, efficient, _ = ATTENTION
     assert casts(flash, "meta") == real
     assert casts(efficient, "meta", None, False) == real
 

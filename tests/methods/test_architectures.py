@@ -41,6 +41,7 @@ OTHERWISE: dict[str, dict[str, Any]] = {
     "gpt_neo": {
         "hidden_size": 64, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": WINDOW,
     },
+    "beam": {"num_group": 2, "n_group": 2, "topk_group": 1},
     "llama4_text": {"attention_chunk_size": WINDOW, "intermediate_size_mlp": 96},
     "deepseek_v3": {
         "head_dim": None, "num_key_value_heads": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": 16,

@@ -37,7 +37,8 @@ def test_supervised_fine_tuning_learns_the_chain(job: MakeJob) -> None:
 
 
 def test_lora_learns_on_nf4(job: MakeJob) -> None:
-    made = job(precision="nf4", adapter="lora", batch_size=16, prompt_tokens=16, response_tokens=16, learning_rate=1e-2)
+    lora = {"adapter": "lora", "lora_target_modules": "all-linear"}
+    made = job(precision="nf4", batch_size=16, prompt_tokens=16, response_tokens=16, learning_rate=1e-2, **lora)
     losses = series(made, "loss", 15)
     assert losses[-1] < losses[0] - 0.2, losses
 

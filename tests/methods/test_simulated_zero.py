@@ -51,6 +51,7 @@ NUMBER = 8  # bytes
 LARGEST = 16_384  # elements of the tiny model's largest parameter
 SMALL: dict[str, Any] = {"offload": "zero2_optimizer", "response_tokens": 2, "zero": {"reduce_bucket_size": 100_000}}
 SMALL_BUCKET = {"reduce_bucket_size": 3_000}
+LORA = {"adapter": "lora", "lora_target_modules": "all-linear"}
 CASES: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16, accumulated, checkpointed, small buckets": {
@@ -72,10 +73,10 @@ CASES: dict[str, dict[str, Any]] = {
         "rollout_batch": 2,
         "ppo": {"epochs": 1},
     },
-    "remax, lora on nf4": {"algorithm": "remax", "adapter": "lora", "precision": "nf4", "rollout_batch": 2},
-    "lora on int8, checkpointed": {"adapter": "lora", "precision": "int8", "gradient_checkpointing": True},
+    "remax, lora on nf4": {"algorithm": "remax", **LORA, "precision": "nf4", "rollout_batch": 2},
+    "lora on int8, checkpointed": {**LORA, "precision": "int8", "gradient_checkpointing": True},
     "bf16 adapters under fp32, accumulated": {
-        "adapter": "lora",
+        **LORA,
         "adapter_dtype": "bf16",
         "gradient_accumulation_steps": 2,
         "zero": SMALL_BUCKET,

@@ -120,7 +120,7 @@ def test_a_cell_whose_server_was_killed_runs_again(here: Path, plan: Any, listen
     summary = run([cell], here / "run", listener=listening)
     assert len(killed) == 1
     assert summary.counts == {"ok": 1}
-    assert f"{cell.name}: what it ran under has ended; it runs again" in listening.messages
+    assert f"{cell.name}: the server of its process has ended; it runs again" in listening.messages
 
 
 SLOW = "import os, time; open('loading.txt', 'w').write(str(os.getpid())); time.sleep(600)"
