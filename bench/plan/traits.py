@@ -116,6 +116,17 @@ def packs_experts(cell: Cell) -> bool:
 
 
 @functools.cache
+def own_linear_weights(model: str) -> int:
+    """How many weights of `model` are in linear layers of a class of its architecture's own, its head and routers apart."""
+    if not own_code(described(model) or PreTrainedConfig()):
+        return 0  # so it is in none of the others; building a model takes a while
+    built = _built(model)
+    output = heads(built)
+    own = [part for part in built.modules() if isinstance(part, torch.nn.Linear) and type(part) is not torch.nn.Linear]
+    return sum(part.weight.numel() for part in own if part not in output)
+
+
+@functools.cache
 def stacked_weights(model: str) -> int:
     """How many weights of `model` are in stacks of matrices, one for each expert, as transformers builds it."""
     if not any("expert" in name for name in vars(configured(model))):

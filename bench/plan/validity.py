@@ -26,6 +26,7 @@ from vrambench.bench.plan.traits import (
     full,
     loss_scaling,
     odd_widths,
+    own_linear_weights,
     packs_experts,
     positions,
     product_dtype,
@@ -402,6 +403,16 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: quantized(cell) and not packs_experts(cell) and stacked_weights(cell.workload.model) > 0,
         lambda cell, _: (
             f"{stacked_weights(cell.workload.model) * weight_dtype(cell).itemsize / 2**30:.1f} GiB of each model stay in "
+            f"{cell.workload.compute_dtype}"
+        ),
+    ),
+    Rule(
+        "layers-16-bit",
+        "warn",
+        "the architecture's linear layers are of a class of its own, and transformers and bitsandbytes quantise torch's alone",
+        lambda cell, _: quantized(cell) and own_linear_weights(cell.workload.model) > 0,
+        lambda cell, _: (
+            f"{own_linear_weights(cell.workload.model) * weight_dtype(cell).itemsize / 2**30:.1f} GiB of each model stay in "
             f"{cell.workload.compute_dtype}"
         ),
     ),

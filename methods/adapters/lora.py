@@ -90,15 +90,10 @@ def _target_modules(model: Any, workload: Workload) -> list[str] | str:
 
 
 def _no_layers(model: Any) -> list[str]:
-    """Paths of an architecture's modules that are linear layers by class and give something else than their output, as routers do:
-    PEFT counts them among all linear layers, and an adapter on them ends in an error."""
-    return [
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and type(module).__module__.startswith("transformers.")
-        and type(module).forward is not nn.Linear.forward
-    ]
+    """Paths of routers that are linear layers by class and give more than their output: PEFT counts them among all linear layers,
+    and an adapter on them ends in an error."""
+    modules = model.named_modules()
+    return [path for path, module in modules if isinstance(module, nn.Linear) and "Router" in type(module).__name__]
 
 
 def _modules_to_save(model: Any, workload: Workload) -> list[str]:

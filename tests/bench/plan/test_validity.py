@@ -81,6 +81,13 @@ CASES = [
         {"nf4": {"quantize_moe_experts": True}},
         kind="warn",
     ),
+    Case(
+        "layers-16-bit",
+        {"precision": "int8", "adapter": "lora", "model": "falcon-7b"},
+        {"model": "gpt2"},
+        kind="warn",
+        alone=False,
+    ),
     Case("experts-16-bit", {**EXPERTS, "precision": "int8"}, {"precision": "bf16"}, kind="warn"),
     Case(
         "no-experts",
