@@ -334,3 +334,12 @@ def test_an_axis_that_is_lacking_or_unknown_is_named() -> None:
         resolve({"precision": "bf16"}, {})
     with pytest.raises(ConfigurationError, match=r"^axes: 'precison' is not one of .*; did you mean 'precision'\?$"):
         resolve(SFT_AXES | {"precison": "bf16"}, {})
+
+
+@pytest.mark.parametrize(("model", "targets"), [("llama-2-7b", "all-linear"), ("gpt2", "auto")])
+def test_a_result_of_before_has_the_adapter_that_it_had(model: str, targets: str) -> None:
+    """`auto` was all linear layers of Llama and its kin, before parameters could be named."""
+    flat = resolve(SFT_AXES | {"adapter": "lora"}, {"model": model}).flat()
+    assert from_flat(flat).workload.lora_target_modules == "auto"
+    del flat["lora_target_parameters"]
+    assert from_flat(flat).workload.lora_target_modules == targets
