@@ -14,9 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from vrambench.methods.device import Device
-
-PADDING = -100
-"""What stands where a sequence is shorter than others: for logits and labels that are kept, as for labels in a loss."""
+from vrambench.methods.models.parts import IGNORED
 
 
 class Predicted(NamedTuple):
@@ -51,11 +49,11 @@ class Kept:
 
 
 def joined(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Both in one tensor, `second` below `first`, with PADDING where one is longer than the other."""
+    """Both in one tensor, `second` below `first`, with IGNORED where one is longer than the other."""
     if first.dim() == 1 or first.shape[1] == second.shape[1]:
         return torch.cat((first, second))
     longest = max(first.shape[1], second.shape[1])
-    whole = first.new_full((len(first) + len(second), longest, *first.shape[2:]), PADDING)
+    whole = first.new_full((len(first) + len(second), longest, *first.shape[2:]), IGNORED)
     whole[: len(first), : first.shape[1]] = first
     whole[len(first) :, : second.shape[1]] = second
     return whole

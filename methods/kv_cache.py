@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from vrambench.methods.device import memory_named
 from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.models.attention import chunked
 
 ARGUMENTS = ("past_key_values", "cache_params")
 """Under which names a model takes its cache."""
@@ -166,8 +167,8 @@ def _static(layer: Any, config: PreTrainedConfig, length: int) -> Any:
     if kind == "all":
         return FilledLayer(length)
     if kind == "window":
-        chunks = "chunked_attention" in (getattr(config.get_text_config(), "layer_types", None) or ())
-        return FilledLayer(length) if chunks or layer.sliding_window >= length else WindowLayer(layer.sliding_window)
+        whole = chunked(config) or layer.sliding_window >= length
+        return FilledLayer(length) if whole else WindowLayer(layer.sliding_window)
     if kind == "state and all":
         layer = _with_state(layer, length)
     if kind != "nothing":

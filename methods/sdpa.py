@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from transformers import masking_utils
 
 from vrambench.methods.amp import lowered
+from vrambench.methods.dtypes import HALF
 
 Capability = tuple[int, int]
 
@@ -61,7 +62,7 @@ def choose(asked: Asked, capability: Capability | None = None) -> Choice:
 def _not_flash(asked: Asked, capability: Capability | None) -> str | None:
     if asked.masked:
         return "a mask, which the flash kernel does not take"
-    if asked.dtype not in (torch.float16, torch.bfloat16):
+    if asked.dtype not in HALF:
         return "fp32, and the flash kernel takes half precision only"
     if asked.size != asked.value_size:
         return (

@@ -110,6 +110,13 @@ def cuda_only(cell: Cell) -> list[Finding]:
     ]
 
 
+def stay_in_16_bit(cell: Cell, weights: int) -> str:
+    """What so many weights take that are not quantised."""
+    return (
+        f"{weights * weight_dtype(cell).itemsize / 2**30:.1f} GiB of each model stay in {cell.workload.compute_dtype}"
+    )
+
+
 RULES: tuple[Rule, ...] = (
     Rule(
         "quantized-full",
@@ -401,20 +408,14 @@ RULES: tuple[Rule, ...] = (
         "experts in stacked parameters are not quantised, as transformers and bitsandbytes quantise linear layers alone (nf4 packs "
         "them with nf4.quantize_moe_experts: true)",
         lambda cell, _: quantized(cell) and not packs_experts(cell) and stacked_weights(cell.workload.model) > 0,
-        lambda cell, _: (
-            f"{stacked_weights(cell.workload.model) * weight_dtype(cell).itemsize / 2**30:.1f} GiB of each model stay in "
-            f"{cell.workload.compute_dtype}"
-        ),
+        lambda cell, _: stay_in_16_bit(cell, stacked_weights(cell.workload.model)),
     ),
     Rule(
         "layers-16-bit",
         "warn",
         "the architecture's linear layers are of a class of its own, and transformers and bitsandbytes quantise torch's alone",
         lambda cell, _: quantized(cell) and own_linear_weights(cell.workload.model) > 0,
-        lambda cell, _: (
-            f"{own_linear_weights(cell.workload.model) * weight_dtype(cell).itemsize / 2**30:.1f} GiB of each model stay in "
-            f"{cell.workload.compute_dtype}"
-        ),
+        lambda cell, _: stay_in_16_bit(cell, own_linear_weights(cell.workload.model)),
     ),
     Rule(
         "nf4-cpu-blocks",

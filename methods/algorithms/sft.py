@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vrambench.methods.algorithms import EVALUATION_FIELDS, Algorithm, Metrics, Stage
 from vrambench.methods.data import EVALUATION
-from vrambench.methods.evaluation import PADDING, Predicted, evaluate
+from vrambench.methods.evaluation import Predicted, evaluate
 from vrambench.methods.models import parts
 
 
@@ -65,8 +65,8 @@ class SupervisedFineTuning:
             if self.stage.autocast:  # accelerate (utils/operations.py: convert_outputs_to_fp32) gives fp32 then
                 logits = logits.float()
             # transformers 5.23, loss/loss_utils.py (ForCausalLMLoss): labels are shifted, and logits taken to fp32 whole.
-            following = F.pad(tokens, (0, 1), value=PADDING)[:, 1:].flatten()
-            loss = F.cross_entropy(logits.float().flatten(0, 1), following, ignore_index=PADDING)
+            following = F.pad(tokens, (0, 1), value=parts.IGNORED)[:, 1:].flatten()
+            loss = F.cross_entropy(logits.float().flatten(0, 1), following, ignore_index=parts.IGNORED)
         return Predicted(loss, logits, tokens)
 
 

@@ -16,7 +16,11 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from vrambench.methods.dtypes import HALF
 from vrambench.methods.errors import ConfigurationError
+
+IGNORED = -100
+"""A label that no loss counts, and what stands where a sequence is shorter than others."""
 
 DEPTH = "full_num_hidden_layers"
 """Where a shortened model's configuration keeps how many layers there are."""
@@ -125,12 +129,22 @@ def plain_head(model: nn.Module, asked: str, *, bias: bool = True) -> Any:
     return found
 
 
+def cap_alone(model: nn.Module, loss: str, kernels: str) -> float | None:
+    """At what the model caps its logits, for `kernels` that do nothing else to them. Raises ConfigurationError, about `loss`, where
+    the model scales them."""
+    changes = logit_changes(model)
+    if changes.scale != 1.0:
+        raise ConfigurationError(
+            f"loss: {loss!r}: {kernels} soft-capping of logits alone, and this model scales them by {changes.scale:g}",
+            field="loss",
+        )
+    return changes.cap
+
+
 def as_head_wants(states: torch.Tensor, output: nn.Module) -> torch.Tensor:
     """fp32 states in the type of a head of half precision, as Mamba casts its residual stream; all others as they are."""
-    weight = getattr(output, "weight", None)
-    if isinstance(weight, torch.Tensor) and states.dtype == torch.float32:
-        return states.to(weight.dtype) if weight.dtype in (torch.float16, torch.bfloat16) else states
-    return states
+    wanted = getattr(getattr(output, "weight", None), "dtype", None)
+    return states.to(wanted) if states.dtype == torch.float32 and wanted in HALF else states
 
 
 def heads(module: nn.Module) -> set[nn.Module]:

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from vrambench.methods.dtypes import HALF
+
 NORM_NAMES = ("norm", "ln")
 """Parameters of one dimension with one of these in their path are norms' (LLaMA-Factory's LAYERNORM_NAMES)."""
-
-HALF = (torch.float16, torch.bfloat16)
 
 
 def upcast(model: PreTrainedModel, which: str | tuple[str, ...] | None) -> None:

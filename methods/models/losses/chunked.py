@@ -27,7 +27,6 @@ TOKENS = 256
 """sft_trainer.py: _CHUNKED_LM_HEAD_CHUNK_SIZE."""
 WORDS = 8192
 """async_grpo_trainer.py: the chunk_size of patch_chunked_lm_head."""
-IGNORED = -100
 
 
 def mean(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
@@ -47,7 +46,7 @@ def cross_entropy(
     """The mean cross-entropy of labels [B, T], none of which is masked, from hidden states [B, T, hidden]."""
     states = states[..., :-1, :].reshape(-1, states.shape[-1])
     labels = labels[..., 1:].reshape(-1)
-    valid = labels != IGNORED
+    valid = labels != parts.IGNORED
     count = valid.sum()
     correct = states.new_zeros((), dtype=torch.float32)
     entropies = states.new_zeros((), dtype=torch.float32)
@@ -89,8 +88,8 @@ def _chunk(
     if changes.cap is not None:
         logits = changes.cap * torch.tanh(logits / changes.cap)
     logprobs = F.log_softmax(logits, dim=-1)
-    loss = F.nll_loss(logprobs, labels, ignore_index=IGNORED, reduction="sum")
-    valid = labels != IGNORED
+    loss = F.nll_loss(logprobs, labels, ignore_index=parts.IGNORED, reduction="sum")
+    valid = labels != parts.IGNORED
     correct = ((logits.argmax(dim=-1) == labels) & valid).sum().float()
     entropy = (-(logprobs.exp() * logprobs).sum(dim=-1) * valid).sum()
     return loss, correct, entropy

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from vrambench.methods.amp import autocast_dtype
-from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models import parts
 
 LOCK_ROWS, LOCK_COLUMNS = 128, 64
@@ -29,27 +28,21 @@ def mean(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 
     Raises ConfigurationError where the model scales its logits, which the kernels cannot.
     """
-    changes = parts.logit_changes(model)
     head = parts.plain_head(model, "loss: cut_cross_entropy", bias=False)
-    if changes.scale != 1.0:
-        raise ConfigurationError(
-            "loss: 'cut_cross_entropy': its kernels know soft-capping of logits alone, and this model scales them by "
-            f"{changes.scale:g}",
-            field="loss",
-        )
+    cap = parts.cap_alone(model, "cut_cross_entropy", "its kernels know")
     states = parts.hidden_states(model, tokens)
     if tokens.is_cuda:
         from cut_cross_entropy import linear_cross_entropy
 
-        loss: torch.Tensor = linear_cross_entropy(states, head.weight, tokens, shift=True, softcap=changes.cap)
+        loss: torch.Tensor = linear_cross_entropy(states, head.weight, tokens, shift=True, softcap=cap)
         return loss
     states, targets = states.contiguous().flatten(0, -2), tokens.flatten()
-    return _Cut.apply(states, head.weight, targets, _positions(tokens), changes.cap)
+    return _Cut.apply(states, head.weight, targets, _positions(tokens), cap)
 
 
 def _positions(tokens: torch.Tensor) -> torch.Tensor:
     """The flat positions before tokens[:, 1:], none of which is masked; the package looks for those that are."""
-    kept = tokens[..., 1:] != -100
+    kept = tokens[..., 1:] != parts.IGNORED
     flat = kept.nonzero_static(size=kept.numel()).to(torch.int32)
     flat[:, 0] *= tokens.stride(0)
     return flat.sum(1)

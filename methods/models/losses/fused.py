@@ -18,10 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models import parts
-
-IGNORED = -100
 
 
 def mean(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
@@ -29,18 +26,13 @@ def mean(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 
     Raises ConfigurationError where the model scales its logits, which Liger's kernel cannot.
     """
-    changes = parts.logit_changes(model)
     head = parts.plain_head(model, "loss: liger", bias=False)
-    if changes.scale != 1.0:
-        raise ConfigurationError(
-            f"loss: 'liger': Liger's kernel knows soft-capping of logits alone, and this model scales them by {changes.scale:g}",
-            field="loss",
-        )
+    cap = parts.cap_alone(model, "liger", "Liger's kernel knows")
     states = parts.hidden_states(model, tokens)
     # Every position has a label, the last a masked one: transformers/model/loss_utils.py of Liger, LigerForCausalLMLoss.
-    labels = F.pad(tokens, (0, 1), value=IGNORED)[..., 1:].contiguous()
+    labels = F.pad(tokens, (0, 1), value=parts.IGNORED)[..., 1:].contiguous()
     states = states.view(-1, states.shape[-1])
-    total = _function(tokens)(states, head.weight, labels.view(-1), changes.cap)
+    total = _function(tokens)(states, head.weight, labels.view(-1), cap)
     return total / (tokens.numel() - len(tokens))
 
 
@@ -68,7 +60,7 @@ class _Fused(torch.autograd.Function):
         trains_head = states.requires_grad and weight.requires_grad
         grad_weight = torch.zeros_like(weight) if trains_head else None
         losses = torch.zeros(count, dtype=torch.float32, device=states.device)
-        (labels != IGNORED).sum()
+        (labels != parts.IGNORED).sum()
         for start in range(0, count, chunk):
             end = min(start + chunk, count)
             part = states[start:end]
@@ -105,7 +97,7 @@ def cross_entropy_in_place(logits: torch.Tensor, losses: torch.Tensor, labels: t
     """liger_cross_entropy_kernel: logits [N, V] become their gradients, losses [N] the cross-entropies of labels [N]."""
     capped = logits.float() if cap is None else cap * torch.tanh(logits.float() / cap)
     logprobs = capped.log_softmax(dim=-1)
-    kept = labels != IGNORED
+    kept = labels != parts.IGNORED
     wanted = labels.clamp(min=0).unsqueeze(-1)
     losses.copy_(-logprobs.gather(-1, wanted).squeeze(-1) * kept)
     gradient = (logprobs.exp() - torch.zeros_like(logprobs).scatter_(-1, wanted, 1.0)) * kept.unsqueeze(-1)

@@ -33,7 +33,7 @@ def mean(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """The mean cross-entropy of tokens[:, 1:]."""
     base: Any = parts.unwrapped(model)
     positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-    output = base(input_ids=tokens, position_ids=positions, labels=tokens, use_cache=False)
+    output = base(input_ids=tokens, labels=tokens, use_cache=False, **parts.placed(base, positions))
     loss: torch.Tensor = output.loss
     return loss
 
@@ -57,11 +57,8 @@ def mean_4_45(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """The same as models of transformers 4.45 and before did in their forward pass: all logits in fp32, once more in fp32 to shift
     them, and none in the model's type. 12 bytes a logit, beside the last hidden states."""
     states = parts.hidden_states(model, tokens)
-    logits = parts.logits(model, states)
-    logits = logits.float()
-    shifted = logits[..., :-1, :].contiguous()
-    wanted = tokens[..., 1:].contiguous()
-    return F.cross_entropy(shifted.view(-1, shifted.shape[-1]), wanted.view(-1))
+    logits = parts.logits(model, states).float()
+    return loss_4_46(logits, tokens, logits.shape[-1])
 
 
 def logits(model: nn.Module, states: torch.Tensor, start: int) -> torch.Tensor:

@@ -12,13 +12,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.bench.predict.traces import traced
 from vrambench.bench.measure.meters.storages import StorageTrace
 from vrambench.bench.predict.simulate import Simulator
-from vrambench.bench.predict.tracing.job import TracedJob
 from vrambench.bench.predict.tracing.trace import ALLOC, Trace
-from vrambench.bench.predict.tracing.tracer import Tracer
 from vrambench.methods.cell import Cell, resolve
-from vrambench.methods.device import Device, get_device
+from vrambench.methods.device import get_device
 from vrambench.methods.models.load import load_model
 
 AXES = {"precision": "bf16", "adapter": "none", "optimizer": "adamw_torch", "offload": "none", "algorithm": "sft"}
@@ -51,17 +50,6 @@ def cell_of(folder: Path, model: str, **said: Any) -> Cell:
         "warmup_steps": 0,
     }
     return resolve(axes, {"model": str(folder)} | work | said)
-
-
-def traced(cell: Cell, device: Device) -> Trace:
-    tracer = Tracer(device.torch.type)
-    torch.manual_seed(0)
-    job = TracedJob(cell, device, tracer)
-    with tracer:
-        job.load()
-        for index in range(2):
-            job.step(index)
-    return tracer.trace
 
 
 def sizes(trace: Trace) -> list[int]:

@@ -23,16 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
+from tests.bench.predict.traces import traced
 from vrambench.bench.plan.matrix import load_matrix
 from vrambench.bench.plan.plan import PlannedCell, select
 from vrambench.bench.plan.selection import Selection
-from vrambench.bench.predict.tracing.job import TracedJob
 from vrambench.bench.predict.tracing.trace import ALLOC, FREE, Trace
-from vrambench.bench.predict.tracing.tracer import Tracer
 from vrambench.methods.cell import Cell, resolve
-from vrambench.methods.device import Device, get_device
+from vrambench.methods.device import get_device
 from vrambench.methods.models.losses import LOSSES
 
 pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
@@ -85,21 +83,6 @@ def loss_cells() -> dict[str, Cell]:
 
 
 LOSS_CELLS = loss_cells()
-
-
-def traced(cell: Cell, device: Device) -> Trace:
-    tracer = Tracer(device.torch.type)
-    torch.manual_seed(0)
-    job = TracedJob(cell, device, tracer)
-    with tracer:
-        job.load()
-        job.step(0)
-        if job.evaluates:
-            job.evaluate()
-        job.step(1)
-        if job.saves:
-            job.save()
-    return tracer.trace
 
 
 def allocations(trace: Trace) -> list[tuple[int, str]]:
