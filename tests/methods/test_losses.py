@@ -40,6 +40,7 @@ IDS = TOKENS.nbytes
 START, TEMPERATURE = 40, 0.7
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {},
+    "bloom": {},  # whose forward pass takes no positions
     "gemma2": {"final_logit_softcapping": 3.0},
     "cohere": {"logit_scale": 0.5},
     "granite": {"logits_scaling": 4.0},
