@@ -90,6 +90,7 @@ def test_a_rehearsal_has_the_same_parts_on_the_cpu(gpu_run: ModuleType, tmp_path
         "measured",
         "20b",
         "claims",
+        "recipes",
         "repeat",
         "galore",
     }
@@ -101,11 +102,26 @@ def test_the_quarter_spans_all_axes_in_24_valid_cells(gpu_run: ModuleType, tmp_p
     assert [cell.verdict for cell in planned.cells] == ["valid"] * 24
     for axis, registry in AXES.items():
         assert {cell.cell.axes[axis] for cell in planned.cells} == set(registry), axis
-    parts = gpu_run.parts("python3", tmp_path, rehearse=False, quarter=True)
+    parts = gpu_run.parts("python3", tmp_path, rehearse=False, quarter=1)
     assert [part.name for part in parts if not part.alone] == ["doctor", "tests", "replay", "workspaces"]
     timed = [part.seconds for part in parts if part.alone]
     beside = max(part.seconds for part in parts if not part.alone)
     assert sum(timed[:-1]) + beside <= 15 * 60, "its parts, at their limits"
+
+
+def test_the_second_quarter_spans_recipes_that_are_all_valid(gpu_run: ModuleType, tmp_path: Path) -> None:
+    planned = select(load_matrix(GPU_TESTS / "recipes.yaml"), Selection(), "cuda", bf16=True)
+    assert {cell.verdict for cell in planned.cells} == {"valid"}
+    assert {cell.cell.workload.loss for cell in planned.cells} >= {
+        "nll",
+        "nll_4_46",
+        "nll_4_45",
+        "chunked_nll",
+        "scored",
+    }
+    parts = gpu_run.parts("python3", tmp_path, rehearse=False, quarter=2)
+    beside = max(part.seconds for part in parts if not part.alone)
+    assert beside + sum(part.seconds for part in parts if part.alone) <= 16 * 60, "its parts, at their limits"
 
 
 def test_parts_that_time_nothing_run_side_by_side(gpu_run: ModuleType, tmp_path: Path) -> None:
@@ -125,13 +141,13 @@ def test_parts_that_time_nothing_run_side_by_side(gpu_run: ModuleType, tmp_path:
     assert {name: ended["state"] for name, ended in state.items()} == dict.fromkeys(("one", "two", "last"), "ok")
 
 
-@pytest.mark.parametrize("quarter", [False, True])
+@pytest.mark.parametrize("quarter", [0, 1, 2])
 @pytest.mark.parametrize("rehearse", [False, True])
 def test_the_selectors_of_every_run_are_understood(
     gpu_run: ModuleType,
     tmp_path: Path,
     rehearse: bool,
-    quarter: bool,
+    quarter: int,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -1,7 +1,8 @@
 """What `tests/gpu/run` runs: the parts, as commands, most telling first.
 
 parts("python3", work, rehearse=False)                       all of them
-parts("python3", work, rehearse=False, quarter=True)         the plan for 80 GB and a quarter of an hour
+parts("python3", work, rehearse=False, quarter=1)            the plan for 80 GB and a quarter of an hour: the engine
+parts("python3", work, rehearse=False, quarter=2)            the same for another: what people's trainers do
 parts("python3", work, rehearse=True)                        the same on a CPU, at tiny sizes
 """
 
@@ -26,6 +27,7 @@ SELECTORS: dict[str, tuple[str, ...]] = {
     "smoke": ("--profile", "smoke"),
     "measured": (str(HERE / "measured.yaml"),),
     "quarter": (str(HERE / "quarter.yaml"),),
+    "recipes": (str(HERE / "recipes.yaml"),),
     "20b": ("--profile", "20b", "--set", "steps=2", "--set", "warmup_steps=1"),
     "20b, quarter": (
         "--profile",
@@ -64,6 +66,16 @@ REHEARSED: dict[str, tuple[str, ...]] = {
     "smoke": (*SELECTORS["smoke"], *AXES, *TINY),
     "measured": (*SELECTORS["measured"], "--sweep", "model=tiny", *SFT, *PLAIN, *SHORT),
     "quarter": (*SELECTORS["quarter"], "--sweep", "model=tiny", *SFT, "--only", "adapter=lora", *TINY),
+    "recipes": (
+        *SELECTORS["recipes"],
+        "--sweep",
+        "model=tiny",
+        "--only",
+        "precision=nf4",
+        *TINY,
+        "--set",
+        "max_length=16",
+    ),
     "20b": TWENTY_B,
     "20b, quarter": TWENTY_B,
     "claims": (*SELECTORS["claims"], "--set", "model=tiny", *SFT, "--only", "precision=nf4", *SHORT),
@@ -138,6 +150,14 @@ class Commands:
         command = (self.python, str(HERE / "compare.py"), *folders, "--out", str(self.work / "accuracy.json"))
         return Part("accuracy", "predictions against measurements", command, 120, reads=runs)
 
+    def trainers(self, jobs: int, seconds: int, *, alone: bool) -> Part:
+        done, recorded = self.work / "trainers.jsonl", self.work / RECORDINGS
+        command = self.script(
+            "trainers.py", "--done", str(done), "--recordings", str(recorded), "--jobs", str(jobs), *self.small
+        )
+        why = "what people's trainers take, against predictions"
+        return Part("trainers", why, command, seconds, stdout="trainers.jsonl", adds=True, alone=alone)
+
     def versus_trl(self, seconds: int, *options: str) -> Part:
         command = self.script("versus_trl.py", "--done", str(self.work / "versus_trl.jsonl"), *options)
         return Part("trl", "our trainers against TRL's", command, seconds, stdout="versus_trl.jsonl", adds=True)
@@ -154,14 +174,26 @@ class Commands:
         )  # fmt: skip
 
 
-def parts(python: str, work: Path, *, rehearse: bool, quarter: bool = False) -> list[Part]:
-    """All parts, most valuable first; with `rehearse` the same on a CPU at tiny sizes. `quarter`: the plan for a quarter of an
-    hour, in which whatever is not timed runs side by side."""
-    commands = Commands(python, work, rehearse)
-    return _quarter(commands) if quarter else _whole(commands)
+def parts(python: str, work: Path, *, rehearse: bool, quarter: int = 0) -> list[Part]:
+    """All parts, most valuable first; with `rehearse` the same on a CPU at tiny sizes. `quarter`: the first or second plan for a
+    quarter of an hour, in which whatever is not timed runs side by side."""
+    return (_whole, _engine, _recipes)[quarter](Commands(python, work, rehearse))
 
 
-def _quarter(commands: Commands) -> list[Part]:
+def _recipes(commands: Commands) -> list[Part]:
+    rival = commands.small or ("--model", "gpt2", "--chunked", "--rounds", "2")
+    recipes = commands.run("recipes", "one setting or architecture of people's trainers a cell", 420, cell_seconds=90)
+    return [
+        replace(commands.first()[0], alone=False),
+        replace(recipes, alone=False),
+        commands.trainers(2, 420, alone=False),
+        commands.accuracy("recipes"),
+        commands.run("claims", "published claims, held to 24 GiB", 300, cell_seconds=90),
+        commands.versus_trl(100, *rival),
+    ]
+
+
+def _engine(commands: Commands) -> list[Part]:
     context, doctor, meter, workspaces = commands.first()
     rival = commands.small or ("--model", "gpt2", "--rounds", "2")
     return [
@@ -191,7 +223,9 @@ def _whole(commands: Commands) -> list[Part]:
         commands.run("measured", "what the claims' models really take", 900),
         commands.run("20b", "GPT-NeoX-20B with PPO on 24 GiB", 420),
         commands.run("claims", "published claims, held to 24 GiB", 480),
-        commands.accuracy("measured", "20b", "claims"),
+        commands.run("recipes", "one setting or architecture of people's trainers a cell", 600),
+        commands.accuracy("measured", "20b", "claims", "recipes"),
+        commands.trainers(1, 600, alone=True),
         commands.versus_trl(480, *commands.small),
         commands.run("repeat", "whether numbers repeat: five jobs, three times each", 240),
         Part("meters", "what measuring costs a job", (*cost, "--pairs", pairs), 120, stdout="meters_cost.json"),

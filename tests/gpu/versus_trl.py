@@ -7,8 +7,8 @@
     tests/gpu/versus_trl.py --rounds 2               each side twice, in turn, the second time in the other order
 
 Each side of each case has a process of its own: TRL's trainer (SFTTrainer, or its experimental PPOTrainer) over sequences of
-token ids, and `vrambench run` of the cell. SFT is compared twice: with the whole logits on both sides, and with the chunked
-loss that TRL takes when none is named. PPO has as many updates on both sides. One JSON object a line: `case`, both sides'
+token ids, and `vrambench run` of the cell. SFT is compared twice: with the whole logits, and with the chunked loss that TRL takes
+when none is named. PPO has as many updates on both sides. One JSON object a line: `case`, both sides'
 `step_seconds` (warm-up left out), `tokens_per_second` (of the median step; prompts and responses, each counted once),
 `allocated_bytes` and `reserved_bytes` (peaks; null on the CPU), and `ratio`, ours over TRL's. Needs trl, of which 1.12 is the
 last version with PPO: a side that cannot run has an `error`. Exit code: 0, or 1 if a side failed.
@@ -44,7 +44,7 @@ COMMAND = "import sys; from vrambench.bench.commands.app import main; sys.exit(m
 class Case:
     """Full training in bf16 with AdamW on `batch` sequences. PPO: four models of one shape (policy, reference, value, reward),
     and EPOCHS updates a step, each on the whole batch, with no clipping of gradients, which TRL's PPO does not have.
-    `chunked`: TRL's SFT takes its loss from chunks of the logits; ours has them whole."""
+    `chunked`: SFT's loss is taken from chunks of the logits."""
 
     algorithm: Literal["sft", "ppo"]
     model: str
@@ -62,7 +62,7 @@ class Case:
     @property
     def name(self) -> str:
         lengths = f"{self.batch} x {self.prompt_tokens}+{self.response_tokens}"
-        options = [" checkpointing"] * self.checkpointing + [", TRL's loss chunked"] * self.chunked
+        options = [" checkpointing"] * self.checkpointing + [", loss chunked"] * self.chunked
         return f"{self.algorithm} {self.model} {lengths}{''.join(options)}"
 
 
@@ -87,6 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="tiny models")
     parser.add_argument("--only", choices=("sft", "ppo"), help="the cases of one algorithm")
     parser.add_argument("--model", help="the cases on one model")
+    parser.add_argument("--chunked", action="store_true", help="the cases with a chunked loss")
     parser.add_argument("--rounds", type=int, default=1, help="how often each side runs, ours and TRL's in turn")
     parser.add_argument("--done", type=Path, metavar="FILE", help="cases that have a row there are left out")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # the process of TRL's side
@@ -97,7 +98,13 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
     cases = TINY if chosen.tiny else CASES
-    wanted = [case for case in cases if chosen.only in (None, case.algorithm) and chosen.model in (None, case.model)]
+    wanted = [
+        case
+        for case in cases
+        if chosen.only in (None, case.algorithm)
+        and chosen.model in (None, case.model)
+        and (case.chunked or not chosen.chunked)
+    ]
     if not wanted or chosen.rounds < 1:
         parser.error(f"--model must be one of {', '.join({case.model for case in cases})}, and --rounds at least 1")
     try:
@@ -166,6 +173,8 @@ def matrix_of(case: Case) -> dict[str, Any]:
         "warmup_steps": WARMUP,
         "budget": "4TiB",
     }
+    if case.algorithm == "sft":
+        workload["loss"] = "chunked_nll" if case.chunked else "scored"
     if case.algorithm == "ppo":
         workload |= {"rollout_batch": case.batch, "value": "separate", "reference": "copy", "max_grad_norm": 0}
         workload |= {"reward": "model", "reward_model": case.model, "ppo": {"epochs": EPOCHS}}
