@@ -253,6 +253,13 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: cell.workload.use_reentrant and not cell.workload.gradient_checkpointing,
     ),
     Rule(
+        "activation-offloading-zero",
+        "reject",
+        "DeepSpeed moves parameters to memory of its own after TRL has noted where they lie, so they would be offloaded as if they "
+        "were activations (activation_offloading: false, or offload none)",
+        lambda cell, _: cell.workload.activation_offloading and zero(cell),
+    ),
+    Rule(
         "lora-nothing",
         "reject",
         "neither a layer nor a parameter is named for the adapter (lora_target_modules, lora_target_parameters)",

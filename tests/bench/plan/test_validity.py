@@ -205,6 +205,14 @@ CASES = [
     Case("reference-adapter-off", {"algorithm": "ppo", "reference": "adapter_off"}, {"adapter": "lora"}),
     Case("reference-adapter-off", {"algorithm": "ppo", "reference": "adapter_off"}, {"reference": "copy"}),
     Case("reentrant-alone", {"use_reentrant": True}, {"gradient_checkpointing": True}),
+    Case(
+        "activation-offloading-zero",
+        {"activation_offloading": True, "offload": "zero2_optimizer"},
+        {"activation_offloading": False},
+    ),
+    Case(
+        "activation-offloading-zero", {"activation_offloading": True, "offload": "zero2_optimizer"}, {"offload": "none"}
+    ),
     Case("empty-cache-cpu", {"torch_empty_cache_steps": 1}, {}, near_device="cuda", kind="warn"),
     Case("empty-cache-cpu", {"torch_empty_cache_steps": 1}, {"torch_empty_cache_steps": 0}, kind="warn"),
     Case("lora-nothing", {"adapter": "lora", "lora_target_modules": []}, {"lora_target_modules": "all-linear"}),
