@@ -410,6 +410,12 @@ RULES: tuple[Rule, ...] = (
         lambda cell, target: target.kind == "cpu" and cell.workload.torch_empty_cache_steps > 0,
     ),
     Rule(
+        "activation-offloading-cpu",
+        "warn",
+        "a CPU's memory is the host's: activation_offloading copies what is saved, and frees nothing for it here",
+        lambda cell, target: target.kind == "cpu" and cell.workload.activation_offloading,
+    ),
+    Rule(
         "experts-16-bit",
         "warn",
         "experts in stacked parameters are not quantised, as transformers and bitsandbytes quantise linear layers alone (nf4 packs "

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from types import SimpleNamespace
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from tests.bench.predict.traces import traced
+from tests.trainers import offloading
 from vrambench.bench.predict.tracing.trace import ALLOC, FREE, Trace
-from vrambench.methods import activation_offloading
 from vrambench.methods.activation_offloading import OffloadActivations, output_heads
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import Device, get_device
 from vrambench.methods.job import Job
 from vrambench.methods.offload import learner
-from vrambench.methods.streams import NoStream, Streams
+from vrambench.methods.streams import Streams
 
 SIZES: dict[str, Any] = {"model": "tiny", "batch_size": 2, "prompt_tokens": 24, "response_tokens": 8}
 
@@ -57,41 +55,11 @@ CELLS: dict[str, dict[str, Any]] = {
 }
 
 
-class AsOnCuda(TorchFunctionMode):
-    """Tensors of the CPU say that they are on CUDA, and what is moved there is copied."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func == torch.Tensor.device.__get__:  # type: ignore[attr-defined]
-            return SimpleNamespace(type="cuda")
-        if func == torch.Tensor.to and args[1] == "cuda":
-            made = torch.empty(args[0].shape, dtype=args[0].dtype)
-            return made.copy_(args[0])
-        return func(*args, **(kwargs or {}))
-
-
 class Theirs:
-    """TRL's class, entered and left as SFTTrainer.training_step does. `lent`: what it called record_stream on."""
+    """TRL's class, entered and left as SFTTrainer.training_step does."""
 
-    lent: list[int]
-
-    def __init__(self, module: nn.Module, device: Device) -> None:
-        from trl.models import activation_offloading as theirs
-
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("torch.accelerator.current_accelerator", lambda: SimpleNamespace(type="cuda"))
-            self._context = theirs.get_act_offloading_ctx_manager(
-                module.model, use_pin_memory=False, warn_if_no_head=False
-            )
-        self._context.pack_hook = self._as_on_cuda(self._context.pack_hook)
-        self._context.unpack_hook = self._as_on_cuda(self._context.unpack_hook)
-
-    @staticmethod
-    def _as_on_cuda(hook: Any) -> Any:
-        def hooked(given: Any) -> Any:
-            with AsOnCuda():
-                return hook(given)
-
-        return hooked
+    def __init__(self, module: Any, device: Device) -> None:
+        self._context = offloading.made(module.model)
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -102,25 +70,6 @@ class Theirs:
     def backward(self) -> Iterator[None]:
         yield
         self._context.__exit__(None, None, None)
-
-
-@pytest.fixture
-def theirs(monkeypatch: pytest.MonkeyPatch) -> type[Theirs]:
-    """TRL's class where ours would be, on the CPU."""
-    from trl.models import activation_offloading as module
-
-    for name, stand_in in {
-        "torch.cuda.default_stream": NoStream,
-        "torch.cuda.Stream": NoStream,
-        "torch.cuda.stream": lambda stream: nullcontext(),
-    }.items():
-        monkeypatch.setattr(name, stand_in)
-    Theirs.lent = []
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: Theirs.lent.append(tensor.nbytes))
-    # Which addresses are used again depends on the machine.
-    monkeypatch.setattr(module, "_get_unique_tensor_key", activation_offloading._key)
-    monkeypatch.setattr(learner, "OffloadActivations", Theirs)
-    return Theirs
 
 
 def events(trace: Trace) -> list[tuple[int, int, int]]:
@@ -134,18 +83,17 @@ def events(trace: Trace) -> list[tuple[int, int, int]]:
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_it_allocates_and_frees_what_trls_own_does(
-    name: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
+def test_it_allocates_and_frees_what_trls_own_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the same order, whole jobs long, on a CPU that passes for a GPU."""
     cell = cell_of(**CELLS[name])
     lent: list[int] = []
     with monkeypatch.context() as patched:
         patched.setattr(Streams, "used_by_work", lambda self, tensor: lent.append(tensor.nbytes))
         ours = traced(cell, get_device("cpu"))
-    their = request.getfixturevalue("theirs")
+    theirs_lent = offloading.prepare(monkeypatch)
+    monkeypatch.setattr(learner, "OffloadActivations", Theirs)
     assert events(ours) == events(traced(cell, get_device("cpu")))
-    assert lent == their.lent
+    assert lent == theirs_lent
 
 
 def trained(**said: Any) -> tuple[list[float], list[torch.Tensor]]:
@@ -167,14 +115,14 @@ def test_a_job_trains_as_it_does_without(name: str) -> None:
 
 def saved_by(module: nn.Module, inputs: torch.Tensor) -> tuple[OffloadActivations, torch.Tensor]:
     """What is left after a forward pass, and its result."""
-    offloading = OffloadActivations(module, get_device("cpu"))
-    with offloading.forward():
-        return offloading, module(inputs)
+    activations = OffloadActivations(module, get_device("cpu"))
+    with activations.forward():
+        return activations, module(inputs)
 
 
-def moved(offloading: OffloadActivations) -> list[int]:
+def moved(activations: OffloadActivations) -> list[int]:
     """Bytes of what was offloaded, in order."""
-    return [one.host.nbytes for one in offloading._saved.values() if isinstance(one.host, torch.Tensor)]
+    return [one.host.nbytes for one in activations._saved.values() if isinstance(one.host, torch.Tensor)]
 
 
 def test_parameters_and_what_is_small_stay_on_the_device() -> None:
@@ -204,11 +152,11 @@ class Shared(nn.Module):
 def test_what_is_saved_again_while_the_stash_holds_it_stays_on_the_device() -> None:
     nbytes = 4 * 64 * 4
     for others, times in ((0, 1), (4, 5), (5, 7)):
-        offloading, made = saved_by(Shared(others), torch.randn(4, 64))
-        assert moved(offloading) == [nbytes] * times
-        with offloading.backward():
+        activations, made = saved_by(Shared(others), torch.randn(4, 64))
+        assert moved(activations) == [nbytes] * times
+        with activations.backward():
             made.sum().backward()
-        assert not offloading._saved
+        assert not activations._saved
 
 
 def test_what_is_repeated_or_has_gaps_comes_back_as_it_was() -> None:
@@ -216,10 +164,10 @@ def test_what_is_repeated_or_has_gaps_comes_back_as_it_was() -> None:
     for view in (inputs.t(), inputs[1:], inputs[::2], inputs[:, None].expand(40, 3, 64), inputs[1:, 3:]):
         factor = nn.Parameter(torch.randn(view.shape))
         module = nn.ParameterList([factor])
-        offloading = OffloadActivations(module, get_device("cpu"))
-        with offloading.forward():
+        activations = OffloadActivations(module, get_device("cpu"))
+        with activations.forward():
             made = (factor * view).sum()
-        with offloading.backward():
+        with activations.backward():
             made.backward()
         assert factor.grad is not None
         assert torch.equal(factor.grad, view)
@@ -227,12 +175,12 @@ def test_what_is_repeated_or_has_gaps_comes_back_as_it_was() -> None:
 
 def test_two_forward_passes_may_come_before_the_backward_pass() -> None:
     linear = nn.Linear(64, 64)
-    offloading = OffloadActivations(linear, get_device("cpu"))
+    activations = OffloadActivations(linear, get_device("cpu"))
     losses = []
     for _ in range(2):
-        with offloading.forward():
+        with activations.forward():
             losses.append(linear(torch.ones(4, 64)).sum())
-    with offloading.backward():
+    with activations.backward():
         sum(losses).backward()
     assert linear.weight.grad is not None
     assert torch.equal(linear.weight.grad, torch.full((64, 64), 8.0))

@@ -209,10 +209,15 @@ CASES = [
         "activation-offloading-zero",
         {"activation_offloading": True, "offload": "zero2_optimizer"},
         {"activation_offloading": False},
+        device="cuda",
     ),
     Case(
-        "activation-offloading-zero", {"activation_offloading": True, "offload": "zero2_optimizer"}, {"offload": "none"}
+        "activation-offloading-zero",
+        {"activation_offloading": True, "offload": "zero2_optimizer"},
+        {"offload": "none"},
+        device="cuda",
     ),
+    Case("activation-offloading-cpu", {"activation_offloading": True}, {}, near_device="cuda", kind="warn"),
     Case("empty-cache-cpu", {"torch_empty_cache_steps": 1}, {}, near_device="cuda", kind="warn"),
     Case("empty-cache-cpu", {"torch_empty_cache_steps": 1}, {"torch_empty_cache_steps": 0}, kind="warn"),
     Case("lora-nothing", {"adapter": "lora", "lora_target_modules": []}, {"lora_target_modules": "all-linear"}),
