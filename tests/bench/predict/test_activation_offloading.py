@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import pickle
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +14,13 @@ import pytest
 from tests.bench.predict.test_equality import differences
 from tests.bench.predict.traces import traced
 from vrambench.bench.allocator import AllocatorSettings
+from vrambench.bench.allocator.comparison import replay_snapshot
 from vrambench.bench.predict.band import kind_of
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.replay import Replay
 from vrambench.bench.predict.simulate import Simulation, Simulator
 from vrambench.bench.predict.tracing.trace import ALLOC, EMPTY, FREE, HOST, SYNC, Event, Place, Trace
+from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import get_device
 
@@ -140,6 +145,33 @@ def test_what_comes_back_is_in_memory_of_its_own_stream() -> None:
         reserved[segment.stream] += segment.size
     assert set(reserved) == {0, 1}
     assert 2 * MIB < reserved[1] < 0.1 * reserved[0]
+
+
+RECORDINGS = Path(__file__).resolve().parents[3] / "results" / "nvidia-h100" / "recordings"
+TRLS: dict[str, Any] = {"model": "llama-3.2-1b", "prompt_tokens": 1, "response_tokens": 1023, "attention": "sdpa"}
+
+
+@pytest.mark.skipif(not RECORDINGS.exists(), reason="there are no recordings of an H100")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("activations-offloaded", CHECKPOINTED | {"loss": "chunked_nll", "optimizer": "adamw_torch_fused"}),
+        ("activations-offloaded-not-checkpointed", {"loss": "nll"}),
+    ],
+)
+def test_the_second_stream_takes_what_it_took_in_trls_trainer(name: str, said: dict[str, Any]) -> None:
+    """Three recorded steps of SFTTrainer on an H100, with torch 2.11: every block, in order, and what is reserved for them."""
+    snapshot = pickle.loads(gzip.decompress((RECORDINGS / f"{name}.pickle.gz").read_bytes()))
+    (recorded,) = filter(None, snapshot["device_traces"])
+    copies = [entry["size"] for entry in recorded if entry["action"] == "alloc" and entry["stream"]]
+    reserved = sum(segment["total_size"] for segment in snapshot["segments"] if segment["stream"])
+    trace = Simulator().run(cell_of(**TRLS | said), CARDS["h100-80gb"]).trace
+    last = [event for event in trace.events if event.ident in trace.copies and event.place.step == 1]
+    assert copies == 3 * [event.nbytes for event in last if event.kind == ALLOC]
+    segments = Replay(trace, AllocatorSettings()).allocator.block_map()
+    assert reserved == sum(segment.size for segment in segments if segment.stream)
+    (device,) = replay_snapshot(snapshot, total_bytes=CARDS["h100-80gb"].usable_bytes)
+    assert device.exact
 
 
 PLACE = Place("learn", 0, "policy", None, "")
