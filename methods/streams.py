@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import functools
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from vrambench.methods.device import Device
+from vrambench.methods.device import Device, memory_named
 
 COPYING = "Streams.copying"
 USED_BY_WORK = "Streams.used_by_work"
@@ -145,8 +146,10 @@ class SimulatedStreams(Streams):
         super().__init__(device, device.torch if device.stands_for == "cpu" else host)
         self._shapes_only = device.stands_for != "cpu"
 
-    def copying(self) -> AbstractContextManager[Any]:
-        return torch.profiler.record_function(COPYING)
+    @contextmanager
+    def copying(self) -> Iterator[None]:
+        with torch.profiler.record_function(COPYING), memory_named("activations"):
+            yield
 
     def used_by_work(self, tensor: torch.Tensor) -> None:
         _tell(USED_BY_WORK, tensor.untyped_storage()._cdata)
