@@ -55,7 +55,7 @@ def cross_entropy(
     labels = labels[order]
     loss = states.new_zeros((), dtype=torch.float32)
     recomputing: dict[str, Any] = {"context_fn": recompute_contexts} if states.is_meta else {}
-    for start in _starts(len(labels), TOKENS, simulated=states.is_meta and not parts.saves_elsewhere()):
+    for start in _starts(len(labels), TOKENS, states.is_meta):
         chunk_states, chunk_labels = states[start : start + TOKENS], labels[start : start + TOKENS]
         chunk: tuple[torch.Tensor, ...] = checkpoint(
             _chunk, chunk_states, weight, bias, chunk_labels, changes, use_reentrant=False, **recomputing
@@ -66,11 +66,12 @@ def cross_entropy(
     return loss / count.clamp(min=1)
 
 
-def _starts(length: int, chunk: int, *, simulated: bool) -> list[int]:
+def _starts(length: int, chunk: int, simulated: bool) -> list[int]:
     """Where chunks begin. All but the last do the same, so on the simulated device there are two and the last; where each leaves
     something on the host, there are all."""
     starts = list(range(0, length, chunk))
-    return [*starts[:2], starts[-1]] if simulated and len(starts) > 3 else starts
+    few = simulated and len(starts) > 3 and not parts.saves_elsewhere()
+    return [*starts[:2], starts[-1]] if few else starts
 
 
 def _chunk(
