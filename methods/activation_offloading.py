@@ -21,7 +21,9 @@ get_act_offloading_ctx_manager, which SFTTrainer.training_step enters; both from
             is wherever it is installed), and after each backward pass the host waits for both streams.
 
 TRL's class is not used itself: it cannot be made without an accelerator, passes over tensors on the CPU, and knows storages by
-their addresses, which the simulated device has none of.
+their addresses, which the simulated device has none of. It also lets either stream use a copy without gaps before the other is
+done with it, for which axolotl makes such copies on the work's stream. Here the streams wait for each other, and the memory is
+TRL's.
 """
 
 from __future__ import annotations
@@ -63,6 +65,15 @@ class Saved(NamedTuple):
     offset: int = 0
 
 
+class Stashed(NamedTuple):
+    """What is being copied to the host, and the `event` after which it has been. `copied`: it is itself a copy, without gaps, in
+    memory of the second stream."""
+
+    tensor: torch.Tensor
+    event: Any
+    copied: bool
+
+
 class OffloadActivations:
     """Of one trained `module` on `device`. Saved tensors are known by the numbers in which they were saved."""
 
@@ -78,8 +89,10 @@ class OffloadActivations:
         self._latest: dict[StorageKey, int] = {}
         """The last tensor of each storage that is in the stash, or was saved while it was."""
         self._keys: dict[int, StorageKey] = {}
-        self._stash: dict[int, tuple[torch.Tensor, Any]] = {}
-        """Tensors that are being copied to the host, with the event after which they have been."""
+        self._stash: dict[int, Stashed] = {}
+        """Tensors that are being copied to the host."""
+        self._taken: dict[int, int] = {}
+        """Tensors of the stash that the backward pass has got, those `copied` alone, and how many held their storages then."""
         self._back: dict[int, torch.Tensor] = {}
         self._used: dict[int, Any] = {}
         """Tensors that were brought back, and the events after which the work has used them."""
@@ -107,7 +120,7 @@ class OffloadActivations:
                 yield
         finally:
             self._streams.synchronize()
-            for held in (self._back, self._used, self._stash):
+            for held in (self._back, self._used, self._stash, self._taken):
                 held.clear()
             self._backward_done = True
 
@@ -142,6 +155,7 @@ class OffloadActivations:
         streams = self._streams
         last = self._end_copies(number - STASH)  # noqa: F841 - held until this one's copy has been asked for, as TRL does
         streams.copies.wait_stream(streams.work)
+        saved = tensor
         with streams.copying():
             shape, stride, offset = tensor.shape, tensor.stride(), int(tensor.storage_offset())
             if 0 in stride:  # the storage, without what is repeated in it
@@ -150,16 +164,18 @@ class OffloadActivations:
             else:
                 tensor = tensor.clone(memory_format=torch.contiguous_format) if offset else tensor.contiguous()
                 stride, offset = tensor.stride(), 0
+                if tensor is not saved:
+                    streams.work.wait_event(streams.copies.record_event())
                 host = streams.to_host(tensor)
         self._saved[number] = Saved(None, host, shape, stride, offset)
-        self._stash[number] = (tensor, streams.copies.record_event())
+        self._stash[number] = Stashed(tensor, streams.copies.record_event(), tensor is not saved)
         self._track(key, number)
 
     def _end_copies(self, up_to: int) -> torch.Tensor | None:
         """The stash lets go of tensors up to this number; gives the last one."""
         last = None
         for number in [number for number in self._stash if number <= up_to]:
-            last, event = self._stash.pop(number)
+            last, event, _ = self._stash.pop(number)
             self._streams.work.wait_event(event)
             self._release(number)
         return last
@@ -186,7 +202,9 @@ class OffloadActivations:
             before = list(self._back)
         streams, holders = self._streams, None
         if number in self._stash:
-            tensor = self._stash[number][0]
+            tensor = self._stash[number].tensor
+            if self._stash[number].copied:
+                self._taken[number] = _holders(tensor)
         else:
             with streams.copying():
                 tensor = torch.as_strided(streams.from_host(saved.host), saved.shape, saved.stride, saved.offset)
@@ -204,8 +222,18 @@ class OffloadActivations:
                 self._streams.used_by_work(self._back.pop(number))
             else:
                 self._used[number] = self._streams.work.record_event()
+        self._order_taken()
         last = self._end_copies(self._count)  # noqa: F841 - held as long as TRL does
         self._let_go(before)
+
+    def _order_taken(self) -> None:
+        """Before the stash lets go of copies in the second stream's memory that the work has taken."""
+        for number, holders in self._taken.items():
+            if number in self._stash and _holders(self._stash[number].tensor) > holders:
+                self._streams.used_by_work(self._stash[number].tensor)
+        if self._taken:
+            self._streams.copies.wait_event(self._streams.work.record_event())
+            self._taken.clear()
 
     def _let_go(self, numbers: Any) -> None:
         """Of tensors that were brought back. The second stream does not use their memory again before the work has used it."""

@@ -19,7 +19,7 @@ from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import Device, get_device
 from vrambench.methods.job import Job
 from vrambench.methods.offload import learner
-from vrambench.methods.streams import Streams
+from vrambench.methods.streams import NoStream, Streams
 
 SIZES: dict[str, Any] = {"model": "tiny", "batch_size": 2, "prompt_tokens": 24, "response_tokens": 8}
 
@@ -205,3 +205,35 @@ def test_no_forward_pass_without_gradients_is_offloaded() -> None:
     with torch.no_grad(), policy.forward():
         policy.module(torch.zeros(2, 32, dtype=torch.int64), 24)
     assert not policy._activations._saved
+
+
+class Logged(NoStream):
+    """Says who waits for what."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log, self.events = name, log, 0
+
+    def record_event(self) -> str:
+        self.events += 1
+        return f"{self.name} {self.events}"
+
+    def wait_event(self, event: Any) -> None:
+        self.log.append(f"{self.name} waits for {event}")
+
+
+def test_each_stream_waits_for_the_other_where_both_use_a_copy_without_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    factor, offset = nn.Parameter(torch.randn(40, 64)), torch.randn(41, 64)
+    activations = OffloadActivations(nn.ParameterList([factor]), get_device("cpu"))
+    monkeypatch.setattr(activations._streams, "work", Logged("work", log))
+    monkeypatch.setattr(activations._streams, "copies", Logged("copies", log))
+    for view, waits in (
+        (offset[1:], ["work waits for copies 1", "copies waits for work 1", "work waits for copies 2"]),
+        (offset[:-1], ["work waits for copies 3"]),
+    ):
+        with activations.forward():
+            made = (factor * view).sum()
+        with activations.backward():
+            made.backward()
+        assert log == waits
+        log.clear()
