@@ -185,6 +185,9 @@ class Workload(BaseModel):
     use_reentrant: Switch = False
     """Whether checkpointing is torch's reentrant kind: a layer runs without a graph first, and in the backward pass to its end,
     with a backward pass of its own."""
+    activation_offloading: Switch = False
+    """Whether what autograd saves in a forward pass (with gradient checkpointing: the layers' inputs) goes to page-locked host
+    memory and comes back in the backward pass, on a stream of its own, as in TRL."""
     torch_empty_cache_steps: Natural = 0
     """Before the backward passes of every so many optimizer steps, cached memory goes back to the driver; 0 leaves it."""
     compute_dtype: Literal["bf16", "fp16", "fp32"] | None = "bf16"

@@ -74,6 +74,11 @@ CHANGES: tuple[Change, ...] = (
         "base weights rounded to 4 bits",
         ("fp32", "bf16", "fp16", "bf16_amp", "fp16_amp", "int8"),
     ),
+    Change(
+        "activation_offloading",
+        {"activation_offloading": True},
+        "what layers save goes to the host and back in every step",
+    ),
     Change("offload", {"offload": "zero2_optimizer"}, "optimizer steps on the host's memory and cores", ("none",)),
 )
 

@@ -196,6 +196,11 @@ def without_checkpointing(model: nn.Module) -> Iterator[None]:
             module.gradient_checkpointing = True  # type: ignore[assignment]
 
 
+def saves_elsewhere() -> bool:
+    """Whether what autograd saves now does not stay as it is (hooks on saved tensors)."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
 def unwrapped(model: Any) -> Any:
     """The transformers model inside PEFT's wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

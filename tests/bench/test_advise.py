@@ -188,6 +188,19 @@ def test_weights_that_exceed_the_budget_are_not_predicted_again(predictor: Predi
     assert len(bulks) == len(set(bulks)), "one prediction for each kind of weights"
 
 
+def test_activations_are_offloaded_where_nothing_cheaper_does(predictor: Predictor) -> None:
+    sample = predictor.forecast(cell_of(), 2**20).model_copy(update={"roles": {}})
+    memory = sample.memory.model_copy(update={"context_bytes": 0})
+
+    def offloaded_fits(cell: Cell) -> Forecast:
+        verdict = "fits" if cell.workload.activation_offloading else "does not fit"
+        return sample.model_copy(update={"verdict": verdict, "memory": memory})
+
+    (advice,) = advise(cell_of(), 1, offloaded_fits).suggestions
+    assert advice.changes == {"activation_offloading": True}
+    assert advice.price == {"activation_offloading": "what layers save goes to the host and back in every step"}
+
+
 def test_every_change_names_what_exists() -> None:
     fields = set(resolve(SFT, {}).workload.flat())
     for change in CHANGES:
