@@ -136,6 +136,17 @@ def stacked_weights(model: str) -> int:
 
 
 @functools.cache
+def linear_layers(model: str) -> tuple[str, ...]:
+    """The names of `model`'s linear layers, its head and routers apart: those that a quantiser takes and an adapter is put on."""
+    built = _built(model)
+    output = heads(built)
+    layers = [
+        path for path, part in built.named_modules() if type(part) in (torch.nn.Linear, Conv1D) and part not in output
+    ]
+    return tuple(sorted({path.rpartition(".")[2] for path in layers}))
+
+
+@functools.cache
 def cut_blocks(model: str) -> dict[str, int]:
     """By their names, the input widths of `model`'s quantised layers that AVX-512 takes whole and blocks of 64 do not."""
     built = _built(model)
