@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import LAYERS, tiny
+from tiny import DECODERS_IF_TOLD, DECODERS_WITHOUT_ENCODER, LAYERS, tiny
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -208,6 +208,8 @@ def render(tried: Iterable[Tried]) -> str:
         "two steps run on the CPU.",
         "- *logits*: log-probabilities are those of transformers' model with its eager attention, and nothing later moves them.",
         "- *rollout*: greedy decoding over the cache gives the tokens that one plain pass finds likeliest.", "",
+        "Some are decoders only where their config.json says so, and are refused without it: with `is_decoder: true` "
+        f"{', '.join(DECODERS_IF_TOLD)}; with `is_encoder_decoder: false` {', '.join(DECODERS_WITHOUT_ENCODER)}.", "",
         "A number stands for a sentence below the table.", "",
         f"| model type | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|", *rows, "",
         *(f"{number}. {note}" for note, number in notes.items()), "",

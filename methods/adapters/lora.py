@@ -90,10 +90,10 @@ def _target_modules(model: Any, workload: Workload) -> list[str] | str:
 
 
 def _no_layers(model: Any) -> list[str]:
-    """Paths of routers that are linear layers by class and give more than their output: PEFT counts them among all linear layers,
-    and an adapter on them ends in an error."""
-    modules = model.named_modules()
-    return [path for path, module in modules if isinstance(module, nn.Linear) and "Router" in type(module).__name__]
+    """Paths of modules that are linear layers by class alone: routers, which give more than their output, and products by groups.
+    PEFT counts them among all linear layers, and an adapter on them ends in an error."""
+    linear = ((path, type(module).__name__) for path, module in model.named_modules() if isinstance(module, nn.Linear))
+    return [path for path, kind in linear if "Router" in kind or "GroupedLinear" in kind]
 
 
 def _modules_to_save(model: Any, workload: Workload) -> list[str]:
@@ -146,7 +146,7 @@ def _check_targets(model: Any, config: Any, workload: Workload) -> None:
     for name in sorted(config.target_parameters or ()):
         if _names_one(name, packed):
             raise _on_packed(name, workload, layers)
-        if not _names_one(name, parameters):
+        if name in (workload.lora_target_parameters or ()) and not _names_one(name, parameters):
             raise _unknown("lora_target_parameters", name, "parameter", parameters)
 
 

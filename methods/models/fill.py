@@ -12,6 +12,7 @@ for one linear layer). On the meta device the same is done with shapes and types
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -102,7 +103,15 @@ class _Filler:
         self.initialize(module, owner)
 
     def initialize(self, module: nn.Module, owner: PreTrainedModel) -> None:
-        owner._initialize_weights(module)
+        weight = module._parameters["weight"] if isinstance(module, Conv1D) else None
+        if weight is not None and not weight.is_meta:
+            weight.fill_(math.nan)
+            owner._initialize_weights(module)
+            if weight[0, 0].isnan():  # OpenAI's GPT leaves these to their class
+                nn.init.normal_(weight, std=0.02)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type] # a Conv1D's is a parameter
+        else:
+            owner._initialize_weights(module)
         for parameter in module._parameters.values():
             if parameter is not None and id(parameter) in self.shared:
                 parameter._is_hf_initialized = True  # type: ignore[attr-defined] # not again where it is tied to

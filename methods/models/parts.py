@@ -35,18 +35,52 @@ def trunk(model: nn.Module) -> nn.Module:
     """The model below its output head: gives `last_hidden_state` [B,T,hidden]. Adapters inside it stay at work."""
     whole = unwrapped(model)
     below = whole.base_model
-    # Where an architecture's base has a name of its own, as in Llama 4, transformers takes the whole model for it.
-    return whole.model if below is whole and whole.get_output_embeddings() is not None else below
+    if below is whole and whole.get_output_embeddings() is not None:
+        below = whole.model  # an architecture's base has a name of its own, as in Llama 4
+    # A decoder without its encoder (BART's) is wrapped in a module that hands on whatever it is given.
+    return below.decoder if type(below).__name__.endswith("DecoderWrapper") else below
 
 
 def placed(trunk: nn.Module, positions: torch.Tensor) -> dict[str, torch.Tensor]:
-    """`positions` [1,T] as an argument of `trunk`, where it takes any: ALiBi and states of fixed size know them themselves."""
-    return {"position_ids": positions} if "position_ids" in inspect.signature(trunk.forward).parameters else {}
+    """`positions` [1,T] as an argument of `trunk`, where it takes any: ALiBi and states of fixed size know them themselves.
+    RoBERTa's begin after the padding token's."""
+    if "position_ids" not in inspect.signature(trunk.forward).parameters:
+        return {}
+    embeddings: Any = getattr(trunk, "embeddings", None)
+    if hasattr(embeddings, "create_position_ids_from_input_ids"):
+        positions = positions + embeddings.padding_idx + 1
+    return {"position_ids": positions}
 
 
 def head(model: nn.Module) -> nn.Module:
     """The output head: hidden states [...,hidden] to logits [...,vocabulary]."""
     return unwrapped(model).get_output_embeddings()
+
+
+def before_head(model: nn.Module) -> dict[str, nn.Module]:
+    """By name, what lies between trunk and output head, as BERT's `cls` does; the head itself may be in it."""
+    known = (trunk(model), head(model))
+    parts = [(name, part) for name, part in unwrapped(model).named_children() if known[0] not in part.modules()]
+    return {name: part for name, part in parts if part is not known[1] and any(True for _ in part.parameters())}
+
+
+def as_head_gets(model: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """The trunk's `states` [...,hidden] as they reach the output head."""
+    output = head(model)
+    for part in before_head(model).values():
+        with _handing_on(output):
+            states = part(states)
+    return as_head_wants(states, output)
+
+
+@contextmanager
+def _handing_on(module: nn.Module) -> Iterator[None]:
+    """Within, `module` gives what it is given."""
+    module.forward = lambda given: given
+    try:
+        yield
+    finally:
+        del module.forward
 
 
 def hidden_states(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
@@ -72,8 +106,9 @@ class LogitChanges(NamedTuple):
 
 FACTORS = ("logit_scale", "lm_head_multiplier")
 DIVISORS = ("logits_scaling",)
-CAPS = ("final_logit_softcapping", "logits_soft_cap")
-"""Fields of configurations that say what is done to logits (Cohere, Falcon H1; Granite; Gemma 2, RecurrentGemma)."""
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""Fields of configurations that say what is done to logits (Cohere, Falcon H1; Granite; Gemma 2, RecurrentGemma,
+xLSTM)."""
 MULTIPLIED_BY_DIVISOR = ("hyperclovax",)
 UPCAST = ("beam",)
 """Architectures in which the divisor is a factor, and that soft-cap in fp32."""
@@ -100,7 +135,7 @@ def configured_changes(config: PreTrainedConfig) -> LogitChanges:
 def logits(model: nn.Module, states: torch.Tensor) -> torch.Tensor:
     """Logits [..., vocabulary] of hidden states [..., hidden], as the model's own forward pass makes them."""
     changes, output = logit_changes(model), head(model)
-    made = output(as_head_wants(states, output))
+    made = output(as_head_gets(model, states))
     if changes.factor is not None:
         made = made * changes.factor
     if changes.divisor is not None:
@@ -122,6 +157,12 @@ def plain_head(model: nn.Module, asked: str, *, bias: bool = True) -> Any:
         raise ConfigurationError(
             f"{asked} reads the output head's weight as it is and would leave out the adapter on it: take the head from "
             "lora_target_modules, or another loss",
+            field="loss",
+        )
+    if between := before_head(model):
+        raise ConfigurationError(
+            f"{asked} reads the output head's weight as it is and would leave out the layers before it ({', '.join(between)}): "
+            "take loss: scored, or nll",
             field="loss",
         )
     if not bias and getattr(found, "bias", None) is not None:
