@@ -35,6 +35,7 @@ from vrambench.methods.device import get_device
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.job import Job
 from vrambench.methods.models.config import model_config
+from vrambench.methods.models.fill import keep_in_fp32
 from vrambench.methods.models.load import load_model
 from vrambench.methods.models.policy import Policy
 from vrambench.methods.rollout import GREEDY, generate
@@ -122,6 +123,7 @@ class Trial:
             raise ConfigurationError("not predicted")
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(self.name), dtype=torch.bfloat16)
+        keep_in_fp32(model, torch.bfloat16)
         tensors = {id(one): one for one in (*model.parameters(), *model.buffers())}.values()
         total, weights = sum(one.numel() for one in model.parameters()), sum(one.nbytes for one in tensors)
         found = self.simulation.parameters.total, self.simulation.roles["policy"].weights_bytes

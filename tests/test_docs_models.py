@@ -47,7 +47,7 @@ def test_the_page_has_every_model_type_once(page: str) -> None:
 
 def test_nine_of_ten_model_types_are_predicted(page: str) -> None:
     predicted = [name for name, cells in rows(page).items() if cells[COLUMNS.index("whole")] == YES]
-    assert len(predicted) >= 0.9 * len(TYPES) - 2
+    assert len(predicted) >= 0.9 * len(TYPES)
 
 
 def test_the_same_are_refused_for_the_same_reasons(page: str, tmp_path: Path) -> None:

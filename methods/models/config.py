@@ -95,8 +95,6 @@ UNLIKE: dict[str, str] = {
     "cpmant": "reads what it is given in both directions",
     "gemma4_assistant": _DRAFTS,
     "gemma4_unified_assistant": _DRAFTS,
-    "inkling_text": "scales its last hidden states and cuts its vocabulary, which the losses here do not",
-    "inkling2_text": "keeps its routers in fp32, which weights made here are not",
     "prophetnet": "scores tokens from states of its n-gram streams, not from its last hidden states",
     "qwen4_exp": _ONE_BY_ONE,
     "qwen4_exp_text": _ONE_BY_ONE,

@@ -23,7 +23,7 @@ from vrambench.methods.dtypes import HALF
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.attention import implementation
 from vrambench.methods.models.config import model_config, readable, shortened
-from vrambench.methods.models.fill import build, fill
+from vrambench.methods.models.fill import build, fill, not_quantized
 from vrambench.methods.models.parts import before_head, stacked, unwrapped
 from vrambench.methods.models.presets import PRESETS
 from vrambench.methods.models.upcast import upcast
@@ -83,7 +83,7 @@ def load(
             device.torch,
             quantize=quantize and (lambda linear: quantize(linear, workload)),
             quantize_experts=quantize_experts,
-            keep=[output for output in [model.get_output_embeddings()] if output is not None],
+            keep=not_quantized(model) if quantize else (),
         )
         _say_quantized(model)
     upcast(model, workload.fp32_modules)
@@ -113,6 +113,8 @@ def _check_runs_in(config: PreTrainedConfig, dtype: torch.dtype, *, quantized: b
             "clips weights of its linear layers in each training step, which fails on quantised ones: take precision: bf16, or "
             "altup_coef_clip: null in its config.json"
         )
+    elif quantized and text.model_type == "longcat_flash":
+        why = "reads its routers' weights as they are, which fails on quantised ones: take precision: bf16"
     if why:
         raise ConfigurationError(f"model: its architecture ({text.model_type}) {why}", field="model")
 

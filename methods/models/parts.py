@@ -42,19 +42,33 @@ def trunk(model: nn.Module) -> nn.Module:
 
 
 def placed(trunk: nn.Module, positions: torch.Tensor) -> dict[str, torch.Tensor]:
-    """`positions` [1,T] as an argument of `trunk`, where it takes any: ALiBi and states of fixed size know them themselves.
-    RoBERTa's begin after the padding token's."""
+    """`positions` [1,T], from 0, as an argument of `trunk`, where it takes any: ALiBi and states of fixed size know them
+    themselves."""
     if "position_ids" not in inspect.signature(trunk.forward).parameters:
         return {}
-    embeddings: Any = getattr(trunk, "embeddings", None)
-    if hasattr(embeddings, "create_position_ids_from_input_ids"):
-        positions = positions + embeddings.padding_idx + 1
-    return {"position_ids": positions}
+    first = first_position(unwrapped(trunk).config)
+    return {"position_ids": positions + first if first else positions}
+
+
+AFTER_PADDING = (
+    "camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+"""Architectures whose positions begin after the padding token's id."""
+
+
+def first_position(config: PreTrainedConfig) -> int:
+    """The position of a sequence's first token."""
+    return int(config.pad_token_id or 0) + 1 if config.model_type in AFTER_PADDING else 0
 
 
 def head(model: nn.Module) -> nn.Module:
     """The output head: hidden states [...,hidden] to logits [...,vocabulary]."""
     return unwrapped(model).get_output_embeddings()
+
+
+STATES_DIVISOR = "logits_mup_width_multiplier"
+WORDS = "unpadded_vocab_size"
+"""Fields of configurations that say by what last hidden states are divided, and how many logits are kept (Inkling)."""
 
 
 def before_head(model: nn.Module) -> dict[str, nn.Module]:
@@ -66,10 +80,15 @@ def before_head(model: nn.Module) -> dict[str, nn.Module]:
 
 def as_head_gets(model: nn.Module, states: torch.Tensor) -> torch.Tensor:
     """The trunk's `states` [...,hidden] as they reach the output head."""
-    output = head(model)
+    output: Any = head(model)
+    width = getattr(unwrapped(model).config.get_text_config(), STATES_DIVISOR, None)
+    if width is not None:
+        states = states / width
     for part in before_head(model).values():
         with _handing_on(output):
             states = part(states)
+    if "lm_head" in (unwrapped(model)._keep_in_fp32_modules_strict or ()):
+        return states.to(output.weight.dtype)
     return as_head_wants(states, output)
 
 
@@ -136,6 +155,9 @@ def logits(model: nn.Module, states: torch.Tensor) -> torch.Tensor:
     """Logits [..., vocabulary] of hidden states [..., hidden], as the model's own forward pass makes them."""
     changes, output = logit_changes(model), head(model)
     made = output(as_head_gets(model, states))
+    words = getattr(unwrapped(model).config.get_text_config(), WORDS, None)
+    if words is not None and words < made.shape[-1]:
+        made = made[..., :words]
     if changes.factor is not None:
         made = made * changes.factor
     if changes.divisor is not None:
@@ -159,10 +181,11 @@ def plain_head(model: nn.Module, asked: str, *, bias: bool = True) -> Any:
             "lora_target_modules, or another loss",
             field="loss",
         )
-    if between := before_head(model):
+    between = ", ".join(before_head(model))
+    if between or getattr(unwrapped(model).config.get_text_config(), STATES_DIVISOR, None) is not None:
+        what = f"layers before it ({between})" if between else "scaling before it"
         raise ConfigurationError(
-            f"{asked} reads the output head's weight as it is and would leave out the layers before it ({', '.join(between)}): "
-            "take loss: scored, or nll",
+            f"{asked} reads the output head's weight as it is and would leave out the {what}: take loss: scored, or nll",
             field="loss",
         )
     if not bias and getattr(found, "bias", None) is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import tiny
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from tests.bench.predict.test_equality import differences, traced
 from vrambench.bench.plan.validity import check
@@ -105,12 +106,15 @@ def test_what_is_a_decoder_only_where_it_is_told_so_says_how(
     assert model_config(written(kind, tmp_path)).model_type == kind
 
 
-@pytest.mark.parametrize("kind", ["modernbert-decoder", "bert", "roberta", "electra", "bart", "openai-gpt"])
+@pytest.mark.parametrize(
+    "kind", ["modernbert-decoder", "bert", "roberta", "electra", "bart", "openai-gpt", "inkling_text"]
+)
 def test_log_probabilities_are_transformers_whatever_lies_below_the_head(kind: str, tmp_path: Path) -> None:
     """Layers between trunk and head, positions that begin late, a decoder in a wrapper, weights that only their class fills."""
-    cell = cell_of(written(kind, tmp_path), precision="fp32")
+    more = {"logits_mup_width_multiplier": 2.0, "unpadded_vocab_size": 255} if kind == "inkling_text" else {}
+    cell = cell_of(written(kind, tmp_path, **more), precision="fp32", attention="eager")
     model: Any = load_model(cell.setup, CPU, seed=0)
-    tokens = torch.randint(3, 256, (2, 8), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(3, 255, (2, 8), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         theirs = model(input_ids=tokens, use_cache=False).logits[:, :-1].log_softmax(-1)
         ours = Policy(model)(tokens, 1).logprobs
@@ -138,6 +142,17 @@ def test_tokens_that_a_layer_picks_are_picked_by_sdpa_or_eager(kind: str, attent
     assert abs(simulated.peak_bytes() - real.peak_bytes()) <= 0.002 * real.peak_bytes()
     if kind != "doge":  # whose product of one row lies otherwise on the CPU: 128 bytes
         assert not differences(cell, real, simulated)
+
+
+def test_positions_that_begin_late_leave_fewer(tmp_path: Path) -> None:
+    name = written("roberta", tmp_path, max_position_embeddings=34, pad_token_id=1)
+    for tokens, rejected in ((32, False), (33, True)):
+        cell = cell_of(name, prompt_tokens=tokens - 2, precision="fp32")
+        assert ("too-long" in {finding.rule for finding in check(cell, "cuda")}) == rejected
+        if not rejected:
+            job = Job(cell, CPU)
+            job.load()
+            job.step(0)
 
 
 def test_a_quantised_model_says_so_to_layers_that_would_read_a_weight(tmp_path: Path) -> None:
@@ -212,3 +227,36 @@ def test_a_limit_without_end_does_not_stop_the_comparison_of_layers(tmp_path: Pa
 def test_a_model_inside_without_layers_of_its_own_is_no_hindrance(tmp_path: Path) -> None:
     cell = cell_of(written("phi4_multimodal", tmp_path))
     assert Simulator().run(cell).parameters.total > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [
+        ("deepseek_v3", "bf16"),
+        ("ernie4_5_moe", "bf16"),
+        ("inkling2_text", "bf16"),
+        ("gpt_oss", "fp16"),
+        ("bert", "nf4"),
+        ("deepseek_v32", "nf4"),
+        ("gpt2", "nf4"),
+    ],
+)
+def test_every_tensor_is_of_the_type_that_from_pretrained_reads_it_in(
+    kind: str, precision: str, tmp_path: Path
+) -> None:
+    """Some stay in fp32 whatever is asked for, and quantisers leave these and the head alone."""
+    cell = cell_of(written(kind, tmp_path), precision=precision, adapter="lora")
+    ours: Any = load_model(cell.setup, CPU, adapter=False, seed=0)
+    made = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path), dtype=torch.bfloat16)
+    made.save_pretrained(tmp_path / "weights")
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    theirs: Any = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "weights",
+        dtype=torch.float16 if precision == "fp16" else torch.bfloat16,
+        quantization_config=four_bits if precision == "nf4" else None,
+    )
+
+    def types(model: Any) -> dict[str, torch.dtype]:
+        return {name: one.dtype for named in (model.named_parameters(), model.named_buffers()) for name, one in named}
+
+    assert types(ours) == types(theirs)
