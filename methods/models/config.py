@@ -98,7 +98,7 @@ UNLIKE: dict[str, str] = {
     "prophetnet": "scores tokens from states of its n-gram streams, not from its last hidden states",
     "qwen4_exp": _ONE_BY_ONE,
     "qwen4_exp_text": _ONE_BY_ONE,
-    "reformer": "has reversible layers, whose own backward pass takes neither frozen nor bf16 weights",
+    "reformer": "puts tokens into buckets by random hashes, and has a backward pass of its own that fails beside an adapter",
 }
 """Model types that cannot be trained here as transformers would, with the reason, as it was seen at a tiny size."""
 
