@@ -76,13 +76,25 @@ class Predictor:
             except ConfigurationError:
                 raise
             except Exception as error:
-                why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}".rstrip(
-                    ": "
-                )
                 raise NotPredicted(
-                    f"{cell.name} on {cell.workload.model!r} cannot be predicted: the simulated job ends in {why}"
+                    f"{cell.name} on {cell.workload.model!r} cannot be predicted: {_why(error)}"
                 ) from error
         return self._simulations[key]
+
+
+LOOKS_AT_VALUES = ("torch.nonzero()", "Cannot copy out of meta tensor", "_local_scalar_dense")
+"""What torch says where an operator wants values that the simulated device does not have."""
+
+
+def _why(error: Exception) -> str:
+    """Why a simulated job that ended in `error` is no prediction."""
+    said = str(error).strip()
+    if any(words in said for words in LOOKS_AT_VALUES):
+        return (
+            "sizes within a step depend on values, such as which tokens an expert gets, and the simulated device has none: "
+            "`vrambench run` measures it"
+        )
+    return f"the simulated job ends in {type(error).__name__}: {said.splitlines()[0] if said else ''}".rstrip(": ")
 
 
 def card_of(budget_bytes: int) -> Card | None:
