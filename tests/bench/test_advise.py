@@ -196,7 +196,8 @@ def test_packed_experts_are_advised_where_there_are_any(predictor: Predictor, tm
     variant = changed(cell, first.changes)
     assert predictor.forecast(variant, budget).verdict == first.verdict
     for name, model in (("nf4", "tiny"), ("int8", str(tmp_path))):
-        others = asked_for(cell_of({"precision": name, "adapter": "lora"}, model=model), lambda one: None)  # type: ignore[arg-type,return-value]
+        cell = cell_of({"precision": name, "adapter": "lora"}, model=model)
+        others = asked_for(cell, lambda one: None, most=80)  # type: ignore[arg-type,return-value]
         assert any(packs_experts(one) for one in others) == (name == "int8"), "with int8, once it is nf4"
         assert all(one.precision == "nf4" for one in others if packs_experts(one))
 
