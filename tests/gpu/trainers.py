@@ -73,7 +73,7 @@ WHOLE = {"loss_type": "nll", "gradient_checkpointing": False, "bf16": False}
 DEFAULTS = Trained(
     "TRL's defaults",
     axes="bf16 none adamw_torch_fused none sft",
-    settings=CHECKPOINTED | {"loss": "chunked_nll"},
+    settings=CHECKPOINTED | {"loss": "chunked_nll", "autocast": "bf16"},
 )
 FULL = Trained(
     "full",
