@@ -2,9 +2,9 @@
 
     sections(Path("results"))   ->  lines of Markdown, none where nothing is published
 
-A folder holds what `tests/gpu/run` packed: accuracy.json, replay.jsonl, context.json, versus_trl.jsonl, meters_cost.json,
-doctor.json, and the run folders 20b, claims, galore and repeat. accuracy-anew.json is what `compare.py --anew` wrote later. What
-is missing or cut short is left out; a folder that names no GPU is none.
+A folder holds what `tests/gpu/run` packed: accuracy.json, replay.jsonl, context.json, versus_trl.jsonl, trainers.jsonl,
+meters_cost.json, doctor.json, and the run folders 20b, claims, galore and repeat. accuracy-anew.json and trainers-anew.jsonl are
+what `--anew` wrote later. What is missing or cut short is left out; a folder that names no GPU is none.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def section(folder: Path) -> list[str]:
         "",
     ]
     lines += [*accuracy(folder), *replays(folder), *outside(folder), *meters(folder), ""]
-    for table in (against_trl(folder), claims(folder), repeats(folder), cells(folder)):
+    for table in (trainers(folder), against_trl(folder), claims(folder), repeats(folder), cells(folder)):
         lines += [*table, ""] if table else []
     return lines
 
@@ -128,6 +128,33 @@ def against_trl(folder: Path) -> list[str]:
         told = " | ".join("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios)
         lines.append(f"| {row['case']} | {speeds[0]} | {speeds[1]} | {told} |")
     return lines
+
+
+def trainers(folder: Path) -> list[str]:
+    """TRL's and transformers' own jobs, and the cells that say the same."""
+    found = [row for row in rows_of(folder, "trainers") if not row.get("failed")]
+    if not found:
+        return []
+    lines = [
+        "### What trainers take",
+        "",
+        f"TRL's trainers, and transformers' Trainer, on {found[0]['model']}, as `tests/gpu/trainers.py` runs them. Errors are",
+        "those of predictions for the cells that say the same; where no cell can say it yet, there is none.",
+        "",
+        "| job | allocated | error | reserved | error |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for row in found:
+        errors = row["error"] or {}
+        kinds = ("allocated_bytes", "reserved_bytes")
+        told = " | ".join(f"{size(row[kind])} | {share(errors.get(kind), places=2)}" for kind in kinds)
+        lines.append(f"| {row['job']} | {told} |")
+    return lines
+
+
+def rows_of(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The rows as they are predicted today, where that was written."""
+    return read_rows(folder / f"{name}-anew.jsonl") or read_rows(folder / f"{name}.jsonl")
 
 
 def claims(folder: Path) -> list[str]:

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map_only
 
 from vrambench.methods.amp import LISTS, CastPolicy, SimulatedScaler
 from vrambench.methods.errors import ConfigurationError, UnknownValue
+from vrambench.methods.fused import fused
 from vrambench.methods.sdpa import on_simulated_device
 
 Item = TypeVar("Item")
@@ -128,7 +129,7 @@ class Device:
         """Pins scaled dot product attention to one kernel, so that every world runs the same one, where `kernel` names one of
         PyTorch's. `sdpa` leaves the choice to PyTorch, as it is on a GPU."""
         if self.simulated:
-            with on_simulated_device(self.capability):
+            with on_simulated_device(self.capability), fused(self.stands_for):
                 yield
             return
         pinned = KERNELS[self.kind].get(kernel)

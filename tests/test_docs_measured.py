@@ -60,6 +60,10 @@ def results(tmp_path: Path) -> Path:
         "\n".join(json.dumps({"case": case, "trl_version": "1.12.0"} | row) for case, row in
                   (("sft", {**sides, "ratio": ratio}), ("ppo", bad)))
     )  # fmt: skip
+    trained = {"allocated_bytes": 2 * GIB, "reserved_bytes": 3 * GIB, "model": "gpt2"}
+    jobs = ({"job": "lora", **trained, "error": {"allocated_bytes": 0.02, "reserved_bytes": -0.01}},
+            {"job": "dpo", **trained, "error": None}, {"job": "grpo", "failed": "not done after 150 s"})  # fmt: skip
+    (folder / "trainers.jsonl").write_text("\n".join(map(json.dumps, jobs)))
     run(folder / "claims", result("x", 1, 2, [3.0, 1.0, 2.0]), result("y", 1, 2, [], status="oom", predicted=None))
     samples = [result("z", 1, 2, [1.0]), result("z", 1 + 2**-10, 2, [1.1]), result("z", 1, 2, [1.2])]
     run(folder / "repeat", result("z", 1, 2, [1.0], samples=samples))
@@ -77,6 +81,8 @@ def test_a_results_folder_becomes_a_section(results: Path) -> None:
         "- The allocator's model repeated 1 of 2 recorded jobs to the byte (ppo).",
         "- Outside the allocator: 512 MiB as soon as CUDA is there, 1,024 MiB with every library that our jobs load.",
         "- Meters on against off: a step takes +0.40 % (95 %: -0.10 % to +0.90 %).",
+        "| lora | 2.00 GiB | +2.00 % | 3.00 GiB | -1.00 % |",
+        "| dpo | 2.00 GiB | - | 3.00 GiB | - |",
         "| sft | 1,250 | 1,000 | 1.25 | 0.90 | - |",
         "| ppo | 1,250 | ended with code 1 | - | - | - |",
         "| gpt2 / x | ok, verified | 1.00 GiB | 2.00 GiB | 20.00 GiB | 24.00 GiB | 2.00 s |",
@@ -93,6 +99,15 @@ def test_later_predictions_stand_beside_the_first(results: Path) -> None:
     (results / "some-gpu" / "accuracy-anew.json").write_text(json.dumps(later))
     told = "- The same cells predicted once more, with what the measurements taught: allocated median 1.00 %, worst +0.10 %;"
     assert any(line.startswith(told) for line in sections(results))
+
+
+def test_trainers_are_told_as_they_are_predicted_today(results: Path) -> None:
+    row = json.loads((results / "some-gpu" / "trainers.jsonl").read_text().splitlines()[0])
+    row["error"] = {"allocated_bytes": 0.0, "reserved_bytes": 0.0}
+    (results / "some-gpu" / "trainers-anew.jsonl").write_text(json.dumps(row))
+    assert [line for line in sections(results) if line.startswith("| lora")] == [
+        "| lora | 2.00 GiB | +0.00 % | 3.00 GiB | +0.00 % |"
+    ]
 
 
 def test_a_run_names_the_gpu_where_the_doctor_did_not_run(results: Path) -> None:

@@ -78,7 +78,7 @@ def unable(config: PreTrainedConfig, kernel: str) -> str | None:
     made = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if made is None or kernel == "eager" or own_code(config):
         return None
-    if kernel in PYTORCH and not made._supports_sdpa:
+    if kernel in PYTORCH and (not made._supports_sdpa or capped(config)):
         return "has sinks in its attention or caps its scores, which PyTorch's kernels do not"
     compatible = made._compatible_flash_implementations
     if kernel == "flash_attention_2" and not (
@@ -88,6 +88,11 @@ def unable(config: PreTrainedConfig, kernel: str) -> str | None:
     if kernel == "flash" and not one_head_size(config):
         return "has query heads and value heads of two sizes, which the flash kernel does not take (efficient does)"
     return None
+
+
+def capped(config: PreTrainedConfig) -> bool:
+    """Whether scores are soft-capped before their softmax (Gemma 2). sdpa leaves that out, and not every transformers says so."""
+    return getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
 
 
 def settled(config: PreTrainedConfig, kernel: str) -> str:

@@ -142,7 +142,7 @@ def explicit(
     scores = (query * call.scale) @ key.transpose(-2, -1)
     if call.causal:
         scores = scores.masked_fill(_hidden(query.shape[2], key.shape[2], call.window, query.device), float("-inf"))
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
     out = F.dropout(weights, p=call.dropout) @ value
     return out.transpose(1, 2).contiguous(), None
 

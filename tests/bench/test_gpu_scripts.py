@@ -207,3 +207,48 @@ def test_the_code_that_is_run_there_in_processes_of_its_own_is_code() -> None:
             compile(text.value, "measured", "exec")
             checked += 1
     assert checked == 11, "START and the ten tests"
+
+
+# --- what people's trainers take ---
+
+
+@pytest.fixture(scope="module")
+def gpu_trainers(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("tests/gpu/trainers.py")
+
+
+def test_a_trainers_job_runs_beside_its_prediction(
+    gpu_trainers: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("trl")
+    assert gpu_trainers.main(["--device", "cpu", "--tiny", "--only", "TRL's defaults"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert len(row["seconds"]) == gpu_trainers.STEPS
+    assert row["predicted"]["reserved_bytes"] > row["predicted"]["allocated_bytes"] > 0
+    assert row["allocated_bytes"] is None, "nothing counts bytes on a CPU"
+
+
+def test_every_cell_that_says_a_trainers_job_is_one(gpu_trainers: ModuleType) -> None:
+    from vrambench.methods.cell import resolve
+
+    for job in gpu_trainers.JOBS:
+        if job.axes is not None:
+            axes = dict(zip(gpu_trainers.AXES, job.axes.split(), strict=True))
+            assert resolve(axes, {"model": gpu_trainers.MODEL, **job.settings}).name.startswith(job.axes)
+
+
+def test_measured_trainers_are_predicted_anew(
+    gpu_trainers: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    took = {"model": "tiny", "allocated_bytes": 10**6, "reserved_bytes": 10**7}
+    (tmp_path / "rows").write_text(json.dumps({"job": "full", **took}) + "\n" + json.dumps({"job": "dpo", **took}))
+    assert gpu_trainers.main(["--anew", str(tmp_path / "rows")]) == 0
+    full, dpo = map(json.loads, capsys.readouterr().out.splitlines())
+    assert full["error"]["allocated_bytes"] == full["predicted"]["allocated_bytes"] / 10**6 - 1
+    assert (dpo["predicted"], dpo["error"]) == (None, None)
+
+
+def test_a_trainers_job_that_is_none_is_told(gpu_trainers: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gpu_trainers.main(["--device", "cpu", "--only", "sft"])
+    assert "no job 'sft'; there are TRL's defaults; full;" in capsys.readouterr().err

@@ -42,6 +42,7 @@ def summary(plan: Sequence[Part], state: Mapping[str, Any], work: Path) -> str:
     lines += meters_told(work / "meters_cost.json")
     lines += [*workspaces_told(work / "workspaces.jsonl"), *replay_told(work / "replay.jsonl")]
     lines += accuracy_told(work / "accuracy.json")
+    lines += trainers_told(work / "trainers.jsonl")
     lines += trl_told(work / "versus_trl.jsonl")
     for part in plan:
         if part.results and (work / part.results / "cells").is_dir():
@@ -72,6 +73,16 @@ def trl_told(file: Path) -> list[str]:
         sides = [f"{side}: {row[side]['error']}" for side in ("ours", "trl") if "error" in row[side]]
         ratio = [f"{key} {value:.3f}" for key, value in row["ratio"].items() if value is not None]
         lines.append(f"against TRL {row['trl_version']}, {row['case']}: {', '.join([*sides, *ratio])}")
+    return lines
+
+
+def trainers_told(file: Path) -> list[str]:
+    """What people's trainers took, and the signed errors of what was predicted."""
+    lines = []
+    for row in read_rows(file):
+        errors = ", ".join(f"{kind} {100 * value:+.2f} %" for kind, value in (row.get("error") or {}).items())
+        took = row.get("failed") or f"{(row['allocated_bytes'] or 0) / GIB:.3f} GiB allocated"
+        lines.append(f"trainer, {row['job']}: {took}{f'; predicted: {errors}' if errors else ''}")
     return lines
 
 

@@ -5,13 +5,14 @@
     tests/gpu/trainers.py --device cpu --tiny        the same on the CPU, on a tiny model, where nothing counts bytes or offloads
     tests/gpu/trainers.py --only "lora;dpo"          these jobs alone
     tests/gpu/trainers.py --done trainers.jsonl      without those that this file has
+    tests/gpu/trainers.py --anew trainers.jsonl --card h100-80gb      its rows with what is predicted today for that card
 
 Each job has a process of its own and a time limit. It loads one checkpoint of random weights as from_pretrained does, and trains
-STEPS steps of BATCH sequences. One JSON object a line: `job`, the trainer's `allocated_bytes` and `reserved_bytes` (peaks over all; null
-on the CPU), `loaded_bytes` (allocated before the first step), `steps` (the same peaks within each), `seconds` of each step; `axes` and `settings`
-of the cell that says the same, its peaks as `predicted` before the job ran, and `error`s as shares (predicted / measured - 1). Jobs of
-algorithms or settings that no cell has yet have no `axes`: what is measured waits for them. `--recordings`: where the allocator's
-history of some goes, as JOB.pickle.gz. Exit code: 0, or 1 if a job failed.
+STEPS steps of BATCH sequences. One JSON object a line: `job`, the trainer's `allocated_bytes` and `reserved_bytes` (peaks over all;
+null on the CPU), `loaded_bytes` (allocated before the first step), `steps` (the same peaks within each) and `seconds` of each step;
+`axes` and `settings` of the cell that says the same, its peaks as they were `predicted` before the job ran, and `error`, as shares
+(predicted / measured - 1). A job of an algorithm or a setting that no cell has yet has no `axes`: what is measured waits for them.
+`--recordings`: where the allocator's history of some goes, as JOB.pickle.gz. Exit code: 0, or 1 if a job failed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_summary import done_before
+from gpu_summary import done_before, read_rows
 
 SECONDS = 150
 """A job's limit, imports included."""
@@ -51,8 +52,9 @@ LENGTHS = (300, 1024, 500, 700, 200, 900)
 @dataclass(frozen=True)
 class Trained:
     """A trainer's job and the cell that says the same. `trainer`: sft, dpo, reward, grpo, rloo (TRL's), or plain, which is
-    transformers' Trainer. `load`: the precision that from_pretrained is told; `prepared`: by PEFT's prepare_model_for_kbit_training;
-    `lora`: LoraConfig's arguments; `arguments`: those of the trainer's configuration. `axes`: the cell's, `settings`: the rest of it."""
+    transformers' Trainer. `load`: the precision that from_pretrained is told; `prepared`: by PEFT's
+    prepare_model_for_kbit_training; `lora`: LoraConfig's arguments; `arguments`: those of the trainer's configuration.
+    `unequal`: sequences have LENGTHS. `axes`: the cell's, `settings`: the rest of it. `recorded`: with the allocator's history."""
 
     name: str
     trainer: str = "sft"
@@ -96,12 +98,25 @@ QLORA = replace(
     axes="nf4 lora paged_adamw_8bit none sft",
     settings={**WITH_LORA.settings, "adapter_dtype": "bf16", "autocast": "bf16"},
 )
+OFFLOADED = {"activation_offloading": True}
+KBIT = {"optim": "paged_adamw_8bit", "bf16": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
 JOBS = (
     DEFAULTS,
     FULL,
-    replace(FULL, name="autocast", load="fp32", arguments=WHOLE | {"optim": "adamw_torch", "bf16": True}, axes="bf16_amp none adamw_torch none sft"),
+    replace(
+        FULL,
+        name="autocast",
+        load="fp32",
+        arguments={**FULL.arguments, "bf16": True},
+        axes="bf16_amp none adamw_torch none sft",
+    ),
     WITH_LORA,
-    replace(WITH_LORA, name="lora, whole logits, not checkpointed", arguments=WHOLE | {"optim": "adamw_torch"}, settings=OUR_LORA | {"loss": "nll"}),
+    replace(
+        WITH_LORA,
+        name="lora, whole logits, not checkpointed",
+        arguments=FULL.arguments,
+        settings=OUR_LORA | {"loss": "nll"},
+    ),
     QLORA,
     Trained(
         "qlora, prepared by PEFT, under the Trainer",
@@ -109,7 +124,7 @@ JOBS = (
         load="nf4",
         prepared=True,
         lora=LORA,
-        arguments=CHECKPOINTED | {"optim": "paged_adamw_8bit", "bf16": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+        arguments=CHECKPOINTED | KBIT,
         axes="nf4 lora paged_adamw_8bit none sft",
         settings=OUR_LORA | CHECKPOINTED | {"loss": "nll", "fp32_modules": "all", "autocast": "bf16"},
     ),
@@ -121,18 +136,23 @@ JOBS = (
         settings={**WITH_LORA.settings, "adapter_dtype": "bf16"},
     ),
     replace(DEFAULTS, name="packed, wrapped", arguments={"packing": True, "packing_strategy": "wrapped"}),
-    replace(DEFAULTS, name="accumulation 4", arguments={"gradient_accumulation_steps": 4}, settings={**DEFAULTS.settings, "gradient_accumulation_steps": 4}),
-    replace(DEFAULTS, name="activations offloaded", arguments={"activation_offloading": True}, axes=None, settings={}, recorded=True),
-    replace(FULL, name="activations offloaded, not checkpointed", arguments={**FULL.arguments, "activation_offloading": True}, axes=None, settings={}, recorded=True),
-    replace(FULL, name="padded", unequal=True, axes=None, settings={}, recorded=True),
-    replace(DEFAULTS, name="packed", unequal=True, arguments={"packing": True}, axes=None, settings={}),
+    replace(
+        DEFAULTS,
+        name="accumulation 4",
+        arguments={"gradient_accumulation_steps": 4},
+        settings={**DEFAULTS.settings, "gradient_accumulation_steps": 4},
+    ),
+    Trained("activations offloaded", arguments=OFFLOADED, recorded=True),
+    Trained("activations offloaded, not checkpointed", arguments={**FULL.arguments, **OFFLOADED}, recorded=True),
+    Trained("padded", arguments=FULL.arguments, unequal=True, recorded=True),
+    Trained("packed", arguments={"packing": True}, unequal=True),
     Trained("dpo", trainer="dpo", lora=LORA),
     Trained("dpo, full", trainer="dpo"),
     Trained("reward", trainer="reward", lora=LORA | {"task_type": "SEQ_CLS"}),
     Trained("grpo", trainer="grpo", lora=LORA, recorded=True),
     Trained("grpo, full, with a reference", trainer="grpo", arguments={"beta": 0.04}),
     Trained("rloo", trainer="rloo", lora=LORA),
-)  # fmt: skip
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -143,13 +163,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--done", type=Path, metavar="FILE", help="jobs that have a row there are left out")
     parser.add_argument("--recordings", type=Path, metavar="FOLDER", help="where allocators' histories go")
     parser.add_argument("--jobs", type=int, default=1, help="jobs at a time: bytes are what counts")
+    parser.add_argument(
+        "--anew", type=Path, metavar="FILE", help="the rows of this file, predicted once more; no GPU is needed"
+    )
+    parser.add_argument("--card", default="h100-80gb", help="with --anew, the card that its rows were measured on")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # the process of one job, which writes its row into --row
     parser.add_argument("--row", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
+    named = {job.name: job for job in JOBS}
+    if chosen.anew:
+        for row in read_rows(chosen.anew):
+            print(json.dumps(predicted_anew(row, named, chosen.card)))
+        return 0
     if chosen.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
-    named = {job.name: job for job in JOBS}
     if chosen.one:
         sizes = Sizes(tiny=chosen.tiny, device=chosen.device, checkpoint=chosen.checkpoint)
         chosen.row.write_text(json.dumps(row_here(named[chosen.one], sizes, chosen.recordings)))
@@ -184,7 +212,7 @@ def row_of(job: Trained, chosen: argparse.Namespace, checkpoint: Path) -> dict[s
         command += ["--checkpoint", str(checkpoint), *["--tiny"] * chosen.tiny]
         command += ["--recordings", str(chosen.recordings)] if chosen.recordings else []
         try:
-            done = subprocess.run(command, stdout=sys.stderr.fileno(), timeout=SECONDS)
+            done = subprocess.run(command, stdout=2, timeout=SECONDS)
         except subprocess.TimeoutExpired:
             return {"job": job.name, "failed": f"not done after {SECONDS} s"}
         if done.returncode or not row.exists():
@@ -239,7 +267,11 @@ def row_here(job: Trained, sizes: Sizes, recordings: Path | None) -> dict[str, A
     row: dict[str, Any] = {"job": job.name, "model": sizes.model, "axes": job.axes, "settings": dict(job.settings)}
     row |= {"predicted": None, "error": None, "torch": torch.__version__, "gpu": None}
     if job.axes is not None:
-        row["predicted"] = predicted(job, sizes)
+        from vrambench.bench.predict.unseen.hardware import card_here
+
+        card = card_here() if sizes.device == "cuda" else None
+        model = {"model": str(sizes.checkpoint), "weights": "pretrained"}
+        row["predicted"] = predicted(job, model, sizes.tokens, card.name if card else "rtx-4090")
     if sizes.device == "cuda":
         row["gpu"] = torch.cuda.get_device_name(0)
         if job.recorded and recordings is not None:
@@ -250,36 +282,37 @@ def row_here(job: Trained, sizes: Sizes, recordings: Path | None) -> dict[str, A
             recordings.mkdir(parents=True, exist_ok=True)
             with gzip.open(recordings / f"{job.name.replace(', ', '-').replace(' ', '-')}.pickle.gz", "wb", 6) as file:
                 pickle.dump(torch.cuda.memory._snapshot(), file)
-        if row["predicted"]:
-            row["error"] = {kind: row["predicted"][kind] / row[kind] - 1 for kind in row["predicted"]}
+        row["error"] = errors(row["predicted"], row)
     return row
 
 
-def predicted(job: Trained, sizes: Sizes) -> dict[str, int] | None:
-    """Peaks of the cell on this GPU; on the CPU, on a card of 24 GB."""
+def predicted(job: Trained, model: Mapping[str, str], tokens: int, card: str) -> dict[str, int] | None:
+    """Peaks of the cell that says the same; None where none does."""
     from vrambench.bench.predict.many import predict_all
-    from vrambench.bench.predict.unseen.hardware import card_here
     from vrambench.methods.cell import resolve
 
-    assert job.axes is not None
-    cell = resolve(
-        dict(zip(AXES, job.axes.split(), strict=True)),
-        {
-            "model": str(sizes.checkpoint),
-            "weights": "pretrained",
-            "batch_size": BATCH,
-            "prompt_tokens": 1,
-            "response_tokens": sizes.tokens - 1,
-            "budget": "4TiB",
-            **job.settings,
-        },
-    )
-    card = card_here() if sizes.device == "cuda" else None
-    (outcome,) = predict_all([cell], card.name if card else "rtx-4090").values()
+    if job.axes is None:
+        return None
+    work = {"batch_size": BATCH, "prompt_tokens": 1, "response_tokens": tokens - 1, "budget": "4TiB"}
+    cell = resolve(dict(zip(AXES, job.axes.split(), strict=True)), work | model | job.settings)
+    (outcome,) = predict_all([cell], card).values()
     if outcome.forecast is None:
         raise RuntimeError(outcome.reason)
     memory = outcome.forecast.memory
     return {"allocated_bytes": memory.allocated_bytes, "reserved_bytes": memory.reserved_bytes}
+
+
+def errors(predicted: Mapping[str, int] | None, row: Mapping[str, Any]) -> dict[str, float] | None:
+    return {kind: nbytes / row[kind] - 1 for kind, nbytes in predicted.items()} if predicted else None
+
+
+def predicted_anew(row: dict[str, Any], jobs: Mapping[str, Trained], card: str) -> dict[str, Any]:
+    """A measured row with today's prediction, of the cell that says the job today; as it is where it was not measured."""
+    job = jobs.get(row["job"])
+    if job is None or not row.get("allocated_bytes"):
+        return row
+    found = predicted(job, {"model": row["model"]}, TOKENS, card)
+    return row | {"axes": job.axes, "settings": dict(job.settings), "predicted": found, "error": errors(found, row)}
 
 
 def measured(job: Trained, sizes: Sizes) -> dict[str, Any]:

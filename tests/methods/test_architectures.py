@@ -174,6 +174,13 @@ def test_auto_is_what_the_architecture_can(kind: str, kernel: str) -> None:
     assert settled(configured(kind), "flash") == kernel
 
 
+def test_a_transformers_that_lets_capped_scores_be_left_out_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configured("gemma2")
+    monkeypatch.setattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], "_supports_sdpa", True)  # as before 5.20
+    assert settled(config, "flash") == "eager"
+    assert "caps its scores" in (unable(config, "sdpa") or "")
+
+
 def saved(kind: str, folder: Any) -> str:
     CONFIG_MAPPING[kind]().save_pretrained(folder)
     return str(folder)
