@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import LAYERS, tiny
+from tiny import DECODERS_IF_TOLD, DECODERS_WITHOUT_ENCODER, LAYERS, tiny
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -35,6 +35,7 @@ from vrambench.methods.device import get_device
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.job import Job
 from vrambench.methods.models.config import model_config
+from vrambench.methods.models.fill import keep_in_fp32
 from vrambench.methods.models.load import load_model
 from vrambench.methods.models.policy import Policy
 from vrambench.methods.rollout import GREEDY, generate
@@ -122,6 +123,7 @@ class Trial:
             raise ConfigurationError("not predicted")
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(self.name), dtype=torch.bfloat16)
+        keep_in_fp32(model, torch.bfloat16)
         tensors = {id(one): one for one in (*model.parameters(), *model.buffers())}.values()
         total, weights = sum(one.numel() for one in model.parameters()), sum(one.nbytes for one in tensors)
         found = self.simulation.parameters.total, self.simulation.roles["policy"].weights_bytes
@@ -208,6 +210,8 @@ def render(tried: Iterable[Tried]) -> str:
         "two steps run on the CPU.",
         "- *logits*: log-probabilities are those of transformers' model with its eager attention, and nothing later moves them.",
         "- *rollout*: greedy decoding over the cache gives the tokens that one plain pass finds likeliest.", "",
+        "Some are decoders only where their config.json says so, and are refused without it: with `is_decoder: true` "
+        f"{', '.join(DECODERS_IF_TOLD)}; with `is_encoder_decoder: false` {', '.join(DECODERS_WITHOUT_ENCODER)}.", "",
         "A number stands for a sentence below the table.", "",
         f"| model type | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|", *rows, "",
         *(f"{number}. {note}" for note, number in notes.items()), "",

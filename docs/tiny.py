@@ -48,6 +48,21 @@ OPEN: dict[str, dict[str, Any]] = {"gemma4_assistant": {"text_config": NO_INPUTS
 DOTS3 = {"head_dim": 32}
 """Its heads are as wide as their two parts."""
 
+QWEN4_INDEXER = {
+    "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 16, "indexer_compress_ratio": 4,
+}  # fmt: skip
+
+DECODERS_IF_TOLD = (
+    "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert", "roberta",
+    "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+"""Read in both directions but for is_decoder: true in their config.json."""
+DECODERS_WITHOUT_ENCODER = (
+    "bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "mvp", "pegasus", "plbart", "prophetnet",
+    "whisper",
+)  # fmt: skip
+"""Have an encoder but for is_encoder_decoder: false in their config.json."""
+
 EXCEPTIONS: dict[str, dict[str, Any]] = OPEN | {
     # What the class leaves open, and every published config.json says.
     "cohere_compass_text": {"rope_parameters": {"full_attention": ROTARY, "sliding_attention": ROTARY}},
@@ -67,14 +82,29 @@ EXCEPTIONS: dict[str, dict[str, Any]] = OPEN | {
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
     "emu3": {"vocabulary_map": {"<image>": 1}},
     "gemma3n_text": {"num_kv_shared_layers": 2, "num_hidden_layers": 10},
-    "zamba2": {"hybrid_layer_ids": [2, 5], "layers_block_type": ["linear_attention", "linear_attention", "hybrid"] * 2},
+    "zamba2": {
+        "hybrid_layer_ids": [2, 5],
+        "layers_block_type": ["linear_attention", "linear_attention", "hybrid"] * 2,
+        "mamba_headdim": 32,
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+    },
     "dots3_note": {"text_config": DOTS3, "audio_config": {"adapter_input_size": 64}},
     "dots3_note_text": DOTS3,
     # More than one expert in each group, of which a router takes the two best.
     "axk1": {"n_group": 1, "topk_group": 1},
     "beam": {"n_group": 1, "topk_group": 1},
     "deepseek_v3": {"n_group": 2, "topk_group": 1, "n_routed_experts": 8},
-    "reformer": {"is_decoder": True},
+    "deepseek_v32": {"n_group": 2, "topk_group": 1, "n_routed_experts": 8},
+    "bailing_hybrid": {"n_group": 2, "topk_group": 1, "num_experts": 8},
+    "reformer": {"is_decoder": True, "axial_pos_embds_dim": [32, 32], "axial_pos_shape": [4, 4]},
+    "zamba": {"num_hidden_layers": 10, "attention_hidden_size": 128, "attention_head_dim": 32},
+    "qwen4_exp": {"text_config": QWEN4_INDEXER},
+    "qwen4_exp_text": QWEN4_INDEXER,
+    # Decoders only where they are told to be.
+    **{name: {"is_decoder": True} for name in DECODERS_IF_TOLD},
+    **{name: {"is_decoder": True, "is_encoder_decoder": False} for name in DECODERS_WITHOUT_ENCODER},
+    "xmod": {"is_decoder": True, "default_language": "en_XX"},
 }
 """What is not told by a size alone."""
 

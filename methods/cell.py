@@ -32,6 +32,9 @@ from vrambench.methods.setup import Setup
 from vrambench.methods.validated import unknown_field, validated
 from vrambench.methods.workload import FIELDS, Workload
 
+LATER = {"activation_offloading": False}
+"""Fields that came later, with what every job did before them: those jobs keep their ids."""
+
 
 class Cell(BaseModel):
     """Axis values by name, and the workload. Frozen; two cells with the same id are the same job."""
@@ -88,7 +91,8 @@ class Cell(BaseModel):
     @cached_property
     def id(self) -> str:
         """Twelve hex digits of a hash of the content; the same on every machine and version that gives a cell the same fields."""
-        content = json.dumps(self.flat(), sort_keys=True, separators=(",", ":"))
+        said = {key: value for key, value in self.flat().items() if key not in LATER or value != LATER[key]}
+        content = json.dumps(said, sort_keys=True, separators=(",", ":"))
         return hashlib.blake2b(content.encode(), digest_size=6).hexdigest()
 
     @property

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map_only
 
 from vrambench.methods.amp import LISTS, CastPolicy, SimulatedScaler
 from vrambench.methods.errors import ConfigurationError, UnknownValue
+from vrambench.methods.experts import experts_of_gpu
 from vrambench.methods.fused import fused
 from vrambench.methods.sdpa import on_simulated_device
 
@@ -127,9 +128,10 @@ class Device:
     @contextmanager
     def attention(self, kernel: str) -> Iterator[None]:
         """Pins scaled dot product attention to one kernel, so that every world runs the same one, where `kernel` names one of
-        PyTorch's. `sdpa` leaves the choice to PyTorch, as it is on a GPU."""
+        PyTorch's. `sdpa` leaves the choice to PyTorch, as it is on a GPU. The simulated device attends, and takes its experts'
+        products, as a GPU does."""
         if self.simulated:
-            with on_simulated_device(self.capability), fused(self.stands_for):
+            with on_simulated_device(self.capability), fused(self.stands_for), experts_of_gpu(self.capability):
                 yield
             return
         pinned = KERNELS[self.kind].get(kernel)

@@ -9,7 +9,9 @@ of the oldest one; linear attention and convolutions keep a state, which transfo
 
 from __future__ import annotations
 
+import copy
 import inspect
+import sys
 from typing import Any
 
 import torch
@@ -134,6 +136,9 @@ def unable_to_decode(config: PreTrainedConfig) -> str | None:
     taken = inspect.signature(made.forward).parameters if made else {}
     if not any(name in taken for name in ARGUMENTS):
         return "keeps no cache of the kind that transformers' models share, so nothing is generated with it (SFT works)"
+    own = [name for name, one in vars(sys.modules[made.__module__]).items() if _is_own_cache(one, made)]
+    if own:
+        return f"keeps a cache of its own ({', '.join(own)}), so nothing is generated with it (SFT works)"
     try:
         kinds = {type(layer).__name__ for layer in _layers(config)}
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -144,6 +149,13 @@ def unable_to_decode(config: PreTrainedConfig) -> str | None:
             f"keeps a cache of a kind that is not known here ({unknown}), so nothing is generated with it (SFT works)"
         )
     return None
+
+
+def _is_own_cache(one: object, model: type) -> bool:
+    """Whether `one` is a whole cache, and no layer of one, written beside `model`."""
+    if not isinstance(one, type) or one.__module__ != model.__module__:
+        return False
+    return one.__name__.endswith("Cache") and not issubclass(one, CacheLayerMixin)
 
 
 KINDS = {
@@ -158,6 +170,10 @@ KINDS = {
 
 def _layers(config: PreTrainedConfig) -> list[Any]:
     """transformers' own cache layers of a model."""
+    depth = getattr(config, "decoder_layers", None)
+    if depth:  # what is called num_hidden_layers there is the encoder's
+        config = copy.copy(config)
+        config.num_hidden_layers = depth
     layers: list[Any] = DynamicCache(config=config).layers
     return layers
 

@@ -185,6 +185,9 @@ class Workload(BaseModel):
     use_reentrant: Switch = False
     """Whether checkpointing is torch's reentrant kind: a layer runs without a graph first, and in the backward pass to its end,
     with a backward pass of its own."""
+    activation_offloading: Switch = False
+    """Whether what autograd saves in a forward pass (with gradient checkpointing: the layers' inputs) goes to page-locked host
+    memory and comes back in the backward pass, on a stream of its own, as in TRL."""
     torch_empty_cache_steps: Natural = 0
     """Before the backward passes of every so many optimizer steps, cached memory goes back to the driver; 0 leaves it."""
     compute_dtype: Literal["bf16", "fp16", "fp32"] | None = "bf16"
@@ -197,7 +200,7 @@ class Workload(BaseModel):
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager", "flash", "efficient", "math"] = "auto"
     """transformers' `attn_implementation`: `sdpa` (the kernel that PyTorch chooses), `flash_attention_2` (the flash-attn package)
     or `eager` (the architecture's own code); or one kernel of PyTorch's: `flash`, `efficient`, `math`. `auto` is flash in half
-    precision, efficient in fp32, and eager where the architecture has neither."""
+    precision, efficient in fp32, and sdpa or eager where the architecture has neither."""
     loss: Literal["scored", "nll", "nll_4_46", "nll_4_45", "chunked_nll", "liger", "cut_cross_entropy"] = "scored"
     """For which positions logits are made, and how. `scored`: the positions that are scored, with a copy in fp32. `nll`: the
     whole sequence, as transformers' models do with labels (in PPO: as TRL does). `nll_4_46`, `nll_4_45`: as those did in

@@ -22,9 +22,8 @@ from vrambench.methods.errors import ConfigurationError, shown
 from vrambench.methods.workload import AXIS_NAMES, FIELDS
 
 if TYPE_CHECKING:
-    from vrambench.bench.plan.plan import Plan
+    from vrambench.bench.plan.plan import Plan, PlannedCell
     from vrambench.bench.plan.selection import Selection
-    from vrambench.methods.cell import Cell
 
 MOST_SHOWN = 6
 """Values of a field that an error lists."""
@@ -57,8 +56,10 @@ def fit(
 
         card = card_named(selection)
         planned = select(loaded, selection, "cuda", bf16=has_bf16(card))
-        cell = only_cell(planned, maximum)
-        answer = fit_cell(cell, card, maximum=maximum, advices=advices, alloc_conf=alloc_conf, tell=say)
+        one = only_cell(planned, maximum)
+        answer = fit_cell(
+            one.cell, card, maximum=maximum, advices=advices, alloc_conf=alloc_conf, said=one.said, tell=say
+        )
         if as_json:
             print(json.dumps(answer.document(), indent=1), file=out)
         else:
@@ -69,7 +70,7 @@ def fit(
     return 0 if fits else EXIT_DOES_NOT_FIT
 
 
-def only_cell(plan: Plan, searched: str | None = None) -> Cell:
+def only_cell(plan: Plan, searched: str | None = None) -> PlannedCell:
     """The plan's one cell; of several that differ in the `searched` field alone, the one with its least value.
     ConfigurationError where there are others, with what they differ in, or where a rule forbids it."""
     from vrambench.bench.predict.reach import check_searched
@@ -86,7 +87,7 @@ def only_cell(plan: Plan, searched: str | None = None) -> Cell:
     rule = planned.rejection
     if rule is not None:
         raise ConfigurationError(f"{planned.name}: invalid on CUDA by the rule {rule.rule}: {rule.reason}")
-    return planned.cell
+    return planned
 
 
 def _narrowing(flats: list[dict[str, Any]]) -> str:

@@ -14,7 +14,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,12 +48,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class PlannedCell:
     """`name`: unique in its plan. `findings`: what the rules say of the cell on the plan's device, rejections first.
-    `outcome`: its prediction for CUDA, where one was made."""
+    `outcome`: its prediction for CUDA, where one was made. `said`: all that was said of its workload, also what it does not use."""
 
     cell: Cell
     name: str
     findings: tuple[Finding, ...] = ()
     outcome: Outcome | None = None
+    said: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def id(self) -> str:
@@ -232,14 +233,16 @@ def _nothing_left(
 
 def _planned(one: Combination, point: _Point, device_kind: Kind, bf16: bool) -> PlannedCell:
     """The cell of one combination at one point of the sweeps."""
-    cell = _resolved(one.axes, {**point.lower, **one.added, **point.upper}, flash=bf16)
+    settings = {**point.lower, **one.added, **point.upper}
+    cell = _resolved(one.axes, settings, flash=bf16)
     flat = _fields(cell)
     shown = dict.fromkeys(point.swept)
     if one.included:
         plain = _fields(_resolved(one.axes, {**point.lower, **point.upper}, flash=bf16))
         shown |= {name: None for name in one.added if flat.get(name) != plain.get(name)}
     parts = [f"{name}={_text(flat[name])}" for name in shown if flat.get(name) is not None]
-    return PlannedCell(cell, " ".join([cell.name, *parts]), check(cell, device_kind, bf16=bf16))
+    findings = check(cell, device_kind, bf16=bf16)
+    return PlannedCell(cell, " ".join([cell.name, *parts]), findings, said=unflatten(settings))
 
 
 def _resolved(axes: Mapping[str, str], settings: Settings, *, flash: bool) -> Cell:

@@ -16,7 +16,7 @@ from vrambench.methods.kv_cache import unable_to_decode
 from vrambench.methods.models.attention import choices, chunked, own_code, sight, unable
 from vrambench.methods.models.config import model_config
 from vrambench.methods.models.fill import build
-from vrambench.methods.models.parts import heads, stacked
+from vrambench.methods.models.parts import first_position, heads, stacked
 from vrambench.methods.sdpa import Choice
 
 # The least eps, in powers of ten, with which fp16 state was seen to train (tiny Llama): squares of gradients below 5e-3
@@ -136,6 +136,17 @@ def stacked_weights(model: str) -> int:
 
 
 @functools.cache
+def linear_layers(model: str) -> tuple[str, ...]:
+    """The names of `model`'s linear layers, its head and routers apart: those that a quantiser takes and an adapter is put on."""
+    built = _built(model)
+    output = heads(built)
+    layers = [
+        path for path, part in built.named_modules() if type(part) in (torch.nn.Linear, Conv1D) and part not in output
+    ]
+    return tuple(sorted({path.rpartition(".")[2] for path in layers}))
+
+
+@functools.cache
 def cut_blocks(model: str) -> dict[str, int]:
     """By their names, the input widths of `model`'s quantised layers that AVX-512 takes whole and blocks of 64 do not."""
     built = _built(model)
@@ -158,7 +169,11 @@ def _built(model: str) -> torch.nn.Module:
 
 def positions(model: str) -> float:
     """How many tokens a sequence of `model` may have; no limit where its configuration names none."""
-    return getattr(configured(model), "max_position_embeddings", None) or math.inf
+    config = described(model)
+    if config is None:
+        return math.inf
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return most - first_position(config) if most else math.inf
 
 
 def attends_by_own_code(model: str) -> bool:

@@ -254,6 +254,13 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: cell.workload.use_reentrant and not cell.workload.gradient_checkpointing,
     ),
     Rule(
+        "activation-offloading-zero",
+        "reject",
+        "DeepSpeed moves parameters to memory of its own after TRL has noted where they lie, so they would be offloaded as if they "
+        "were activations (activation_offloading: false, or offload none)",
+        lambda cell, _: cell.workload.activation_offloading and zero(cell),
+    ),
+    Rule(
         "lora-nothing",
         "reject",
         "neither a layer nor a parameter is named for the adapter (lora_target_modules, lora_target_parameters)",
@@ -402,6 +409,12 @@ RULES: tuple[Rule, ...] = (
         "warn",
         "a CPU's memory has no cache that could be emptied: torch_empty_cache_steps changes nothing here",
         lambda cell, target: target.kind == "cpu" and cell.workload.torch_empty_cache_steps > 0,
+    ),
+    Rule(
+        "activation-offloading-cpu",
+        "warn",
+        "a CPU's memory is the host's: activation_offloading copies what is saved, and frees nothing for it here",
+        lambda cell, target: target.kind == "cpu" and cell.workload.activation_offloading,
     ),
     Rule(
         "experts-16-bit",

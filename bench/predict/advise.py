@@ -9,10 +9,21 @@ Validity is that of CUDA. Nothing is printed here.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from vrambench.bench.predict.changes import CHANGES, Change, applies, changed, differences, halved
+from vrambench.bench.plan.traits import packs_experts
+from vrambench.bench.predict import NotPredicted
+from vrambench.bench.predict.changes import (
+    CHANGES,
+    PACKED,
+    Change,
+    applies,
+    beside_packed,
+    changed,
+    differences,
+    halved,
+)
 from vrambench.bench.predict.reach import Ask, rejection
 from vrambench.bench.results.forecast import Forecast, Verdict
 from vrambench.bench.results.records import Record
@@ -43,6 +54,14 @@ class Suggestion(Record):
     margin_bytes: int
 
 
+class Variant(NamedTuple):
+    """A configuration that may do, with the changes that make it of the cell, and all that they set."""
+
+    cell: Cell
+    changes: frozenset[Change] = frozenset()
+    settings: Mapping[str, Any] = {}
+
+
 class Advice(Record):
     """`predictions`: how many were made. `ending`: why the search stopped, in a sentence."""
 
@@ -58,6 +77,7 @@ def advise(
     *,
     expandable: Ask | None = None,
     bf16: bool = True,
+    said: Mapping[str, Any] | None = None,
     most: int = MOST_PREDICTIONS,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Advice:
@@ -66,7 +86,9 @@ def advise(
     What is only tight is given where the cell itself does not fit, with some room and where fewer changes do not do. What
     adds to changes that fit already is tried last, and given only where it leaves clearly more room. Not tried is what cannot
     fit, since weights (and the gradients that an optimizer steps on together) of its precision and adapter exceed the budget
-    alone, with what lies outside the allocator. Stops at `most` predictions.
+    alone, with what lies outside the allocator, and what cannot be run. Stops at `most` predictions.
+
+    `said`: what the matrix says of fields and options that the cell does not use, for changes that do.
 
     `expandable` predicts with expandable segments: suggested first of all where it is fragmentation that breaks the budget.
     """
@@ -83,28 +105,34 @@ def advise(
         if len(unchanged) == wanted:
             return Advice(suggestions=tuple(unchanged), predictions=predictions, ending=f"{wanted} found")
     ending = "all other changes that are known do not fit, or add to these for little more room"
-    later: list[tuple[frozenset[Change], Cell]] = []
-    first = ((changes, variant, False) for changes, variant in _variants(cell, bf16))
-    again = ((changes, variant, True) for changes, variant in later)  # read when the first are through
-    for changes, variant, second in itertools.chain(first, again):
+    later: list[Variant] = []
+    first = ((variant, False) for variant in _variants(cell, bf16, said))
+    again = ((variant, True) for variant in later)  # read when the first are through
+    for variant, second in itertools.chain(first, again):
+        changes = variant.changes
         within = [given for smaller, given in found if smaller < changes and given.verdict == "fits"]
         if within and not second:
-            later.append((changes, variant))
+            later.append(variant)
             continue
-        if held.get(_bulk(variant), 0) + outside > own.budget_bytes:
+        if held.get(_bulk(variant.cell), 0) + outside > own.budget_bytes:
             continue
         if predictions >= most:
             ending = f"stopped at the limit of {most} predictions, with {len(unchanged) + len(found)} of {wanted} found"
             break
-        forecast = ask(variant)
         predictions += 1
+        try:
+            forecast = ask(variant.cell)
+        except (ConfigurationError, NotPredicted) as error:
+            tell(f"{_words(cell, variant)}: {error}")
+            continue
         tell(f"{_words(cell, variant)}: {forecast.verdict}")
-        held[_bulk(variant)] = max(held.get(_bulk(variant), 0), _held_bytes(variant, forecast))
+        bulk = _bulk(variant.cell)
+        held[bulk] = max(held.get(bulk, 0), _held_bytes(variant.cell, forecast))
         enough = max((given.margin_bytes for given in within), default=-own.budget_bytes) + MORE_ROOM * own.budget_bytes
         if within and forecast.margin_bytes < enough:
             continue
         if forecast.verdict == "fits" or (own.verdict == "does not fit" and _worth(forecast, changes, found)):
-            found.append((changes, _suggestion(cell, variant, changes, forecast)))
+            found.append((changes, _suggestion(cell, variant, forecast)))
             if len(unchanged) + len(found) == wanted:
                 ending = f"{wanted} found"
                 break
@@ -121,7 +149,7 @@ def _broken_by_fragmentation(own: Forecast) -> bool:
 def _with_expandable_segments(cell: Cell, own: Forecast, forecast: Forecast) -> list[Suggestion]:
     """The cell itself, where that makes it fit."""
     if forecast.verdict == "fits" or (own.verdict == "does not fit" and _worth(forecast, frozenset(), ())):
-        return [_suggestion(cell, cell, frozenset(), forecast)]
+        return [_suggestion(cell, Variant(cell), forecast)]
     return []
 
 
@@ -133,7 +161,7 @@ def _worth(
     return forecast.fits and room and not any(fewer < changes for fewer, _ in found)
 
 
-def _variants(cell: Cell, bf16: bool) -> Iterator[tuple[frozenset[Change], Cell]]:
+def _variants(cell: Cell, bf16: bool, said: Mapping[str, Any] | None) -> Iterator[Variant]:
     """Valid configurations by number of changes; of as many, that whose dearest change is cheaper comes first."""
     places = {change: place for place, change in enumerate(CHANGES)}
     choices: dict[str, list[Change | None]] = {}
@@ -148,16 +176,21 @@ def _variants(cell: Cell, bf16: bool) -> Iterator[tuple[frozenset[Change], Cell]
         if any(change.what == "batch_size" for change in chosen):
             settings |= halved(cell)
         try:
-            variant = changed(cell, settings, flash=bf16)
+            variant = changed(cell, settings, flash=bf16, said=said)
+            if PACKED in settings and (more := beside_packed(variant)):
+                settings |= more
+                variant = changed(cell, settings, flash=bf16, said=said)
         except ConfigurationError:  # an option that the other value would need otherwise
             continue
-        if rejection(variant, bf16=bf16) is None:
-            yield frozenset(chosen), variant
+        without_effect = PACKED in settings and not packs_experts(variant)
+        if not without_effect and rejection(variant, bf16=bf16) is None:
+            yield Variant(variant, frozenset(chosen), settings)
 
 
-def _bulk(cell: Cell) -> tuple[str, str, bool]:
-    """What decides a cell's weights and gradients: precision, adapter, and whether all gradients are there at once."""
-    return cell.precision, cell.adapter, _one_by_one(cell)
+def _bulk(cell: Cell) -> tuple[str, str, bool, bool]:
+    """What decides a cell's weights and gradients: precision, adapter, whether experts are packed, and whether all gradients are
+    there at once."""
+    return cell.precision, cell.adapter, packs_experts(cell), _one_by_one(cell)
 
 
 def _one_by_one(cell: Cell) -> bool:
@@ -174,11 +207,12 @@ def _held_bytes(cell: Cell, forecast: Forecast) -> int:
     return weights + max((role.gradients_bytes for role in roles), default=0)
 
 
-def _suggestion(cell: Cell, variant: Cell, changes: frozenset[Change], forecast: Forecast) -> Suggestion:
+def _suggestion(cell: Cell, variant: Variant, forecast: Forecast) -> Suggestion:
+    changes = variant.changes
     prices = {change.what: change.price for change in CHANGES if change in changes}
     return Suggestion(
-        name=variant.name,
-        changes=differences(cell, variant) if changes else EXPANDABLE,
+        name=variant.cell.name,
+        changes=differences(cell, variant.cell, variant.settings) if changes else EXPANDABLE,
         price=prices or dict.fromkeys(EXPANDABLE, EXPANDABLE_PRICE),
         verdict=forecast.verdict,
         device_bytes=forecast.memory.device_bytes or 0,
@@ -186,5 +220,5 @@ def _suggestion(cell: Cell, variant: Cell, changes: frozenset[Change], forecast:
     )
 
 
-def _words(cell: Cell, variant: Cell) -> str:
-    return ", ".join(f"{name} {value}" for name, value in differences(cell, variant).items())
+def _words(cell: Cell, variant: Variant) -> str:
+    return ", ".join(f"{name} {value}" for name, value in differences(cell, variant.cell, variant.settings).items())

@@ -42,6 +42,7 @@ RECIPE: Mapping[str, tuple[Any, ...]] = {
     "loss": ("scored", None),
     "autocast": ("none", None),
     "fp32_modules": ("none", None),
+    "activation_offloading": (False,),
 }
 """Fields that decide which operators a job runs, with the values that say nothing special."""
 

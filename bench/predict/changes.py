@@ -1,6 +1,7 @@
 """What can be changed so that a cell needs less memory, and what each change costs.
 
 changed(cell, {"precision": "nf4"})     the cell with another value, and what `auto` stands for decided anew
+changed(cell, {"nf4.double_quant": True})
 CHANGES                                 the table that advise.py tries, cheapest first
 """
 
@@ -10,13 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vrambench.bench.plan.traits import linear_layers, packs_experts, stacked_weights
 from vrambench.methods.axes import AXES
 from vrambench.methods.cell import Cell, resolve
 
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """One thing to change. `what`: the axis or field; `settings`: its new value, and what has to go with it; `of`: the
+    """One thing to change. `what`: the axis, field or option; `settings`: its new value, and what has to go with it; `of`: the
     values that it improves on (every other one, where none is named); `price`: what it costs."""
 
     what: str
@@ -28,9 +30,17 @@ class Change:
 _ADAMW = ("adamw_torch", "adamw_torch_fused")
 _FULL_STATE = (*_ADAMW, "galore_adamw")
 
+PACKED = "nf4.quantize_moe_experts"
+
 CHANGES: tuple[Change, ...] = (
     # Cheapest first: what leaves the arithmetic of an update alone and costs only time; then other optimizers, with ever more
     # approximation; then fewer trained weights; then rounded ones; last what waits for the host in every step.
+    Change(
+        "loss",
+        {"loss": "chunked_nll"},
+        "logits are made a chunk at a time and twice, from a copy of the head in fp32",
+        ("scored", "nll", "nll_4_46", "nll_4_45"),
+    ),
     Change("gradient_checkpointing", {"gradient_checkpointing": True}, "each forward pass is computed twice"),
     Change("batch_size", {}, "half the sequences in a forward pass, twice as many passes"),
     Change(
@@ -74,15 +84,35 @@ CHANGES: tuple[Change, ...] = (
         "base weights rounded to 4 bits",
         ("fp32", "bf16", "fp16", "bf16_amp", "fp16_amp", "int8"),
     ),
+    Change(
+        "activation_offloading",
+        {"activation_offloading": True},
+        "what layers save goes to the host and back in every step",
+    ),
+    Change(
+        PACKED,
+        {PACKED: True},
+        "experts rounded to 4 bits as well, without adapters on them, and unpacked in every pass",
+    ),
     Change("offload", {"offload": "zero2_optimizer"}, "optimizer steps on the host's memory and cores", ("none",)),
 )
 
 
-def changed(cell: Cell, settings: Mapping[str, Any], *, flash: bool = True) -> Cell:
-    """`cell` with other axis values and fields. What `auto` stood for (attention, reference) is decided anew where the axis
-    changes that decides it, and a sequence's length where a part of it does; `flash` as in `resolve`."""
+def changed(
+    cell: Cell, settings: Mapping[str, Any], *, flash: bool = True, said: Mapping[str, Any] | None = None
+) -> Cell:
+    """`cell` with other axis values, fields and options (by dotted names). What `auto` stood for (attention, reference) is decided
+    anew where the axis changes that decides it, and a sequence's length where a part of it does; `flash` as in `resolve`. `said`:
+    what fields and options are that the cell does not use and its new values may; their defaults where that says nothing."""
     axes = {axis: settings.get(axis, value) for axis, value in cell.axes.items()}
-    workload = cell.workload.flat() | {name: value for name, value in settings.items() if name not in AXES}
+    own = {name: value for name, value in cell.workload.flat().items() if value is not None}
+    workload = {**(said or {}), **own}
+    for name, value in settings.items():
+        namespace, _, option = name.partition(".")
+        if option:
+            workload[namespace] = {**(workload.get(namespace) or {}), option: value}
+        elif name not in AXES:
+            workload[name] = value
     if axes["precision"] != cell.precision and cell.workload.attention == cell.precision_value.attention(cell.workload):
         workload["attention"] = "auto"
     if axes["adapter"] != cell.adapter and cell.workload.reference in ("adapter_off", "copy"):
@@ -95,9 +125,10 @@ def changed(cell: Cell, settings: Mapping[str, Any], *, flash: bool = True) -> C
 def applies(change: Change, cell: Cell) -> bool:
     if change.what == "batch_size":
         return cell.workload.batch_size % 2 == 0
-    if change.what in AXES:
-        return cell.axes[change.what] in change.of
-    return bool(getattr(cell.workload, change.what) != change.settings[change.what])
+    if change.what == PACKED:
+        return not packs_experts(cell) and stacked_weights(cell.workload.model) > 0
+    now = cell.axes[change.what] if change.what in AXES else getattr(cell.workload, change.what)
+    return now in change.of if change.of else bool(now != change.settings[change.what])
 
 
 def halved(cell: Cell) -> dict[str, int]:
@@ -109,12 +140,22 @@ def halved(cell: Cell) -> dict[str, int]:
     }
 
 
-def differences(cell: Cell, variant: Cell) -> dict[str, Any]:
-    """The axes and fields in which `variant` is another, by name, without those that follow from its axis values."""
+def beside_packed(variant: Cell) -> dict[str, Any]:
+    """What has to go with packed experts in `variant`: adapters on linear layers alone, by their names."""
+    if variant.workload.lora_target_modules != "all-linear":
+        return {}
+    return {"lora_target_modules": linear_layers(variant.workload.model)}
+
+
+def differences(cell: Cell, variant: Cell, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The axes, fields and options in which `variant`, made with `settings`, is another, by name, without those that follow from
+    its axis values."""
     before, after = cell.flat(), variant.flat()
     following = {field for value in variant.values.values() for field in value.fields} | {"attention", "learning_rate"}
-    return {
+    found = {
         name: value
         for name, value in after.items()
-        if value != before.get(name) and not isinstance(value, dict) and name not in following and value is not None
+        if value != before.get(name) and not isinstance(value, dict) and value is not None
+        if name not in following or name in settings
     }
+    return found | {name: value for name, value in settings.items() if "." in name}

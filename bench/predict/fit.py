@@ -6,7 +6,7 @@ answer.document()                   as `vrambench fit --json` prints it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,10 +79,11 @@ def fit(
     maximum: str | None = None,
     advices: int | None = None,
     alloc_conf: str | None = None,
+    said: Mapping[str, Any] | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Answer:
     """Predicts `cell` under its budget. `maximum`: a field whose largest value is wanted; `advices`: how many configurations
-    that fit. `alloc_conf`: see Predictor. `tell` hears of each further prediction."""
+    that fit. `alloc_conf`: see Predictor; `said`: see `advise`. `tell` hears of each further prediction."""
     hush()
     predictor = Predictor(alloc_conf)
     bf16 = has_bf16(card)
@@ -98,7 +99,7 @@ def fit(
     if len(events) <= MOST_EVENTS and (jumps := spread(cell, forecast, ask)):
         forecast = forecast.model_copy(update={"notes": (*forecast.notes, jumps)})
     reach = largest(cell, maximum, ask, bf16=bf16, tell=tell) if maximum is not None else None
-    advice = advise(cell, advices, ask, expandable=expandable, bf16=bf16, tell=tell) if advices else None
+    advice = advise(cell, advices, ask, expandable=expandable, bf16=bf16, said=said, tell=tell) if advices else None
     warned = tuple(finding for finding in check(cell, "cuda", bf16=bf16) if finding.kind == "warn")
     return Answer(cell, card, forecast, warned, reach, advice)
 

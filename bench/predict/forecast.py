@@ -76,13 +76,25 @@ class Predictor:
             except ConfigurationError:
                 raise
             except Exception as error:
-                why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}".rstrip(
-                    ": "
-                )
                 raise NotPredicted(
-                    f"{cell.name} on {cell.workload.model!r} cannot be predicted: the simulated job ends in {why}"
+                    f"{cell.name} on {cell.workload.model!r} cannot be predicted: {_why(error)}"
                 ) from error
         return self._simulations[key]
+
+
+LOOKS_AT_VALUES = ("torch.nonzero()", "Cannot copy out of meta tensor", "_local_scalar_dense")
+"""What torch says where an operator wants values that the simulated device does not have."""
+
+
+def _why(error: Exception) -> str:
+    """Why a simulated job that ended in `error` is no prediction."""
+    said = str(error).strip()
+    if any(words in said for words in LOOKS_AT_VALUES):
+        return (
+            "sizes within a step depend on values, such as which tokens an expert gets, and the simulated device has none: "
+            "`vrambench run` measures it"
+        )
+    return f"the simulated job ends in {type(error).__name__}: {said.splitlines()[0] if said else ''}".rstrip(": ")
 
 
 def card_of(budget_bytes: int) -> Card | None:
@@ -92,12 +104,14 @@ def card_of(budget_bytes: int) -> Card | None:
 
 class Judged(NamedTuple):
     """A trace under a budget: the replay that tells its bytes (under the budget where it runs only there), the verdict, the error
-    band in bytes, how much more is reserved where addresses rise, and the shares that the band was made of."""
+    band in bytes, how much more is reserved where addresses rise, and where the device is behind the host, and the shares that the
+    band was made of."""
 
     replay: Replay
     verdict: Verdict
     band_bytes: int
     rising_order_bytes: int
+    behind_bytes: int
     error: Band
 
 
@@ -105,15 +119,18 @@ def judge(trace: Trace, settings: AllocatorSettings, budget: int, outside: Outsi
     """The verdict: with cached memory kept if that fits, else with cached memory given back where the budget is reached."""
     free_run = Replay(trace, settings)
     other_order = Replay(trace, settings, falling=False).reserved_bytes - free_run.reserved_bytes
+    behind = 0
+    if trace.lent:
+        behind = max(0, Replay(trace, settings, behind=True).reserved_bytes - free_run.reserved_bytes)
     device = free_run.reserved_bytes + outside.expected_bytes
-    band = _band_bytes(device, error, outside, other_order)
+    band = _band_bytes(device, error, outside, other_order) + behind
     if device <= budget:
-        return Judged(free_run, "fits" if device + band <= budget else "tight", band, other_order, error)
+        return Judged(free_run, "fits" if device + band <= budget else "tight", band, other_order, behind, error)
     capped = Replay(trace, settings, max(0, budget - outside.expected_bytes))
     if capped.oom is None:
-        return Judged(capped, "tight", band, other_order, error)
+        return Judged(capped, "tight", band, other_order, behind, error)
     free_run.oom, free_run.oom_phase = capped.oom, capped.oom_phase
-    return Judged(free_run, "does not fit", band, other_order, error)
+    return Judged(free_run, "does not fit", band, other_order, behind, error)
 
 
 def doubted(made: Forecast, left_out: tuple[Unmodelled, ...], error: Band) -> Forecast:
@@ -130,13 +147,16 @@ def _band_bytes(device: int, error: Band, outside: Outside, other_order: int) ->
     return round(error.share * device) + outside.high_bytes - outside.expected_bytes + max(0, other_order)
 
 
-def _band_basis(device: int, error: Band, outside: Outside, other_order: int) -> str:
+def _band_basis(device: int, judged: Judged, outside: Outside) -> str:
     """What the band's bytes are made of, in words."""
+    error = judged.error
     parts = [f"{error.share * device / 2**20:,.0f} MiB ({error.share:.1%}), {error.basis}"]
     if outside.high_bytes > outside.expected_bytes:
         parts.append(f"{(outside.high_bytes - outside.expected_bytes) / 2**20:,.0f} MiB outside the allocator")
-    if other_order > 0:
-        parts.append(f"{other_order / 2**20:,.0f} MiB by the order of addresses")
+    if judged.rising_order_bytes > 0:
+        parts.append(f"{judged.rising_order_bytes / 2**20:,.0f} MiB by the order of addresses")
+    if judged.behind_bytes > 0:
+        parts.append(f"{judged.behind_bytes / 2**20:,.0f} MiB by how far the device is behind the host")
     return "; ".join(parts)
 
 
@@ -176,7 +196,7 @@ def _forecast(simulation: Simulation, judged: Judged, budget: int, outside: Outs
         verdict=judged.verdict,
         margin_bytes=budget - device,
         band_bytes=judged.band_bytes,
-        band_basis=_band_basis(device, judged.error, outside, judged.rising_order_bytes),
+        band_basis=_band_basis(device, judged, outside),
         memory=Memory(
             requested_bytes=replay.requested_bytes,
             allocated_bytes=replay.allocated_bytes,

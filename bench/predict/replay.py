@@ -9,20 +9,30 @@ from __future__ import annotations
 from collections import Counter
 
 from vrambench.bench.allocator import Allocator, AllocatorSettings, DeviceOutOfMemory
-from vrambench.bench.predict.tracing.trace import ALLOC, EMPTY, FREE, MARK, Event, Place, Trace
+from vrambench.bench.predict.tracing.trace import ALLOC, EMPTY, FREE, MARK, SYNC, Event, Place, Trace
 from vrambench.bench.results.forecast import Share
 from vrambench.bench.results.records import OutOfMemory
+
+WORK, COPIES = 0, 1
+"""The streams."""
 
 
 class Replay:
     """A trace in the allocator: peaks by phase and of all, and what was live at the highest moment (of allocated bytes).
 
     `allowed_bytes`: what the allocator may reserve; `oom` says where that was too little. `falling`: the order of addresses, as
-    on native Linux (vrambench.bench.allocator.blocks.Addresses).
+    on native Linux (vrambench.bench.allocator.blocks.Addresses). `behind`: the device does nothing before the host waits for it, so
+    that memory which its work has to be done with waits, too; else it is never behind.
     """
 
     def __init__(
-        self, trace: Trace, settings: AllocatorSettings, allowed_bytes: int | None = None, *, falling: bool = True
+        self,
+        trace: Trace,
+        settings: AllocatorSettings,
+        allowed_bytes: int | None = None,
+        *,
+        falling: bool = True,
+        behind: bool = False,
     ) -> None:
         self.phases: dict[tuple[str, int | None], tuple[int, int]] = {}
         self.requested_bytes = self.allocated_bytes = self.active_bytes = self.reserved_bytes = 0
@@ -31,17 +41,19 @@ class Replay:
         self.allocator = Allocator(settings, allowed_bytes=allowed_bytes, falling=falling)
         self.trace = trace
         self.peak_event = 0
+        self._behind = behind
         self._run()
 
     def _run(self) -> None:
         allocator, handles = self.allocator, dict[int, int]()
         malloc, free = allocator.malloc, allocator.free
+        copies, lent = self.trace.copies, self.trace.lent
         highest = 0
         phase: tuple[str, int | None] | None = None
         for index, (kind, ident, nbytes, _, place) in enumerate(self.trace.events):
             if kind == ALLOC:
                 try:
-                    handles[ident] = malloc(nbytes)
+                    handles[ident] = malloc(nbytes, COPIES) if ident in copies else malloc(nbytes)
                 except DeviceOutOfMemory as error:
                     self.oom = OutOfMemory(
                         where="device", asked_bytes=error.asked_bytes, missing_bytes=error.missing_bytes or None
@@ -52,7 +64,13 @@ class Replay:
                     highest = allocator._allocated
                     self.peak_event = index
             elif kind == FREE:
+                if ident in lent:
+                    allocator.record_stream(handles[ident], WORK)
                 free(handles.pop(ident))
+                if ident in lent and not self._behind:
+                    allocator.synchronize(WORK)
+            elif kind == SYNC:
+                allocator.synchronize()
             elif kind == EMPTY:
                 allocator.empty_cache()
             elif kind == MARK:

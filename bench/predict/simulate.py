@@ -12,7 +12,7 @@ and the trace is extended to all of them (layers.py).
 from __future__ import annotations
 
 import gc
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,7 +26,7 @@ from vrambench.bench.predict.tracing.hidden import HiddenMemory, Kept
 from vrambench.bench.predict.tracing.job import TracedJob
 from vrambench.bench.predict.tracing.layers import BUILT, NotAlike, extend
 from vrambench.bench.predict.tracing.shapes import KnownShapes
-from vrambench.bench.predict.tracing.trace import ALLOC, Owner, Trace
+from vrambench.bench.predict.tracing.trace import ALLOC, HOST, Owner, Trace
 from vrambench.bench.predict.tracing.tracer import Tracer
 from vrambench.bench.predict.unseen.matmuls import LT_MATMULS, MATMULS, cublas_workspace_bytes, cublaslt_workspace
 from vrambench.bench.predict.unseen.workspaces import EARLY, workspaces
@@ -67,7 +67,10 @@ class Simulator:
 
     def run(self, cell: Cell, card: Card | None = None) -> Simulation:
         """`cell` on `card`'s hardware (an RTX 3090's where none is named). Raises ConfigurationError as the job itself would."""
+        work = cell.workload
         try:
+            if work.activation_offloading and work.gradient_checkpointing:
+                raise NotAlike("offloading holds the inputs of five layers at once")
             return self._simulated(cell, card, BUILT)
         except NotAlike as difference:
             simulation = self._simulated(cell, card, None)
@@ -105,13 +108,14 @@ class Simulator:
         except NotRegular as difference:
             trace = without_marks(trace)
             notes.append(f"of decoding, only the first and the last step are followed ({difference})")
+        activations = page_locked_bytes(trace) if cell.workload.activation_offloading else 0
         return Simulation(
             trace=trace,
             roles=roles_of(trace, shares, gradients),
             parameters=parameters,
             managed_bytes=managed,
-            host_pinned_bytes=sum(memory.host_pinned_bytes for memory in host),
-            host_bytes=sum(memory.host_bytes for memory in host) + saved,
+            host_pinned_bytes=sum(memory.host_pinned_bytes for memory in host) + activations,
+            host_bytes=sum(memory.host_bytes for memory in host) + activations + saved,
             layers=layers if any(depth > BUILT for depth in tracer.stacks) else None,
             notes=tuple(notes),
         )
@@ -183,6 +187,17 @@ def _host_memory(job: Job) -> Iterator[HostMemory]:
                 for group in role.learner.parameter_groups
             ]
             yield host_memory(sizes, role.learner.dtype, job.cell.setup)
+
+
+def page_locked_bytes(trace: Trace) -> int:
+    """Of host memory, for activations: a block is used again for others of its size, and never given back."""
+    held, most = Counter[int](), Counter[int]()
+    for event in trace.events:
+        if event.kind == HOST:
+            size = abs(event.nbytes)
+            held[size] += 1 if event.nbytes > 0 else -1
+            most[size] = max(most[size], held[size])
+    return sum(size * count for size, count in most.items())
 
 
 def _saved_bytes(job: Job) -> int:

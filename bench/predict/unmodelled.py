@@ -9,7 +9,7 @@ from vrambench.bench.predict.tracing.trace import ALLOC, Trace
 from vrambench.bench.results.forecast import Unmodelled
 from vrambench.methods.cell import Cell
 
-KNOWN = frozenset({"", "aten", "prims", "prim", "bitsandbytes", "profiler"})
+KNOWN = frozenset({"", "aten", "prims", "prim", "bitsandbytes", "transformers", "profiler"})
 """Namespaces of operators whose kernels were read (unseen/workspaces.py, and the axis values' own `workspaces`)."""
 
 

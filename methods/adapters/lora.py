@@ -75,7 +75,7 @@ def lora_config(model: Any, workload: Workload, **variant: Any) -> Any:
         **variant,
     )
     _convert(config, model)
-    _check_targets(model, config)
+    _check_targets(model, config, workload)
     return config
 
 
@@ -90,10 +90,10 @@ def _target_modules(model: Any, workload: Workload) -> list[str] | str:
 
 
 def _no_layers(model: Any) -> list[str]:
-    """Paths of routers that are linear layers by class and give more than their output: PEFT counts them among all linear layers,
-    and an adapter on them ends in an error."""
-    modules = model.named_modules()
-    return [path for path, module in modules if isinstance(module, nn.Linear) and "Router" in type(module).__name__]
+    """Paths of modules that are linear layers by class alone: routers, which give more than their output, and products by groups.
+    PEFT counts them among all linear layers, and an adapter on them ends in an error."""
+    linear = ((path, type(module).__name__) for path, module in model.named_modules() if isinstance(module, nn.Linear))
+    return [path for path, kind in linear if "Router" in kind or "GroupedLinear" in kind]
 
 
 def _modules_to_save(model: Any, workload: Workload) -> list[str]:
@@ -126,7 +126,7 @@ def _convert(config: Any, model: Any) -> None:
         raise ConfigurationError(f"lora_target_modules: {error}", field="lora_target_modules") from error
 
 
-def _check_targets(model: Any, config: Any) -> None:
+def _check_targets(model: Any, config: Any, workload: Workload) -> None:
     """That every name is that of a layer, or of a parameter. Raises ConfigurationError."""
     from transformers.pytorch_utils import Conv1D
 
@@ -142,10 +142,31 @@ def _check_targets(model: Any, config: Any) -> None:
         for name in sorted(named):
             if not _names_one(name, layers):
                 raise _unknown("lora_target_modules", name, "layer", layers)
-    parameters = [path for path, _ in model.named_parameters()]
+    parameters, packed = [path for path, _ in model.named_parameters()], _packed(model)
     for name in sorted(config.target_parameters or ()):
-        if not _names_one(name, parameters):
+        if _names_one(name, packed):
+            raise _on_packed(name, workload, layers)
+        if name in (workload.lora_target_parameters or ()) and not _names_one(name, parameters):
             raise _unknown("lora_target_parameters", name, "parameter", parameters)
+
+
+def _packed(model: Any) -> list[str]:
+    """Paths of the stacks of experts that are unpacked in every forward pass."""
+    parametrized = ((path, getattr(module, "parametrizations", ())) for path, module in model.named_modules())
+    return [f"{path}.{name}" for path, names in parametrized for name in names]
+
+
+def _on_packed(name: str, workload: Workload, layers: Iterable[str]) -> ConfigurationError:
+    """PEFT 0.21, tuners/lora/layer.py, ParamWrapper._activate_lora: it wants a gradient of what a parameter is stored as."""
+    named = name in (workload.lora_target_parameters or ())
+    field = "lora_target_parameters" if named else "lora_target_modules"
+    value = name if named else workload.lora_target_modules
+    others = sorted({path.rpartition(".")[2] for path in layers if "." in path and "embed" not in path})
+    return ConfigurationError(
+        f"{field}: {value!r} is also for the experts' {name}, which nf4.quantize_moe_experts packs, and PEFT adapts no packed "
+        f"parameter: adapt the other layers ({', '.join(others)}), or leave the experts in 16 bit",
+        field=field,
+    )
 
 
 def _names_one(name: str, paths: Iterable[str]) -> bool:

@@ -64,7 +64,7 @@ class ProximalPolicyOptimisation:
 
         stage.phase("rollout")
         prompts = stage.data.sequences(index, self.samples, self.data_tokens)
-        with self.policy.forward():
+        with torch.no_grad(), self.policy.forward():
             sampling = Sampling(temperature=options.temperature)
             tokens = generate(self.policy.module.model, prompts, work.response_tokens, sampling, stage.device)
 

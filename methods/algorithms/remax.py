@@ -57,7 +57,7 @@ class ReMax:
         prompts = stage.data.sequences(index, self.samples, self.data_tokens)
         temperature = options.temperature
         sampling = Sampling(temperature=temperature, top_p=options.top_p)
-        with self.policy.forward():
+        with torch.no_grad(), self.policy.forward():
             tokens = generate(self.policy.module.model, prompts, work.response_tokens, sampling, stage.device)
             greedy = generate(self.policy.module.model, prompts, work.response_tokens, GREEDY, stage.device)
 

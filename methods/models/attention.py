@@ -27,6 +27,11 @@ PYTORCH = ("flash", "efficient", "math", "sdpa")
 """What calls PyTorch's kernels, which know neither sinks nor capped scores."""
 
 
+PICKS_TOKENS = ("index_topk", "index_topk_blocks", "indexer_budget", "keep_window_size", "rel_extent")
+"""Fields of architectures whose layers pick or weigh the tokens that a query sees (DeepSeek V3.2, MiniMax M3, Doge, Inkling): by a
+mask, which they make for transformers' sdpa and eager attention alone."""
+
+
 class Registered(NamedTuple):
     """A function of this package under a name of its own. `mask`: what makes its masks, where it takes any."""
 
@@ -78,6 +83,8 @@ def unable(config: PreTrainedConfig, kernel: str) -> str | None:
     made = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if made is None or kernel == "eager" or own_code(config):
         return None
+    if kernel != "sdpa" and picks_tokens(config):
+        return "picks or weighs the tokens that a query sees by a mask that it makes for sdpa and eager attention alone"
     if kernel in PYTORCH and (not made._supports_sdpa or capped(config)):
         return "has sinks in its attention or caps its scores, which PyTorch's kernels do not"
     compatible = made._compatible_flash_implementations
@@ -96,9 +103,15 @@ def capped(config: PreTrainedConfig) -> bool:
 
 
 def settled(config: PreTrainedConfig, kernel: str) -> str:
-    """What `attention: auto` stands for where a cell's precision would have `kernel`: the first of it, efficient and eager that the
-    architecture can."""
-    return next(name for name in (kernel, "efficient", "eager") if unable(config, name) is None)
+    """What `attention: auto` stands for where a cell's precision would have `kernel`: the first of it, efficient, sdpa and eager
+    that the architecture can."""
+    return next(name for name in (kernel, "efficient", "sdpa", "eager") if unable(config, name) is None)
+
+
+def picks_tokens(config: PreTrainedConfig) -> bool:
+    """Whether layers pick or weigh the tokens that a query sees."""
+    text = config.get_text_config()
+    return any(getattr(text, field, None) for field in PICKS_TOKENS)
 
 
 def one_head_size(config: PreTrainedConfig) -> bool:
@@ -128,6 +141,8 @@ def choices(
     kinds = getattr(text, "layer_types", None)
     limited = tokens >= sight(config)
     masked = [False, True] if limited and kinds and len(set(kinds)) > 1 else [limited]
+    if picks_tokens(config):
+        masked = [True]
     found = []
     for mask in masked:
         # transformers leaves the sharing of heads to PyTorch where there is no mask (use_gqa_in_sdpa).

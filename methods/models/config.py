@@ -18,7 +18,7 @@ from urllib.request import getproxies
 
 import huggingface_hub
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from vrambench.methods.device import Device
@@ -87,24 +87,35 @@ def _model_config(name: str, field: str) -> PreTrainedConfig:
     return config
 
 
-UNLIKE = ("cpmant", "doge", "inkling2_text", "openai-gpt", "xlstm")
-"""Model types that were tried at a tiny size: what comes later moves earlier tokens, log-probabilities are others, or layers refuse
-each other's types."""
+_ONE_BY_ONE = "picks its tokens in a loop over queries that wants every sequence's positions: take a qwen3_next"
+_DRAFTS = "drafts for another model, and reads that one's keys and values: take the other model"
+
+UNLIKE: dict[str, str] = {
+    "blt": "joins bytes to patches by masks of their values, which no kernel here takes",
+    "cpmant": "reads what it is given in both directions",
+    "gemma4_assistant": _DRAFTS,
+    "gemma4_unified_assistant": _DRAFTS,
+    "prophetnet": "scores tokens from states of its n-gram streams, not from its last hidden states",
+    "qwen4_exp": _ONE_BY_ONE,
+    "qwen4_exp_text": _ONE_BY_ONE,
+    "reformer": "puts tokens into buckets by random hashes, and has a backward pass of its own that fails beside an adapter",
+}
+"""Model types that cannot be trained here as transformers would, with the reason, as it was seen at a tiny size."""
 
 
 def _check_attends_as_told(config: PreTrainedConfig, name: str, field: str) -> None:
     """Raises ConfigurationError where a model would attend in both directions."""
     why = None
     if config.is_encoder_decoder:
-        why = "has an encoder, and only decoders are trained here"
+        why = "has an encoder, and only decoders are trained here" + (
+            "" if config.sub_configs else "; with is_encoder_decoder: false in its config.json it is its decoder alone"
+        )
     elif getattr(config, "is_decoder", None) is False and hasattr(config, "add_cross_attention"):
         why = "reads in both directions; with is_decoder: true in its config.json it is a decoder"
     elif getattr(config, "attn_type", None) == "bi" or getattr(config, "causal", True) is False:
         why = "reads in both directions"
     elif config.model_type in UNLIKE:
-        why = "does not come out here as in transformers"
-    elif hasattr(text_of(config), "index_topk"):
-        why = "attends to tokens that an indexer picks by the causal mask, and the kernels here have none"
+        why = UNLIKE[config.model_type]
     if why:
         raise ConfigurationError(f"{field}: {name!r} is a {config.model_type}, which {why}", field=field)
 
@@ -211,12 +222,18 @@ def shortened(config: PreTrainedConfig, device: Device) -> PreTrainedConfig:
     is."""
     text = config.get_text_config()
     kinds = getattr(text, "layer_types", None)
-    if device.layers is None or text.num_hidden_layers <= device.layers or len(set(kinds or ())) > 1:
+    if device.layers is None or hasattr(text, "decoder_layers"):  # num_hidden_layers is its encoder's
+        return config
+    if text.num_hidden_layers <= device.layers or len(set(kinds or ())) > 1:
         return config
     if not _alike(config.to_json_string()):
         return config
-    setattr(text, DEPTH, text.num_hidden_layers)
-    text.num_hidden_layers = device.layers
+    depth = text.num_hidden_layers
+    try:
+        text.num_hidden_layers = device.layers
+    except NotImplementedError:  # ProphetNet's is a sum
+        return config
+    setattr(text, DEPTH, depth)
     if kinds and len(text.layer_types) > device.layers:  # some make it of the number of layers
         text.layer_types = kinds[: device.layers]
     return config
@@ -228,7 +245,8 @@ def _alike(config_json: str) -> bool:
     dense layers first, or experts in every other one. The model is built on meta, once for each configuration."""
     values = PreTrainedConfig._decode_special_floats(json.loads(config_json))
     config = AutoConfig.for_model(values.pop("model_type"), **values)
-    whole = build(AutoModel, config, torch.bfloat16, "eager")
+    auto = AutoModel if type(config) in AutoModel._model_mapping else AutoModelForCausalLM
+    whole = build(auto, config, torch.bfloat16, "eager")
     for stack in layer_stacks(whole):
         shapes = [
             [(name, parameter.shape, parameter.dtype) for name, parameter in layer.named_parameters()]

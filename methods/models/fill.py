@@ -12,6 +12,7 @@ for one linear layer). On the meta device the same is done with shapes and types
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -19,7 +20,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import build_glob_alternation
 from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from vrambench.methods.models.parts import stacked
 from vrambench.methods.tensors import shapes_only
@@ -29,10 +33,34 @@ QuantizeExperts = Callable[[nn.Module, str], None]
 
 
 def build(auto: Any, config: PreTrainedConfig, dtype: torch.dtype, attention: str) -> PreTrainedModel:
-    """The model that transformers' auto class `auto` makes of `config`: every tensor on meta, weights of type
-    `dtype`."""
+    """The model that transformers' auto class `auto` makes of `config`: every tensor on meta, weights of type `dtype` but for those
+    that its architecture keeps in fp32."""
     with shapes_only():
-        return auto.from_config(config, dtype=dtype, attn_implementation=attention)
+        model: PreTrainedModel = auto.from_config(config, dtype=dtype, attn_implementation=attention)
+    keep_in_fp32(model, dtype)
+    return model
+
+
+def keep_in_fp32(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Makes fp32 of what from_pretrained reads in fp32 whatever `dtype` is asked for (modeling_utils.py: _get_dtype_plan), such as
+    routers and their corrections; from_config does not."""
+    plan = model._get_dtype_plan(dtype)
+    if not plan:
+        return
+    kept = build_glob_alternation(list(plan))[0]
+    saved = model.state_dict().keys()
+    for path, module in model.named_modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                whole = f"{path}.{name}"
+                if tensor is not None and tensor.is_floating_point() and whole in saved and kept.search(whole):
+                    tensor.data = tensor.data.float()
+
+
+def not_quantized(model: PreTrainedModel) -> list[nn.Module]:
+    """The modules of `model` that transformers' quantisers leave as they are: the head, what is tied, what stays in fp32."""
+    patterns = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    return [module for name, module in model.named_modules() if not should_convert_module(name, patterns)]
 
 
 def fill(
@@ -102,7 +130,15 @@ class _Filler:
         self.initialize(module, owner)
 
     def initialize(self, module: nn.Module, owner: PreTrainedModel) -> None:
-        owner._initialize_weights(module)
+        weight = module._parameters["weight"] if isinstance(module, Conv1D) else None
+        if weight is not None and not weight.is_meta:
+            weight.fill_(math.nan)
+            owner._initialize_weights(module)
+            if weight[0, 0].isnan():  # OpenAI's GPT leaves these to their class
+                nn.init.normal_(weight, std=0.02)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type] # a Conv1D's is a parameter
+        else:
+            owner._initialize_weights(module)
         for parameter in module._parameters.values():
             if parameter is not None and id(parameter) in self.shared:
                 parameter._is_hf_initialized = True  # type: ignore[attr-defined] # not again where it is tied to

@@ -19,11 +19,12 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from vrambench.methods.amp import recompute_contexts
 from vrambench.methods.device import Device
+from vrambench.methods.dtypes import HALF
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.attention import implementation
 from vrambench.methods.models.config import model_config, readable, shortened
-from vrambench.methods.models.fill import build, fill
-from vrambench.methods.models.parts import head, stacked, trunk, unwrapped
+from vrambench.methods.models.fill import build, fill, not_quantized
+from vrambench.methods.models.parts import before_head, stacked, unwrapped
 from vrambench.methods.models.presets import PRESETS
 from vrambench.methods.models.upcast import upcast
 from vrambench.methods.precision.nf4 import forbid_repacking
@@ -58,6 +59,7 @@ def load(
     with readable(name, field):
         config = shortened(config, device)
     dtype = precision.dtype(workload)
+    _check_runs_in(config, dtype, quantized=precision.quantize is not None)
     kernel = implementation(workload.attention, config, tokens=workload.sequence_tokens, simulated=device.simulated)
     quantize, pack = precision.quantize, precision.quantize_experts
     quantize_experts = (lambda module, name: pack(module, name, workload)) if pack else None
@@ -85,26 +87,40 @@ def load(
             device.torch,
             quantize=quantize and (lambda linear: quantize(linear, workload)),
             quantize_experts=quantize_experts,
-            keep=[output for output in [model.get_output_embeddings()] if output is not None],
+            keep=not_quantized(model) if quantize else (),
         )
-        _tell_peft(model)
+        _say_quantized(model)
     upcast(model, workload.fp32_modules)
     _expect_no_padding(model)
     return model
 
 
 def _check_head_follows_trunk(model: PreTrainedModel, name: str) -> None:
-    """Raises ConfigurationError where something lies between trunk and head, which logits here would leave out."""
-    known = (trunk(model), head(model))
-    between = [
-        part for part, child in model.named_children() if child not in known and any(True for _ in child.parameters())
-    ]
-    if between:
+    """Raises ConfigurationError where it cannot be told what happens between trunk and head."""
+    between = before_head(model)
+    if len(between) > 1:
         raise ConfigurationError(
-            f"model: {name!r} is a {model.config.model_type}, which has layers between its last hidden states and its output head "
-            f"({', '.join(between)})",
+            f"model: {name!r} is a {model.config.model_type}, which has several parts between its last hidden states and its "
+            f"output head ({', '.join(between)})",
             field="model",
         )
+
+
+def _check_runs_in(config: PreTrainedConfig, dtype: torch.dtype, *, quantized: bool) -> None:
+    """Raises ConfigurationError where an architecture's code cannot be run with such weights, here or elsewhere."""
+    text: Any = config.get_text_config()
+    why = None
+    if text.model_type == "xlstm" and dtype in HALF:
+        why = "multiplies fp32 by half precision, which torch refuses: take precision: fp32"
+    elif quantized and getattr(text, "altup_coef_clip", None) is not None:
+        why = (
+            "clips weights of its linear layers in each training step, which fails on quantised ones: take precision: bf16, or "
+            "altup_coef_clip: null in its config.json"
+        )
+    elif quantized and text.model_type == "longcat_flash":
+        why = "reads its routers' weights as they are, which fails on quantised ones: take precision: bf16"
+    if why:
+        raise ConfigurationError(f"model: its architecture ({text.model_type}) {why}", field="model")
 
 
 def _expect_no_padding(model: PreTrainedModel) -> None:
@@ -189,11 +205,16 @@ def _quantization_config(setup: Setup) -> Any:
     return precision.quantization_config(setup.workload)
 
 
-def _tell_peft(model: PreTrainedModel) -> None:
-    """PEFT asks these flags, which from_pretrained sets, before it looks for bitsandbytes' layers."""
+def _say_quantized(model: PreTrainedModel) -> None:
+    """What from_pretrained says of quantised models: PEFT asks flags before it looks for bitsandbytes' layers, and architectures
+    that would read a layer's weight (Jamba) ask their configuration."""
     kinds = {type(module).__name__ for module in model.modules()}
     model.is_loaded_in_8bit = "Linear8bitLt" in kinds
     model.is_loaded_in_4bit = "Linear4bit" in kinds
+    if model.is_loaded_in_8bit or model.is_loaded_in_4bit:
+        for part in model.modules():
+            if isinstance(part, PreTrainedModel):
+                part.config._is_quantized = True
 
 
 @contextmanager

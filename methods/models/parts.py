@@ -35,18 +35,71 @@ def trunk(model: nn.Module) -> nn.Module:
     """The model below its output head: gives `last_hidden_state` [B,T,hidden]. Adapters inside it stay at work."""
     whole = unwrapped(model)
     below = whole.base_model
-    # Where an architecture's base has a name of its own, as in Llama 4, transformers takes the whole model for it.
-    return whole.model if below is whole and whole.get_output_embeddings() is not None else below
+    if below is whole and whole.get_output_embeddings() is not None:
+        below = whole.model  # an architecture's base has a name of its own, as in Llama 4
+    # A decoder without its encoder (BART's) is wrapped in a module that hands on whatever it is given.
+    return below.decoder if type(below).__name__.endswith("DecoderWrapper") else below
 
 
 def placed(trunk: nn.Module, positions: torch.Tensor) -> dict[str, torch.Tensor]:
-    """`positions` [1,T] as an argument of `trunk`, where it takes any: ALiBi and states of fixed size know them themselves."""
-    return {"position_ids": positions} if "position_ids" in inspect.signature(trunk.forward).parameters else {}
+    """`positions` [1,T], from 0, as an argument of `trunk`, where it takes any: ALiBi and states of fixed size know them
+    themselves."""
+    if "position_ids" not in inspect.signature(trunk.forward).parameters:
+        return {}
+    first = first_position(unwrapped(trunk).config)
+    return {"position_ids": positions + first if first else positions}
+
+
+AFTER_PADDING = (
+    "camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+"""Architectures whose positions begin after the padding token's id."""
+
+
+def first_position(config: PreTrainedConfig) -> int:
+    """The position of a sequence's first token."""
+    return int(config.pad_token_id or 0) + 1 if config.model_type in AFTER_PADDING else 0
 
 
 def head(model: nn.Module) -> nn.Module:
     """The output head: hidden states [...,hidden] to logits [...,vocabulary]."""
     return unwrapped(model).get_output_embeddings()
+
+
+STATES_DIVISOR = "logits_mup_width_multiplier"
+WORDS = "unpadded_vocab_size"
+"""Fields of configurations that say by what last hidden states are divided, and how many logits are kept (Inkling)."""
+
+
+def before_head(model: nn.Module) -> dict[str, nn.Module]:
+    """By name, what lies between trunk and output head, as BERT's `cls` does; the head itself may be in it."""
+    known = (trunk(model), head(model))
+    parts = [(name, part) for name, part in unwrapped(model).named_children() if known[0] not in part.modules()]
+    return {name: part for name, part in parts if part is not known[1] and any(True for _ in part.parameters())}
+
+
+def as_head_gets(model: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """The trunk's `states` [...,hidden] as they reach the output head."""
+    output: Any = head(model)
+    width = getattr(unwrapped(model).config.get_text_config(), STATES_DIVISOR, None)
+    if width is not None:
+        states = states / width
+    for part in before_head(model).values():
+        with _handing_on(output):
+            states = part(states)
+    if "lm_head" in (unwrapped(model)._keep_in_fp32_modules_strict or ()):
+        return states.to(output.weight.dtype)
+    return as_head_wants(states, output)
+
+
+@contextmanager
+def _handing_on(module: nn.Module) -> Iterator[None]:
+    """Within, `module` gives what it is given."""
+    module.forward = lambda given: given
+    try:
+        yield
+    finally:
+        del module.forward
 
 
 def hidden_states(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
@@ -72,8 +125,9 @@ class LogitChanges(NamedTuple):
 
 FACTORS = ("logit_scale", "lm_head_multiplier")
 DIVISORS = ("logits_scaling",)
-CAPS = ("final_logit_softcapping", "logits_soft_cap")
-"""Fields of configurations that say what is done to logits (Cohere, Falcon H1; Granite; Gemma 2, RecurrentGemma)."""
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""Fields of configurations that say what is done to logits (Cohere, Falcon H1; Granite; Gemma 2, RecurrentGemma,
+xLSTM)."""
 MULTIPLIED_BY_DIVISOR = ("hyperclovax",)
 UPCAST = ("beam",)
 """Architectures in which the divisor is a factor, and that soft-cap in fp32."""
@@ -100,7 +154,10 @@ def configured_changes(config: PreTrainedConfig) -> LogitChanges:
 def logits(model: nn.Module, states: torch.Tensor) -> torch.Tensor:
     """Logits [..., vocabulary] of hidden states [..., hidden], as the model's own forward pass makes them."""
     changes, output = logit_changes(model), head(model)
-    made = output(as_head_wants(states, output))
+    made = output(as_head_gets(model, states))
+    words = getattr(unwrapped(model).config.get_text_config(), WORDS, None)
+    if words is not None and words < made.shape[-1]:
+        made = made[..., :words]
     if changes.factor is not None:
         made = made * changes.factor
     if changes.divisor is not None:
@@ -122,6 +179,13 @@ def plain_head(model: nn.Module, asked: str, *, bias: bool = True) -> Any:
         raise ConfigurationError(
             f"{asked} reads the output head's weight as it is and would leave out the adapter on it: take the head from "
             "lora_target_modules, or another loss",
+            field="loss",
+        )
+    between = ", ".join(before_head(model))
+    if between or getattr(unwrapped(model).config.get_text_config(), STATES_DIVISOR, None) is not None:
+        what = f"layers before it ({between})" if between else "scaling before it"
+        raise ConfigurationError(
+            f"{asked} reads the output head's weight as it is and would leave out the {what}: take loss: scored, or nll",
             field="loss",
         )
     if not bias and getattr(found, "bias", None) is not None:
@@ -194,6 +258,11 @@ def without_checkpointing(model: nn.Module) -> Iterator[None]:
     finally:
         for module in active:
             module.gradient_checkpointing = True  # type: ignore[assignment]
+
+
+def saves_elsewhere() -> bool:
+    """Whether what autograd saves now does not stay as it is (hooks on saved tensors)."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def unwrapped(model: Any) -> Any:

@@ -18,6 +18,7 @@ from torch import nn
 from vrambench.methods.offload.learner import tensors_in
 from vrambench.methods.offload.zero import ZeroOptions
 from vrambench.methods.setup import Setup
+from vrambench.methods.streams import page_locked_bytes
 
 ALIGNMENT = 2  # elements (`nccl_start_alignment_factor`) times one rank
 
@@ -37,9 +38,8 @@ class HostBuffer:
 
     @property
     def held_bytes(self) -> int:
-        """What it takes: torch's host allocator rounds page-locked memory up to a power of two (CachingHostAllocatorImpl::
-        allocate), so up to twice what was asked for."""
-        return 1 << (self.nbytes - 1).bit_length() if self.pinned else self.nbytes
+        """What it takes."""
+        return page_locked_bytes(self.nbytes) if self.pinned else self.nbytes
 
 
 @dataclass(frozen=True)

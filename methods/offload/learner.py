@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from vrambench.methods.activation_offloading import OffloadActivations
 from vrambench.methods.device import Device
 from vrambench.methods.optimizers import trainable
 from vrambench.methods.setup import Setup
@@ -68,13 +69,18 @@ class PlainLearner:
         self._mark = setup.optimizer.mark_phases
         self._scaler = device.grad_scaler(setup.precision.loss_scaling(setup.workload))
         self._initial_scale = self._scaler.get_scale()
+        self._activations = OffloadActivations(module, device) if setup.workload.activation_offloading else None
 
-    def forward(self) -> AbstractContextManager[Any]:
-        return self._device.autocast(self._autocast)
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        activations = self._activations if torch.is_grad_enabled() else None
+        with activations.forward() if activations else nullcontext(), self._device.autocast(self._autocast):
+            yield
 
     def backward(self, loss: torch.Tensor) -> None:
         self._device.empty_cache_in(self._steps, self._empty_every)
-        with self._marking("learn") if self._steps_in_backward else nullcontext():
+        marking = self._marking("learn") if self._steps_in_backward else nullcontext()
+        with self._activations.backward() if self._activations else nullcontext(), marking:
             self._scaler.scale(loss / self._accumulation).backward()
         loss.detach_()  # whoever keeps it keeps no graph, and nothing that checkpointing left in it
         self._pending += 1

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import tiny
 
+from vrambench.bench.commands.shared import default_matrix
+from vrambench.bench.plan.matrix import load_matrix
+from vrambench.bench.plan.plan import select
+from vrambench.bench.plan.selection import Selection
+from vrambench.bench.plan.traits import packs_experts
+from vrambench.bench.predict import NotPredicted
 from vrambench.bench.predict.advise import advise
 from vrambench.bench.predict.changes import CHANGES, changed
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.reach import Ask, integer_fields, largest, rejection
 from vrambench.bench.results.forecast import Forecast
 from vrambench.methods.axes import AXES
-from vrambench.methods.cell import Cell, resolve
+from vrambench.methods.cell import Cell, option_namespaces, resolve
 from vrambench.methods.errors import ConfigurationError, UnknownValue
+from vrambench.methods.models.losses import LOSSES
 
 SFT = {"precision": "fp32", "adapter": "none", "optimizer": "adamw_torch", "offload": "none", "algorithm": "sft"}
 
@@ -119,7 +129,7 @@ def test_advice_is_valid_fits_and_comes_by_cost(predictor: Predictor) -> None:
     advice = advise(cell, 2, ask)
     assert [set(one.changes) for one in advice.suggestions] == [
         {"batch_size", "gradient_accumulation_steps"},
-        {"adapter", "gradient_checkpointing"},
+        {"loss", "gradient_checkpointing"},
     ]
     for one in advice.suggestions:
         variant = changed(cell, one.changes)
@@ -129,6 +139,77 @@ def test_advice_is_valid_fits_and_comes_by_cost(predictor: Predictor) -> None:
         assert (one.verdict, one.device_bytes) == (forecast.verdict, device_bytes(forecast))
         assert one.margin_bytes >= 0
     assert advice.ending == "2 found"
+
+
+def asked_for(cell: Cell, ask: Ask, said: dict[str, Any] | None = None, most: int = 40) -> list[Cell]:
+    """What the search asks for where nothing fits."""
+    asked: list[Cell] = []
+    sample = Predictor().forecast(cell_of(), 2**20)
+
+    def never(one: Cell) -> Forecast:
+        asked.append(one)
+        ask(one)
+        return sample.model_copy(update={"roles": {}, "memory": sample.memory.model_copy(update={"context_bytes": 0})})
+
+    assert advise(cell, 3, never, said=said, most=most).suggestions == ()
+    return asked
+
+
+def test_logits_in_chunks_are_advised_first_where_they_are_what_is_large(predictor: Predictor) -> None:
+    cell = cell_of(
+        {"adapter": "lora"}, model="llama-3.2-1b", prompt_tokens=1000, loss="nll", gradient_checkpointing=True
+    )
+    first, *_ = advise(cell, 1, asking(predictor, round(0.8 * device_bytes(predictor.forecast(cell))))).suggestions
+    assert first.changes == {"loss": "chunked_nll"}
+    assert "a chunk at a time" in first.price["loss"]
+    kernels = asked_for(cell_of(loss="liger"), lambda one: None)  # type: ignore[arg-type,return-value]
+    assert {one.workload.loss for one in kernels} == {"liger"}, "it makes no logits already"
+
+
+def test_a_change_takes_what_the_matrix_says_of_fields_that_the_cell_does_not_use() -> None:
+    selection = Selection(profile="24gb", only=(*(f"{axis}={value}" for axis, value in SFT.items()),))
+    (planned,) = select(load_matrix(default_matrix()), selection, "cuda").cells
+    assert planned.cell.workload.lora_target_modules is None
+    changed_with = changed(planned.cell, {"adapter": "lora"}, said=planned.said)
+    assert changed_with.workload.lora_target_modules == "all-linear"
+    assert changed(planned.cell, {"adapter": "lora"}).workload.lora_target_modules == "auto"
+    said = {"lora_target_modules": "all-linear", "nf4": {"double_quant": True}, "lora_r": 8}
+    asked = asked_for(cell_of(), lambda one: None, said)  # type: ignore[arg-type,return-value]
+    adapted = [one.workload for one in asked if one.adapter == "lora"]
+    assert {(one.lora_target_modules, one.lora_r) for one in adapted} == {("all-linear", 8)}
+    nf4 = changed(cell_of(), {"precision": "nf4", "adapter": "lora"}, said=said)
+    assert nf4.workload.options["nf4"] == {"double_quant": True, "quantize_moe_experts": False}
+
+
+def test_packed_experts_are_advised_where_there_are_any(predictor: Predictor, tmp_path: Path) -> None:
+    config = {"intermediate_size": 2048, "hidden_size": 1024, "num_hidden_layers": 8, "num_local_experts": 8}
+    (tmp_path / "config.json").write_text(json.dumps(tiny("mixtral") | config))
+    qlora = {"precision": "nf4", "adapter": "lora"}
+    said = {"lora_target_modules": "all-linear", "gradient_checkpointing": True, "loss": "chunked_nll"}
+    cell = cell_of(qlora, model=str(tmp_path), batch_size=1, **said)
+    budget = round(0.8 * device_bytes(predictor.forecast(cell)))
+    first, *_ = advise(cell, 1, asking(predictor, budget)).suggestions
+    assert first.changes == {
+        "nf4.quantize_moe_experts": True,
+        "lora_target_modules": ["k_proj", "o_proj", "q_proj", "v_proj"],
+    }
+    variant = changed(cell, first.changes)
+    assert predictor.forecast(variant, budget).verdict == first.verdict
+    for name, model in (("nf4", "tiny"), ("int8", str(tmp_path))):
+        others = asked_for(cell_of({"precision": name, "adapter": "lora"}, model=model), lambda one: None)  # type: ignore[arg-type,return-value]
+        assert any(packs_experts(one) for one in others) == (name == "int8"), "with int8, once it is nf4"
+        assert all(one.precision == "nf4" for one in others if packs_experts(one))
+
+
+def test_what_cannot_be_run_is_passed_over() -> None:
+    def cannot(cell: Cell) -> Forecast:
+        if cell.workload.gradient_checkpointing:
+            raise NotPredicted("the simulated job ends in RuntimeError")
+        if cell.workload.loss == "chunked_nll":
+            raise ConfigurationError("loss: no")
+        return Predictor().forecast(cell_of(), 2**20)
+
+    assert len(asked_for(cell_of(), cannot, most=12)) == 12
 
 
 def test_what_is_tight_by_luck_is_not_advised(predictor: Predictor) -> None:
@@ -188,14 +269,32 @@ def test_weights_that_exceed_the_budget_are_not_predicted_again(predictor: Predi
     assert len(bulks) == len(set(bulks)), "one prediction for each kind of weights"
 
 
+def test_activations_are_offloaded_where_nothing_cheaper_does(predictor: Predictor) -> None:
+    sample = predictor.forecast(cell_of(), 2**20).model_copy(update={"roles": {}})
+    memory = sample.memory.model_copy(update={"context_bytes": 0})
+
+    def offloaded_fits(cell: Cell) -> Forecast:
+        verdict = "fits" if cell.workload.activation_offloading else "does not fit"
+        return sample.model_copy(update={"verdict": verdict, "memory": memory})
+
+    (advice,) = advise(cell_of(), 1, offloaded_fits).suggestions
+    assert advice.changes == {"activation_offloading": True}
+    assert advice.price == {"activation_offloading": "what layers save goes to the host and back in every step"}
+
+
 def test_every_change_names_what_exists() -> None:
     fields = set(resolve(SFT, {}).workload.flat())
     for change in CHANGES:
-        assert change.what in {*AXES, *fields}
+        assert change.what in {*AXES, *fields, *change.settings}
         for name, value in change.settings.items():
-            if name in AXES:
+            if "." in name:
+                assert name in {
+                    f"{space}.{one}" for space, kind in option_namespaces().items() for one in kind.model_fields
+                }
+            elif name in AXES:
                 assert value in AXES[name]
                 assert value not in change.of
             else:
                 assert name in fields
-        assert all(value in AXES[change.what] for value in change.of)
+        known = AXES.get(change.what, LOSSES)
+        assert all(value in known for value in change.of)

@@ -33,6 +33,7 @@ OTHER: dict[str, Any] = {
     "gradient_accumulation_steps": 2,
     "gradient_checkpointing": True,
     "use_reentrant": True,
+    "activation_offloading": True,
     "torch_empty_cache_steps": 2,
     "compute_dtype": "fp16",
     "autocast": "bf16",

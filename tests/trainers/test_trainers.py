@@ -18,6 +18,7 @@ import pytest
 import torch
 from transformers import BitsAndBytesConfig
 
+from tests.trainers import offloading
 from tests.trainers.trained import (
     BATCH,
     INNER,
@@ -40,6 +41,7 @@ UNNAMED = 0.001
 """Share of a peak that may differ without a name."""
 HALF, SINGLE = {"dtype": torch.bfloat16}, {"dtype": torch.float32}
 CHECKPOINTED: dict[str, Any] = {"gradient_checkpointing": True}
+OFFLOADED: dict[str, Any] = {"activation_offloading": True}
 
 FULL = Configuration(
     name="full bf16", trl=True, axes="bf16 none adamw_torch none sft", load=HALF, arguments=WHOLE_LOGITS
@@ -144,6 +146,24 @@ CONFIGURATIONS = (
         WITH_LORA, name="lora, checkpointed", arguments=WHOLE_LOGITS | CHECKPOINTED, settings=OUR_LORA | CHECKPOINTED
     ),
     replace(FULL, name="full, checkpointed", arguments=WHOLE_LOGITS | CHECKPOINTED, settings=CHECKPOINTED),
+    replace(
+        WITH_LORA,
+        name="lora, offloaded",
+        arguments=WHOLE_LOGITS | OFFLOADED,
+        settings=OUR_LORA | OFFLOADED,
+    ),
+    replace(
+        FULL,
+        name="full, checkpointed, offloaded",
+        arguments=WHOLE_LOGITS | CHECKPOINTED | OFFLOADED,
+        settings=CHECKPOINTED | OFFLOADED,
+    ),
+    replace(
+        FULL,
+        name="chunked loss, offloaded",
+        arguments=WHOLE_LOGITS | OFFLOADED | {"loss_type": "chunked_nll"},
+        settings={"loss": "chunked_nll"} | OFFLOADED,
+    ),
     replace(
         FULL,
         name="chunked loss",
@@ -250,6 +270,9 @@ NAMED: dict[str, dict[str, tuple[Difference, ...]]] = {
     "lora": {"learn": INPUTS, "optimizer_step": INPUTS},
     "lora, checkpointed": {"learn": INPUTS, "optimizer_step": INPUTS},
     "full, checkpointed": {"learn": INPUTS, "optimizer_step": (*INPUTS, norms_apart(2))},
+    "lora, offloaded": {"learn": INPUTS, "optimizer_step": INPUTS},
+    "full, checkpointed, offloaded": {"learn": INPUTS, "optimizer_step": (*INPUTS, norms_apart(2))},
+    "chunked loss, offloaded": {"learn": INPUTS, "optimizer_step": (*INPUTS, norms_apart(2))},
     "chunked loss": {"learn": INPUTS, "optimizer_step": (*INPUTS, norms_apart(2))},
     "accumulation 4": {"learn": 4 * INPUTS, "optimizer_step": (*4 * INPUTS, norms_apart(2))},
     "qlora, as TRL makes it": {"learn": INPUTS, "optimizer_step": INPUTS},
@@ -284,9 +307,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda one: one.name)
-def test_the_cell_holds_what_the_trainer_holds(configuration: Configuration, models: Path, tmp_path: Path) -> None:
+def test_the_cell_holds_what_the_trainer_holds(
+    configuration: Configuration, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = models / ("tied" if configuration.tied else "untied")
-    trainers, cells = theirs(configuration, model, tmp_path), ours(configuration, model)
+    with monkeypatch.context() as patched:
+        if "activation_offloading" in configuration.arguments:
+            offloading.prepare(patched)
+        trainers = theirs(configuration, model, tmp_path)
+    cells = ours(configuration, model)
     assert (cells.weights, cells.gradients, cells.state) == (trainers.weights, trainers.gradients, trainers.state)
     named = NAMED.get(configuration.name, {})
     assert cells.peaks.keys() == trainers.peaks.keys() >= named.keys()

@@ -44,7 +44,11 @@ class Storages:
 
     def of(self, tensor: torch.Tensor) -> Storage | None:
         """`tensor`'s storage, if it was added."""
-        return self._live.get(tensor.untyped_storage()._cdata)
+        return self.at(tensor.untyped_storage()._cdata)
+
+    def at(self, key: int) -> Storage | None:
+        """The storage of this address, if it was added."""
+        return self._live.get(key)
 
     def appeared(self, tensor: torch.Tensor) -> Storage | None:
         """`tensor`'s storage where it is new or of another size than before, to be added; None for all others."""

@@ -213,6 +213,9 @@ class _Extension:
         copies = range(base + 1, base + self.depth - 1)
         if one.ident in self.trace.hidden:
             self.made.hidden.update(copies)
+        for marked, made in ((self.trace.copies, self.made.copies), (self.trace.lent, self.made.lent)):
+            if one.ident in marked:
+                made.update(copies)
         if one.ident in self.trace.owners:
             self.made.owners |= dict.fromkeys(copies, self.trace.owners[one.ident])
         return LayerEvent(one, base)
@@ -265,4 +268,8 @@ class _Extension:
                 made.hidden.add(event.ident)
             if event.ident in trace.owners:
                 made.owners[event.ident] = trace.owners[event.ident]
+            if event.ident in trace.copies:
+                made.copies.add(event.ident)
+            if event.ident in trace.lent:
+                made.lent.add(event.ident)
             made.events.append(event)

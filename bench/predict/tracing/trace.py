@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-ALLOC, FREE, MARK, EMPTY, BEGIN, END = 0, 1, 2, 3, 4, 5
+ALLOC, FREE, MARK, EMPTY, BEGIN, END, SYNC, HOST = 0, 1, 2, 3, 4, 5, 6, 7
 
 new = tuple.__new__
 """`new(Event, (...))` takes half the time of `Event(...)`, and there are hundreds of thousands of events."""
@@ -38,6 +38,8 @@ class Event(NamedTuple):
     MARK        the phase of `place` begins
     EMPTY       cached memory goes back to the driver
     BEGIN, END  around a decode step, number `nbytes` of its rollout; decode_steps.py takes them out
+    SYNC        the host waits for all streams
+    HOST        the host takes a page-locked block of `nbytes`, or gives one back, where that is negative
     """
 
     kind: int
@@ -61,13 +63,16 @@ class Owner(NamedTuple):
 class Trace:
     """`events` in order. By ident: `hidden`: buffers that no tensor shows, inside one operator or kept by a library. `growth`: what
     is made from all layers of a stack: the stack, and the bytes that each further layer adds. `owners`: what the roles keep.
-    `heads`: paths of the modules that make logits."""
+    `heads`: paths of the modules that make logits. `copies`: what is allocated on the second stream (methods/streams.py); `lent`:
+    what of that waits for the first one's work when it is freed."""
 
     events: list[Event] = field(default_factory=list)
     hidden: set[int] = field(default_factory=set)
     growth: dict[int, tuple[int, int]] = field(default_factory=dict)
     owners: dict[int, Owner] = field(default_factory=dict)
     heads: set[str] = field(default_factory=set)
+    copies: set[int] = field(default_factory=set)
+    lent: set[int] = field(default_factory=set)
 
     def live(self) -> Iterator[tuple[Event, int]]:
         """Every event with the bytes that are live after it."""

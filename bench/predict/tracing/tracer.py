@@ -39,7 +39,9 @@ from vrambench.bench.predict.tracing.trace import (
     EMPTY,
     END,
     FREE,
+    HOST,
     MARK,
+    SYNC,
     Event,
     LayerIndex,
     Owner,
@@ -49,6 +51,7 @@ from vrambench.bench.predict.tracing.trace import (
 from vrambench.methods.device import EMPTIES_CACHE, REPEATS
 from vrambench.methods.models.parts import heads
 from vrambench.methods.offload.simulated import WALKS_PARAMETERS
+from vrambench.methods.streams import COPYING, ON_HOST, SYNCHRONIZES, USED_BY_WORK
 
 PARTS, PART_BEGINS = "profiler._record_function", "profiler._record_function_enter_new.default"
 """How the names of the two operators begin that `record_function` calls around what it names, and the first one's."""
@@ -97,6 +100,8 @@ class Tracer(TorchDispatchMode):
         """Idents of what belongs to a layer's weights, already placed there."""
         self._walk_began = 0
         """The number of events when the last walk through parameters began."""
+        self._copying = False
+        """Whether the job works on the second stream."""
         self._held = ExitStack()
 
     # --- what the job says ---
@@ -257,6 +262,16 @@ class Tracer(TorchDispatchMode):
             self._record(BEGIN, -1, int(argument or 0))
         elif part == WALKS_PARAMETERS:
             self._walk_began = len(self.trace.events)
+        elif part == COPYING:
+            self._copying = True
+        elif part == USED_BY_WORK:
+            storage = self._storages.at(int(argument or 0))
+            if storage is not None:
+                self.trace.lent.add(storage.ident)
+        elif part == ON_HOST:
+            self._record(HOST, -1, int(argument or 0), self._places.layer)
+        elif part == SYNCHRONIZES:
+            self._record(SYNC, -1, 0)
 
     def _part_ends(self) -> None:
         ended = self._places.end_part()
@@ -264,6 +279,8 @@ class Tracer(TorchDispatchMode):
             self._record(END, -1, 0)
         elif ended == WALKS_PARAMETERS:
             self._place_walk()
+        elif ended == COPYING:
+            self._copying = False
 
     def _place_walk(self) -> None:
         """A walk inside the backward pass has ended. If it touched this layer and the next one alone, it is this layer's work."""
@@ -285,6 +302,8 @@ class Tracer(TorchDispatchMode):
         self._places.layer_of_ident[ident] = layer
         if self._places.memory:
             self.trace.owners[ident] = Owner(self._places.role, self._places.memory)
+        if self._copying:
+            self.trace.copies.add(ident)
         self._record(ALLOC, ident, nbytes, layer)
         return ident
 

@@ -350,6 +350,10 @@ UNKNOWN: Mapping[str, str] = MappingProxyType(
         "aten._scaled_dot_product_cudnn_attention.default": "the plan that cuDNN chooses on the GPU",
         "aten._scaled_dot_product_cudnn_attention_backward.default": "the plan that cuDNN chooses on the GPU",
         "aten.cumsum.default": "nothing over one dimension of several; for a single row cub's table, some KiB",
+        "aten._grouped_mm.default": (
+            "from capability 9.0 on, bf16's kernel takes some 60 bytes a group, and what CUTLASS asks for on the GPU, some tens of "
+            "KiB; all else is a plain product for each group"
+        ),
         "aten.topk.default": "several ways by size, with counters of some KiB, or a sort; not read closely enough",
     }
 )

@@ -67,9 +67,11 @@ def cross_entropy(
 
 
 def _starts(length: int, chunk: int, simulated: bool) -> list[int]:
-    """Where chunks begin. All but the last do the same, so on the simulated device there are two and the last."""
+    """Where chunks begin. All but the last do the same, so on the simulated device there are two and the last; where each leaves
+    something on the host, there are all."""
     starts = list(range(0, length, chunk))
-    return [*starts[:2], starts[-1]] if simulated and len(starts) > 3 else starts
+    few = simulated and len(starts) > 3 and not parts.saves_elsewhere()
+    return [*starts[:2], starts[-1]] if few else starts
 
 
 def _chunk(

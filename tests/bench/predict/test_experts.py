@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.integrations import moe
 
 from tests.bench.predict.test_equality import differences, traced
 from vrambench.bench.plan.traits import stacked_weights
@@ -17,7 +18,9 @@ from vrambench.bench.plan.validity import check
 from vrambench.bench.predict import NotPredicted
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.many import outcome
+from vrambench.bench.predict.unmodelled import unmodelled
 from vrambench.bench.results.forecast import Forecast
+from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import get_device
 from vrambench.methods.errors import ConfigurationError
@@ -58,6 +61,60 @@ def test_lora_on_all_linear_layers_is_predicted_with_as_many_parameters_as_the_j
     job.load()
     trained = sum(parameter.numel() for parameter in job.parameters() if parameter.requires_grad)
     assert forecast(cell).parameters.trainable == trained
+
+
+ALLOCATING: tuple[dict[str, Any], ...] = (
+    {"precision": "fp32", "adapter": "none"},
+    {"precision": "fp16"},
+    {"precision": "bf16_amp", "adapter": "none"},
+    {"precision": "fp16_amp"},
+    {"precision": "fp32", "gradient_checkpointing": True},
+)
+
+
+def alike(cell: Cell, capability: tuple[int, int] | None = None) -> None:
+    """The traced CPU job and the simulated one allocate the same."""
+    real = traced(cell, get_device("cpu"))
+    simulated = traced(cell, replace(get_device("meta"), stands_for="cpu", capability=capability))
+    assert not differences(cell, real, simulated)
+    assert abs(simulated.peak_bytes() - real.peak_bytes()) <= 0.002 * real.peak_bytes()
+
+
+@pytest.mark.parametrize("said", ALLOCATING, ids=lambda said: " ".join(map(str, said.values())))
+def test_experts_of_every_type_allocate_on_the_simulated_device_as_on_the_cpu(
+    mixtral: str, said: dict[str, Any]
+) -> None:
+    alike(cell_of(mixtral, **said))
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_below_capability_8_0_experts_go_by_transformers_own_operator(
+    mixtral: str, adapter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose backward pass makes the gradient of frozen experts too."""
+    cell = cell_of(mixtral, adapter=adapter, lora_target_modules=["q_proj"] if adapter == "lora" else None)
+    recent = Predictor("").simulation(cell)
+    able = moe._can_use_grouped_mm
+    monkeypatch.setattr(moe, "_can_use_grouped_mm", lambda tokens, *others: tokens.is_meta and able(tokens, *others))
+    alike(cell, (7, 5))
+    old = Predictor("").simulation(cell, CARDS["t4"])
+    assert {"transformers.grouped_mm_fallback.default"} <= {event.operator for event in old.trace.events}
+    assert not any("grouped_mm_fallback" in event.operator for event in recent.trace.events)
+    assert not unmodelled(cell, old.trace)
+
+
+def test_rows_of_grouped_products_begin_at_multiples_of_16_bytes() -> None:
+    tokens, weights = torch.randn(8, 16), torch.randn(2, 16, 20)
+    offs = torch.tensor([3, 8], dtype=torch.int32)
+    for width in (17, 20):
+        there, rows = (
+            torch.nn.functional.grouped_mm(one, other[..., :width], offs=offsets)
+            for one, other, offsets in (
+                (tokens, weights, offs),
+                (tokens.to("meta"), weights.to("meta"), offs.to("meta")),
+            )
+        )
+        assert (rows.shape, rows.stride(), rows.dtype) == (there.shape, there.stride(), there.dtype)
 
 
 def test_what_peft_cannot_adapt_is_one_sentence(mixtral: str) -> None:
@@ -122,6 +179,24 @@ def test_transformers_reads_experts_in_16_bit(whole_blocks: str, tmp_path: Path)
     assert theirs["model.layers.0.self_attn.q_proj.weight"] == torch.uint8
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "more"),
+    [
+        ("lora_target_modules", "all-linear", {}),
+        ("lora_target_parameters", ["down_proj"], {"lora_target_modules": ["q_proj"]}),
+    ],
+)
+def test_an_adapter_on_packed_experts_is_refused_in_one_sentence(
+    whole_blocks: str, field: str, value: Any, more: dict[str, Any]
+) -> None:
+    """PEFT wants a gradient of the bytes that they are packed into, and fails in the first step."""
+    cell = cell_of(whole_blocks, precision="nf4", nf4={"quantize_moe_experts": True}, **more | {field: value})
+    said = r"packs, and PEFT adapts no packed parameter: adapt the other layers \(k_proj, o_proj, q_proj, v_proj\)"
+    with pytest.raises(ConfigurationError, match=f"^{field}: .*{said}") as error:
+        forecast(cell)
+    assert error.value.field == field
+
+
 @pytest.mark.parametrize("double", [False, True])
 def test_packed_experts_take_four_bits_and_scales(whole_blocks: str, double: bool) -> None:
     nf4 = {"double_quant": double}
@@ -156,7 +231,4 @@ def test_packed_experts_compute_with_weights_near_those_they_stand_for(whole_blo
 def test_packed_experts_allocate_on_the_simulated_device_as_on_the_cpu(whole_blocks: str, more: dict[str, Any]) -> None:
     nf4 = {"quantize_moe_experts": True, "double_quant": not more}
     cell = cell_of(whole_blocks, precision="nf4", lora_target_modules=["q_proj"], nf4=nf4, **more)
-    real = traced(cell, get_device("cpu"))
-    simulated = traced(cell, replace(get_device("meta"), stands_for="cpu"))
-    assert not differences(cell, real, simulated)
-    assert abs(simulated.peak_bytes() - real.peak_bytes()) <= 0.002 * real.peak_bytes()
+    alike(cell)
