@@ -193,7 +193,7 @@ class Workload(BaseModel):
     compute_dtype: Literal["bf16", "fp16", "fp32"] | None = "bf16"
     """The type in which a quantised model computes, and holds what is not quantised."""
     autocast: Literal["none", "bf16", "fp16"] | None = "none"
-    """Autocast over a quantised model, as the Trainer's `bf16: true` and `fp16: true` (which scales the loss)."""
+    """Autocast over a model in 16 bit or quantised, as the Trainer's `bf16: true` and `fp16: true` (which scales the loss)."""
     fp32_modules: Fp32Modules = "none"
     """What of a quantised model is cast to fp32 once it is loaded: `all` that is not quantised, as PEFT's
     prepare_model_for_kbit_training does, or a list of `norms` (LLaMA-Factory's upcast_layernorm), `embeddings` and `head`."""

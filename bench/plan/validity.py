@@ -44,6 +44,7 @@ from vrambench.bench.plan.traits import (
 )
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Kind
+from vrambench.methods.dtypes import HALF
 from vrambench.methods.models.losses import LOSSES
 
 Severity = Literal["reject", "warn"]
@@ -172,8 +173,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "fp16-unscaled",
         "reject",
-        "a loss scaler refuses to unscale gradients in fp16, and weights trained in fp16 have no others",
-        lambda cell, _: loss_scaling(cell) and torch.float16 in trained_dtypes(cell),
+        "a loss scaler refuses to unscale gradients in fp16 (on CUDA in bf16 too), and weights trained in 16 bit have no others",
+        lambda cell, _: loss_scaling(cell) and not trained_dtypes(cell).isdisjoint(HALF),
     ),
     Rule(
         "fp16-full-adamw",

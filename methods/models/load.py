@@ -50,7 +50,11 @@ def load(
     auto: Any, name: str, config: PreTrainedConfig, setup: Setup, device: Device, *, field: str = "model"
 ) -> PreTrainedModel:
     """What `auto` makes of `config`, in the cell's precision, on the device; weights, and which of them in fp32, as the workload
-    says."""
+    says.
+
+    Pretrained weights have the same bytes on the simulated device, in blocks as random ones have them. On CUDA transformers cuts
+    them from one block for all (caching_allocator_warmup), so that a large one's block may be up to 1 MiB smaller.
+    """
     workload, precision = setup.workload, setup.precision
     with readable(name, field):
         config = shortened(config, device)

@@ -94,7 +94,8 @@ def _scaled_product(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) 
 
     bitsandbytes 0.50, backends/default/ops.py: int8_scaled_mm and int8_mixed_scaled_mm, which real devices call with a
     threshold; backends/cuda/ops.py: int8_mm_dequant. Not counted: that the inputs' outlier columns are kept until the
-    backward pass (M x OUTLIER_COLUMNS for each layer), and the result that is added to them, which replaces this one.
+    backward pass (M x OUTLIER_COLUMNS for each layer, under checkpointing too: autograd/_functions.py, MatMul8bitLt, keeps them
+    where no hook sees them), and the result that is added to them, which replaces this one.
     """
     width = args[0].shape[-1]
     rows, columns = args[0].numel() // width, args[1].shape[0]

@@ -22,6 +22,7 @@ import contextlib
 import gc
 import gzip
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -75,7 +76,7 @@ WHOLE = {"loss_type": "nll", "gradient_checkpointing": False, "bf16": False}
 DEFAULTS = Trained(
     "TRL's defaults",
     axes="bf16 none adamw_torch_fused none sft",
-    settings=CHECKPOINTED | {"loss": "chunked_nll"},
+    settings=CHECKPOINTED | {"loss": "chunked_nll", "autocast": "bf16"},
 )
 FULL = Trained(
     "full",
@@ -250,8 +251,12 @@ def write_checkpoint(folder: Path, *, tiny: bool) -> None:
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     from vrambench.methods.models.config import model_config
+    from vrambench.methods.precision.int8 import OUTPUT_STD
 
     config = model_config(Sizes(tiny, "cpu", folder).model)
+    # As wide as outputs of int8 cells scatter: as transformers draws them, hundreds of columns a layer would have outliers, which
+    # bitsandbytes keeps for the backward pass (43 MB in llama-3.2-1b, of 2,048 tokens).
+    config.initializer_range = min(config.initializer_range, OUTPUT_STD / math.sqrt(config.hidden_size))
     size = config.vocab_size
     config.pad_token_id, config.eos_token_id, config.bos_token_id = size - 2, size - 1, None
     torch.manual_seed(0)

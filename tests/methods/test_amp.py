@@ -104,6 +104,7 @@ def comparable(made: list[Made]) -> list[Made]:
 
 
 QUANTISED = {"precision": "nf4", "adapter": "lora", "autocast": "bf16"}
+HALF = {"precision": "bf16", "autocast": "bf16"}
 JOBS: list[dict[str, Any]] = [
     {"algorithm": "sft", "precision": "bf16_amp"},
     {"algorithm": "sft", "precision": "bf16_amp", "gradient_checkpointing": True},
@@ -117,6 +118,17 @@ JOBS: list[dict[str, Any]] = [
     {"algorithm": "sft", **QUANTISED, "gradient_checkpointing": True, "fp32_modules": "all"},
     {"algorithm": "sft", **QUANTISED, "fp32_modules": ["norms"], "nf4": {"double_quant": True}},
     {"algorithm": "ppo", **QUANTISED, "model": "tiny-gpt2", "fp32_modules": ["norms", "head"], "ppo": {"epochs": 1}},
+    {
+        "algorithm": "sft",
+        **HALF,
+        "gradient_accumulation_steps": 2,
+        "gradient_checkpointing": True,
+        "loss": "chunked_nll",
+    },
+    {"algorithm": "sft", **HALF, "adapter": "lora", "loss": "nll"},
+    {"algorithm": "sft", "precision": "fp16", "autocast": "fp16", "adapter": "lora", "gradient_checkpointing": True},
+    {"algorithm": "ppo", **HALF, "gradient_checkpointing": True, "loss": "chunked_nll", "ppo": {"epochs": 2}},
+    {"algorithm": "remax", **HALF, "loss": "chunked_nll"},
     {"algorithm": "remax", **QUANTISED, "compute_dtype": "fp16", "autocast": "fp16", "gradient_checkpointing": True},
 ]
 

@@ -23,6 +23,7 @@ from tests.trainers.trained import (
     BATCH,
     INNER,
     LAYERS,
+    TIED_VOCABULARY,
     TOKENS,
     WIDTH,
     Configuration,
@@ -69,7 +70,62 @@ PREPARED = Configuration(
     arguments=CHECKPOINTED | NOT_REENTRANT | {"bf16": True, "optim": "adamw_torch"},
     settings=OUR_LORA | CHECKPOINTED | {"fp32_modules": "all", "autocast": "bf16"},
 )
+TIED = Configuration(
+    name="TRL's defaults, tied",
+    trl=True,
+    axes="bf16 none adamw_torch_fused none sft",
+    tied=True,
+    load=HALF,
+    arguments={"bf16": True, "optim": "adamw_torch_fused"} | CHECKPOINTED,
+    settings=CHECKPOINTED | {"loss": "chunked_nll", "autocast": "bf16"},
+)
+TIED_LORA = replace(
+    TIED,
+    name="lora, tied",
+    axes="bf16 lora adamw_torch none sft",
+    peft=LORA,
+    arguments={"bf16": True, "optim": "adamw_torch"} | CHECKPOINTED,
+    settings=TIED.settings | OUR_LORA,
+)
+QUANTISED_LORA = replace(
+    TIED_LORA,
+    name="qlora, tied",
+    axes="nf4 lora adamw_torch none sft",
+    load=HALF | QUANTISED | {"quantization_config": NF4},
+    settings=TIED_LORA.settings | {"adapter_dtype": "bf16"},
+)
 CONFIGURATIONS = (
+    TIED,
+    replace(
+        TIED,
+        name="TRL's defaults, tied, accumulation 4",
+        arguments=TIED.arguments | {"gradient_accumulation_steps": 4},
+        settings=TIED.settings | {"gradient_accumulation_steps": 4},
+    ),
+    replace(
+        TIED,
+        name="tied, without autocast, accumulation 4",
+        arguments=TIED.arguments | {"gradient_accumulation_steps": 4, "bf16": False},
+        settings=TIED.settings | {"gradient_accumulation_steps": 4, "autocast": "none"},
+    ),
+    replace(
+        TIED,
+        name="tied, autocast over fp32",
+        axes="bf16_amp none adamw_torch none sft",
+        load=SINGLE,
+        arguments=WHOLE_LOGITS | {"bf16": True},
+        settings={},
+    ),
+    TIED_LORA,
+    QUANTISED_LORA,
+    replace(
+        QUANTISED_LORA,
+        name="int8 lora, tied, without autocast",
+        axes="int8 lora adamw_torch none sft",
+        load=HALF | QUANTISED | {"quantization_config": INT8},
+        arguments=QUANTISED_LORA.arguments | {"bf16": False},
+        settings=QUANTISED_LORA.settings | {"autocast": "none"},
+    ),
     FULL,
     Configuration(
         name="full fp32",
@@ -195,7 +251,19 @@ DOCUMENTS = Difference(
     LAYERS * (2 * (BATCH * TOKENS) ** 2 + 2 * BATCH * TOKENS * WIDTH),
 )
 INPUTS = (LABELS, MASK)
+ENTROPIES = Difference(
+    "entropies for TRL's log, while the log-softmax, the logits in fp32 and a copy of them without each sequence's last are "
+    "held: the log-softmax of 128 tokens, its exponentials, and their product",
+    (3 * 128 - BATCH) * TIED_VOCABULARY * 4,
+)
 NAMED: dict[str, dict[str, tuple[Difference, ...]]] = {
+    "TRL's defaults, tied": {"learn": INPUTS, "optimizer_step": INPUTS},
+    "TRL's defaults, tied, accumulation 4": {"learn": 4 * INPUTS, "optimizer_step": 4 * INPUTS},
+    "tied, without autocast, accumulation 4": {"learn": 4 * INPUTS, "optimizer_step": 4 * INPUTS},
+    "tied, autocast over fp32": {"learn": (*INPUTS, ENTROPIES), "optimizer_step": (*INPUTS, norms_apart(4))},
+    "lora, tied": {"learn": INPUTS, "optimizer_step": INPUTS},
+    "qlora, tied": {"learn": INPUTS, "optimizer_step": INPUTS},
+    "int8 lora, tied, without autocast": {"learn": INPUTS, "optimizer_step": INPUTS},
     "full bf16": {"learn": INPUTS, "optimizer_step": (*INPUTS, norms_apart(2))},
     "full fp32": {"learn": (LABELS, KEYS_AND_VALUES), "optimizer_step": (LABELS, norms_apart(4))},
     "autocast": {"learn": (LABELS,), "optimizer_step": (LABELS, norms_apart(4))},
@@ -219,17 +287,18 @@ NAMED: dict[str, dict[str, tuple[Difference, ...]]] = {
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The model's folder. What exists by now is left out of collections, of which every job takes some; trainers' environment
-    variables are gone afterwards."""
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the models, `untied` and `tied`. What exists by now is left out of collections, of which every job takes some;
+    trainers' environment variables are gone afterwards."""
     pytest.importorskip("trl")
     import bitsandbytes  # noqa: F401
     import datasets  # noqa: F401
     import peft  # noqa: F401
 
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("model")
-    write_model(folder)
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("untied", "tied"):
+        write_model(folder / name, tied=name == "tied")
     gc.collect()
     gc.freeze()
     with mock.patch.dict(os.environ):
@@ -239,8 +308,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda one: one.name)
 def test_the_cell_holds_what_the_trainer_holds(
-    configuration: Configuration, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    configuration: Configuration, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model = models / ("tied" if configuration.tied else "untied")
     with monkeypatch.context() as patched:
         if "activation_offloading" in configuration.arguments:
             offloading.prepare(patched)

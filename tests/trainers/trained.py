@@ -26,6 +26,8 @@ STEPS = 2
 """Optimizer steps; the last is traced."""
 BATCH, TOKENS = 4, 96
 VOCABULARY, WIDTH, INNER, LAYERS = 1024, 128, 384, 2
+TIED_VOCABULARY = 8192
+"""Of the model whose head is its table of embeddings, which is most of it."""
 AXES = ("precision", "adapter", "optimizer", "offload", "algorithm")
 
 
@@ -42,13 +44,15 @@ class Held:
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """A trainer's job and the cell that says the same. `trl`: SFTTrainer, else transformers' Trainer. `load`: what from_pretrained
-    is told; `prepare`: what a script does with the model before it gives it to the trainer; `peft`: LoraConfig's arguments;
-    `arguments`: those of the trainer's own configuration. `axes`, `settings`: the cell's."""
+    """A trainer's job and the cell that says the same. `trl`: SFTTrainer, else transformers' Trainer. `tied`: on the model with
+    tied embeddings. `load`: what from_pretrained is told; `prepare`: what a script does with the model before it gives it to the
+    trainer; `peft`: LoraConfig's arguments; `arguments`: those of the trainer's own configuration. `axes`, `settings`: the
+    cell's."""
 
     name: str
     trl: bool
     axes: str
+    tied: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
     load: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[Any], Any] = lambda model: model
@@ -56,12 +60,13 @@ class Configuration:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, *, tied: bool) -> None:
     """A Llama of two layers with random weights, as from_pretrained reads it."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=TIED_VOCABULARY if tied else VOCABULARY,
+        tie_word_embeddings=tied,
         hidden_size=WIDTH,
         intermediate_size=INNER,
         num_hidden_layers=LAYERS,

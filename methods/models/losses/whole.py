@@ -4,9 +4,10 @@
 For labels it is the model's own forward pass with labels, whatever its architecture does there (transformers 5.23,
 loss/loss_utils.py: ForCausalLMLoss): logits of every position in the model's type, a copy in fp32, labels shifted and padded, the
 log-softmax. Until it returns, the logits in the model's type and the last hidden states are held as well. 10 bytes a logit in
-the forward pass of a model in half precision, 12 in the backward pass. What trainers do with the logits between the two stays
-below that: accelerate's copy of them in fp32 under autocast, TRL's entropies and accuracies for its log (which come to 12 under
-autocast).
+the forward pass of a model in half precision, 12 in the backward pass. What trainers do with the logits between the two is not
+done here, and mostly stays below that: accelerate's copy of them in fp32 under autocast, and TRL's entropies and accuracies for
+its log. Under autocast those come to 12 bytes a logit too (log-softmax, logits in fp32, a copy without each sequence's last), and
+to 1,536 more for each word of the vocabulary: three times 128 tokens in fp32 (trainer/utils.py: entropy_from_logits).
 
 For log-probabilities it is what TRL 1.12 does in PPO (experimental/ppo/ppo_trainer.py; trainer/utils.py: selective_log_softmax):
 logits of every position, those of the response divided by the temperature in place, and a log-softmax of one sequence after the

@@ -146,6 +146,19 @@ CASES = [
         {"adapter_dtype": "fp32"},
         alone=False,
     ),
+    Case(
+        "fp16-unscaled",
+        {"precision": "nf4", "adapter": "lora", "autocast": "fp16", "compute_dtype": "fp16", "adapter_dtype": "bf16"},
+        {"adapter_dtype": "fp32"},
+        alone=False,
+    ),
+    Case("fp16-unscaled", {"precision": "bf16", "autocast": "fp16"}, {"autocast": "bf16"}),
+    Case(
+        "zero-amp",
+        {"precision": "bf16", "autocast": "bf16", "offload": "zero2_optimizer"},
+        {"autocast": "none"},
+        alone=False,
+    ),
     Case("quantized-full", {"precision": "int8"}, {"adapter": "lora"}),
     Case("quantized-full", {"precision": "nf4", "algorithm": "ppo"}, {"precision": "bf16"}, device="cuda"),
     Case(
