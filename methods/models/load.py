@@ -54,7 +54,13 @@ def load(
     with readable(name, field):
         config = shortened(config, device)
     dtype = precision.dtype(workload)
-    kernel = implementation(workload.attention, config, tokens=workload.sequence_tokens, simulated=device.simulated)
+    kernel = implementation(
+        workload.attention,
+        config,
+        tokens=workload.sequence_tokens,
+        masked=workload.lengths is not None,
+        simulated=device.simulated,
+    )
     quantize, pack = precision.quantize, precision.quantize_experts
     quantize_experts = (lambda module, name: pack(module, name, workload)) if pack else None
     if workload.weights == "pretrained" and not device.simulated:

@@ -170,6 +170,42 @@ def test_evaluating_and_saving_are_simulated(axes: dict[str, str], more: dict[st
         assert not differences(cell, real, simulated)
 
 
+# Multiples of eight: a GPU's kernel copies a mask of other widths. Evaluated are few enough sequences that all are simulated.
+LENGTHS: dict[str, Any] = {"model": "tiny", "batch_size": 3, "lora_r": 4, "lengths": {16: 0.5, 48: 0.3, 104: 0.2}}
+PADDED = {"padded": {}, "to a multiple": {"pad_to_multiple_of": 32}}
+FLAT = {
+    "padding-free": {"padding_free": True, "pad_to_multiple_of": 32},
+    "bfd": {"packing": "bfd", "max_length": 120},
+    "wrapped": {"packing": "wrapped", "max_length": 120},
+}
+OF_LENGTHS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
+    **{
+        f"{name} {attention}": ({}, more | {"attention": attention})
+        for name, more in (PADDED | FLAT).items()
+        for attention in ("sdpa", "efficient", "eager")
+    },
+    **{f"padded {loss}": ({}, {"loss": loss}) for loss in LOSSES},
+    **{f"bfd {loss}": ({}, FLAT["bfd"] | {"loss": loss}) for loss in LOSSES},
+    "padded full bf16, accumulated": ({"adapter": "none"}, {"gradient_accumulation_steps": 2}),
+    "padded checkpointed": ({}, {"gradient_checkpointing": True}),
+    "bfd checkpointed under autocast": ({"precision": "bf16_amp"}, FLAT["bfd"] | {"gradient_checkpointing": True}),
+    "padded evaluated": (
+        {"precision": "bf16_amp"},
+        EVALUATION | {"prediction_loss_only": False, "max_eval_samples": 5},
+    ),
+    "bfd evaluated": ({}, FLAT["bfd"] | EVALUATION),
+}
+
+
+@pytest.mark.parametrize(("axes", "more"), OF_LENGTHS.values(), ids=OF_LENGTHS)
+def test_batches_of_several_lengths_are_simulated(axes: dict[str, str], more: dict[str, Any]) -> None:
+    cell = resolve(AXES | axes, LENGTHS | more)
+    real = traced(cell, get_device("cpu"))
+    simulated = traced(cell, dataclasses.replace(get_device("meta"), stands_for="cpu"))
+    assert simulated.peak_bytes() == pytest.approx(real.peak_bytes(), rel=0.002)
+    assert not differences(cell, real, simulated)
+
+
 @pytest.mark.parametrize("name", LOSS_CELLS)
 def test_every_loss_allocates_on_the_simulated_device_what_it_does_on_the_cpu(name: str) -> None:
     cell = LOSS_CELLS[name]
