@@ -67,14 +67,14 @@ class Batch:
 
 
 class Batches:
-    """The batches of a workload with `lengths`. `order`: what the first steps have, on the simulated device, where `usual` and
-    `worst` may take the place of what is drawn; each `worst` is the next of them, as the last micro-batch of its step."""
+    """The batches of a workload with `lengths`. `order`: what the first steps have, on the simulated device; else all that warm up
+    or are timed have drawn ones. Each step after those has the next of the worst."""
 
     def __init__(self, workload: Workload, order: Sequence[Kind] = ()) -> None:
         assert workload.lengths is not None
         assert workload.max_length is not None
         self._work = workload
-        self._order = tuple(order)
+        self._order = tuple(order) or ("drawn",) * (workload.warmup_steps + workload.steps)
         self._limit = workload.max_length
         cut = truncated(workload.lengths, self._limit) if workload.packing != "wrapped" else workload.lengths
         self._lengths = np.array(sorted(cut))
@@ -82,28 +82,25 @@ class Batches:
         self._shares = shares / shares.sum()
 
     def of_step(self, step: int) -> tuple[Batch, ...]:
-        """A step's micro-batches."""
-        work, kind = self._work, self._order[step] if step < len(self._order) else "drawn"
-        count = work.gradient_accumulation_steps
+        """A step's micro-batches, of which the last is the worst where the step has one."""
+        size, count = self._work.batch_size, self._work.gradient_accumulation_steps
+        kind = self._order[step] if step < len(self._order) else "worst"
         if kind == "usual":
             return (self.usual,) * count
-        drawn = self.drawn(step, count * work.batch_size, work.batch_size)
-        if kind == "worst":
-            number = self._order[:step].count("worst")
-            return (*drawn[:-1], self.worst[number % len(self.worst)])
-        return drawn
-
-    def drawn(self, step: int, rows: int, size: int) -> tuple[Batch, ...]:
-        """So many `rows` for a step, in batches of `size`; the same again for the same arguments."""
-        made = self._rows(np.random.default_rng([self._work.seed, 2, step]), rows)
-        return tuple(self._batch(made[start : start + size]) for start in range(0, rows, size))
+        drawn = self._drawn(step, count * size, size)
+        if kind == "drawn":
+            return drawn
+        number = self._order[:step].count("worst") + max(0, step - len(self._order))
+        return (*drawn[:-1], self.worst[number % len(self.worst)])
 
     def of_evaluation(self, step: int, rows: int, size: int) -> tuple[Batch, ...]:
-        """As `drawn`; where steps have an order, the last of so many sequences is as long as the longest."""
-        drawn = self.drawn(step, rows, size)
-        if not self._order:
-            return drawn
-        return (*drawn[:-1], self._worst(len(drawn[-1].rows) if not drawn[-1].flat else size)[-1])
+        """`rows` drawn as for a step, in batches of `size`; the last of them is the worst of its size."""
+        drawn = self._drawn(step, rows, size)
+        return (*drawn[:-1], self._worst(rows - (len(drawn) - 1) * size)[0])
+
+    def _drawn(self, step: int, rows: int, size: int) -> tuple[Batch, ...]:
+        made = self._rows(np.random.default_rng([self._work.seed, 2, step]), rows)
+        return tuple(self._batch(made[start : start + size]) for start in range(0, rows, size))
 
     @cached_property
     def usual(self) -> Batch:
@@ -115,17 +112,17 @@ class Batches:
 
     @cached_property
     def worst(self) -> tuple[Batch, ...]:
-        """Of the largest batches, those of which one takes the most memory: without padding and, where it can be, with the least
-        of it, which takes a mask."""
+        """Of the largest batches, those of which one takes the most memory: where it can be, with the least padding, which takes a
+        mask, and without."""
         return self._worst(self._work.batch_size)
 
     def _worst(self, size: int) -> tuple[Batch, ...]:
         longest = max(self._population, key=lambda row: (sum(row), len(row)))
         shorter = [row for row in self._population if sum(row) < sum(longest)]
-        made = [self._batch([longest] * size)]
-        if shorter and size > 1 and not self._flat:
-            made.append(self._batch([longest] * (size - 1) + [max(shorter, key=sum)]))
-        return tuple(made)
+        full = self._batch([longest] * size)
+        if not shorter or size == 1 or self._flat:
+            return (full,)
+        return self._batch([longest] * (size - 1) + [max(shorter, key=sum)]), full
 
     @property
     def worst_share(self) -> float:

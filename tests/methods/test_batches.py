@@ -109,8 +109,8 @@ def test_lengths_are_drawn_with_their_shares(cell: MakeCell) -> None:
 @pytest.mark.parametrize(
     ("more", "worst", "share"),
     [
-        ({}, (Batch(((100,),) * 4, 100), Batch((*((100,),) * 3, (48,)), 100)), 1 - 0.8**4),
-        ({"pad_to_multiple_of": 64}, (Batch(((100,),) * 4, 128), Batch((*((100,),) * 3, (48,)), 128)), 1 - 0.8**4),
+        ({}, (Batch((*((100,),) * 3, (48,)), 100), Batch(((100,),) * 4, 100)), 1 - 0.8**4),
+        ({"pad_to_multiple_of": 64}, (Batch((*((100,),) * 3, (48,)), 128), Batch(((100,),) * 4, 128)), 1 - 0.8**4),
         ({"batch_size": 1}, (Batch(((100,),), 100),), 0.2),
         ({"padding_free": True}, (Batch(((100,) * 4,), 400, flat=True),), 0.2**4),
     ],
@@ -125,7 +125,7 @@ def test_the_worst_batches_of_packs(cell: MakeCell) -> None:
     settings: dict[str, Any] = {"lengths": LENGTHS, "batch_size": 2, "max_length": 128}
     (fullest,) = Batches(cell(**settings, packing="bfd").workload).worst
     assert (fullest.flat, fullest.width, fullest.tokens) == (True, 256, 256)
-    full, cut = Batches(cell(**settings, packing="wrapped").workload).worst
+    cut, full = Batches(cell(**settings, packing="wrapped").workload).worst
     assert full == Batch(((128,), (128,)), 128)
     assert cut.rows[0] == (128,) != cut.rows[1]
 
@@ -135,15 +135,24 @@ def test_the_usual_batch_is_the_middle_one(cell: MakeCell) -> None:
     assert batches.usual == Batch(((8,), (8,)), 8)
 
 
-def test_on_the_simulated_device_steps_have_an_order(cell: MakeCell) -> None:
-    work = cell(lengths=LENGTHS, batch_size=2, gradient_accumulation_steps=2).workload
-    batches = Batches(work, ("drawn", "usual", "worst", "worst"))
-    plain = Batches(work)
-    assert batches.of_step(0) == plain.of_step(0)
-    assert batches.of_step(1) == (plain.usual, plain.usual)
-    assert batches.of_step(2) == (plain.of_step(2)[0], plain.worst[0])
-    assert batches.of_step(3) == (plain.of_step(3)[0], plain.worst[1])
-    assert batches.of_step(4) == plain.of_step(4)
+def test_steps_after_the_timed_ones_have_the_worst(cell: MakeCell) -> None:
+    """One of them is where a measurement counts bytes."""
+    work = cell(lengths=LENGTHS, batch_size=2, gradient_accumulation_steps=2, warmup_steps=1, steps=1).workload
+    batches = Batches(work)
+    assert [batches.of_step(step)[1] in batches.worst for step in range(4)] == [False, False, True, True]
+    assert tuple(batches.of_step(step)[1] for step in (2, 3)) == batches.worst
+    ordered = Batches(work, ("drawn", "worst", "usual"))
+    assert ordered.of_step(0) == batches.of_step(0)
+    assert ordered.of_step(1)[1] == batches.worst[0]
+    assert ordered.of_step(2) == (batches.usual, batches.usual)
+    assert ordered.of_step(3)[1] == batches.worst[1]
+
+
+def test_the_last_batch_of_an_evaluation_is_the_worst_of_its_size(cell: MakeCell) -> None:
+    batches = Batches(cell(lengths=LENGTHS).workload)
+    evaluated = batches.of_evaluation(0, 5, 2)
+    assert [len(batch.rows) for batch in evaluated] == [2, 2, 1]
+    assert evaluated[-1] == Batch(((100,),), 100)
 
 
 def test_tokens_of_a_step_are_those_that_are_trained_on(job: MakeJob) -> None:
