@@ -119,7 +119,7 @@ def on_simulated_device(capability: Capability | None) -> Iterator[None]:
     says, since positions and masks have no values there."""
     token = _capability.set(capability)
     real_attention, real_positions = F.scaled_dot_product_attention, masking_utils.find_packed_sequence_indices
-    real_all = masking_utils.fast_all
+    real_fast_all, real_all = masking_utils.fast_all, torch.all
 
     def attention(query: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if query.is_meta:
@@ -132,20 +132,25 @@ def on_simulated_device(capability: Capability | None) -> Iterator[None]:
         return _packed(position_ids)
 
     def fast_all(tensor: torch.Tensor) -> Any:
-        if not tensor.is_meta:
-            return real_all(tensor)
-        real_all(tensor)
-        return not padded()
+        made = real_fast_all(tensor)
+        return not padded() if tensor.is_meta else made
+
+    def every(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As create_recurrent_attention_mask asks it of a mask."""
+        made, batch = real_all(tensor, *args, **kwargs), _batch.get()
+        of_mask = tensor.is_meta and batch is not None and tensor.shape == (len(batch.rows), batch.width)
+        return not padded() if of_mask else made
 
     F.scaled_dot_product_attention = attention
     masking_utils.find_packed_sequence_indices = positions
     masking_utils.fast_all = fast_all
+    torch.all = every  # type: ignore[assignment]
     try:
         yield
     finally:
         F.scaled_dot_product_attention = real_attention
         masking_utils.find_packed_sequence_indices = real_positions
-        masking_utils.fast_all = real_all
+        masking_utils.fast_all, torch.all = real_fast_all, real_all
         _capability.reset(token)
 
 

@@ -278,6 +278,17 @@ class Workload(BaseModel):
         """Length of every training sequence: prompt and response together."""
         return self.prompt_tokens + self.response_tokens
 
+    @property
+    def masks(self) -> bool:
+        """Whether a batch may need a mask: for padding, or for several sequences in a row."""
+        if self.lengths is None:
+            return False
+        if self.packing == "bfd":
+            return True
+        several = self.batch_size > 1 or (self.eval_batch_size or 1) > 1
+        apart = self.padding_free or self.packing == "wrapped" or len(self.lengths) > 1
+        return (several and apart) or self.pad_to_multiple_of is not None
+
     def flat(self) -> dict[str, Any]:
         """As it is written in files: options beside the fields, under their namespaces; LENGTHS_FIELDS where they say something."""
         plain = {name for name in LENGTHS_FIELDS if getattr(self, name) == type(self).model_fields[name].default}

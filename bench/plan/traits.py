@@ -189,8 +189,8 @@ def chosen_kernels(cell: Cell, capability: tuple[int, int] | None) -> tuple[Choi
     config = described(cell.workload.model)
     if config is None or cell.workload.attention != "sdpa":
         return ()
-    masked = cell.workload.lengths is not None
-    return choices(config, cell.workload.sequence_tokens, product_dtype(cell), capability, masked=masked)
+    work = cell.workload
+    return choices(config, work.sequence_tokens, product_dtype(cell), capability, masked=work.masks)
 
 
 def flat(cell: Cell) -> bool:

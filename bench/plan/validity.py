@@ -318,9 +318,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "lengths-attention",
         "reject",
-        "PyTorch's flash and math kernels are pinned here without a mask, and sequences of several lengths need one (attention: "
+        "PyTorch's flash and math kernels are pinned here without a mask, and batches of several lengths need one (attention: "
         "sdpa, flash_attention_2, efficient or eager)",
-        lambda cell, _: cell.workload.lengths is not None and cell.workload.attention in ("flash", "math"),
+        lambda cell, _: cell.workload.masks and cell.workload.attention in ("flash", "math"),
     ),
     Rule(
         "lengths-own-attention",

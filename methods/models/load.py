@@ -58,7 +58,7 @@ def load(
         workload.attention,
         config,
         tokens=workload.sequence_tokens,
-        masked=workload.lengths is not None,
+        masked=workload.masks,
         simulated=device.simulated,
     )
     quantize, pack = precision.quantize, precision.quantize_experts

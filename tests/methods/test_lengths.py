@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,6 +71,24 @@ def test_packing_needs_to_know_how_long_rows_are() -> None:
     assert (
         resolve(SFT_AXES, {"lengths": {8: 1.0}, "packing": "wrapped", "max_length": 20}).workload.sequence_tokens == 20
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "masks"),
+    [
+        ({"batch_size": 1}, False),
+        ({"batch_size": 2}, True),
+        ({"batch_size": 1, "eval_batch_size": 2}, True),
+        ({"batch_size": 1, "pad_to_multiple_of": 8}, True),
+        ({"batch_size": 1, "padding_free": True}, False),
+        ({"batch_size": 1, "packing": "bfd", "max_length": 99}, True),
+        ({"batch_size": 1, "packing": "wrapped", "max_length": 99}, False),
+        ({"batch_size": 2, "lengths": {8: 1.0}}, False),
+        ({"batch_size": 2, "lengths": None}, False),
+    ],
+)
+def test_when_a_batch_may_need_a_mask(settings: dict[str, Any], masks: bool) -> None:
+    assert resolve(SFT_AXES, {"lengths": {8: 0.5, 64: 0.5}} | settings).workload.masks == masks
 
 
 def test_batches_with_masks_are_attended_to_as_transformers_would() -> None:

@@ -230,8 +230,21 @@ CASES = [
     Case("lengths-none", {"padding_free": True}, {"lengths": {64: 0.5, 99: 0.5}}),
     Case("lengths-none", {"packing": "wrapped"}, {"packing": "none"}),
     Case("lengths-none", {"pad_to_multiple_of": 8}, {"lengths": {64: 0.5, 99: 0.5}}),
-    Case("lengths-attention", {"lengths": {64: 1}, "attention": "flash"}, {"attention": "efficient"}),
-    Case("lengths-attention", {"lengths": {64: 1}, "attention": "math"}, {"attention": "auto"}),
+    Case(
+        "lengths-attention",
+        {"lengths": {64: 0.5, 99: 0.5}, "batch_size": 2, "attention": "flash", "precision": "bf16"},
+        {"attention": "efficient"},
+    ),
+    Case(
+        "lengths-attention",
+        {"lengths": {64: 0.5, 99: 0.5}, "batch_size": 2, "attention": "flash", "precision": "bf16"},
+        {"batch_size": 1},
+    ),
+    Case(
+        "lengths-attention",
+        {"lengths": {64: 1}, "packing": "bfd", "max_length": 99, "attention": "math"},
+        {"packing": "none"},
+    ),
     Case(
         "lengths-own-attention",
         {"lengths": {64: 1}, "padding_free": True, "model": BLOOM},

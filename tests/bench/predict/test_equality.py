@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,39 @@ OF_LENGTHS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
 @pytest.mark.parametrize(("axes", "more"), OF_LENGTHS.values(), ids=OF_LENGTHS)
 def test_batches_of_several_lengths_are_simulated(axes: dict[str, str], more: dict[str, Any]) -> None:
     cell = resolve(AXES | axes, LENGTHS | more)
+    real = traced(cell, get_device("cpu"))
+    simulated = traced(cell, dataclasses.replace(get_device("meta"), stands_for="cpu"))
+    assert simulated.peak_bytes() == pytest.approx(real.peak_bytes(), rel=0.002)
+    assert not differences(cell, real, simulated)
+
+
+LAYERS: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "gemma3_text": {"sliding_window": 32, "layer_types": ["sliding_attention", "full_attention"]},
+    "falcon_h1": {
+        "mamba_d_ssm": 64,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_n_groups": 1,
+        "mamba_d_state": 16,
+        "mamba_chunk_size": 16,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["padded", "bfd"])
+def test_layers_that_read_masks_in_their_own_way_are_simulated(kind: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind} | LAYERS | KINDS[kind]))
+    cell = resolve(AXES | {"adapter": "none"}, LENGTHS | (PADDED | FLAT)[name] | {"model": str(tmp_path)})
     real = traced(cell, get_device("cpu"))
     simulated = traced(cell, dataclasses.replace(get_device("meta"), stands_for="cpu"))
     assert simulated.peak_bytes() == pytest.approx(real.peak_bytes(), rel=0.002)
