@@ -18,6 +18,9 @@ from vrambench.methods.cell import Cell
 MOST_DRAWN = 8
 """Micro-batches that are drawn; of two steps at least."""
 
+AFTER = ("evaluate", "save")
+"""Phases that follow a step under its number."""
+
 Peaks = Mapping[tuple[str, int | None], tuple[int, int]]
 """Allocated and reserved bytes, by phase and step."""
 
@@ -67,5 +70,8 @@ def _predicted(batch: Batch, step: int, peaks: Peaks) -> PredictedBatch:
         row_tokens=batch.width,
         tokens=batch.tokens,
         sequences=sum(map(len, batch.rows)),
-        allocated_bytes=max((allocated for (_, its), (allocated, _) in peaks.items() if its == step), default=0),
+        allocated_bytes=max(
+            (allocated for (phase, its), (allocated, _) in peaks.items() if its == step and phase not in AFTER),
+            default=0,
+        ),
     )

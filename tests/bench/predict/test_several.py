@@ -65,6 +65,13 @@ def test_a_mask_takes_more_than_none_and_no_padding_less() -> None:
     assert flash == pytest.approx(allocated(cell(attention="flash_attention_2", lengths={512: 1.0})), rel=0.01)
 
 
+def test_what_an_evaluation_takes_is_no_batchs() -> None:
+    plain = Predictor().forecast(cell()).batches
+    evaluating = Predictor().forecast(cell(eval_batch_size=32, max_eval_samples=64, prediction_loss_only=False))
+    assert evaluating.limiting_phase == "evaluate"
+    assert evaluating.batches == plain
+
+
 def test_truncation_is_what_decides() -> None:
     short = Predictor().forecast(cell(max_length=256)).batches
     assert short is not None
