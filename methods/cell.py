@@ -23,6 +23,7 @@ from vrambench.methods.adapters import ADAPTERS, Adapter
 from vrambench.methods.algorithms import ALGORITHMS, EVALUATION_FIELDS, Algorithm
 from vrambench.methods.axes import AXES
 from vrambench.methods.errors import ConfigurationError, UnknownValue, did_you_mean, shown
+from vrambench.methods.lengths import truncated
 from vrambench.methods.models.config import attention_of, model_config
 from vrambench.methods.offload import OFFLOADS, Offload
 from vrambench.methods.optimizers import OPTIMIZERS, Optimizer
@@ -185,7 +186,7 @@ def _decided(workload: Workload, values: Mapping[str, AxisValue], flash: bool) -
     if workload.learning_rate is None:
         decided["learning_rate"] = algorithm.learning_rate
     kernel = precision.attention(workload)
-    preferred = kernel if flash else "efficient"
+    preferred = "sdpa" if workload.lengths else kernel if flash else "efficient"
     decided["attention"] = attention_of(workload.model, workload.attention, preferred)
     if workload.reference == "auto":
         decided["reference"] = "adapter_off" if adapter.can_switch_off else "copy"
@@ -198,13 +199,31 @@ def _decided(workload: Workload, values: Mapping[str, AxisValue], flash: bool) -
     return decided
 
 
-def _lengths(workload: Workload) -> dict[str, int]:
+def _lengths(workload: Workload) -> dict[str, Any]:
     """A sequence's length and its two parts, of which each is at least one token, so that they agree."""
     whole = workload.max_length
+    if workload.lengths is not None:
+        return _several_lengths(workload.lengths, whole, workload.packing)
     if whole is None:
         return {"max_length": workload.sequence_tokens}
     prompt = min(workload.prompt_tokens, whole - 1)
     return {"prompt_tokens": prompt, "response_tokens": whole - prompt}
+
+
+def _several_lengths(lengths: Mapping[int, float], limit: int | None, packing: str) -> dict[str, Any]:
+    """Lengths as `limit`, max_length, leaves them; the longest one, of which nothing is a prompt."""
+    if limit is None and packing != "none":
+        raise ConfigurationError(
+            f"max_length: packing {packing} needs it: the tokens that a row has at most (TRL's default is 1024)",
+            field="max_length",
+        )
+    limit = limit or max(lengths)
+    if packing == "wrapped":
+        return {"max_length": limit, "prompt_tokens": 1, "response_tokens": limit - 1}
+    cut = truncated(lengths, limit)
+    longest = max(cut)
+    whole = limit if packing == "bfd" else longest
+    return {"lengths": cut, "max_length": whole, "prompt_tokens": 1, "response_tokens": longest - 1}
 
 
 def conditional_fields() -> set[str]:

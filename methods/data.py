@@ -6,6 +6,8 @@
     data = Ahead(data)                                      # the same, made before they are asked for
     data.prepare(step, count, length)
 
+    inputs = Batched(data, batches, device).of_step(step)   # with `lengths`: what the step's micro-batches are
+
 `data: synthetic` is a Markov chain: every token has four successors, chosen with the same skewed probabilities. What is
 left to guess after learning it is its entropy, `Chain.entropy`. `data: PATH` is a text file or JSON lines. Sequences
 depend on the workload's seed and the step alone, never on the device.
@@ -14,6 +16,7 @@ depend on the workload's seed and the step alone, never on the device.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,8 +25,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig
 
+from vrambench.methods.batches import Batch, Batches
 from vrambench.methods.device import Device
 from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.models.parts import IGNORED, Inputs
 from vrambench.methods.models.presets import PRESETS
 from vrambench.methods.workload import Workload
 
@@ -72,23 +77,98 @@ def open_data(workload: Workload, config: PreTrainedConfig, device: Device) -> D
     return Text(workload.seed, tokens, device.torch)
 
 
+class Batched:
+    """Sequences of `source`, which makes them on the host, in `batches` on the device: as TRL's SFTTrainer collates them
+    (trainer/sft_trainer.py: DataCollatorForLanguageModeling)."""
+
+    def __init__(self, source: Data, batches: Batches, device: Device) -> None:
+        self.source = source
+        self.batches = batches
+        self.device = device
+
+    def of_step(self, step: int) -> list[tuple[Batch, Inputs]]:
+        return self.collated(step, self.batches.of_step(step))
+
+    def of_evaluation(self, rows: int, size: int) -> list[tuple[Batch, Inputs]]:
+        """`rows` that no step trains on, in batches of `size`."""
+        return self.collated(EVALUATION, self.batches.of_evaluation(EVALUATION, rows, size))
+
+    def collated(self, step: int, batches: Sequence[Batch]) -> list[tuple[Batch, Inputs]]:
+        """`batches`, and each on the device."""
+        if self.device.simulated:
+            return [(batch, _shapes(batch, self.device.torch)) for batch in batches]
+        lengths = [length for batch in batches for row in batch.rows for length in row]
+        documents = iter(self.source.sequences(step, len(lengths), max(lengths)).numpy())
+        return [(batch, _collated(batch, documents, self.device.torch)) for batch in batches]
+
+
+def _shapes(batch: Batch, device: torch.device) -> Inputs:
+    """`batch` on a device without values."""
+    tokens, labels, third = (
+        torch.zeros((len(batch.rows), batch.width), dtype=torch.long, device=device) for _ in range(3)
+    )
+    return _inputs(batch, tokens, labels, third)
+
+
+def _collated(batch: Batch, documents: Iterator[np.ndarray], device: torch.device) -> Inputs:
+    """`batch` of the next of `documents`."""
+    shape = len(batch.rows), batch.width
+    tokens, labels = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORED)
+    mask, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    for number, row in enumerate(batch.rows):
+        end = 0
+        for length in row:
+            start, end = end, end + length
+            tokens[number, start:end] = labels[number, start:end] = next(documents)[:length]
+            positions[number, start:end] = np.arange(length)
+            if batch.flat:
+                labels[number, start] = IGNORED
+        mask[number, :end] = 1
+    made = (torch.from_numpy(one).to(device) for one in (tokens, labels, positions if batch.flat else mask))
+    return _inputs(batch, *made)
+
+
+def _inputs(batch: Batch, tokens: torch.Tensor, labels: torch.Tensor, third: torch.Tensor) -> Inputs:
+    """`third`: the positions of a flat batch, else the mask."""
+    mask, positions = (None, third) if batch.flat else (third, None)
+    return Inputs(tokens, labels, mask, positions, batch.trained)
+
+
 class Ahead:
-    """`source`, whose sequences for a step can be made before the step begins: they are no work of the step's.
+    """`source`, whose sequences for a step can be made before the step begins: they are no work of the step's. With `lengths` a
+    step takes its inputs from `batched` instead.
 
     What was prepared is given out once, so that whoever asked for it alone holds it; what was not is made when it is asked for.
     """
 
-    def __init__(self, source: Data) -> None:
+    def __init__(self, source: Data, batched: Batched | None = None) -> None:
         self.source = source
+        self.batched = batched
         self._prepared: dict[tuple[int, int, int], torch.Tensor] = {}
+        self._inputs: dict[int, list[tuple[Batch, Inputs]]] = {}
 
     def prepare(self, step: int, count: int, length: int) -> None:
-        """Makes what `sequences` will be asked for next, in place of whatever else was made and not asked for."""
+        """Makes what `sequences`, or `inputs`, will be asked for next, in place of whatever else was made and not asked for."""
+        if self.batched:
+            self._inputs = {}
+            self._inputs = {step: self.batched.of_step(step)}
+            return
         self._prepared = {(step, count, length): self.source.sequences(step, count, length)}
 
     def sequences(self, step: int, count: int, length: int) -> torch.Tensor:
         prepared = self._prepared.pop((step, count, length), None)
         return self.source.sequences(step, count, length) if prepared is None else prepared
+
+    def inputs(self, step: int) -> list[tuple[Batch, Inputs]]:
+        """The micro-batches of a step, of several lengths."""
+        assert self.batched is not None
+        prepared = self._inputs.pop(step, None)
+        return self.batched.of_step(step) if prepared is None else prepared
+
+    def evaluated(self, rows: int, size: int) -> list[tuple[Batch, Inputs]]:
+        """`rows` of several lengths that no step trains on, in batches of `size`."""
+        assert self.batched is not None
+        return self.batched.of_evaluation(rows, size)
 
 
 @dataclass(frozen=True)

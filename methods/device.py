@@ -19,10 +19,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 
 from vrambench.methods.amp import LISTS, CastPolicy, SimulatedScaler
+from vrambench.methods.batches import Batch
+from vrambench.methods.batches import Kind as BatchKind
 from vrambench.methods.errors import ConfigurationError, UnknownValue
 from vrambench.methods.experts import experts_of_gpu
 from vrambench.methods.fused import fused
-from vrambench.methods.sdpa import on_simulated_device
+from vrambench.methods.sdpa import on_simulated_device, working_on
 
 Item = TypeVar("Item")
 Kind = Literal["cpu", "cuda", "meta"]
@@ -65,6 +67,8 @@ class Device:
     """Simulated only: whose autocast it has."""
     capability: tuple[int, int] | None = None
     """Simulated only: the GPU's compute capability, None for one with every attention kernel."""
+    order: tuple[BatchKind, ...] = ()
+    """Simulated only: of sequences of several lengths, which batches the first steps have (see Batches)."""
 
     @property
     def simulated(self) -> bool:
@@ -137,6 +141,10 @@ class Device:
         pinned = KERNELS[self.kind].get(kernel)
         with sdpa_kernel(pinned) if pinned is not None else nullcontext():
             yield
+
+    def working_on(self, batch: Batch | None) -> AbstractContextManager[None]:
+        """While `batch` is trained on: the simulated device knows of it what masks and positions without values do not say."""
+        return working_on(batch) if self.simulated and batch is not None else nullcontext()
 
 
 def get_device(name: str) -> Device:

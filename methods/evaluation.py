@@ -9,12 +9,14 @@ SFTTrainer adds, the entropy of a batch's logits, comes after the loss, whose co
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from vrambench.methods.device import Device
 from vrambench.methods.models.parts import IGNORED
+
+Item = TypeVar("Item")
 
 
 class Predicted(NamedTuple):
@@ -60,10 +62,17 @@ def joined(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def evaluate(
-    module: Any, batches: Sequence[Any], predict: Callable[[Any], Predicted], accumulation: int | None, device: Device
+    module: Any,
+    batches: Sequence[Item],
+    predict: Callable[[Item], Predicted],
+    accumulation: int | None,
+    device: Device,
+    *,
+    rows: Callable[[Item], int],
 ) -> torch.Tensor:
-    """The mean loss of `batches`, each of which `predict` is called with, `module` in eval mode. What is kept goes to the host
-    after every `accumulation` batches, and cached memory back to the driver; without, it stays to the end."""
+    """The mean loss of `batches`, each of which `predict` is called with, `module` in eval mode; `rows`: how many a batch has.
+    What is kept goes to the host after every `accumulation` batches, and cached memory back to the driver; without, it stays to
+    the end."""
     losses, kept_logits, kept_labels = Kept(), Kept(), Kept()
     mean = []
     module.eval()
@@ -71,7 +80,7 @@ def evaluate(
         # The last batch's logits are held by their name until the next one's are there, as the Trainer does.
         loss, logits, labels = predict(batch)
         mean.append(loss)
-        losses.add(loss.repeat(len(batch)))
+        losses.add(loss.repeat(rows(batch)))
         kept_logits.add(logits)
         kept_labels.add(labels)
         if accumulation is not None and number % accumulation == 0:

@@ -22,9 +22,10 @@ import torch
 from torch import nn
 
 from vrambench.methods.algorithms import Evaluating, Metrics, Trainer
+from vrambench.methods.batches import Batches
 from vrambench.methods.cell import Cell
-from vrambench.methods.data import Ahead, Data, open_data
-from vrambench.methods.device import Device
+from vrambench.methods.data import Ahead, Batched, open_data
+from vrambench.methods.device import Device, get_device
 from vrambench.methods.dtypes import DTYPES
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.config import hidden_width, model_config
@@ -70,15 +71,27 @@ class Job:
     def load(self) -> None:
         """Builds the data, the roles and their optimizers. Raises ConfigurationError where the workload does not fit the model."""
         self.phase("load")
-        self._ahead = Ahead(open_data(self.cell.workload, self.config, self.device))
-        self.data: Data = self._ahead
+        self.data = self._data()
         self.trainer: Trainer = self.cell.algorithm_value.trainer(self)
         self.device.empty_cache()  # what loading needed in between would be in the way of what training needs
         torch.manual_seed(self._seed("steps"))
 
     def prepare(self, index: int) -> None:
         """Makes the sequences of step `index`, so that the step need not. For whoever times it; memory is the same either way."""
-        self._ahead.prepare(index, self.trainer.samples, self.trainer.data_tokens)
+        self.data.prepare(index, self.trainer.samples, self.trainer.data_tokens)
+
+    def _data(self) -> Ahead:
+        if self.workload.lengths is None:
+            return Ahead(open_data(self.workload, self.config, self.device))
+        host = self.device if self.device.simulated else get_device("cpu")
+        batches = Batches(self.workload, self.device.order)
+        source = open_data(self.workload, self.config, host)
+        return Ahead(source, Batched(source, batches, self.device))
+
+    def train_tokens(self, index: int) -> int:
+        """Tokens trained on in step `index`, padding apart."""
+        batched = self.data.batched
+        return sum(batch.tokens for batch in batched.batches.of_step(index)) if batched else self.trainer.train_tokens
 
     def step(self, index: int) -> Metrics:
         """One step of the algorithm: scalars on the device."""

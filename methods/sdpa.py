@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from transformers import masking_utils
 
 from vrambench.methods.amp import lowered
+from vrambench.methods.batches import Batch
 from vrambench.methods.dtypes import HALF
 
 Capability = tuple[int, int]
@@ -27,6 +28,7 @@ FLASH_CAPABILITY = (8, 0)
 WIDEST_FLASH_HEAD = 256
 
 _capability: ContextVar[Capability | None] = ContextVar("capability", default=None)
+_batch: ContextVar[Batch | None] = ContextVar("batch", default=None)
 
 
 class Asked(NamedTuple):
@@ -91,11 +93,33 @@ def _not_efficient(asked: Asked, capability: Capability | None) -> str | None:
 
 
 @contextmanager
+def working_on(batch: Batch) -> Iterator[None]:
+    """Within, it is `batch` whose masks and positions are on meta."""
+    token = _batch.set(batch)
+    try:
+        yield
+    finally:
+        _batch.reset(token)
+
+
+def batch_at_work() -> Batch | None:
+    """The batch on meta; None where all sequences are as long."""
+    return _batch.get()
+
+
+def padded() -> bool:
+    """Whether a mask on meta hides any token."""
+    batch = _batch.get()
+    return batch is not None and not batch.full
+
+
+@contextmanager
 def on_simulated_device(capability: Capability | None) -> Iterator[None]:
-    """Within, meta tensors are attended to with the kernels of a GPU of that capability, and masks are made without looking at
-    positions, which have no values there."""
+    """Within, meta tensors are attended to with the kernels of a GPU of that capability, and masks are made as the batch at work
+    says, since positions and masks have no values there."""
     token = _capability.set(capability)
     real_attention, real_positions = F.scaled_dot_product_attention, masking_utils.find_packed_sequence_indices
+    real_fast_all, real_all = masking_utils.fast_all, torch.all
 
     def attention(query: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if query.is_meta:
@@ -105,24 +129,38 @@ def on_simulated_device(capability: Capability | None) -> Iterator[None]:
     def positions(position_ids: torch.Tensor) -> torch.Tensor | None:
         if not position_ids.is_meta:
             return real_positions(position_ids)
-        _look_at(position_ids)
-        return None
+        return _packed(position_ids)
+
+    def fast_all(tensor: torch.Tensor) -> Any:
+        made = real_fast_all(tensor)
+        return not padded() if tensor.is_meta else made
+
+    def every(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As create_recurrent_attention_mask asks it of a mask."""
+        made, batch = real_all(tensor, *args, **kwargs), _batch.get()
+        of_mask = tensor.is_meta and batch is not None and tensor.shape == (len(batch.rows), batch.width)
+        return not padded() if of_mask else made
 
     F.scaled_dot_product_attention = attention
     masking_utils.find_packed_sequence_indices = positions
+    masking_utils.fast_all = fast_all
+    torch.all = every  # type: ignore[assignment]
     try:
         yield
     finally:
         F.scaled_dot_product_attention = real_attention
         masking_utils.find_packed_sequence_indices = real_positions
+        masking_utils.fast_all, torch.all = real_fast_all, real_all
         _capability.reset(token)
 
 
-def _look_at(position_ids: torch.Tensor) -> None:
-    """What `find_packed_sequence_indices` allocates; every position is the one before and one, so it would find nothing packed."""
+def _packed(position_ids: torch.Tensor) -> torch.Tensor | None:
+    """What `find_packed_sequence_indices` allocates, and gives: the documents' numbers where a row has several."""
     steps = torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1)
     packed = (steps != 1).cumsum(-1)
     (packed[:, -1] == 0).all()
+    batch = _batch.get()
+    return packed if batch is not None and batch.flat and len(batch.documents) > 1 else None
 
 
 def _as_on_cuda(

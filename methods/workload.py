@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from vrambench.methods.cards import CAPACITIES, CARDS
 from vrambench.methods.errors import UNPRINTABLE, did_you_mean, shown
+from vrambench.methods.lengths import parse_lengths
 from vrambench.methods.registry import Options
 
 Kind = TypeVar("Kind", bound=Options)
@@ -156,6 +157,7 @@ Fp32Modules = Annotated[
 ]
 Modules = Annotated[str | tuple[str, ...] | None, BeforeValidator(_check_modules)]
 Names = Annotated[tuple[str, ...] | None, BeforeValidator(_check_names)]
+Lengths = Annotated[dict[int, float] | None, BeforeValidator(parse_lengths)]
 
 
 class Workload(BaseModel):
@@ -178,6 +180,17 @@ class Workload(BaseModel):
     """Tokens of every response, exactly as many as are generated; in SFT the rest of every sequence."""
     max_length: Length | None = None
     """Tokens of a whole sequence in SFT: `response_tokens` is then what `prompt_tokens` leaves of it. Null is both together."""
+    lengths: Lengths = None
+    """In SFT, how long sequences are: shares by tokens ({256: 0.5, 1024: 0.4, 2048: 0.1}), or a file with a length on each line (in
+    JSON lines: `length` or `input_ids`). `max_length` then truncates them, and prompt_tokens and response_tokens say nothing. Null:
+    all are as long."""
+    pad_to_multiple_of: Count | None = None
+    """With `lengths`: rows are padded to the longest of their batch, and to a multiple of so many tokens."""
+    padding_free: Switch = False
+    """With `lengths`: the sequences of a batch are one row, without padding, and kept apart by their positions."""
+    packing: Literal["none", "bfd", "wrapped"] = "none"
+    """With `lengths`: TRL's `packing_strategy`. `bfd`: several sequences fill a row of `max_length` tokens, as a best fit, and all
+    rows of a batch are one, padding-free. `wrapped`: rows of `max_length` tokens, wherever sequences end."""
     gradient_accumulation_steps: Count = 1
     """Backward passes for one optimizer step."""
     gradient_checkpointing: Switch = False
@@ -268,16 +281,29 @@ class Workload(BaseModel):
         """Length of every training sequence: prompt and response together."""
         return self.prompt_tokens + self.response_tokens
 
+    @property
+    def masks(self) -> bool:
+        """Whether a batch may need a mask: for padding, or for several sequences in a row."""
+        if self.lengths is None:
+            return False
+        if self.packing == "bfd":
+            return True
+        several = self.batch_size > 1 or (self.eval_batch_size or 1) > 1
+        apart = self.padding_free or self.packing == "wrapped" or len(self.lengths) > 1
+        return (several and apart) or self.pad_to_multiple_of is not None
+
     def flat(self) -> dict[str, Any]:
-        """As it is written in files: options beside the fields, under their namespaces."""
-        data = self.model_dump(mode="json", exclude={"options"})
-        return data | self.options
+        """As it is written in files: options beside the fields, under their namespaces; LENGTHS_FIELDS where they say something."""
+        plain = {name for name in LENGTHS_FIELDS if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(mode="json", exclude={"options", *plain}) | self.options
 
     def of(self, kind: type[Kind]) -> Kind:
         """An axis value's settings, as that value's own Options class (defaults where nothing was said)."""
         return kind(**self.options.get(kind.namespace, {}))
 
 
+LENGTHS_FIELDS = ("lengths", "pad_to_multiple_of", "padding_free", "packing")
+"""Of sequences of several lengths. They are no part of the cells of before, which have sequences of one."""
 FIELDS = tuple(name for name in Workload.model_fields if name != "options")
 AXIS_NAMES = ("precision", "adapter", "optimizer", "offload", "algorithm")
 """What a workload is combined with. The axes themselves are in `axes.py`, which imports torch: their names alone are enough

@@ -239,7 +239,7 @@ class Measurement:
             step_seconds=self.step_seconds,
             rollout_seconds=[rollouts[step] for step in self._timed_steps() if step in rollouts],
             energy_joules=self.step_joules,
-            train_tokens=trainer.train_tokens,
+            train_tokens=[self.job.train_tokens(step) for step in self._timed_steps()],
             generated_tokens=trainer.generated_tokens,
             samples=trainer.samples,
         )

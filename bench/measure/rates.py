@@ -16,12 +16,12 @@ from vrambench.bench.results.records import Throughput
 @dataclass(frozen=True)
 class Timed:
     """What was timed. `step_seconds`, `rollout_seconds` (empty without rollouts) and `energy_joules` of each timed step, in order;
-    `train_tokens`, `generated_tokens` and `samples` of one step."""
+    `train_tokens` of each of them, `generated_tokens` and `samples` of one step."""
 
     step_seconds: Sequence[float]
     rollout_seconds: Sequence[float]
     energy_joules: Sequence[float | None]
-    train_tokens: int
+    train_tokens: Sequence[int]
     generated_tokens: int
     samples: int
 
@@ -77,25 +77,36 @@ class Decompositions:
 
 
 def throughput(timed: Timed, decompositions: Decompositions | None) -> Throughput:
-    """Rates from the median timed step; unknown where no step was timed."""
+    """Rates from the median timed step; unknown where no step was timed. Where steps have unequal tokens, from the step of the
+    median rate, as long as the median one."""
     if not timed.step_seconds:
         return Throughput()
     energy = [joules for joules in timed.energy_joules if joules is not None]
-    plain, whole = statistics.median(timed.step_seconds), None
+    lasted, whole = list(timed.step_seconds), None
     if decompositions is not None:
-        first = decompositions.warmup
-        plain = statistics.median(
-            seconds - decompositions.seconds.get(step, 0.0) for step, seconds in enumerate(timed.step_seconds, first)
-        )
+        svd = decompositions.seconds
+        lasted = [seconds - svd.get(step, 0.0) for step, seconds in enumerate(lasted, decompositions.warmup)]
+    plain = statistics.median(lasted)
+    tokens = _tokens(lasted, timed.train_tokens)
+    if decompositions is not None:
         share = decompositions.share_seconds
         whole = None if share is None else plain + share
     seconds = plain if decompositions is None else whole
     rollout = statistics.median(timed.rollout_seconds) if timed.rollout_seconds else None
     return Throughput(
         step_seconds=tuple(timed.step_seconds),
-        train_tokens_per_second=timed.train_tokens / seconds if seconds else None,
-        train_tokens_per_second_without_svd=timed.train_tokens / plain if decompositions is not None else None,
+        train_tokens_per_second=tokens / seconds if seconds else None,
+        train_tokens_per_second_without_svd=tokens / plain if decompositions is not None else None,
         generated_tokens_per_second=timed.generated_tokens / rollout if rollout else None,
         samples_per_second=timed.samples / seconds if seconds else None,
         energy_joules=sum(energy) if len(energy) == len(timed.step_seconds) else None,
+    )
+
+
+def _tokens(seconds: Sequence[float], tokens: Sequence[int]) -> float:
+    """Of a step as long as the median one."""
+    if len(set(tokens)) == 1:
+        return tokens[0]
+    return statistics.median(seconds) * statistics.median(
+        count / lasted for count, lasted in zip(tokens, seconds, strict=True)
     )

@@ -227,6 +227,8 @@ class _Reader:
                     self._open.pop()
                 continue
             key = self._scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
+            if isinstance(key, int) and key_node.value.isdecimal():  # a length, by its digits; nothing else is named so
+                key = str(key_node.value)
             if not isinstance(key, str):
                 written = shown(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
                 raise self._error(key_node, f"a key must be a name, not {written}; quote it")

@@ -347,11 +347,11 @@ def _users(name: str) -> str:
 
 def _fields(cell: Cell) -> dict[str, Any]:
     """A cell's fields and options by dotted name."""
-    flat = cell.workload.flat()
+    fields = cell.workload.model_dump(mode="json", exclude={"options"})
     options = {
         f"{space}.{name}": value for space, held in cell.workload.options.items() for name, value in held.items()
     }
-    return {name: flat[name] for name in FIELDS} | options
+    return fields | options
 
 
 def _text(value: Any) -> str:

@@ -204,7 +204,13 @@ def chosen_kernels(cell: Cell, capability: tuple[int, int] | None) -> tuple[Choi
     config = described(cell.workload.model)
     if config is None or cell.workload.attention != "sdpa":
         return ()
-    return choices(config, cell.workload.sequence_tokens, product_dtype(cell), capability)
+    work = cell.workload
+    return choices(config, work.sequence_tokens, product_dtype(cell), capability, masked=work.masks)
+
+
+def flat(cell: Cell) -> bool:
+    """All sequences of a batch are in one row, and kept apart by their positions."""
+    return cell.workload.padding_free or cell.workload.packing == "bfd"
 
 
 def odd_widths(model: str) -> dict[str, int]:

@@ -23,6 +23,7 @@ from vrambench.bench.plan.traits import (
     chosen_kernels,
     cut_blocks,
     eps_too_small,
+    flat,
     full,
     loss_scaling,
     odd_widths,
@@ -301,6 +302,40 @@ RULES: tuple[Rule, ...] = (
         "this loss runs on CUDA alone",
         lambda cell, target: target.kind == "cpu" and LOSSES[cell.workload.loss].cuda_only is not None,
         lambda cell, _: LOSSES[cell.workload.loss].cuda_only or "",
+    ),
+    Rule(
+        "lengths-algorithm",
+        "reject",
+        "the algorithm samples its responses itself, all as long as response_tokens, and takes no sequences of several lengths",
+        lambda cell, _: cell.workload.lengths is not None and not cell.algorithm_value.takes_lengths,
+    ),
+    Rule(
+        "lengths-none",
+        "reject",
+        "padding_free, packing and pad_to_multiple_of make rows of sequences of several lengths, and all are as long here (say how "
+        "long they are: lengths)",
+        lambda cell, _: (
+            cell.workload.lengths is None
+            and (
+                cell.workload.padding_free
+                or cell.workload.packing != "none"
+                or cell.workload.pad_to_multiple_of is not None
+            )
+        ),
+    ),
+    Rule(
+        "lengths-attention",
+        "reject",
+        "PyTorch's flash and math kernels are pinned here without a mask, and batches of several lengths need one (attention: "
+        "sdpa, flash_attention_2, efficient or eager)",
+        lambda cell, _: cell.workload.masks and cell.workload.attention in ("flash", "math"),
+    ),
+    Rule(
+        "lengths-own-attention",
+        "reject",
+        "the model's architecture attends by code of its own, which no positions tell where the sequences of a row end "
+        "(padding_free: false, packing: none or wrapped)",
+        lambda cell, _: cell.workload.lengths is not None and flat(cell) and attends_by_own_code(cell.workload.model),
     ),
     Rule(
         "too-long",

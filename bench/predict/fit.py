@@ -57,6 +57,7 @@ class Answer:
                     "at_peak",
                     "fragmentation_bytes",
                     "rising_order_bytes",
+                    "batches",
                     "unmodelled",
                     "host_bytes",
                     "alloc_conf",

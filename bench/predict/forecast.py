@@ -19,6 +19,7 @@ from vrambench.bench.predict import NotPredicted
 from vrambench.bench.predict.alloc_conf import read
 from vrambench.bench.predict.band import Band, error_band, kind_of
 from vrambench.bench.predict.replay import Replay, shares
+from vrambench.bench.predict.several import order_note, predicted_batches
 from vrambench.bench.predict.simulate import Simulation, Simulator
 from vrambench.bench.predict.tracing.trace import Trace
 from vrambench.bench.predict.unmodelled import decides, missed, unmodelled
@@ -57,7 +58,9 @@ class Predictor:
             trace = self.simulation(cell, card).trace
             judged = judge(trace, settings, budget, outside, error_band(kind_of(cell)))
             notes = [*self._conf.notes, *_settings_notes(judged, settings)]
+            notes += [order_note(judged.replay, settings)] if cell.workload.lengths is not None else []
             made = _forecast(self.simulation(cell, card), judged, budget, outside, notes)
+            made = made.model_copy(update={"batches": predicted_batches(cell, judged.replay.phases)})
             made = doubted(made, unmodelled(cell, trace), judged.error)
         return made.model_copy(update={"alloc_conf": settings.text(), "seconds": time.perf_counter() - began})
 

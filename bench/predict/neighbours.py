@@ -22,8 +22,9 @@ MOST_EVENTS = 150_000
 
 
 def spread(cell: Cell, forecast: Forecast, ask: Ask) -> str | None:
-    """A sentence where neighbouring lengths differ by more than the error band."""
-    if abs(forecast.margin_bytes) > NEAR * forecast.budget_bytes:
+    """A sentence where neighbouring lengths differ by more than the error band; where sequences are of several, many are predicted
+    already."""
+    if cell.workload.lengths is not None or abs(forecast.margin_bytes) > NEAR * forecast.budget_bytes:
         return None
     own = cell.workload.prompt_tokens
     taken = {own: forecast.memory.device_bytes or 0}

@@ -26,6 +26,9 @@ NOT_SEARCHED = {
 }
 """Integer fields that memory does not depend on, with the reason."""
 
+SAID_BY_LENGTHS = ("prompt_tokens", "response_tokens")
+"""Fields that say nothing where sequences are of several lengths."""
+
 FARTHEST = {"gradient_accumulation_steps": 64}
 """How far a field is searched whose own bytes stop growing while predicting takes longer and longer. The others end at a rule, at
 the budget or at the field's own bound."""
@@ -55,10 +58,11 @@ class Maximum(Record):
 
 def integer_fields(cell: Cell) -> tuple[str, ...]:
     """The workload's fields that are whole numbers in this cell and that its memory depends on."""
+    without = {*NOT_SEARCHED, *(() if cell.workload.lengths is None else SAID_BY_LENGTHS)}
     return tuple(
         name
         for name, value in cell.workload.model_dump(exclude={"options", "budget"}).items()
-        if isinstance(value, int) and not isinstance(value, bool) and name not in NOT_SEARCHED
+        if isinstance(value, int) and not isinstance(value, bool) and name not in without
     )
 
 
@@ -86,6 +90,7 @@ def largest(
     Raises UnknownValue where `field` is none of `integer_fields(cell)`.
     """
     check_searched(cell, field)
+    longest = _longest(cell)
     probes: dict[int, Probe] = {}
     stops: dict[int, str] = {}
     unit = _unit(cell, field)
@@ -94,6 +99,9 @@ def largest(
         value = count * unit
         if value in stops or value in probes:
             return value in probes and probes[value].verdict != "does not fit"
+        if field == "max_length" and value > (longest or value):
+            stops[value] = f"no sequence has more than {longest} tokens"
+            return False
         if value > FARTHEST.get(field, value):
             stops[value] = f"not searched beyond {FARTHEST[field]}"
             return False
@@ -133,6 +141,12 @@ def largest(
         bound=stops.get(over) or f"{field} {over} does not fit",
         probes=tuple(probes.values()),
     )
+
+
+def _longest(cell: Cell) -> int | None:
+    """Beyond how many tokens max_length leaves all sequences as they are; None where it is what says how long they are."""
+    work = cell.workload
+    return max(work.lengths) if work.lengths is not None and work.packing == "none" else None
 
 
 def _unit(cell: Cell, field: str) -> int:

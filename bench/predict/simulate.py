@@ -5,7 +5,8 @@
     simulation.trace, simulation.roles, simulation.managed_bytes
 
 Loading and two steps are traced: the first in which optimizer state comes into being, and the second in which it is there from the
-start. Then, where the job has them, an evaluation with one step more, and saving. Models of many equal layers are built with four,
+start; of sequences of several lengths, as many as several.py says. Then, where the job has them, an evaluation with one step more,
+and saving. Models of many equal layers are built with four,
 and the trace is extended to all of them (layers.py).
 """
 
@@ -21,6 +22,7 @@ import torch
 from torch import nn
 
 from vrambench.bench.measure.ledger import count_parameters, largest_gradients, paged_state, with_state
+from vrambench.bench.predict.several import order_of
 from vrambench.bench.predict.tracing.decode_steps import NotRegular, with_all_steps, without_marks
 from vrambench.bench.predict.tracing.hidden import HiddenMemory, Kept
 from vrambench.bench.predict.tracing.job import TracedJob
@@ -78,16 +80,18 @@ class Simulator:
             return replace(simulation, notes=(note, *simulation.notes))
 
     def _simulated(self, cell: Cell, card: Card | None, layers: int | None) -> Simulation:
-        device = replace(get_device("meta"), layers=layers, capability=card.capability if card else None)
+        order = order_of(cell)
+        steps = len(order) - (cell.workload.eval_batch_size is not None) if order else STEPS
+        device = replace(get_device("meta"), layers=layers, capability=card.capability if card else None, order=order)
         tracer = Tracer("meta", hidden=hidden_memory(cell, card), shapes=self._shapes)
         job = TracedJob(cell, device, tracer)
         with tracer:
             job.load()
-            for index in range(STEPS):
+            for index in range(steps):
                 job.step(index)
             if job.evaluates:
                 job.evaluate()
-                job.step(STEPS)  # in the memory that the evaluation leaves cached
+                job.step(steps)  # in the memory that the evaluation leaves cached
             parameters = _parameters(job)
             managed = _managed_bytes(job)
             gradients = largest_gradients(job) if cell.optimizer_value.layerwise else {}

@@ -59,13 +59,34 @@ class Unmodelled(Record):
     nbytes: int | None = None
 
 
+class PredictedBatch(Record):
+    """A batch of sequences of several lengths: `rows` of `row_tokens` each, in which so many `sequences` have `tokens`, and the
+    rest is padding. `step`: the simulated one with it, in which `allocated_bytes` is the most that is allocated."""
+
+    step: int
+    rows: int
+    row_tokens: int
+    tokens: int
+    sequences: int
+    allocated_bytes: int
+
+
+class PredictedBatches(Record):
+    """The `worst` batch, and the share of all batches that are as large; the middle one by size is `usual`."""
+
+    worst: PredictedBatch
+    worst_share: float
+    usual: PredictedBatch
+
+
 class Forecast(Record):
     """The prediction for one cell and budget. `limiting_phase`, `limiting_role`: where the most memory is in use, and
     `at_peak` what that is. `margin_bytes`: budget less device bytes, negative where it does not fit. `band_bytes`: by how much
     more a measurement may show, and `band_basis` how that is known. `oom`: where memory runs out under the budget.
     `rising_order_bytes`: what more is reserved (less, where negative) if the driver places memory at rising addresses.
     Bytes of a cell that does not fit are those that it takes without a limit. `host_bytes`: of host memory for what is offloaded
-    or saved. `unmodelled`: what is left out; where that may decide, the verdict is `unsure`.
+    or saved. `batches`: where sequences are of several lengths. `unmodelled`: what is left out; where that may decide, the verdict
+    is `unsure`.
     `alloc_conf`: the allocator's options that it rests on, where they are not PyTorch's defaults.
     `seconds`: what predicting took."""
 
@@ -87,6 +108,7 @@ class Forecast(Record):
     fragmentation_bytes: int
     rising_order_bytes: int = 0
     host_bytes: int
+    batches: PredictedBatches | None = None
     unmodelled: tuple[Unmodelled, ...] = ()
     alloc_conf: str = ""
     outside: str

@@ -11,7 +11,7 @@ from vrambench.methods.registry import AxisValue, Registry
 if TYPE_CHECKING:
     import torch
 
-    from vrambench.methods.data import Data
+    from vrambench.methods.data import Ahead
     from vrambench.methods.device import Device
     from vrambench.methods.offload.learner import Learner, PhaseMarker
     from vrambench.methods.reference import Reference
@@ -29,7 +29,7 @@ class Stage(Protocol):
     """What an algorithm may ask of its job: the data, the device, and the models that it needs, each made when it is asked for.
     `phase` is called with a name whenever the algorithm enters another phase."""
 
-    data: Data
+    data: Ahead
     device: Device
     phase: PhaseMarker
 
@@ -57,7 +57,7 @@ class Trainer(Protocol):
     """One algorithm at work on its job's roles."""
 
     train_tokens: int
-    """Tokens trained on in one step, counted once whatever the number of epochs."""
+    """Tokens trained on in one step, counted once whatever the number of epochs; of several lengths, padding included."""
     generated_tokens: int
     """Tokens sampled in one step."""
     samples: int
@@ -81,12 +81,14 @@ class Evaluating(Trainer, Protocol):
 class Algorithm(AxisValue):
     """`trainer`: sets the algorithm up on a stage (it asks for the roles that it needs). `learning_rate`: its usual one, used
     where the workload names none. `sequences_per_prompt`: how many responses to each of a rollout's prompts it trains on, where
-    that is not one. `from_logprobs`: its loss is made of tokens' log-probabilities, and not their mean cross-entropy."""
+    that is not one. `takes_lengths`: it trains on sequences of several `lengths`. `from_logprobs`: its loss is made of tokens'
+    log-probabilities, and not their mean cross-entropy."""
 
     trainer: Callable[[Stage], Trainer]
     learning_rate: float
     sequences_per_prompt: Callable[[Workload], int] = lambda workload: 1
     from_logprobs: bool = True
+    takes_lengths: bool = False
 
 
 ALGORITHMS = Registry(

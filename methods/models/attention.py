@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedConfig
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask, sdpa_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from vrambench.methods.models.flash_attn import flash_attention_2
+from vrambench.methods.models.flash_attn import flash_attention_2, flash_attention_mask
 from vrambench.methods.models.kernels import efficient, explicit, flash
 from vrambench.methods.sdpa import WIDEST_FLASH_HEAD, Asked, Capability, Choice, choose
 
@@ -47,19 +47,25 @@ IMPLEMENTATIONS = {
     "math": Registered("vrambench_math", explicit),
 }
 MASKED = Registered("vrambench_efficient_masked", efficient, sdpa_mask)
-"""The efficient kernel where sequences are longer than what a layer sees."""
+"""The efficient kernel where sequences are longer than what a layer sees, or not all as long."""
 SIMULATED_PACKAGE = Registered("vrambench_fa2", flash_attention_2, flash_attention_mask)
 """The flash-attn package on the simulated device."""
 
 
 def implementation(
-    kernel: str, config: PreTrainedConfig | None = None, *, tokens: int = 0, simulated: bool = False
+    kernel: str,
+    config: PreTrainedConfig | None = None,
+    *,
+    tokens: int = 0,
+    masked: bool = False,
+    simulated: bool = False,
 ) -> str:
-    """What to set as the `_attn_implementation` of `config` for `kernel` and sequences of `tokens`."""
+    """What to set as the `_attn_implementation` of `config` for `kernel` and sequences of `tokens`. `masked`: batches may need a
+    mask for padding or for several documents in a row."""
     if config is not None and own_code(config):
         return "eager"
     chosen = IMPLEMENTATIONS.get(kernel)
-    if kernel == "efficient" and config is not None and tokens > sight(config):
+    if kernel == "efficient" and config is not None and (masked or tokens > sight(config)):
         chosen = MASKED
     if kernel == "flash_attention_2" and simulated:
         chosen = SIMULATED_PACKAGE
@@ -131,20 +137,21 @@ def head_sizes(config: PreTrainedConfig) -> tuple[int, int]:
 
 
 def choices(
-    config: PreTrainedConfig, tokens: int, dtype: torch.dtype, capability: Capability | None
+    config: PreTrainedConfig, tokens: int, dtype: torch.dtype, capability: Capability | None, *, masked: bool = False
 ) -> tuple[Choice, ...]:
-    """The kernels that sdpa comes to in a model's layers for whole sequences, each once (see `sdpa.choose`)."""
+    """The kernels that sdpa comes to in a model's layers for whole sequences, each once (see `sdpa.choose`). `masked`: some
+    batches have a mask in every layer."""
     text: Any = config.get_text_config()
     size, value_size = head_sizes(config)
     keys, queries = getattr(text, "num_key_value_heads", None), getattr(text, "num_attention_heads", None)
     shared = bool(keys and queries and keys != queries)
     kinds = getattr(text, "layer_types", None)
     limited = tokens >= sight(config)
-    masked = [False, True] if limited and kinds and len(set(kinds)) > 1 else [limited]
+    kinds_of_mask = [False, True] if masked or (limited and kinds and len(set(kinds)) > 1) else [limited]
     if picks_tokens(config):
-        masked = [True]
+        kinds_of_mask = [True]
     found = []
-    for mask in masked:
+    for mask in kinds_of_mask:
         # transformers leaves the sharing of heads to PyTorch where there is no mask (use_gqa_in_sdpa).
         grouped = shared and not mask and size == value_size <= WIDEST_FLASH_HEAD
         found.append(choose(Asked(dtype, size, value_size, mask, grouped), capability))

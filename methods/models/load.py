@@ -60,7 +60,13 @@ def load(
         config = shortened(config, device)
     dtype = precision.dtype(workload)
     _check_runs_in(config, dtype, quantized=precision.quantize is not None)
-    kernel = implementation(workload.attention, config, tokens=workload.sequence_tokens, simulated=device.simulated)
+    kernel = implementation(
+        workload.attention,
+        config,
+        tokens=workload.sequence_tokens,
+        masked=workload.masks,
+        simulated=device.simulated,
+    )
     quantize, pack = precision.quantize, precision.quantize_experts
     quantize_experts = (lambda module, name: pack(module, name, workload)) if pack else None
     if workload.weights == "pretrained" and not device.simulated:

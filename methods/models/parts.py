@@ -1,6 +1,6 @@
 """The parts of a transformers model, whatever is wrapped around it: trunk, head, stacks of layers.
 
-states = hidden_states(policy, tokens)
+states = hidden_states(policy, Inputs(tokens))
 logits(policy, states)                                             the same as policy(tokens).logits
 """
 
@@ -66,6 +66,37 @@ def head(model: nn.Module) -> nn.Module:
     return unwrapped(model).get_output_embeddings()
 
 
+class Inputs(NamedTuple):
+    """What a model is trained on. `tokens` [B,T]. `labels` [B,T]: which tokens are learnt, IGNORED for the others; None for all.
+    `mask` [B,T]: 1 where no padding is. `positions` [1,T]: of each token in its document, where several are in one row. `trained`:
+    how many labels are predicted, where not all are."""
+
+    tokens: torch.Tensor
+    labels: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    positions: torch.Tensor | None = None
+    trained: int | None = None
+
+    @property
+    def wanted(self) -> torch.Tensor:
+        """The labels, or the tokens where all are learnt."""
+        return self.tokens if self.labels is None else self.labels
+
+    @property
+    def predicted(self) -> int:
+        """How many labels are."""
+        return self.tokens.numel() - len(self.tokens) if self.trained is None else self.trained
+
+
+def arguments(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """What `model`, whole or its trunk, is called with for `inputs`, but labels."""
+    tokens, positions = inputs.tokens, inputs.positions
+    if positions is None:
+        positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    given: dict[str, Any] = {"input_ids": tokens, "use_cache": False, **placed(model, positions)}
+    return given if inputs.mask is None else given | {"attention_mask": inputs.mask}
+
+
 STATES_DIVISOR = "logits_mup_width_multiplier"
 WORDS = "unpadded_vocab_size"
 """Fields of configurations that say by what last hidden states are divided, and how many logits are kept (Inkling)."""
@@ -102,11 +133,10 @@ def _handing_on(module: nn.Module) -> Iterator[None]:
         del module.forward
 
 
-def hidden_states(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """Last hidden states [B, T, hidden] of tokens [B, T], no padding, no cache."""
-    positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+def hidden_states(model: nn.Module, inputs: Inputs) -> torch.Tensor:
+    """Last hidden states [B, T, hidden], no cache."""
     decoder = trunk(model)
-    return decoder(input_ids=tokens, use_cache=False, **placed(decoder, positions)).last_hidden_state
+    return decoder(**arguments(decoder, inputs)).last_hidden_state
 
 
 class LogitChanges(NamedTuple):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vrambench.methods.models.losses import LOSSES, Loss
-from vrambench.methods.models.parts import hidden_states
+from vrambench.methods.models.parts import Inputs, hidden_states
 
 
 class Scores(NamedTuple):
@@ -34,15 +34,17 @@ class Policy(nn.Module):
         self.loss = loss
 
     def forward(
-        self, tokens: torch.Tensor, start: int | None = None, temperature: float = 1.0
+        self, tokens: torch.Tensor | Inputs, start: int | None = None, temperature: float = 1.0
     ) -> Scores | torch.Tensor:
         """Scores of tokens[:, start:], for tokens [B, T] int64 and 1 <= start < T. Without `start`, the mean cross-entropy of all
-        tokens but the first, a scalar."""
+        tokens but the first, or of what inputs have as labels, a scalar."""
+        inputs = tokens if isinstance(tokens, Inputs) else Inputs(tokens)
         if start is None:
-            return self.loss.mean(self.model, tokens)
+            return self.loss.mean(self.model, inputs)
+        tokens = inputs.tokens
         scorer = self.loss.scorer
         assert scorer is not None, "a rule rejects such cells"
-        states = hidden_states(self.model, tokens)
+        states = hidden_states(self.model, inputs)
         prepared = scorer.prepare(self.model, states, start)
         values = None if self.value_head is None else scalar(self.value_head, states[:, start - 1 : -1])
         logprobs = scorer.logprobs(self.model, prepared, tokens, start, temperature)

@@ -17,8 +17,9 @@ from vrambench.bench.plan.plan import Plan, PlannedCell
 from vrambench.bench.predict.advise import Advice
 from vrambench.bench.predict.fit import Answer
 from vrambench.bench.predict.reach import Maximum
-from vrambench.bench.results.forecast import Forecast
+from vrambench.bench.results.forecast import Forecast, PredictedBatch, PredictedBatches
 from vrambench.bench.results.records import OutOfMemory
+from vrambench.methods.workload import Workload
 from vrambench.reports import units
 from vrambench.reports.text.terminal import Output, plain
 
@@ -72,6 +73,8 @@ def print_fit(answer: Answer, out: TextIO, profile: str | None = None) -> None:
     console.print(f"[{colour}]{forecast.verdict}[/]: {plain(_verdict(answer))}", soft_wrap=True)
     whose = f" (profile {profile})" if profile else ""
     console.tell(f"{answer.cell.name}, {_work(answer)}{whose}")
+    if forecast.batches:
+        console.tell(_batches(forecast.batches))
     for finding in answer.warnings:
         console.tell(f"warning {finding.rule}: {finding.reason}")
     console.print(_table(("ledger", "bytes", ""), list(_ledger(forecast))))
@@ -141,7 +144,7 @@ def _work(answer: Answer) -> str:
     parts = [
         workload.model,
         f"batch_size {workload.batch_size}",
-        f"{workload.max_length or f'{workload.prompt_tokens} + {workload.response_tokens}'} tokens",
+        _tokens(workload),
     ]
     if workload.rollout_batch is not None:
         parts.append(f"rollout_batch {workload.rollout_batch}")
@@ -149,6 +152,32 @@ def _work(answer: Answer) -> str:
         parts.append(f"gradient_accumulation_steps {workload.gradient_accumulation_steps}")
     parts.append(f"gradient_checkpointing {'on' if workload.gradient_checkpointing else 'off'}")
     return ", ".join(parts)
+
+
+def _tokens(workload: Workload) -> str:
+    """How long sequences are."""
+    if workload.lengths is None:
+        return f"{workload.max_length or f'{workload.prompt_tokens} + {workload.response_tokens}'} tokens"
+    shortest, longest = min(workload.lengths), max(workload.lengths)
+    range_of = f"{shortest:,} to {longest:,} tokens" if shortest < longest else f"{longest:,} tokens"
+    if workload.packing != "none":
+        return f"{range_of}, packing {workload.packing} to {workload.max_length:,}"
+    return f"{range_of}, {'padding-free' if workload.padding_free else 'padded'}"
+
+
+def _batches(batches: PredictedBatches) -> str:
+    """Which batch the peak is of, how many are as large, and what a usual one takes."""
+    share = batches.worst_share
+    often = f"{share:.0%} of batches are" if share >= 0.5 else f"1 in {round(1 / share):,} batches is"
+    return (
+        f"worst batch: {_batch(batches.worst)}, which {often}; a usual batch is {_batch(batches.usual)} (what is allocated in its "
+        "step)"
+    )
+
+
+def _batch(batch: PredictedBatch) -> str:
+    several = f" of {batch.sequences} sequences" if batch.sequences > batch.rows else ""
+    return f"{batch.rows} x {batch.row_tokens:,} tokens{several}: {units.size(batch.allocated_bytes)}"
 
 
 def _ledger(forecast: Forecast) -> Iterator[tuple[str, str, str]]:
@@ -181,7 +210,13 @@ def _ledger(forecast: Forecast) -> Iterator[tuple[str, str, str]]:
 
 
 def _phases(forecast: Forecast) -> Iterator[tuple[str, ...]]:
+    """Of several lengths, without steps whose batches are neither the worst nor usual."""
+    steps = {phase.step for phase in forecast.phases}
+    if forecast.batches:
+        steps = {None, 0, forecast.batches.usual.step, forecast.batches.worst.step, forecast.limiting_step}
     for phase in forecast.phases:
+        if phase.step not in steps:
+            continue
         here = (phase.name, phase.step) == (forecast.limiting_phase, forecast.limiting_step)
         numbers = map(units.size, (phase.allocated_bytes, phase.reserved_bytes, phase.device_bytes))
         row = (plain(phase.name), units.DASH if phase.step is None else str(phase.step), *numbers)

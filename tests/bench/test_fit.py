@@ -72,6 +72,7 @@ def test_what_fits_is_exit_code_0(capsys: pytest.CaptureFixture[str]) -> None:
             "fragmentation_bytes",
             "rising_order_bytes",
             "host_bytes",
+            "batches",
             "unmodelled",
             "alloc_conf",
             "device_peak",

@@ -13,6 +13,7 @@ from vrambench.bench.measure.meters.cpu import CpuMeter
 from vrambench.bench.plan.plan import PlannedCell
 from vrambench.bench.results.store import RunFolder
 from vrambench.bench.run.session import run
+from vrambench.methods.batches import Batches
 from vrambench.methods.device import get_device
 
 
@@ -146,3 +147,16 @@ def test_evaluating_and_saving_are_phases_of_their_own(plan: Any) -> None:
     assert sample.learning.metrics["eval_loss"][0] is None
     assert sample.learning.metrics["eval_loss"][1] > 0
     assert {"evaluate", "save"} <= set(sample.seconds)
+
+
+def test_of_several_lengths_bytes_are_those_of_the_largest_batch_and_tokens_those_without_padding(plan: Any) -> None:
+    work: dict[str, Any] = {"batch_size": 2, "steps": 3, "warmup_steps": 1, "attention": "eager"}
+    planned = plan(lengths={4: 0.9, 64: 0.1}, seed=2, **work)
+    batches = [Batches(planned.cell.workload).of_step(step)[0] for step in range(4)]
+    assert len({batch.tokens for batch in batches[1:]}) > 1
+    sample = measure(planned)
+    alike = measure(plan(lengths={64: 1.0}, **work))
+    assert sample.status == alike.status == "ok"
+    assert sample.memory.allocated_bytes == pytest.approx(alike.memory.allocated_bytes, rel=0.02)
+    rates = [batch.tokens / seconds for batch, seconds in zip(batches[1:], sample.throughput.step_seconds, strict=True)]
+    assert sample.throughput.train_tokens_per_second == pytest.approx(sorted(rates)[1])

@@ -13,7 +13,7 @@ from vrambench.methods.device import get_device
 
 
 def timed(*seconds: float, rollouts: tuple[float, ...] = (), energy: tuple[float | None, ...] = ()) -> Timed:
-    return Timed(seconds, rollouts, energy, train_tokens=100, generated_tokens=40, samples=10)
+    return Timed(seconds, rollouts, energy, train_tokens=[100] * len(seconds), generated_tokens=40, samples=10)
 
 
 def test_rates_are_the_median_steps() -> None:
@@ -22,6 +22,12 @@ def test_rates_are_the_median_steps() -> None:
     assert rates.generated_tokens_per_second == 80.0
     assert rates.train_tokens_per_second_without_svd is None
     assert rates.step_seconds == (1.0, 4.0, 2.0)
+
+
+def test_tokens_of_unequal_steps_are_those_of_the_median_rate() -> None:
+    """60 tokens in 1 s, 100 in 2 s, 320 in 4 s: 60 a second in the median."""
+    unequal = Timed((1.0, 2.0, 4.0), (), (), train_tokens=[60, 100, 320], generated_tokens=0, samples=2)
+    assert throughput(unequal, None).train_tokens_per_second == pytest.approx(60.0)
 
 
 def test_without_timed_steps_nothing_is_known() -> None:

@@ -191,7 +191,7 @@ def test_data_is_made_before_the_step_and_only_once(plan: Any, monkeypatch: pyte
 
         def listening(made: Measurement = made, load: Any = load, events: list[str] = events) -> None:
             load()
-            source, step = made.job._ahead.source, made.job.step
+            source, step = made.job.data.source, made.job.step
             sequences = source.sequences
 
             def counted(*arguments: int) -> torch.Tensor:

@@ -21,7 +21,7 @@ from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.kv_cache import unable_to_decode
 from vrambench.methods.models.attention import implementation, own_code, settled, sight, unable
 from vrambench.methods.models.config import model_config
-from vrambench.methods.models.parts import head, hidden_states, logits
+from vrambench.methods.models.parts import Inputs, head, hidden_states, logits
 from vrambench.methods.rollout import GREEDY, generate
 
 CPU = get_device("cpu")
@@ -126,7 +126,7 @@ def test_states_are_those_of_transformers_own_attention_and_nothing_later_moves_
     expected = model(input_ids=tokens, use_cache=False).logits
     model.set_attn_implementation(implementation(kernel, config, tokens=LENGTH))
     with CPU.attention(kernel):
-        first, again, later = (hidden_states(model, given) for given in (tokens, tokens, changed))
+        first, again, later = (hidden_states(model, Inputs(given)) for given in (tokens, tokens, changed))
         logits = model(input_ids=tokens, use_cache=False).logits
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(first, again, rtol=0, atol=0)
@@ -155,7 +155,7 @@ def test_cached_decoding_is_one_plain_pass(kind: str, kernel: str) -> None:
 def test_half_precision_generates_and_learns(kind: str) -> None:
     model: Any = tiny(configured(kind), "eager").to(torch.bfloat16)
     assert generate(model, tokens_of(5), 3, GREEDY, CPU).shape == (2, 8)
-    made = logits(model, hidden_states(model, tokens_of()))
+    made = logits(model, hidden_states(model, Inputs(tokens_of())))
     assert made.dtype == torch.bfloat16
     made.float().square().mean().backward()
     assert all(parameter.grad is not None for parameter in model.lm_head.parameters())

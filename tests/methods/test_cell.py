@@ -30,6 +30,10 @@ OTHER: dict[str, Any] = {
     "prompt_tokens": 7,
     "response_tokens": 7,
     "max_length": 30,
+    "lengths": {7: 0.5, 9: 0.5},
+    "pad_to_multiple_of": 8,
+    "padding_free": True,
+    "packing": "wrapped",
     "gradient_accumulation_steps": 2,
     "gradient_checkpointing": True,
     "use_reentrant": True,
@@ -110,7 +114,7 @@ def test_what_no_axis_value_uses_is_empty() -> None:
     cell = resolve(SFT_AXES, settings)
     empty = {field for field in FIELDS if getattr(cell.workload, field) is None}
     assert (
-        empty - {"eval_accumulation_steps"}
+        empty - {"eval_accumulation_steps", "lengths", "pad_to_multiple_of"}
         == unused(SFT_AXES)
         == conditional_fields() - set(AXES["algorithm"].get("sft").fields)
     )
@@ -184,6 +188,13 @@ def test_each_algorithm_has_its_learning_rate(algorithm: str, rate: float) -> No
         (SFT_AXES, {}, {"max_length": 512}),
         (SFT_AXES, {"prompt_tokens": 96, "response_tokens": 4000}, {"prompt_tokens": 96, "max_length": 4096}),
         (SFT_AXES, {"prompt_tokens": 7, "response_tokens": 1}, {"max_length": 8}),
+        (SFT_AXES, {}, {"lengths": None, "packing": "none", "padding_free": False}),
+        (
+            SFT_AXES,
+            {"lengths": {8: 0.5, 4: 0.5}},
+            {"lengths": {"4": 0.5, "8": 0.5}, "max_length": 9, "prompt_tokens": 3},
+        ),
+        (SFT_AXES, {"lengths": {4: 0.5, 6: 0.5}}, {"lengths": {4: 0.5, 7: 0.25, 9: 0.25}, "max_length": 6}),
     ],
 )
 def test_two_ways_to_ask_for_the_same_work_are_one_cell(

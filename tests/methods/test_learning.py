@@ -26,7 +26,7 @@ def quarters(values: list[float]) -> tuple[float, float]:
 
 def test_supervised_fine_tuning_learns_the_chain(job: MakeJob) -> None:
     made = job(batch_size=32, prompt_tokens=32, response_tokens=32, learning_rate=1e-2)
-    chain = made.data.source  # type: ignore[attr-defined]
+    chain = made.data.source
     assert isinstance(chain, Chain)
     losses = series(made, "loss", 60)
     floor = chain.entropy

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vrambench.methods.job import Job
 from vrambench.methods.models.losses.scored import token_logprobs
-from vrambench.methods.models.parts import hidden_states
+from vrambench.methods.models.parts import Inputs, hidden_states
 from vrambench.methods.models.policy import Critic, Policy, scalar
 from vrambench.methods.models.scalar import ScalarModel
 
@@ -66,7 +66,7 @@ def test_values_are_the_head_on_the_states_before_each_token(job: MakeJob, model
     scored = policy(job(model=model, algorithm="ppo"))
     with torch.no_grad():
         scores = scored(TOKENS, 4)
-        states = hidden_states(scored.model, TOKENS)
+        states = hidden_states(scored.model, Inputs(TOKENS))
         expected = states[:, 3:-1] @ scored.value_head.weight[0]
     assert scores.values.shape == scores.logprobs.shape == (3, 6)
     torch.testing.assert_close(scores.values, expected)

@@ -39,6 +39,49 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
         "attention",
         "attention: 'flesh' is not one of auto, sdpa, flash_attention_2, eager, flash, efficient, math; did you mean 'flash'?",
     ),
+    (
+        {"lengths": 512},
+        "lengths",
+        "lengths: 512 is neither a mapping of tokens to shares ({256: 0.5, 1024: 0.5}) nor a file of lengths",
+    ),
+    (
+        {"lengths": {}},
+        "lengths",
+        "lengths: {} is neither a mapping of tokens to shares ({256: 0.5, 1024: 0.5}) nor a file of lengths",
+    ),
+    (
+        {"lengths": {256: 0.5, 512: 0.4}},
+        "lengths",
+        "lengths: {256: 0.5, 512: 0.4}: its shares come to 0.9, and must come to 1",
+    ),
+    (
+        {"lengths": {256: 1.5}},
+        "lengths",
+        "lengths: {256: 1.5}: the share of 256 tokens is 1.5, and must be a number above 0 and at most 1",
+    ),
+    (
+        {"lengths": {256: "half"}},
+        "lengths",
+        "lengths: {256: 'half'}: the share of 256 tokens is 'half', and must be a number above 0 and at most 1",
+    ),
+    (
+        {"lengths": {1: 1.0}},
+        "lengths",
+        "lengths: {1: 1.0}: a sequence of 1 tokens; one has at least 2 and at most 2,000,000",
+    ),
+    ({"lengths": {"long": 1.0}}, "lengths", "lengths: {long: 1.0}: 'long' is not a whole number of tokens"),
+    ({"lengths": {256: 0.5, "256": 0.5}}, "lengths", "lengths: {256: 0.5, 256: 0.5}: 256 tokens are named twice"),
+    (
+        {"lengths": "nowhere.txt"},
+        "lengths",
+        "lengths: 'nowhere.txt' cannot be read: No such file or directory; give a file with a length on each line, or a mapping "
+        "({256: 0.5, 1024: 0.5})",
+    ),
+    (
+        {"packing": "bestfit"},
+        "packing",
+        "packing: 'bestfit' is not one of none, bfd, wrapped",
+    ),
     ({"value": "heads"}, "value", "value: 'heads' is not one of head, separate; did you mean 'head'?"),
     (
         {"budget": "24XB"},

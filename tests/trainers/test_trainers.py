@@ -94,6 +94,20 @@ QUANTISED_LORA = replace(
     load=HALF | QUANTISED | {"quantization_config": NF4},
     settings=TIED_LORA.settings | {"adapter_dtype": "bf16"},
 )
+SEQUENTIAL = {"train_sampling_strategy": "sequential"}
+UNEQUAL = (96, 48, 32, 80, 64, 96, 24, 40)
+"""Two batches of four."""
+SHORT = (48, 40, 40, 32, 32, 24, 24, 16, 16) * 3
+"""Enough for eight packs, all of which hold several."""
+OF_LENGTHS: tuple[tuple[str, dict[str, Any], dict[str, Any], tuple[int, ...]], ...] = (
+    ("padded", {}, {}, UNEQUAL),
+    ("padded to a multiple", {"pad_to_multiple_of": 64}, {"pad_to_multiple_of": 64}, UNEQUAL),
+    ("padded, chunked loss", {"loss_type": "chunked_nll"}, {"loss": "chunked_nll"}, UNEQUAL),
+    ("padded, checkpointed", CHECKPOINTED, CHECKPOINTED, UNEQUAL),
+    ("padding-free", {"padding_free": True, "max_length": None}, {"padding_free": True}, UNEQUAL),
+    ("packed by bfd", {"packing": True, "packing_strategy": "bfd"}, {"packing": "bfd"}, SHORT),
+    ("packed by wrapping", {"packing": True, "packing_strategy": "wrapped"}, {"packing": "wrapped"}, SHORT),
+)
 CONFIGURATIONS = (
     TIED,
     replace(
@@ -205,6 +219,16 @@ CONFIGURATIONS = (
         arguments=WHOLE_LOGITS | {"packing": True},
         settings={"batch_size": 1, "response_tokens": BATCH * TOKENS - 1},
     ),
+    *(
+        replace(
+            FULL,
+            name=name,
+            arguments=WHOLE_LOGITS | SEQUENTIAL | dict(arguments),
+            settings={"lengths": {TOKENS: 1.0}, "max_length": TOKENS, "attention": "sdpa"} | dict(settings),
+            documents=documents,
+        )
+        for name, arguments, settings, documents in OF_LENGTHS
+    ),
     Configuration(
         name="adafactor", trl=False, axes="bf16 none adafactor none sft", load=HALF, arguments={"optim": "adafactor"}
     ),
@@ -281,6 +305,7 @@ NAMED: dict[str, dict[str, tuple[Difference, ...]]] = {
     "int8 lora, prepared by PEFT, under autocast": {"learn": (LABELS,), "optimizer_step": (LABELS,)},
     "packed, wrapped": {"learn": INPUTS, "optimizer_step": (*INPUTS, norms_apart(2))},
     "packed": {"learn": (*INPUTS, DOCUMENTS), "optimizer_step": (*INPUTS, norms_apart(2))},
+    **{name: {"optimizer_step": (norms_apart(2),)} for name, *_ in OF_LENGTHS},
     "adafactor": {"learn": (LABELS,), "optimizer_step": (LABELS, ADAFACTOR)},
     "8-bit adamw": {"learn": (LABELS,), "optimizer_step": (LABELS,)},
 }

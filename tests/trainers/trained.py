@@ -17,10 +17,12 @@ from torch import nn
 
 from vrambench.bench.measure.ledger import weights
 from vrambench.bench.measure.meters.storages import StorageTrace, existing_tensors, storage_bytes
+from vrambench.methods.batches import Batch, Batches, Row, best_fit_decreasing, wrapped
 from vrambench.methods.cell import resolve
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
 from vrambench.methods.offload.learner import tensors_in
+from vrambench.methods.workload import Workload
 
 STEPS = 2
 """Optimizer steps; the last is traced."""
@@ -58,6 +60,8 @@ class Configuration:
     prepare: Callable[[Any], Any] = lambda model: model
     peft: Mapping[str, Any] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    documents: tuple[int, ...] = ()
+    """Tokens of each of the dataset's rows, in their order; where there are none, all have TOKENS."""
 
 
 def write_model(folder: Path, *, tied: bool) -> None:
@@ -108,6 +112,21 @@ class Watch:
         )
 
 
+class Known(Batches):
+    """Batches of known documents, in their order."""
+
+    def __init__(self, workload: Workload, documents: tuple[int, ...]) -> None:
+        super().__init__(workload)
+        packs = {
+            "none": lambda: [(length,) for length in documents],
+            "bfd": lambda: best_fit_decreasing(documents, TOKENS),
+        }
+        self._known: list[Row] = packs.get(workload.packing, lambda: wrapped(documents, TOKENS))()
+
+    def of_step(self, step: int) -> tuple[Batch, ...]:
+        return (self._batch(self._known[step * BATCH : (step + 1) * BATCH]),)
+
+
 def ours(configuration: Configuration, folder: Path) -> Held:
     """The cell's job."""
     settings = {
@@ -129,6 +148,9 @@ def ours(configuration: Configuration, folder: Path) -> Held:
 
     job = Job(cell, get_device("cpu"), enter)
     job.load()
+    if configuration.documents:
+        assert job.data.batched is not None
+        job.data.batched.batches = Known(cell.workload, configuration.documents)
     for index in range(STEPS):
         traced = index == STEPS - 1
         job.prepare(index)
@@ -192,9 +214,12 @@ def _arguments(configuration: Configuration, output: Path) -> dict[str, Any]:
 
 
 def _rows(configuration: Configuration) -> list[list[int]]:
-    """As many as the steps take, of TOKENS tokens; where they are packed, a third and two thirds of one in turn."""
+    """The configuration's documents; else as many as the steps take, of TOKENS tokens, where they are packed a third and two
+    thirds of one in turn."""
+    if configuration.documents:
+        return [torch.randint(VOCABULARY - 2, (length,)).tolist() for length in configuration.documents]
     count = BATCH * STEPS * configuration.arguments.get("gradient_accumulation_steps", 1)
-    rows: list[list[int]] = torch.randint(VOCABULARY, (count, TOKENS)).tolist()
+    rows: list[list[int]] = torch.randint(VOCABULARY - 2, (count, TOKENS)).tolist()
     if not configuration.arguments.get("packing"):
         return rows
     return [part for row in rows for part in (row[: TOKENS // 3], row[TOKENS // 3 :])]
@@ -207,7 +232,7 @@ def _sft_trainer(configuration: Configuration, model: Any, output: Path, callbac
 
     return SFTTrainer(
         model=model,
-        args=SFTConfig(max_length=TOKENS, **_arguments(configuration, output)),
+        args=SFTConfig(**{"max_length": TOKENS} | _arguments(configuration, output)),
         train_dataset=Dataset.from_dict({"input_ids": _rows(configuration)}),
         processing_class=_tokenizer(),
         peft_config=None if configuration.peft is None else LoraConfig(**configuration.peft),
@@ -232,5 +257,5 @@ def _tokenizer() -> Any:
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(WordLevel({"<pad>": VOCABULARY, "<eos>": VOCABULARY + 1}, unk_token="<pad>"))
+    words = Tokenizer(WordLevel({"<pad>": VOCABULARY - 1, "<eos>": VOCABULARY - 2}, unk_token="<pad>"))
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")

@@ -1,6 +1,6 @@
 """How a policy's loss comes from hidden states: for which positions logits are made, in which type, and what is kept of them.
 
-LOSSES["nll"].mean(model, tokens)                       the mean cross-entropy of all tokens but the first, to train on
+LOSSES["nll"].mean(model, Inputs(tokens))               the mean cross-entropy of all tokens but the first, to train on
 LOSSES["nll"].logprobs                                   log-probabilities of a response's tokens, for algorithms that need those
 
 Every value gives the same numbers, but for rounding. They differ in memory and time alone.
@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from vrambench.methods.models.losses import chunked, cut, fused, scored, whole
+from vrambench.methods.models.parts import Inputs
 
-MeanLoss: TypeAlias = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+MeanLoss: TypeAlias = Callable[[nn.Module, Inputs], torch.Tensor]
 Prepare: TypeAlias = Callable[[nn.Module, torch.Tensor, int], torch.Tensor]
 LogProbs: TypeAlias = Callable[[nn.Module, torch.Tensor, torch.Tensor, int, float], torch.Tensor]
 
@@ -39,9 +40,10 @@ class Scorer:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """`mean(model, tokens)`: the mean cross-entropy of tokens[:, 1:], for tokens [B, T]. `scorer`: how log-probabilities are
-    computed; None where there are none, and then `why_none` says why. `cuda_only`: it cannot run on the CPU, with the reason.
-    `package`: what has to be installed for it, beside torch and transformers; `module`: what that is imported as."""
+    """`mean(model, inputs)`: the mean cross-entropy of labels[:, 1:] that are learnt, for inputs [B, T]. `scorer`: how
+    log-probabilities are computed; None where there are none, and then `why_none` says why. `cuda_only`: it cannot run on the
+    CPU, with the reason. `package`: what has to be installed for it, beside torch and transformers; `module`: what that is
+    imported as."""
 
     mean: MeanLoss
     scorer: Scorer | None = None

@@ -29,21 +29,23 @@ WORDS = 8192
 """async_grpo_trainer.py: the chunk_size of patch_chunked_lm_head."""
 
 
-def mean(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """The mean cross-entropy of tokens[:, 1:]."""
-    states = parts.hidden_states(model, tokens)
+def mean(model: nn.Module, inputs: parts.Inputs) -> torch.Tensor:
+    """The mean cross-entropy of labels[:, 1:] that are learnt."""
+    states = parts.hidden_states(model, inputs)
     head = parts.plain_head(model, "loss: chunked_nll")
-    return cross_entropy(states, head.weight, tokens, parts.logit_changes(model), head.bias)
+    return cross_entropy(states, head.weight, inputs.wanted, inputs.predicted, parts.logit_changes(model), head.bias)
 
 
 def cross_entropy(
     states: torch.Tensor,
     weight: torch.Tensor,
     labels: torch.Tensor,
+    predicted: int,
     changes: parts.LogitChanges,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The mean cross-entropy of labels [B, T], none of which is masked, from hidden states [B, T, hidden]."""
+    """The mean cross-entropy of labels [B, T], of which so many are `predicted`, from hidden states [B, T, hidden]. Chunks that
+    would hold none are left out."""
     states = states[..., :-1, :].reshape(-1, states.shape[-1])
     labels = labels[..., 1:].reshape(-1)
     valid = labels != parts.IGNORED
@@ -55,7 +57,7 @@ def cross_entropy(
     labels = labels[order]
     loss = states.new_zeros((), dtype=torch.float32)
     recomputing: dict[str, Any] = {"context_fn": recompute_contexts} if states.is_meta else {}
-    for start in _starts(len(labels), TOKENS, states.is_meta):
+    for start in _starts(max(1, predicted), TOKENS, states.is_meta):
         chunk_states, chunk_labels = states[start : start + TOKENS], labels[start : start + TOKENS]
         chunk: tuple[torch.Tensor, ...] = checkpoint(
             _chunk, chunk_states, weight, bias, chunk_labels, changes, use_reentrant=False, **recomputing

@@ -23,28 +23,28 @@ LOCK_ROWS, LOCK_COLUMNS = 128, 64
 """Rows and columns of a gradient for which the kernels have one lock."""
 
 
-def mean(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """The mean cross-entropy of tokens[:, 1:].
+def mean(model: nn.Module, inputs: parts.Inputs) -> torch.Tensor:
+    """The mean cross-entropy of labels[:, 1:] that are learnt.
 
     Raises ConfigurationError where the model scales its logits, which the kernels cannot.
     """
     head = parts.plain_head(model, "loss: cut_cross_entropy", bias=False)
     cap = parts.cap_alone(model, "cut_cross_entropy", "its kernels know")
-    states = parts.hidden_states(model, tokens)
-    if tokens.is_cuda:
+    states, labels = parts.hidden_states(model, inputs), inputs.wanted
+    if labels.is_cuda:
         from cut_cross_entropy import linear_cross_entropy
 
-        loss: torch.Tensor = linear_cross_entropy(states, head.weight, tokens, shift=True, softcap=cap)
+        loss: torch.Tensor = linear_cross_entropy(states, head.weight, labels, shift=True, softcap=cap)
         return loss
-    states, targets = states.contiguous().flatten(0, -2), tokens.flatten()
-    return _Cut.apply(states, head.weight, targets, _positions(tokens), cap)
+    states, targets = states.contiguous().flatten(0, -2), labels.flatten()
+    return _Cut.apply(states, head.weight, targets, _positions(labels, inputs.predicted), cap)
 
 
-def _positions(tokens: torch.Tensor) -> torch.Tensor:
-    """The flat positions before tokens[:, 1:], none of which is masked; the package looks for those that are."""
-    kept = tokens[..., 1:] != parts.IGNORED
-    flat = kept.nonzero_static(size=kept.numel()).to(torch.int32)
-    flat[:, 0] *= tokens.stride(0)
+def _positions(labels: torch.Tensor, predicted: int) -> torch.Tensor:
+    """The flat positions before the `predicted` ones of labels[:, 1:], those that are not IGNORED."""
+    kept = labels[..., 1:] != parts.IGNORED
+    flat = kept.nonzero_static(size=predicted).to(torch.int32)
+    flat[:, 0] *= labels.stride(0)
     return flat.sum(1)
 
 

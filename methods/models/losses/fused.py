@@ -21,19 +21,19 @@ from torch.nn import functional as F
 from vrambench.methods.models import parts
 
 
-def mean(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """The mean cross-entropy of tokens[:, 1:].
+def mean(model: nn.Module, inputs: parts.Inputs) -> torch.Tensor:
+    """The mean cross-entropy of labels[:, 1:] that are learnt.
 
     Raises ConfigurationError where the model scales its logits, which Liger's kernel cannot.
     """
     head = parts.plain_head(model, "loss: liger", bias=False)
     cap = parts.cap_alone(model, "liger", "Liger's kernel knows")
-    states = parts.hidden_states(model, tokens)
+    states = parts.hidden_states(model, inputs)
     # Every position has a label, the last a masked one: transformers/model/loss_utils.py of Liger, LigerForCausalLMLoss.
-    labels = F.pad(tokens, (0, 1), value=parts.IGNORED)[..., 1:].contiguous()
+    labels = F.pad(inputs.wanted, (0, 1), value=parts.IGNORED)[..., 1:].contiguous()
     states = states.view(-1, states.shape[-1])
-    total = _function(tokens)(states, head.weight, labels.view(-1), cap)
-    return total / (tokens.numel() - len(tokens))
+    total = _function(labels)(states, head.weight, labels.view(-1), cap)
+    return total / inputs.predicted
 
 
 def _function(tokens: torch.Tensor) -> Any:

@@ -12,13 +12,15 @@ from torch.nn import functional as F
 from vrambench.methods.models import parts
 
 
-def mean(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """The mean cross-entropy of tokens[:, 1:]."""
-    return -_all_logprobs(model, tokens).mean()
+def mean(model: nn.Module, inputs: parts.Inputs) -> torch.Tensor:
+    """The mean cross-entropy of labels[:, 1:] that are learnt."""
+    made = _all_logprobs(model, inputs)
+    return -made.mean() if inputs.labels is None else -made.sum() / inputs.predicted
 
 
-def _all_logprobs(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    return logprobs(model, logits(model, parts.hidden_states(model, tokens), 1), tokens, 1, 1.0)
+def _all_logprobs(model: nn.Module, inputs: parts.Inputs) -> torch.Tensor:
+    """Of labels[:, 1:]; 0 for those that are not learnt."""
+    return logprobs(model, logits(model, parts.hidden_states(model, inputs), 1), inputs.wanted, 1, 1.0)
 
 
 def logits(model: nn.Module, states: torch.Tensor, start: int) -> torch.Tensor:
@@ -34,7 +36,7 @@ def logprobs(
 
 
 def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Log-probabilities [B, R] in fp32 of tokens [B, R] under logits [B, R, V] of any float type."""
+    """Log-probabilities [B, R] in fp32 of tokens [B, R] under logits [B, R, V] of any float type; 0 of what is IGNORED."""
     scaled = logits.float()
     if temperature != 1.0:
         scaled = scaled / temperature

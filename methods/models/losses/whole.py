@@ -30,20 +30,19 @@ EPSILON = 1e-7
 """Added to the temperature before anything is divided by it (ppo_trainer.py)."""
 
 
-def mean(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """The mean cross-entropy of tokens[:, 1:]."""
+def mean(model: nn.Module, inputs: parts.Inputs) -> torch.Tensor:
+    """The mean cross-entropy of labels[:, 1:] that are learnt."""
     base: Any = parts.unwrapped(model)
-    positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-    output = base(input_ids=tokens, labels=tokens, use_cache=False, **parts.placed(base, positions))
+    output = base(labels=inputs.wanted, **parts.arguments(base, inputs))
     loss: torch.Tensor = output.loss
     return loss
 
 
-def mean_4_46(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+def mean_4_46(model: nn.Module, inputs: parts.Inputs) -> torch.Tensor:
     """The same with the loss function of transformers 4.46 to 4.48: 14 bytes a logit in the forward pass."""
     base: Any = parts.unwrapped(model)
     base.loss_function = loss_4_46
-    return mean(model, tokens)
+    return mean(model, inputs)
 
 
 def loss_4_46(logits: torch.Tensor, labels: torch.Tensor, vocab_size: int, **kwargs: Any) -> torch.Tensor:
@@ -54,12 +53,12 @@ def loss_4_46(logits: torch.Tensor, labels: torch.Tensor, vocab_size: int, **kwa
     return F.cross_entropy(shifted.view(-1, vocab_size), wanted.view(-1))
 
 
-def mean_4_45(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+def mean_4_45(model: nn.Module, inputs: parts.Inputs) -> torch.Tensor:
     """The same as models of transformers 4.45 and before did in their forward pass: all logits in fp32, once more in fp32 to shift
     them, and none in the model's type. 12 bytes a logit, beside the last hidden states."""
-    states = parts.hidden_states(model, tokens)
+    states = parts.hidden_states(model, inputs)
     logits = parts.logits(model, states).float()
-    return loss_4_46(logits, tokens, logits.shape[-1])
+    return loss_4_46(logits, inputs.wanted, logits.shape[-1])
 
 
 def logits(model: nn.Module, states: torch.Tensor, start: int) -> torch.Tensor:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,75 @@ def test_evaluating_and_saving_are_simulated(axes: dict[str, str], more: dict[st
         assert bool(peaks[0]) == (("eval_batch_size" if phase == "evaluate" else "save") in more)
     if cell.precision != "int8":
         assert not differences(cell, real, simulated)
+
+
+# Multiples of eight: a GPU's kernel copies a mask of other widths. Evaluated are few enough sequences that all are simulated.
+LENGTHS: dict[str, Any] = {"model": "tiny", "batch_size": 3, "lora_r": 4, "lengths": {16: 0.5, 48: 0.3, 104: 0.2}}
+PADDED = {"padded": {}, "to a multiple": {"pad_to_multiple_of": 32}}
+FLAT = {
+    "padding-free": {"padding_free": True, "pad_to_multiple_of": 32},
+    "bfd": {"packing": "bfd", "max_length": 120},
+    "wrapped": {"packing": "wrapped", "max_length": 120},
+}
+OF_LENGTHS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
+    **{
+        f"{name} {attention}": ({}, more | {"attention": attention})
+        for name, more in (PADDED | FLAT).items()
+        for attention in ("sdpa", "efficient", "eager")
+    },
+    **{f"padded {loss}": ({}, {"loss": loss}) for loss in LOSSES},
+    **{f"bfd {loss}": ({}, FLAT["bfd"] | {"loss": loss}) for loss in LOSSES},
+    "padded full bf16, accumulated": ({"adapter": "none"}, {"gradient_accumulation_steps": 2}),
+    "padded checkpointed": ({}, {"gradient_checkpointing": True}),
+    "bfd checkpointed under autocast": ({"precision": "bf16_amp"}, FLAT["bfd"] | {"gradient_checkpointing": True}),
+    "padded evaluated": (
+        {"precision": "bf16_amp"},
+        EVALUATION | {"prediction_loss_only": False, "max_eval_samples": 5},
+    ),
+    "bfd evaluated": ({}, FLAT["bfd"] | EVALUATION),
+}
+
+
+@pytest.mark.parametrize(("axes", "more"), OF_LENGTHS.values(), ids=OF_LENGTHS)
+def test_batches_of_several_lengths_are_simulated(axes: dict[str, str], more: dict[str, Any]) -> None:
+    cell = resolve(AXES | axes, LENGTHS | more)
+    real = traced(cell, get_device("cpu"))
+    simulated = traced(cell, dataclasses.replace(get_device("meta"), stands_for="cpu"))
+    assert simulated.peak_bytes() == pytest.approx(real.peak_bytes(), rel=0.002)
+    assert not differences(cell, real, simulated)
+
+
+LAYERS: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "gemma3_text": {"sliding_window": 32, "layer_types": ["sliding_attention", "full_attention"]},
+    "falcon_h1": {
+        "mamba_d_ssm": 64,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_n_groups": 1,
+        "mamba_d_state": 16,
+        "mamba_chunk_size": 16,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["padded", "bfd"])
+def test_layers_that_read_masks_in_their_own_way_are_simulated(kind: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind} | LAYERS | KINDS[kind]))
+    cell = resolve(AXES | {"adapter": "none"}, LENGTHS | (PADDED | FLAT)[name] | {"model": str(tmp_path)})
+    real = traced(cell, get_device("cpu"))
+    simulated = traced(cell, dataclasses.replace(get_device("meta"), stands_for="cpu"))
+    assert simulated.peak_bytes() == pytest.approx(real.peak_bytes(), rel=0.002)
+    assert not differences(cell, real, simulated)
 
 
 @pytest.mark.parametrize("name", LOSS_CELLS)
