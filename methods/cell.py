@@ -33,9 +33,6 @@ from vrambench.methods.setup import Setup
 from vrambench.methods.validated import unknown_field, validated
 from vrambench.methods.workload import FIELDS, Workload
 
-LATER = {"activation_offloading": False}
-"""Fields that came later, with what every job did before them: those jobs keep their ids."""
-
 
 class Cell(BaseModel):
     """Axis values by name, and the workload. Frozen; two cells with the same id are the same job."""
@@ -91,9 +88,11 @@ class Cell(BaseModel):
 
     @cached_property
     def id(self) -> str:
-        """Twelve hex digits of a hash of the content; the same on every machine and version that gives a cell the same fields."""
-        said = {key: value for key, value in self.flat().items() if key not in LATER or value != LATER[key]}
-        content = json.dumps(said, sort_keys=True, separators=(",", ":"))
+        """Twelve hex digits of a hash of what the cell says. A field or an option at its default says nothing, so a version that has
+        more of them gives the same ids."""
+        kinds = [value.options for value in self.values.values() if value.options]
+        usual = Workload().flat() | {kind.namespace: kind().model_dump(mode="json") for kind in kinds}
+        content = json.dumps(self.axes | _said(self.workload.flat(), usual), sort_keys=True, separators=(",", ":"))
         return hashlib.blake2b(content.encode(), digest_size=6).hexdigest()
 
     @property
@@ -104,6 +103,17 @@ class Cell(BaseModel):
     def flat(self) -> dict[str, Any]:
         """As it is written in result files: axes, fields and option namespaces side by side."""
         return self.axes | self.workload.flat()
+
+
+def _said(content: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `content` is not as usual; options one by one."""
+    said = {}
+    for key, value in content.items():
+        if isinstance(value, dict) and isinstance(usual.get(key), dict):
+            value = _said(value, usual[key]) or None
+        if value is not None and value != usual.get(key):
+            said[key] = value
+    return said
 
 
 def from_flat(data: Mapping[str, Any]) -> Cell:

@@ -293,17 +293,14 @@ class Workload(BaseModel):
         return (several and apart) or self.pad_to_multiple_of is not None
 
     def flat(self) -> dict[str, Any]:
-        """As it is written in files: options beside the fields, under their namespaces; LENGTHS_FIELDS where they say something."""
-        plain = {name for name in LENGTHS_FIELDS if getattr(self, name) == type(self).model_fields[name].default}
-        return self.model_dump(mode="json", exclude={"options", *plain}) | self.options
+        """As it is written in files: options beside the fields, under their namespaces."""
+        return self.model_dump(mode="json", exclude={"options"}) | self.options
 
     def of(self, kind: type[Kind]) -> Kind:
         """An axis value's settings, as that value's own Options class (defaults where nothing was said)."""
         return kind(**self.options.get(kind.namespace, {}))
 
 
-LENGTHS_FIELDS = ("lengths", "pad_to_multiple_of", "padding_free", "packing")
-"""Of sequences of several lengths. They are no part of the cells of before, which have sequences of one."""
 FIELDS = tuple(name for name in Workload.model_fields if name != "options")
 AXIS_NAMES = ("precision", "adapter", "optimizer", "offload", "algorithm")
 """What a workload is combined with. The axes themselves are in `axes.py`, which imports torch: their names alone are enough
