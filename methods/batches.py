@@ -62,9 +62,6 @@ class Batch:
         (row,) = self.rows
         return (*row, *(1,) * (self.width - sum(row)))
 
-    def __str__(self) -> str:
-        return f"{len(self.rows)} x {self.width:,} tokens"
-
 
 class Batches:
     """The batches of a workload with `lengths`. `order`: what the first steps have, on the simulated device; else all that warm up
@@ -94,9 +91,10 @@ class Batches:
         return (*drawn[:-1], self.worst[number % len(self.worst)])
 
     def of_evaluation(self, step: int, rows: int, size: int) -> tuple[Batch, ...]:
-        """`rows` drawn as for a step, in batches of `size`; the last of them is the worst of its size."""
-        drawn = self._drawn(step, rows, size)
-        return (*drawn[:-1], self._worst(rows - (len(drawn) - 1) * size)[0])
+        """`rows` drawn as for a step, in batches of `size`; the last that has so many is the worst of them."""
+        drawn = list(self._drawn(step, rows, size))
+        drawn[max(0, rows // size - 1)] = self._worst(min(rows, size))[0]
+        return tuple(drawn)
 
     def _drawn(self, step: int, rows: int, size: int) -> tuple[Batch, ...]:
         made = self._rows(np.random.default_rng([self._work.seed, 2, step]), rows)

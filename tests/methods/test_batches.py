@@ -148,11 +148,12 @@ def test_steps_after_the_timed_ones_have_the_worst(cell: MakeCell) -> None:
     assert ordered.of_step(3)[1] == batches.worst[1]
 
 
-def test_the_last_batch_of_an_evaluation_is_the_worst_of_its_size(cell: MakeCell) -> None:
+def test_an_evaluation_has_one_of_the_worst_batches(cell: MakeCell) -> None:
     batches = Batches(cell(lengths=LENGTHS).workload)
     evaluated = batches.of_evaluation(0, 5, 2)
     assert [len(batch.rows) for batch in evaluated] == [2, 2, 1]
-    assert evaluated[-1] == Batch(((100,),), 100)
+    assert evaluated[1] == Batch(((100,), (48,)), 100)
+    assert batches.of_evaluation(0, 1, 2) == (Batch(((100,),), 100),)
 
 
 def test_tokens_of_a_step_are_those_that_are_trained_on(job: MakeJob) -> None:
