@@ -1,4 +1,4 @@
-"""What the rules of `validity.py` ask of a cell: its axis values' declarations, its settings, its model's configuration."""
+"""What the rules ask of a cell: its axis values' declarations, its settings, its model's configuration."""
 
 from __future__ import annotations
 

@@ -1,0 +1,61 @@
+"""Rules of adapters."""
+
+from __future__ import annotations
+
+from vrambench.bench.plan.rules.rule import Rule
+from vrambench.bench.plan.traits import full, quantized
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "int8-read-cpu",
+        "reject",
+        "on a CPU, PEFT loses the scales of an int8 weight when an adapter reads it",
+        lambda cell, target: (
+            target.kind == "cpu"
+            and quantized(cell)
+            and cell.precision_value.bits == 8
+            and cell.adapter_value.reads_weights
+        ),
+    ),
+    Rule(
+        "reference-adapter-off",
+        "reject",
+        "there is no adapter to switch off, or what is left is not the base: the reference needs a copy of its own",
+        lambda cell, _: cell.workload.reference == "adapter_off" and not cell.adapter_value.can_switch_off,
+    ),
+    Rule(
+        "lora-nothing",
+        "reject",
+        "neither a layer nor a parameter is named for the adapter (lora_target_modules, lora_target_parameters)",
+        lambda cell, _: cell.workload.lora_target_modules == () and not cell.workload.lora_target_parameters,
+    ),
+    Rule(
+        "lora-parameters",
+        "reject",
+        "PEFT adapts parameters without dropout and without trained lengths: what it adds to them is added to the weight "
+        "itself (lora_dropout: 0, adapter lora)",
+        lambda cell, _: (
+            bool(cell.workload.lora_target_parameters)
+            and (bool(cell.workload.lora_dropout) or cell.adapter_value.reads_weights)
+        ),
+    ),
+    Rule(
+        "save-merged",
+        "reject",
+        "there is no adapter that could be merged (save: model saves all weights)",
+        lambda cell, _: cell.workload.save == "merged" and full(cell),
+    ),
+    Rule(
+        "rollout-dropout",
+        "warn",
+        "the adapter's dropout stays on in rollouts and scores, so log-probabilities of one token differ from pass to pass",
+        lambda cell, _: bool(cell.workload.lora_dropout) and cell.workload.rollout_batch is not None,
+    ),
+    Rule(
+        "lora-paged",
+        "warn",
+        "an adapter's optimizer state is megabytes, and tensors under 4096 elements keep 32-bit state: 8 bits or "
+        "paging save next to nothing",
+        lambda cell, _: (cell.optimizer_value.paged or cell.optimizer_value.eight_bit) and not full(cell),
+    ),
+)

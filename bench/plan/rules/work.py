@@ -1,0 +1,78 @@
+"""Rules of the work itself: algorithms, losses, lengths, and how steps are made."""
+
+from __future__ import annotations
+
+from vrambench.bench.plan.rules.rule import Rule
+from vrambench.bench.plan.traits import remax_temperature
+from vrambench.methods.models.losses import LOSSES
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "reentrant-alone",
+        "reject",
+        "use_reentrant says how checkpointing is done, and nothing is checkpointed (gradient_checkpointing: true)",
+        lambda cell, _: cell.workload.use_reentrant and not cell.workload.gradient_checkpointing,
+    ),
+    Rule(
+        "remax-greedy",
+        "reject",
+        "at temperature 0 the sampled response is the greedy one, so every advantage and the gradient are zero",
+        lambda cell, _: remax_temperature(cell) == 0,
+    ),
+    Rule(
+        "loss-logprobs",
+        "reject",
+        "the algorithm's own loss is made of tokens' log-probabilities, which this loss does not give",
+        lambda cell, _: cell.algorithm_value.from_logprobs and LOSSES[cell.workload.loss].scorer is None,
+        lambda cell, _: LOSSES[cell.workload.loss].why_none,
+    ),
+    Rule(
+        "loss-cuda-only",
+        "reject",
+        "this loss runs on CUDA alone",
+        lambda cell, target: target.kind == "cpu" and LOSSES[cell.workload.loss].cuda_only is not None,
+        lambda cell, _: LOSSES[cell.workload.loss].cuda_only or "",
+    ),
+    Rule(
+        "lengths-algorithm",
+        "reject",
+        "the algorithm samples its responses itself, all as long as response_tokens, and takes no sequences of several lengths",
+        lambda cell, _: cell.workload.lengths is not None and not cell.algorithm_value.takes_lengths,
+    ),
+    Rule(
+        "lengths-none",
+        "reject",
+        "padding_free, packing and pad_to_multiple_of make rows of sequences of several lengths, and all are as long here (say how "
+        "long they are: lengths)",
+        lambda cell, _: (
+            cell.workload.lengths is None
+            and (
+                cell.workload.padding_free
+                or cell.workload.packing != "none"
+                or cell.workload.pad_to_multiple_of is not None
+            )
+        ),
+    ),
+    Rule(
+        "rollout-batch",
+        "reject",
+        "a rollout must be a whole number of optimizer steps, each of batch_size times gradient_accumulation_steps sequences",
+        lambda cell, _: (cell.workload.rollout_batch or 0) % cell.rollout_unit != 0,
+        lambda cell, _: (
+            f"rollout_batch {cell.workload.rollout_batch} is no multiple of {cell.rollout_unit}; the nearest above is "
+            f"{-(-(cell.workload.rollout_batch or 0) // cell.rollout_unit) * cell.rollout_unit}"
+        ),
+    ),
+    Rule(
+        "empty-cache-cpu",
+        "warn",
+        "a CPU's memory has no cache that could be emptied: torch_empty_cache_steps changes nothing here",
+        lambda cell, target: target.kind == "cpu" and cell.workload.torch_empty_cache_steps > 0,
+    ),
+    Rule(
+        "activation-offloading-cpu",
+        "warn",
+        "a CPU's memory is the host's: activation_offloading copies what is saved, and frees nothing for it here",
+        lambda cell, target: target.kind == "cpu" and cell.workload.activation_offloading,
+    ),
+)
