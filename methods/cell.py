@@ -88,8 +88,8 @@ class Cell(BaseModel):
 
     @cached_property
     def id(self) -> str:
-        """Twelve hex digits of a hash of what the cell says. A field or an option at its default says nothing, so a version that has
-        more of them gives the same ids."""
+        """Twelve hex digits of a hash of what the cell says. A field or an option at its default says nothing, so that a version
+        with more of them gives the same ids."""
         kinds = [value.options for value in self.values.values() if value.options]
         usual = Workload().flat() | {kind.namespace: kind().model_dump(mode="json") for kind in kinds}
         content = json.dumps(self.axes | _said(self.workload.flat(), usual), sort_keys=True, separators=(",", ":"))

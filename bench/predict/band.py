@@ -3,7 +3,8 @@
     error_band(kind_of(cell))   ->  Band(share=0.011, basis="the most that any of 9 compared jobs of its kind ...")
 
 Comparisons are results/<gpu>/accuracy.json, as tests/gpu/compare.py writes them (accuracy-anew.json in its place where it is there:
-the same cells as today's code predicts them), and results/published/accuracy.json, as docs/accuracy.py writes it: others' figures.
+the same cells as today's code predicts them), accuracy-trainers.json beside it (TRL's own jobs on that GPU), and
+results/published/accuracy.json, as docs/accuracy.py writes it: others' figures.
 """
 
 from __future__ import annotations
@@ -205,10 +206,11 @@ def _kind(row: dict[str, Any]) -> Kind | None:
 
 
 def _published(results: Path) -> list[Path]:
-    """A comparison for each GPU, by name, and others' figures."""
+    """A comparison for each GPU, by name, with that of trainers on it, and others' figures."""
     anew = {file.parent: file for file in results.glob("*/accuracy-anew.json")}
-    files = {file.parent: file for file in results.glob("*/accuracy.json")} | anew
-    return [files[folder] for folder in sorted(files, key=lambda folder: (folder.name == PUBLISHED, folder))]
+    files = list(({file.parent: file for file in results.glob("*/accuracy.json")} | anew).values())
+    files += results.glob("*/accuracy-trainers.json")
+    return sorted(files, key=lambda file: (file.parent.name == PUBLISHED, file))
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from vrambench.bench.predict.band import kind_named
 from vrambench.bench.predict.unseen.hardware import card_described
 from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import resolve
@@ -123,3 +124,20 @@ def test_anew_predicts_for_the_gpu_that_was_measured(compare: ModuleType) -> Non
     # Two cuBLAS workspaces of 32 MiB and little else.
     assert 2 * 32 * 2**20 < fresh["predicted"]["allocated_bytes"] < 2 * 32 * 2**20 + 16 * 2**20
     assert kept is unknown
+
+
+def test_trainers_jobs_are_compared_under_their_cells_names(compare: ModuleType, tmp_path: Path) -> None:
+    took = {"model": "gpt2", "allocated_bytes": 8 * GIB, "reserved_bytes": 10 * GIB}
+    said = {"axes": "bf16 none adamw_torch none sft", "settings": {"loss": "nll", "gradient_checkpointing": True}}
+    jobs = [
+        {"job": "full", **took, **said, "predicted": {"allocated_bytes": 9 * GIB, "reserved_bytes": 10 * GIB}},
+        {"job": "dpo", **took, "axes": None, "settings": {}, "predicted": None},
+        {"job": "rloo", "failed": "not done after 150 s"},
+    ]
+    (tmp_path / "rows").write_text("\n".join(map(json.dumps, jobs)))
+    assert compare.main(["--trainers", str(tmp_path / "rows"), "--out", str(tmp_path / "out")]) == 0
+    (row,) = json.loads((tmp_path / "out").read_text())["rows"]
+    assert row["errors"] == {"allocated": 0.125, "reserved": 0.0, "device": None}
+    kind = kind_named(row["name"])
+    assert kind is not None
+    assert kind.recipe == "fine-tuning, loss nll"

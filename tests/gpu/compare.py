@@ -3,6 +3,7 @@
 
     tests/gpu/compare.py runs/one runs/two --out accuracy.json
     tests/gpu/compare.py gpu-results/measured --anew      predicted once more, for the GPU that the results name
+    tests/gpu/compare.py --trainers trainers.jsonl        what trainers.py wrote: their jobs, and the cells that say the same
 
 A cell counts where it ended `ok` or `oom`, was predicted, and its memory was measured. Of each: the signed relative errors
 of allocated, reserved and device bytes (predicted / measured - 1: positive where too much was predicted). What a job that
@@ -25,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_summary import KINDS, read_json
+from gpu_summary import KINDS, read_json, read_rows
 
 from vrambench.bench.predict.unseen.hardware import card_described
 
@@ -75,7 +76,8 @@ class Row:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Predictions against measurements, cell by cell.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, with cells/*.json")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="a run's folder, with cells/*.json")
+    parser.add_argument("--trainers", type=Path, metavar="FILE", help="rows of tests/gpu/trainers.py")
     parser.add_argument("--out", type=Path, help="where the JSON document goes")
     parser.add_argument("--anew", action="store_true", help="predict once more, for the GPU that the results name")
     chosen = parser.parse_args(arguments)
@@ -87,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         results += [(run.name, result) for result in found]
     if chosen.anew:
         results = predicted_anew(results)
-    rows = compare(results)
+    rows = compare(results) + (trained(read_rows(chosen.trainers)) if chosen.trainers else [])
     document = summed_up(rows) | {"predictions": "anew" if chosen.anew else "stored", "results": len(results)}
     if chosen.out:
         try:
@@ -95,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
         except OSError as error:
             parser.error(f"--out {chosen.out}: {error.strerror}")
     print("\n".join(table(rows, document)))
-    return 0 if results else 2
+    return 0 if rows or results else 2
 
 
 def read_result(file: Path) -> dict[str, Any]:
@@ -128,6 +130,34 @@ def compare(results: Sequence[tuple[str, dict[str, Any]]]) -> list[Row]:
                 errors={kind: error(told[kind], seen[kind]) for kind in KINDS},
                 fits=fits(result, seen["device"]),
                 predicted_fits=None if told["device"] is None else told["device"] <= SMALL_CARD_BYTES,
+            )
+        )
+    return rows
+
+
+def trained(jobs: Sequence[dict[str, Any]]) -> list[Row]:
+    """A row for each trainer's job that a cell says, under the cell's name."""
+    rows = []
+    for job in jobs:
+        if not job.get("axes") or not job.get("predicted") or not job.get("allocated_bytes"):
+            continue
+        said = [f"{name}={value}" for name, value in job["settings"].items()]
+        told: Bytes = {kind: job["predicted"].get(f"{kind}_bytes") for kind in KINDS}
+        seen: Bytes = {kind: job.get(f"{kind}_bytes") for kind in KINDS}
+        precision, adapter, *_ = job["axes"].split()
+        rows.append(
+            Row(
+                run="trainers",
+                id=job["job"],
+                name=" ".join([job["model"], "/", job["axes"], *said]),
+                precision=precision,
+                adapter=adapter,
+                status="ok",
+                predicted=told,
+                measured=seen,
+                errors={kind: error(told[kind], seen[kind]) for kind in KINDS},
+                fits=None,
+                predicted_fits=None,
             )
         )
     return rows
@@ -166,9 +196,10 @@ def predicted_anew(results: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[
             groups.setdefault(card.name, []).append(result)
     fresh: dict[int, dict[str, Any]] = {}
     for name, group in groups.items():
-        outcomes = predict_all([from_flat(result["cell"]) for result in group], name)
-        for result in group:
-            outcome = outcomes[result["id"]]
+        cells = [from_flat(result["cell"]) for result in group]
+        outcomes = predict_all(cells, name)
+        for cell, result in zip(cells, group, strict=True):
+            outcome = outcomes[cell.id]  # a file of before may have another id
             memory = outcome.forecast.memory.model_dump(mode="json") if outcome.forecast else None
             if outcome.reason:
                 print(f"{result['name']}: not predicted: {outcome.reason}", file=sys.stderr)

@@ -143,10 +143,28 @@ JOBS = (
         arguments={"gradient_accumulation_steps": 4},
         settings={**DEFAULTS.settings, "gradient_accumulation_steps": 4},
     ),
-    Trained("activations offloaded", arguments=OFFLOADED, recorded=True),
-    Trained("activations offloaded, not checkpointed", arguments={**FULL.arguments, **OFFLOADED}, recorded=True),
-    Trained("padded", arguments=FULL.arguments, unequal=True, recorded=True),
-    Trained("packed", arguments={"packing": True}, unequal=True),
+    replace(
+        DEFAULTS,
+        name="activations offloaded",
+        arguments=OFFLOADED,
+        settings={**DEFAULTS.settings, **OFFLOADED},
+        recorded=True,
+    ),
+    replace(
+        FULL,
+        name="activations offloaded, not checkpointed",
+        arguments={**FULL.arguments, **OFFLOADED},
+        settings={**FULL.settings, **OFFLOADED},
+        recorded=True,
+    ),
+    replace(FULL, name="padded", unequal=True, recorded=True),
+    replace(
+        DEFAULTS,
+        name="packed",
+        arguments={"packing": True},
+        settings={**DEFAULTS.settings, "packing": "bfd"},
+        unequal=True,
+    ),
     Trained("dpo", trainer="dpo", lora=LORA),
     Trained("dpo, full", trainer="dpo"),
     Trained("reward", trainer="reward", lora=LORA | {"task_type": "SEQ_CLS"}),
@@ -298,7 +316,9 @@ def predicted(job: Trained, model: Mapping[str, str], tokens: int, card: str) ->
 
     if job.axes is None:
         return None
-    work = {"batch_size": BATCH, "prompt_tokens": 1, "response_tokens": tokens - 1, "budget": "4TiB"}
+    work: dict[str, Any] = {"batch_size": BATCH, "prompt_tokens": 1, "response_tokens": tokens - 1, "budget": "4TiB"}
+    if job.unequal:
+        work |= {"lengths": dict.fromkeys(lengths_of(tokens), 1 / len(LENGTHS)), "max_length": tokens}
     cell = resolve(dict(zip(AXES, job.axes.split(), strict=True)), work | model | job.settings)
     (outcome,) = predict_all([cell], card).values()
     if outcome.forecast is None:
@@ -421,10 +441,15 @@ def rows(job: Trained, sizes: Sizes) -> list[list[int]]:
     count = BATCH * STEPS * job.arguments.get("gradient_accumulation_steps", 1)
     lengths = [sizes.tokens] * count
     if job.unequal:
-        lengths = [max(2, one * sizes.tokens // TOKENS) for one in LENGTHS]
+        lengths = lengths_of(sizes.tokens)
         # Packed ones are fewer than their parts.
         lengths *= 4 if job.arguments.get("packing") else 1
     return [torch.randint(size - 2, (length,)).tolist() for length in lengths]
+
+
+def lengths_of(tokens: int) -> list[int]:
+    """LENGTHS, where the longest has so many tokens."""
+    return [max(2, length * tokens // TOKENS) for length in LENGTHS]
 
 
 def model_size(sizes: Sizes) -> int:
