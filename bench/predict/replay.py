@@ -64,10 +64,12 @@ class Replay:
                     highest = allocator._allocated
                     self.peak_event = index
             elif kind == FREE:
-                if ident in lent:
-                    allocator.record_stream(handles[ident], WORK)
+                if ident not in lent:
+                    free(handles.pop(ident))
+                    continue
+                allocator.record_stream(handles[ident], WORK)
                 free(handles.pop(ident))
-                if ident in lent and not self._behind:
+                if not self._behind:
                     allocator.synchronize(WORK)
             elif kind == SYNC:
                 allocator.synchronize()
