@@ -65,8 +65,7 @@ class _FlashAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: Call) -> torch.Tensor:
         size = query.shape[-1]
-        if size % 8:
-            query, key, value = (F.pad(tensor, (0, 8 - size % 8)) for tensor in (query, key, value))
+        query, key, value = _in_eights(query, key, value)
         out, sums = flash_dense(query, key, value, call)
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(query, key, value, out, sums)
@@ -76,10 +75,8 @@ class _FlashAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, _, sums = ctx.saved_tensors
         gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
-        (grad,) = grads
-        size = grad.shape[-1]
-        if size % 8:
-            grad = F.pad(grad, (0, 8 - size % 8))
+        size = grads[0].shape[-1]
+        _held = _in_eights(*grads)
         batch, queries, heads, head = query.shape
         rows = -(-queries // 128) * 128
         work = [sums.new_empty(batch, heads, rows), sums.new_empty(batch, rows, heads, _rounded(head))]
@@ -95,8 +92,7 @@ class _Varlen(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sequences: int) -> torch.Tensor:
         size = query.shape[-1]
-        if size % 8:
-            query, key, value = (F.pad(tensor, (0, 8 - size % 8)) for tensor in (query, key, value))
+        query, key, value = _in_eights(query, key, value)
         out = torch.empty_like(query)
         sums = query.new_empty(query.shape[1], len(query), dtype=torch.float32)
         ctx.sequences = sequences
@@ -108,10 +104,8 @@ class _Varlen(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, _, sums = ctx.saved_tensors
         gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
-        (grad,) = grads
-        size = grad.shape[-1]
-        if size % 8:
-            grad = F.pad(grad, (0, 8 - size % 8))
+        size = grads[0].shape[-1]
+        _held = _in_eights(*grads)
         tokens, heads, head = query.shape
         rows = tokens + 128 * ctx.sequences
         work = [sums.new_empty(heads, rows), sums.new_empty(rows, heads, _rounded(head))]
@@ -119,6 +113,12 @@ class _Varlen(torch.autograd.Function):
             work += [key.new_empty(len(key), heads, head) for _ in range(2)]
         del work
         return *(gradient[..., :size] for gradient in gradients), None
+
+
+def _in_eights(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """With heads of a multiple of eight numbers, as the kernels take them."""
+    missing = -tensors[0].shape[-1] % 8
+    return tuple(F.pad(tensor, (0, missing)) for tensor in tensors) if missing else tensors
 
 
 def _rounded(head: int) -> int:
