@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +32,7 @@ def parse_lengths(value: object) -> dict[int, float] | None:
         )
     shares: dict[int, float] = {}
     for key, share in value.items():
-        length = int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 10 else key
+        length = int(key) if isinstance(key, str) and re.fullmatch(r"-?\d{1,4000}", key, re.ASCII) else key
         _check_length(length)
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise ValueError(
@@ -46,9 +47,10 @@ def parse_lengths(value: object) -> dict[int, float] | None:
 
 
 def read_lengths(path: Path) -> dict[int, float]:
-    """Shares by length of a file's sequences: in a .jsonl file each line holds `input_ids` or `length`, in any other a number."""
+    """Shares by length of a file's sequences: in a .jsonl file each line holds `input_ids` or `length`, in any other a number.
+    Sequences of no token or one are left out, as TRL drops them: nothing is predicted of them."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ValueError(
@@ -61,18 +63,20 @@ def read_lengths(path: Path) -> dict[int, float]:
             continue
         try:
             length = _length_of(line) if path.suffix == ".jsonl" else _number(line)
-            _check_length(length)
+            if length not in (0, 1):
+                _check_length(length)
         except ValueError as error:
             raise ValueError(f"{str(path)!r} line {number}: {error}") from None
-        counts[length] += 1
+        counts[length] += length >= SHORTEST
+    counts = +counts
     if not counts:
-        raise ValueError(f"{str(path)!r} is empty")
+        raise ValueError(f"{str(path)!r} has no sequence of {SHORTEST} tokens or more")
     return {length: counts[length] / counts.total() for length in sorted(counts)}
 
 
 def _number(line: str) -> int:
     text = line.strip()
-    if not text.isdecimal() or len(text) > 9:
+    if not re.fullmatch(r"-?\d{1,4000}", text, re.ASCII):
         raise ValueError(f"{shown(text)} is not a whole number of tokens")
     return int(text)
 
@@ -82,18 +86,24 @@ def _length_of(line: str) -> Any:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{shown(line)} is not JSON ({error.msg})") from None
-    if isinstance(record, dict) and isinstance(record.get("input_ids"), list):
-        return len(record["input_ids"])
-    if isinstance(record, dict) and "length" in record:
+    if not isinstance(record, dict) or not ("input_ids" in record or "length" in record):
+        raise ValueError(f"{shown(record)} has neither input_ids, a list, nor length")
+    tokens = record.get("input_ids")
+    if tokens is None:
         return record["length"]
-    raise ValueError(f"{shown(record)} has neither input_ids, a list, nor length")
+    if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
+        raise ValueError(f"input_ids is {shown(tokens)}, and must be the token ids of one sequence, a list of numbers")
+    if record.get("length", len(tokens)) != len(tokens):
+        raise ValueError(f"length is {shown(record['length'])}, and input_ids has {len(tokens)} tokens")
+    return len(tokens)
 
 
 def _check_length(length: object) -> None:
     if isinstance(length, bool) or not isinstance(length, int):
         raise ValueError(f"{shown(length)} is not a whole number of tokens")
     if not SHORTEST <= length <= LONGEST:
-        raise ValueError(f"a sequence of {length} tokens; one has at least {SHORTEST} and at most {LONGEST:,}")
+        told = f"{length:,}" if abs(length) < 10**15 else shown(length)
+        raise ValueError(f"a sequence of {told} tokens; one has at least {SHORTEST} and at most {LONGEST:,}")
 
 
 def truncated(lengths: Mapping[int, float], limit: int) -> dict[int, float]:

@@ -32,6 +32,7 @@ from vrambench.bench.plan.file import Coverage
 from vrambench.bench.plan.matrix import Entry, Layer, Matrix, Setting, Settings, check_names, located, unflatten
 from vrambench.bench.plan.selection import Selection
 from vrambench.bench.plan.validity import Finding, check
+from vrambench.methods.algorithms import EVALUATION_FIELDS
 from vrambench.methods.axes import AXES
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import Kind
@@ -342,6 +343,8 @@ def _users(name: str) -> str:
     ]
     if name == "reward_model":
         return " (it is used where reward is 'model')"
+    if name in EVALUATION_FIELDS[1:]:
+        return f" (it is used where {EVALUATION_FIELDS[0]} is set)"
     return f" ({', '.join(users)} {'does' if len(users) == 1 else 'do'})" if users else ""
 
 

@@ -176,6 +176,20 @@ def positions(model: str) -> float:
     return most - first_position(config) if most else math.inf
 
 
+def longest_row(cell: Cell) -> int:
+    """The most tokens of a row, padding included; where padding is at position 0, those of a sequence."""
+    work = cell.workload
+    multiple = 1 if flat(cell) else work.pad_to_multiple_of or 1
+    return -(-work.sequence_tokens // multiple) * multiple
+
+
+def said_by(cell: Cell) -> str:
+    """Which fields say how long rows are."""
+    if cell.workload.lengths is None:
+        return " (prompt_tokens and response_tokens, or max_length)"
+    return " (lengths and pad_to_multiple_of)" if cell.workload.pad_to_multiple_of else " (lengths or max_length)"
+
+
 def attends_by_own_code(model: str) -> bool:
     config = described(model)
     return config is not None and own_code(config)

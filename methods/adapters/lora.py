@@ -163,7 +163,7 @@ def _on_packed(name: str, workload: Workload, layers: Iterable[str]) -> Configur
     value = name if named else workload.lora_target_modules
     others = sorted({path.rpartition(".")[2] for path in layers if "." in path and "embed" not in path})
     return ConfigurationError(
-        f"{field}: {value!r} is also for the experts' {name}, which nf4.quantize_moe_experts packs, and PEFT adapts no packed "
+        f"{field}: {value!r} takes in the experts' {name}, which nf4.quantize_moe_experts packs, and PEFT adapts no packed "
         f"parameter: adapt the other layers ({', '.join(others)}), or leave the experts in 16 bit",
         field=field,
     )

@@ -176,8 +176,7 @@ def _batches(batches: PredictedBatches) -> str:
 
 
 def _batch(batch: PredictedBatch) -> str:
-    several = f" of {batch.sequences} sequences" if batch.sequences > batch.rows else ""
-    return f"{batch.rows} x {batch.row_tokens:,} tokens{several}: {units.size(batch.allocated_bytes)}"
+    return f"{batch.rows} x {batch.row_tokens:,} tokens: {units.size(batch.allocated_bytes)}"
 
 
 def _ledger(forecast: Forecast) -> Iterator[tuple[str, str, str]]:

@@ -20,6 +20,12 @@ def test_a_number_on_each_line(tmp_path: Path) -> None:
     assert read_lengths(path) == {256: 0.5, 512: 0.25, 1024: 0.25}
 
 
+def test_what_has_nothing_to_predict_is_dropped_and_a_byte_order_mark_is_none_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "lengths.txt"
+    path.write_text("\ufeff256\n1\n0\n512\n", encoding="utf-8")
+    assert read_lengths(path) == {256: 0.5, 512: 0.5}
+
+
 def test_json_lines_hold_tokens_or_their_number(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text('{"input_ids": [1, 2, 3], "text": "abc"}\n{"length": 7}\n')
@@ -30,9 +36,20 @@ def test_json_lines_hold_tokens_or_their_number(tmp_path: Path) -> None:
     ("name", "content", "said"),
     [
         ("a.txt", "256\nmany\n", "line 2: 'many' is not a whole number of tokens"),
-        ("a.txt", "256\n-1\n", "line 2: '-1' is not a whole number of tokens"),
-        ("a.txt", "256\n\n1\n", "line 3: a sequence of 1 tokens; one has at least 2 and at most 2,000,000"),
-        ("a.txt", "\n\n", "is empty"),
+        ("a.txt", "256\n-1\n", "line 2: a sequence of -1 tokens; one has at least 2 and at most 2,000,000"),
+        (
+            "a.txt",
+            "99999999999",
+            "line 1: a sequence of 99,999,999,999 tokens; one has at least 2 and at most 2,000,000",
+        ),
+        ("a.txt", "\n\n", "has no sequence of 2 tokens or more"),
+        ("a.txt", "1\n0\n", "has no sequence of 2 tokens or more"),
+        (
+            "a.jsonl",
+            '{"input_ids": [[1, 2, 3], [4, 5]]}\n',
+            "line 1: input_ids is [[1, 2, 3], [4, 5]], and must be the token ids of one sequence, a list of numbers",
+        ),
+        ("a.jsonl", '{"length": 9, "input_ids": [1, 2]}\n', "line 1: length is 9, and input_ids has 2 tokens"),
         ("a.jsonl", '{"length": 5}\n{"len": 5}\n', "line 2: {len: 5} has neither input_ids, a list, nor length"),
         ("a.jsonl", '{"length": 2.5}\n', "line 1: 2.5 is not a whole number of tokens"),
         ("a.jsonl", "5\n", "line 1: 5 has neither input_ids, a list, nor length"),

@@ -10,8 +10,10 @@ from vrambench.bench.plan.traits import (
     beyond_chunks,
     chosen_kernels,
     flat,
+    longest_row,
     positions,
     product_dtype,
+    said_by,
     unable_to_attend,
     unable_to_generate,
 )
@@ -42,9 +44,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "too-long",
         "reject",
-        "prompt and response together are longer than the model's positions (max_position_embeddings)",
-        lambda cell, _: cell.workload.sequence_tokens > positions(cell.workload.model),
-        lambda cell, _: f"{cell.workload.sequence_tokens:,} tokens, {positions(cell.workload.model):,} positions",
+        "sequences are longer than the model has positions (max_position_embeddings)",
+        lambda cell, _: longest_row(cell) > positions(cell.workload.model),
+        lambda cell, _: f"{longest_row(cell):,} tokens{said_by(cell)}, {positions(cell.workload.model):,} positions",
     ),
     Rule(
         "attention-unable",

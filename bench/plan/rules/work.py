@@ -42,8 +42,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "lengths-none",
         "reject",
-        "padding_free, packing and pad_to_multiple_of make rows of sequences of several lengths, and all are as long here (say how "
-        "long they are: lengths)",
+        "it makes rows of sequences of several lengths, and all are as long here (say how long they are: lengths)",
         lambda cell, _: (
             cell.workload.lengths is None
             and (
@@ -51,6 +50,11 @@ RULES: tuple[Rule, ...] = (
                 or cell.workload.packing != "none"
                 or cell.workload.pad_to_multiple_of is not None
             )
+        ),
+        lambda cell, _: ", ".join(
+            f"{name} {getattr(cell.workload, name)}"
+            for name in ("padding_free", "packing", "pad_to_multiple_of")
+            if getattr(cell.workload, name) not in (False, "none", None)
         ),
     ),
     Rule(

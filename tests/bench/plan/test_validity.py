@@ -251,6 +251,7 @@ CASES = [
     Case("save-merged", {"save": "merged"}, {"adapter": "lora"}),
     Case("too-long", {"prompt_tokens": 2000, "response_tokens": 49}, {"response_tokens": 48}),
     Case("too-long", {"model": "tiny-gpt2", "prompt_tokens": 1024}, {"model": "tiny-opt"}),
+    Case("too-long", {"lengths": {64: 1}, "pad_to_multiple_of": 3000}, {"pad_to_multiple_of": 2048}, alone=False),
     Case("lengths-algorithm", {"algorithm": "ppo", "lengths": {64: 1}}, {"algorithm": "sft"}, alone=False),
     Case("lengths-algorithm", {"algorithm": "remax", "lengths": {64: 1}}, {"lengths": None}, alone=False),
     Case("lengths-none", {"padding_free": True}, {"lengths": {64: 0.5, 99: 0.5}}),

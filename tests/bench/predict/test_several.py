@@ -97,10 +97,10 @@ def test_the_text_and_the_document_say_which_batch(capsys: pytest.CaptureFixture
     ("more", "said"),
     [
         (["packing=bfd", "max_length=600"], "64 to 512 tokens, packing bfd to 600"),
-        (["padding_free=true"], "worst batch: 1 x 2,048 tokens of 4 sequences: "),
+        (["padding_free=true"], "worst batch: 1 x 2,048 tokens: "),
     ],
 )
-def test_packs_are_told_by_their_sequences(more: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_packs_are_told_by_their_tokens(more: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     settings = [word for one in more for word in ("--set", one)]
     assert cli.main([*TYPED, "--set", "lengths={64: 0.5, 256: 0.4, 512: 0.1}", *settings]) == 0
     assert said in capsys.readouterr().out
