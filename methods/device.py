@@ -26,6 +26,9 @@ from vrambench.methods.experts import experts_of_gpu
 from vrambench.methods.fused import fused
 from vrambench.methods.sdpa import on_simulated_device, working_on
 
+MOST_PASSES = 4
+"""Backward passes for one optimizer step that are followed on the simulated device."""
+
 Item = TypeVar("Item")
 Kind = Literal["cpu", "cuda", "meta"]
 
@@ -79,6 +82,20 @@ class Device:
         """All of `items`, whose work, by groups of `group` items, allocates and frees alike from the second group on; on the
         simulated device the first two groups. A group is what one optimizer step takes."""
         return items[: 2 * group] if self.simulated else items
+
+    def passes(self, accumulation: int) -> int:
+        """How many of so many backward passes for one optimizer step are done: on the simulated device a few, since those from the
+        second on are alike."""
+        return min(accumulation, MOST_PASSES) if self.simulated else accumulation
+
+    def micro_batches(self, items: Sequence[Item], accumulation: int) -> Sequence[Item]:
+        """Of `items`, a backward pass each, those that are done: `passes` of each optimizer step, its last one among them; on the
+        simulated device of the first two steps."""
+        if not self.simulated:
+            return items
+        done = self.passes(accumulation)
+        steps = [items[start : start + accumulation] for start in (0, accumulation)]
+        return [item for step in steps for item in (*step[: done - 1], *step[done - 1 :][-1:])]
 
     def growing(self, items: Sequence[Item]) -> Iterator[Item]:
         """All of `items`, whose work from the second on differs in sizes only, which grow linearly. On the simulated device, only

@@ -84,7 +84,7 @@ class ProximalPolicyOptimisation:
         losses = []
         epochs = [torch.randperm(self.samples, device=tokens.device) for _ in range(options.epochs)]
         minibatches = [rows for epoch in epochs for rows in epoch.split(work.batch_size)]
-        for number, rows in enumerate(stage.device.alike(minibatches, work.gradient_accumulation_steps), 1):
+        for number, rows in enumerate(stage.device.micro_batches(minibatches, work.gradient_accumulation_steps), 1):
             stage.phase("learn")
             with self.policy.forward():
                 new = self.policy.module(tokens[rows], start, options.temperature)
@@ -95,7 +95,7 @@ class ProximalPolicyOptimisation:
                     )
             self.policy.backward(loss)
             losses.append(loss.detach())
-            if number % work.gradient_accumulation_steps == 0:
+            if number % stage.device.passes(work.gradient_accumulation_steps) == 0:
                 new = new._replace(logits=None)  # after each optimizer step, as TRL's trainer
             if self.critic is not None:
                 stage.phase("learn")

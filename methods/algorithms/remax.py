@@ -83,7 +83,7 @@ class ReMax:
 
         losses = []
         minibatches = list(zip(tokens.split(size), advantages.split(size), mask.split(size), strict=True))
-        for batch, advantage, part in stage.device.alike(minibatches, work.gradient_accumulation_steps):
+        for batch, advantage, part in stage.device.micro_batches(minibatches, work.gradient_accumulation_steps):
             stage.phase("learn")
             with self.policy.forward():
                 loss = policy_loss(self.policy.module(batch, start, temperature).logprobs, advantage, part)

@@ -53,9 +53,9 @@ class SupervisedFineTuning:
         """The micro-batches of a step."""
         stage, work = self.stage, self.stage.workload
         if work.lengths is not None:
-            return stage.data.inputs(index)
+            return stage.device.micro_batches(stage.data.inputs(index), work.gradient_accumulation_steps)
         tokens = stage.data.sequences(index, self.samples, self.data_tokens)
-        alike = stage.device.alike(tokens.split(work.batch_size), work.gradient_accumulation_steps)
+        alike = stage.device.micro_batches(tokens.split(work.batch_size), work.gradient_accumulation_steps)
         return [(None, Inputs(batch)) for batch in alike]
 
     def evaluate(self) -> Metrics:

@@ -84,7 +84,7 @@ class PlainLearner:
             self._scaler.scale(loss / self._accumulation).backward()
         loss.detach_()  # whoever keeps it keeps no graph, and nothing that checkpointing left in it
         self._pending += 1
-        if self._pending < self._accumulation:
+        if self._pending < self._device.passes(self._accumulation):
             return
         self._pending = 0
         self._steps += 1

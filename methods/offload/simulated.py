@@ -162,7 +162,7 @@ class SimulatedZero:
     @property
     def _step_is_due(self) -> bool:
         """Whether an optimizer step follows this micro-batch."""
-        return self._micro_step + 1 == self._accumulation
+        return self._micro_step + 1 == self._device.passes(self._accumulation)
 
     def _keep(self, buffer: HostBuffer) -> None:
         if self._host_device is not None:
