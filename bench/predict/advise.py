@@ -120,12 +120,9 @@ def advise(
             ending = f"stopped at the limit of {most} predictions, with {len(unchanged) + len(found)} of {wanted} found"
             break
         predictions += 1
-        try:
-            forecast = ask(variant.cell)
-        except (ConfigurationError, NotPredicted) as error:
-            tell(f"{_words(cell, variant)}: {error}")
+        forecast = _asked(cell, variant, ask, tell)
+        if forecast is None:
             continue
-        tell(f"{_words(cell, variant)}: {forecast.verdict}")
         bulk = _bulk(variant.cell)
         held[bulk] = max(held.get(bulk, 0), _held_bytes(variant.cell, forecast))
         enough = max((given.margin_bytes for given in within), default=-own.budget_bytes) + MORE_ROOM * own.budget_bytes
@@ -139,6 +136,17 @@ def advise(
     if not unchanged and not found and predictions < most:
         ending = "no change that is known makes it fit"
     return Advice(suggestions=(*unchanged, *(given for _, given in found)), predictions=predictions, ending=ending)
+
+
+def _asked(cell: Cell, variant: Variant, ask: Ask, tell: Callable[[str], None]) -> Forecast | None:
+    """What is predicted of `variant`, told with its changes; None where it cannot be run."""
+    try:
+        forecast = ask(variant.cell)
+    except (ConfigurationError, NotPredicted) as error:
+        tell(f"{_words(cell, variant)}: {error}")
+        return None
+    tell(f"{_words(cell, variant)}: {forecast.verdict}")
+    return forecast
 
 
 def _broken_by_fragmentation(own: Forecast) -> bool:

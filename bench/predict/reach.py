@@ -90,16 +90,15 @@ def largest(
     Raises UnknownValue where `field` is none of `integer_fields(cell)`.
     """
     check_searched(cell, field)
-    longest = _longest(cell)
-    probes: dict[int, Probe] = {}
-    stops: dict[int, str] = {}
+    longest = _longest(cell) if field == "max_length" else None
+    probes, stops = dict[int, Probe](), dict[int, str]()
     unit = _unit(cell, field)
 
     def fits(count: int) -> bool:
         value = count * unit
         if value in stops or value in probes:
             return value in probes and probes[value].verdict != "does not fit"
-        if field == "max_length" and value > (longest or value):
+        if value > (longest or value):
             stops[value] = f"no sequence has more than {longest} tokens"
             return False
         if value > FARTHEST.get(field, value):
