@@ -41,6 +41,14 @@ ALIASES = {
     "max_seq_length": "max_length",
     "sequence_tokens": "max_length",
     "sequence_len": "max_length",
+    "sequence_length": "max_length",
+    "seq_length": "max_length",
+    "seq_len": "max_length",
+    "model_max_length": "max_length",
+    "micro_batch_size": "batch_size",
+    "per_device_eval_batch_size": "eval_batch_size",
+    "sample_packing": "packing",
+    "packing_strategy": "packing",
     "cutoff_len": "max_length",
     "max_steps": "steps",
     "h100": "h100-80gb",
@@ -56,6 +64,8 @@ ALIASES = {
 EXPLAINED = {
     "qlora": "QLoRA is precision nf4 with adapter lora",
     "full": "full fine-tuning is adapter none",
+    "load_in_4bit": "it is precision nf4",
+    "load_in_8bit": "it is precision int8",
     "a100": "there are a100-40gb and a100-80gb",
     "v100": "there are v100-16gb and v100-32gb",
 } | {

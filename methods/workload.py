@@ -130,8 +130,10 @@ def _check_modules(value: object) -> object:
         return value
     if isinstance(value, list | tuple) and all(isinstance(name, str) and name for name in value):
         return value
-    if not isinstance(value, str) or not value or re.fullmatch(r"[\w-]+", value):
+    if not isinstance(value, str) or not value:
         raise ValueError(unlike)
+    if re.fullmatch(r"[\w-]+", value):  # to PEFT a regular expression for a whole path, which matches none
+        raise ValueError(f"{unlike}; write [{value}] for the layers of that name")
     try:
         re.compile(value)
     except re.error as error:

@@ -27,6 +27,8 @@ MODULES = (
 NAMES = "must be a list of names (embed_tokens,lm_head or [embed_tokens])"
 ERRORS: list[tuple[dict[str, Any], str, str]] = [
     ({"batch_sice": 2}, "batch_sice", "workload: unknown field 'batch_sice'; did you mean 'batch_size'?"),
+    ({"seq_length": 512}, "seq_length", "workload: unknown field 'seq_length'; did you mean 'max_length'?"),
+    ({"load_in_4bit": True}, "load_in_4bit", "workload: unknown field 'load_in_4bit'; it is precision nf4"),
     ({"galor": {}}, "galor", "workload: unknown field 'galor'; did you mean 'galore'?"),
     ({"options": {}}, "options", "workload: unknown field 'options'"),
     (
@@ -130,7 +132,7 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
             ("weights", None, "null is not one of random, pretrained"),
             ("budget", "rtx4090", f"'rtx4090' is not a size; {SIZES}; did you mean 'rtx-4090'?"),
             ("budget", None, f"null is not a size; {SIZES}"),
-            ("lora_target_modules", "q_proj", f"'q_proj': {MODULES}"),
+            ("lora_target_modules", "q_proj", f"'q_proj': {MODULES}; write [q_proj] for the layers of that name"),
             ("lora_target_modules", "q_proj,", f"'q_proj,': {MODULES}"),
             ("lora_target_modules", "", f"'': {MODULES}"),
             ("lora_target_modules", 4, f"4: {MODULES}"),
