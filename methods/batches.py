@@ -118,7 +118,7 @@ class Batches:
         longest = max(self._population, key=lambda row: (sum(row), len(row)))
         shorter = [row for row in self._population if sum(row) < sum(longest)]
         full = self._batch([longest] * size)
-        if not shorter or size == 1 or self._flat:
+        if not shorter or size == 1 or self._work.one_row:
             return (full,)
         return self._batch([longest] * (size - 1) + [max(shorter, key=sum)]), full
 
@@ -128,7 +128,7 @@ class Batches:
         longest = max(map(sum, self._population))
         share = sum(share for row, share in self._population.items() if sum(row) == longest)
         size = self._work.batch_size
-        return float(share**size if self._flat else 1 - (1 - share) ** size)
+        return float(share**size if self._work.one_row else 1 - (1 - share) ** size)
 
     @cached_property
     def _population(self) -> Mapping[Row, float]:
@@ -140,11 +140,6 @@ class Batches:
         random = np.random.default_rng([self._work.seed, 4])
         rows = [row for _ in range(10) for row in self._packed(random)]
         return {row: count / len(rows) for row, count in Counter(rows).items()}
-
-    @property
-    def _flat(self) -> bool:
-        """TRL: packs that keep documents apart are padding-free."""
-        return bool(self._work.padding_free) or self._work.packing == "bfd"
 
     def _rows(self, random: np.random.Generator, count: int) -> list[Row]:
         if self._work.packing == "none":
@@ -159,14 +154,10 @@ class Batches:
         return best_fit_decreasing(drawn, self._limit) if self._work.packing == "bfd" else wrapped(drawn, self._limit)
 
     def _batch(self, rows: Sequence[Row]) -> Batch:
-        if self._flat:
+        if self._work.one_row:
             row = tuple(length for row in rows for length in row)
-            return Batch((row,), self._padded(sum(row)), flat=True)
-        return Batch(tuple(rows), self._padded(max(map(sum, rows))))
-
-    def _padded(self, tokens: int) -> int:
-        multiple = self._work.pad_to_multiple_of or 1
-        return -(-tokens // multiple) * multiple
+            return Batch((row,), self._work.padded(sum(row)), flat=True)
+        return Batch(tuple(rows), self._work.padded(max(map(sum, rows))))
 
 
 def best_fit_decreasing(lengths: Iterable[int], limit: int) -> list[Row]:

@@ -294,6 +294,16 @@ class Workload(BaseModel):
         apart = self.padding_free or self.packing == "wrapped" or len(self.lengths) > 1
         return (several and apart) or self.pad_to_multiple_of is not None
 
+    @property
+    def one_row(self) -> bool:
+        """Whether all sequences of a batch are in one row, kept apart by their positions: TRL's packs by bfd are padding-free."""
+        return self.padding_free or self.packing == "bfd"
+
+    def padded(self, tokens: int) -> int:
+        """A row's tokens, padding to `pad_to_multiple_of` included."""
+        multiple = self.pad_to_multiple_of or 1
+        return -(-tokens // multiple) * multiple
+
     def flat(self) -> dict[str, Any]:
         """As it is written in files: options beside the fields, under their namespaces."""
         return self.model_dump(mode="json", exclude={"options"}) | self.options

@@ -115,6 +115,11 @@ def packs_experts(cell: Cell) -> bool:
     return bool(options and getattr(cell.workload.of(options), "quantize_moe_experts", False))
 
 
+def quantized_to(cell: Cell, bits: int) -> bool:
+    """Whether base weights are quantised to so many bits."""
+    return quantized(cell) and cell.precision_value.bits == bits
+
+
 @functools.cache
 def own_linear_weights(model: str) -> int:
     """How many weights of `model` are in linear layers of a class of its architecture's own, its head and routers apart."""
@@ -179,8 +184,7 @@ def positions(model: str) -> float:
 def longest_row(cell: Cell) -> int:
     """The most tokens of a row, padding included; where padding is at position 0, those of a sequence."""
     work = cell.workload
-    multiple = 1 if flat(cell) else work.pad_to_multiple_of or 1
-    return -(-work.sequence_tokens // multiple) * multiple
+    return work.sequence_tokens if work.one_row else work.padded(work.sequence_tokens)
 
 
 def said_by(cell: Cell) -> str:
@@ -220,11 +224,6 @@ def chosen_kernels(cell: Cell, capability: tuple[int, int] | None) -> tuple[Choi
         return ()
     work = cell.workload
     return choices(config, work.sequence_tokens, product_dtype(cell), capability, masked=work.masks)
-
-
-def flat(cell: Cell) -> bool:
-    """All sequences of a batch are in one row, and kept apart by their positions."""
-    return cell.workload.padding_free or cell.workload.packing == "bfd"
 
 
 def odd_widths(model: str) -> dict[str, int]:

@@ -112,7 +112,7 @@ class Simulator:
         except NotRegular as difference:
             trace = without_marks(trace)
             notes.append(f"of decoding, only the first and the last step are followed ({difference})")
-        activations = page_locked_bytes(trace) if cell.workload.activation_offloading else 0
+        activations = offloaded_bytes(trace) if cell.workload.activation_offloading else 0
         return Simulation(
             trace=trace,
             roles=roles_of(trace, shares, gradients),
@@ -193,7 +193,7 @@ def _host_memory(job: Job) -> Iterator[HostMemory]:
             yield host_memory(sizes, role.learner.dtype, job.cell.setup)
 
 
-def page_locked_bytes(trace: Trace) -> int:
+def offloaded_bytes(trace: Trace) -> int:
     """Of host memory, for activations: a block is used again for others of its size, and never given back."""
     held, most = Counter[int](), Counter[int]()
     for event in trace.events:

@@ -38,7 +38,7 @@ class SupervisedFineTuning:
         batches = self._batches(index)
         predicted = sum(inputs.predicted for _, inputs in batches)
         losses = []
-        for batch, inputs in batches:
+        for batch, inputs in stage.device.micro_batches(batches, stage.workload.gradient_accumulation_steps):
             stage.phase("learn")
             with stage.device.working_on(batch):
                 with self.policy.forward():
@@ -50,13 +50,12 @@ class SupervisedFineTuning:
         return {"loss": torch.stack(losses).mean()}
 
     def _batches(self, index: int) -> Sequence[Some]:
-        """The micro-batches of a step."""
+        """The micro-batches of a step, all of which are held until its end."""
         stage, work = self.stage, self.stage.workload
         if work.lengths is not None:
-            return stage.device.micro_batches(stage.data.inputs(index), work.gradient_accumulation_steps)
+            return stage.data.inputs(index)
         tokens = stage.data.sequences(index, self.samples, self.data_tokens)
-        alike = stage.device.micro_batches(tokens.split(work.batch_size), work.gradient_accumulation_steps)
-        return [(None, Inputs(batch)) for batch in alike]
+        return [(None, Inputs(batch)) for batch in tokens.split(work.batch_size)]
 
     def evaluate(self) -> Metrics:
         """The loss over `max_eval_samples` sequences that are not trained on."""

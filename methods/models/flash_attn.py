@@ -73,17 +73,8 @@ class _FlashAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, _, sums = ctx.saved_tensors
-        gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
-        size = grads[0].shape[-1]
-        _held = _in_eights(*grads)
-        batch, queries, heads, head = query.shape
-        rows = -(-queries // 128) * 128
-        work = [sums.new_empty(batch, heads, rows), sums.new_empty(batch, rows, heads, _rounded(head))]
-        if key.shape[2] != heads:
-            work += [key.new_empty(batch, key.shape[1], heads, head) for _ in range(2)]
-        del work
-        return *(gradient[..., :size] for gradient in gradients), None
+        queries = ctx.saved_tensors[0].shape[1]
+        return *_gradients(ctx, grads[0], -(-queries // 128) * 128), None
 
 
 class _Varlen(torch.autograd.Function):
@@ -102,17 +93,22 @@ class _Varlen(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, _, sums = ctx.saved_tensors
-        gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
-        size = grads[0].shape[-1]
-        _held = _in_eights(*grads)
-        tokens, heads, head = query.shape
-        rows = tokens + 128 * ctx.sequences
-        work = [sums.new_empty(heads, rows), sums.new_empty(rows, heads, _rounded(head))]
-        if key.shape[1] != heads:
-            work += [key.new_empty(len(key), heads, head) for _ in range(2)]
-        del work
-        return *(gradient[..., :size] for gradient in gradients), None
+        tokens = len(ctx.saved_tensors[0])
+        return *_gradients(ctx, grads[0], tokens + 128 * ctx.sequences), None
+
+
+def _gradients(ctx: Any, grad: torch.Tensor, rows: int) -> tuple[torch.Tensor, ...]:
+    """Of queries, keys and values: mha_bwd, mha_varlen_bwd. `rows`: of the queries, as its buffers round them."""
+    query, key, value, _, sums = ctx.saved_tensors
+    gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
+    size = grad.shape[-1]
+    (grad,) = _in_eights(grad)
+    *batch, _, heads, head = query.shape
+    work = [sums.new_empty(*batch, heads, rows), sums.new_empty(*batch, rows, heads, _rounded(head))]
+    if key.shape[-2] != heads:
+        work += [key.new_empty(*key.shape[:-2], heads, head) for _ in range(2)]
+    del work
+    return tuple(gradient[..., :size] for gradient in gradients)
 
 
 def _in_eights(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

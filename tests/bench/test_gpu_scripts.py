@@ -230,10 +230,11 @@ def test_a_trainers_job_runs_beside_its_prediction(
 
 def test_every_cell_that_says_a_trainers_job_is_one(gpu_trainers: ModuleType) -> None:
     from vrambench.methods.cell import resolve
+    from vrambench.methods.workload import AXIS_NAMES
 
     for job in gpu_trainers.JOBS:
         if job.axes is not None:
-            axes = dict(zip(gpu_trainers.AXES, job.axes.split(), strict=True))
+            axes = dict(zip(AXIS_NAMES, job.axes.split(), strict=True))
             assert resolve(axes, {"model": gpu_trainers.MODEL, **job.settings}).name.startswith(job.axes)
 
 

@@ -45,7 +45,6 @@ STEPS = 3
 PROMPT_TOKENS, GENERATIONS = 128, 2
 """Of jobs that generate: a response has as many tokens as its prompt, and each prompt as many responses as are said."""
 MOST_ENTRIES = 2_000_000
-AXES = ("precision", "adapter", "optimizer", "offload", "algorithm")
 LENGTHS = (300, 1024, 500, 700, 200, 900)
 """Tokens of sequences of unequal length, in the order in which they are trained on."""
 
@@ -313,13 +312,14 @@ def predicted(job: Trained, model: Mapping[str, str], tokens: int, card: str) ->
     """Peaks of the cell that says the same; None where none does."""
     from vrambench.bench.predict.many import predict_all
     from vrambench.methods.cell import resolve
+    from vrambench.methods.workload import AXIS_NAMES
 
     if job.axes is None:
         return None
     work: dict[str, Any] = {"batch_size": BATCH, "prompt_tokens": 1, "response_tokens": tokens - 1, "budget": "4TiB"}
     if job.unequal:
         work |= {"lengths": dict.fromkeys(lengths_of(tokens), 1 / len(LENGTHS)), "max_length": tokens}
-    cell = resolve(dict(zip(AXES, job.axes.split(), strict=True)), work | model | job.settings)
+    cell = resolve(dict(zip(AXIS_NAMES, job.axes.split(), strict=True)), work | model | job.settings)
     (outcome,) = predict_all([cell], card).values()
     if outcome.forecast is None:
         raise RuntimeError(outcome.reason)

@@ -121,8 +121,8 @@ def test_results_have_everyones_shape(count: int) -> None:
 
 
 MANY: list[dict[str, Any]] = [
+    {"gradient_accumulation_steps": 5},
     {"gradient_accumulation_steps": 9},
-    {"gradient_accumulation_steps": 9, "lengths": {4: 0.5, 9: 0.5}},
     {"gradient_accumulation_steps": 9, "offload": "zero2_optimizer", "zero": {"reduce_bucket_size": 100_000}},
     {"algorithm": "remax", "rollout_batch": 9},
     {"algorithm": "ppo", "rollout_batch": 8, "gradient_accumulation_steps": 2, "ppo": {"epochs": 2}},
@@ -153,4 +153,4 @@ def test_leaving_out_work_leaves_out_no_phase_and_no_peak(
     assert set(shown) == set(everything)
     assert "optimizer_step" in shown
     assert left == left_then
-    assert shown == pytest.approx(everything, rel=0, abs=5 * 512)
+    assert shown == pytest.approx(everything, rel=0, abs=512)

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from vrambench.bench.plan.rules.rule import Rule
-from vrambench.bench.plan.traits import full, quantized
+from vrambench.bench.plan.traits import full, quantized_to
 
 RULES: tuple[Rule, ...] = (
     Rule(
         "int8-read-cpu",
         "reject",
         "on a CPU, PEFT loses the scales of an int8 weight when an adapter reads it",
-        lambda cell, target: (
-            target.kind == "cpu"
-            and quantized(cell)
-            and cell.precision_value.bits == 8
-            and cell.adapter_value.reads_weights
-        ),
+        lambda cell, target: target.kind == "cpu" and quantized_to(cell, 8) and cell.adapter_value.reads_weights,
     ),
     Rule(
         "reference-adapter-off",

@@ -9,7 +9,6 @@ from vrambench.bench.plan.traits import (
     attends_by_own_code,
     beyond_chunks,
     chosen_kernels,
-    flat,
     longest_row,
     positions,
     product_dtype,
@@ -39,7 +38,9 @@ RULES: tuple[Rule, ...] = (
         "reject",
         "the model's architecture attends by code of its own, which no positions tell where the sequences of a row end "
         "(padding_free: false, packing: none or wrapped)",
-        lambda cell, _: cell.workload.lengths is not None and flat(cell) and attends_by_own_code(cell.workload.model),
+        lambda cell, _: (
+            cell.workload.lengths is not None and cell.workload.one_row and attends_by_own_code(cell.workload.model)
+        ),
     ),
     Rule(
         "too-long",

@@ -15,6 +15,7 @@ from vrambench.bench.plan.traits import (
     own_linear_weights,
     packs_experts,
     quantized,
+    quantized_to,
     stacked_weights,
     trained_dtypes,
     upcast,
@@ -89,12 +90,7 @@ RULES: tuple[Rule, ...] = (
         "reject",
         "cuBLASLt has no int8 product for a layer whose outputs are no multiple of 4, from some hundred tokens on (seen on "
         "an H200 with 5,461 outputs and 1,024 tokens)",
-        lambda cell, target: (
-            target.kind == "cuda"
-            and quantized(cell)
-            and cell.precision_value.bits == 8
-            and bool(odd_widths(cell.workload.model))
-        ),
+        lambda cell, target: target.kind == "cuda" and quantized_to(cell, 8) and bool(odd_widths(cell.workload.model)),
         lambda cell, _: ", ".join(f"{name} is {width}" for name, width in odd_widths(cell.workload.model).items()),
     ),
     Rule(
@@ -117,12 +113,7 @@ RULES: tuple[Rule, ...] = (
         "warn",
         "on a CPU with AVX-512 bitsandbytes unpacks 4-bit layers with wrong scales where their inputs are a multiple of 16 and not "
         "of 64: weights are others than on CUDA, bytes the same",
-        lambda cell, target: (
-            target.kind == "cpu"
-            and quantized(cell)
-            and cell.precision_value.bits == 4
-            and bool(cut_blocks(cell.workload.model))
-        ),
+        lambda cell, target: target.kind == "cpu" and quantized_to(cell, 4) and bool(cut_blocks(cell.workload.model)),
         lambda cell, _: ", ".join(f"{name} takes {width}" for name, width in cut_blocks(cell.workload.model).items()),
     ),
     Rule(
@@ -137,10 +128,7 @@ RULES: tuple[Rule, ...] = (
         "bitsandbytes' int8 products keep their inputs for the backward pass, whatever gradient checkpointing would drop: "
         "activations grow with the layers",
         lambda cell, target: (
-            target.kind == "cuda"
-            and quantized(cell)
-            and cell.precision_value.bits == 8
-            and bool(cell.workload.gradient_checkpointing)
+            target.kind == "cuda" and quantized_to(cell, 8) and bool(cell.workload.gradient_checkpointing)
         ),
     ),
 )
