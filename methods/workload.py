@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from vrambench.methods.cards import CAPACITIES, CARDS
-from vrambench.methods.errors import UNPRINTABLE, did_you_mean, shown
+from vrambench.methods.errors import UNPRINTABLE, brief, did_you_mean, shown
 from vrambench.methods.lengths import parse_lengths
 from vrambench.methods.registry import Options
 
@@ -133,7 +133,7 @@ def _check_modules(value: object) -> object:
     if not isinstance(value, str) or not value:
         raise ValueError(unlike)
     if re.fullmatch(r"[\w-]+", value):  # to PEFT a regular expression for a whole path, which matches none
-        raise ValueError(f"{unlike}; write [{value}] for the layers of that name")
+        raise ValueError(f"{unlike}; write [{brief(value)}] for the layers of that name")
     try:
         re.compile(value)
     except re.error as error:

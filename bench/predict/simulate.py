@@ -103,9 +103,7 @@ class Simulator:
                 notes.append(f"saving takes {saved / 2**20:,.0f} MiB of the host's memory")
                 job.save()
         del job
-        # The next trace begins with a collection, too, which need not look at what the libraries have made by now.
         gc.collect()
-        gc.freeze()
         trace = extend(tracer.trace, tracer.stacks) if layers is not None else tracer.trace
         try:
             trace = with_all_steps(trace, tracer.trace)

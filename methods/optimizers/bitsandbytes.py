@@ -55,20 +55,23 @@ def _simulate_paging(optimizer: Any) -> None:
     optimizer.prefetch_state = lambda parameter: None
 
 
-def _with_32_bit_embeddings(optimizer: Any, module: nn.Module) -> torch.optim.Optimizer:
-    """Moments of embeddings in 32 bits, as transformers' Trainer sets it for these optimizers: by module, since bitsandbytes before
-    0.50 does not look at what is set by parameter after the optimizer was made (pid2config).
-
-    In a manager of this optimizer's own: bitsandbytes' common one would take another optimizer's parameters, which have the same
-    numbers, for these.
-    """
+def with_own_manager(optimizer: Any) -> Any:
+    """Gives an optimizer of bitsandbytes a manager of its own, which is returned: the common one holds what other optimizers in
+    this process asked for, by the numbers of groups and parameters, and would take this one's for theirs."""
     from bitsandbytes.optim import GlobalOptimManager
 
     optimizer.mng = GlobalOptimManager.__new__(GlobalOptimManager)
     optimizer.mng.initialize()
+    return optimizer.mng
+
+
+def _with_32_bit_embeddings(optimizer: Any, module: nn.Module) -> torch.optim.Optimizer:
+    """Moments of embeddings in 32 bits, as transformers' Trainer sets it for these optimizers: by module, since bitsandbytes before
+    0.50 does not look at what is set by parameter after the optimizer was made (pid2config)."""
+    manager = with_own_manager(optimizer)
     for part in module.modules():
         if isinstance(part, nn.Embedding) and part.weight.requires_grad:
-            optimizer.mng.register_module_override(part, "weight", {"optim_bits": 32})
+            manager.register_module_override(part, "weight", {"optim_bits": 32})
     return optimizer
 
 

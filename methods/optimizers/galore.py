@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from vrambench.methods.errors import ConfigurationError, did_you_mean
 from vrambench.methods.optimizers import Optimizer, trainable
+from vrambench.methods.optimizers.bitsandbytes import with_own_manager
 from vrambench.methods.optimizers.layerwise import Layerwise
 from vrambench.methods.registry import Options
 from vrambench.methods.workload import Workload
@@ -147,6 +148,7 @@ def _adamw_8bit(groups: list[dict[str, Any]], workload: Workload, options: GaLor
     )
     settings = options.model_dump(include={"betas", "eps", "weight_decay"})
     optimizer: Any = GaLoreAdamW8bit(groups, lr=workload.learning_rate, args=args, **settings)
+    with_own_manager(optimizer)
     if any(parameter.is_meta for group in groups for parameter in group["params"]):
         optimizer.step = functools.partial(_step_without_waiting, optimizer.step)
     return optimizer

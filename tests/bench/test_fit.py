@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 
+import vrambench
 from vrambench.bench.commands import app as cli
 from vrambench.bench.predict.fit import Answer
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.results.records import Memory
+from vrambench.methods.axes import AXES
 from vrambench.methods.cell import from_flat
 from vrambench.reports.text.answers import print_fit
 
@@ -46,6 +49,13 @@ def fit(more: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
 def document(more: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
     code, out = fit(f"{more} --json", capsys)
     return code, json.loads(out)
+
+
+def test_the_callers_heap_is_collected_as_before() -> None:
+    frozen = gc.get_freeze_count()
+    cell = vrambench.resolve(dict(zip(AXES, CELL.split()[1::2], strict=True)), {"model": "tiny"})
+    vrambench.fit(cell, maximum="batch_size")
+    assert gc.get_freeze_count() == frozen
 
 
 def test_what_fits_is_exit_code_0(capsys: pytest.CaptureFixture[str]) -> None:

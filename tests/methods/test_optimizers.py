@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -136,6 +137,20 @@ def test_8_bit_moments_take_two_bytes_from_4096_elements_on(job: MakeJob, name: 
     rest = stored_bytes(state_of(made)) - 8 * embedding.numel()
     ratio = rest / (sum(parameter.numel() for parameter in weights) - embedding.numel())
     assert 2.0 < ratio < 2.6  # norms keep 32 bits here, two tables of 1 KiB, a small model
+
+
+@pytest.mark.parametrize(("name", "device"), [("adamw_bnb_8bit", "cpu"), ("galore_adamw_8bit", "meta")])
+def test_what_another_optimizer_asked_bitsandbytes_for_is_not_ours(job: MakeJob, name: str, device: str) -> None:
+    """A Trainer that ran in this process before left its wishes in the common manager, by number of group and parameter."""
+    from bitsandbytes.optim import GlobalOptimManager
+
+    expected = job(optimizer=name, device=device)
+    expected.step(0)
+    everything = {(group, index): {"optim_bits": 32} for group in range(3) for index in range(50)}
+    with mock.patch.object(GlobalOptimManager.get_instance(), "index2config", everything):
+        made = job(optimizer=name, device=device)
+        made.step(0)
+    assert stored_bytes(state_of(made)) == stored_bytes(state_of(expected))
 
 
 def test_adafactor_keeps_rows_and_columns(job: MakeJob) -> None:
