@@ -30,12 +30,17 @@ from vrambench.methods.device import Device
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.parts import IGNORED, Inputs
 from vrambench.methods.models.presets import PRESETS
+from vrambench.methods.reviews import WORDS, Reviews
 from vrambench.methods.workload import Workload
 
 SUCCESSORS = (0.7, 0.2, 0.07, 0.03)
 """How likely each of a token's successors is; 0.863 nats where they differ."""
 CHAIN_TOKENS = 512
 """The chain uses the first so many tokens of a vocabulary, so that a short job sees each of them often."""
+
+MADE = ("synthetic", "reviews")
+"""Data that is made here, and is no file."""
+GIVE = f"give a text or .jsonl file, a data set's hub id, or {' or '.join(map(repr, MADE))}"
 
 EVALUATION = 2**31
 """The step whose sequences are evaluated on: no training has so many."""
@@ -61,6 +66,13 @@ def open_data(workload: Workload, config: PreTrainedConfig, device: Device) -> D
     vocabulary = config.get_text_config().vocab_size
     if workload.data == "synthetic":
         return Chain(workload.seed, min(vocabulary, CHAIN_TOKENS), device.torch)
+    if workload.data == "reviews":
+        if vocabulary < len(WORDS):
+            raise ConfigurationError(
+                f"data: reviews have {len(WORDS)} words, and the model {workload.model!r} has {vocabulary} tokens",
+                field="data",
+            )
+        return Reviews(workload.seed, device.torch)
     documents = read_documents(Path(workload.data))
     tokens = _tokenize(documents, workload.model, config)
     largest = int(tokens.max())
@@ -232,15 +244,18 @@ class Text:
 def read_documents(path: Path) -> list[str]:
     """The documents of a file: one per line of a `.jsonl` file, else the whole text as one.
 
-    A line holds `text`, or `prompt` with `completion` or `response`. Raises ConfigurationError with the file, line and
-    field.
+    A line holds `text`, or `prompt` with `completion` or `response`, and so does a row of a data set (`is_data_set`), of which the
+    split `train` is read. Raises ConfigurationError with the file, line and field.
     """
+    if is_data_set(path):
+        return _documents_of(str(path))
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigurationError(
-            f"data: {str(path)!r} cannot be read: {reason}; give a text or .jsonl file, or 'synthetic'", field="data"
+            f"data: {str(path)!r} cannot be read: {reason}; {GIVE}",
+            field="data",
         ) from error
     if path.suffix == ".jsonl":
         lines = enumerate(content.splitlines(), start=1)
@@ -252,6 +267,28 @@ def read_documents(path: Path) -> list[str]:
     return documents
 
 
+def is_data_set(path: Path) -> bool:
+    """Whether `path` is like a hub id (`stanfordnlp/imdb`), and no file that is there or lacks in a folder that is."""
+    like = len(path.parts) == 2 and not path.suffix and path.parts[0] not in ("/", "..", "~")
+    return like and (path.is_dir() or not path.parent.exists())
+
+
+def _documents_of(name: str) -> list[str]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ConfigurationError(
+            f"data: {name!r} is no file here, and a data set of the hub needs the package datasets, which is not installed",
+            field="data",
+        ) from error
+    try:
+        rows = load_dataset(name, split="train")
+    except Exception as error:  # whatever the library raises, there is no such data set
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigurationError(f"data: {name!r} cannot be read: {reason}; {GIVE}", field="data") from error
+    return [_joined(row, f"data: {name!r} row {number}") for number, row in enumerate(rows, start=1)]
+
+
 def _document(line: str, where: str) -> str:
     try:
         record = json.loads(line)
@@ -259,6 +296,10 @@ def _document(line: str, where: str) -> str:
         raise ConfigurationError(f"{where}: not JSON ({error.msg})", field="data") from error
     if not isinstance(record, dict):
         raise ConfigurationError(f"{where}: a {type(record).__name__}, not an object", field="data")
+    return _joined(record, where)
+
+
+def _joined(record: dict[str, Any], where: str) -> str:
     answer = "completion" if "completion" in record else "response"
     fields = ("text",) if "text" in record else ("prompt", answer)
     for field in fields:

@@ -14,8 +14,10 @@ whoever measures listens there. The algorithm asks the job for the roles that it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -37,8 +39,10 @@ from vrambench.methods.models.scalar import load_classifier, load_scalar_model
 from vrambench.methods.offload.learner import Learner, PhaseMarker
 from vrambench.methods.reference import Reference
 from vrambench.methods.registry import load_attribute
+from vrambench.methods.reviews import trained_classifier
 from vrambench.methods.rewards import Reward, checked, token_rule
 from vrambench.methods.saving import save, saved
+from vrambench.methods.tensors import shapes_only
 from vrambench.methods.workload import Workload
 
 # One random stream for each role, so that no role's weights depend on which others the job holds.
@@ -47,18 +51,24 @@ STREAMS = {"policy": 0, "value": 1, "reward": 2, "steps": 3}
 
 @dataclass(frozen=True)
 class Role:
-    """A model that the job holds. `learner`: what trains it, None if it is frozen. `shares`: the role whose weights it uses."""
+    """A model that the job holds. `learner`: what trains it, None if it is frozen. `shares`: the role whose weights it uses.
+    `on_host`: it is in the host's memory."""
 
     module: nn.Module
     learner: Learner | None = None
     shares: str | None = None
+    on_host: bool = False
 
 
 class Job:
-    """`cell` on `device`. `roles` is in the order policy, reference, value, reward, as far as the algorithm asked for them."""
+    """`cell` on `device`. `roles` is in the order policy, reference, value, reward, as far as the algorithm asked for them.
+    `saved`: the folder where the run's cells save what others start from."""
 
-    def __init__(self, cell: Cell, device: Device, phase: PhaseMarker = lambda name: None) -> None:
+    def __init__(
+        self, cell: Cell, device: Device, phase: PhaseMarker = lambda name: None, saved: Path | None = None
+    ) -> None:
         self.cell = cell
+        self.setup = replace(cell.setup, saved=saved)
         self.device = device
         self.phase = phase
         self.roles: dict[str, Role] = {}
@@ -115,11 +125,13 @@ class Job:
     def save(self) -> None:
         """Saves the policy. Where its adapter is merged, it cannot be trained any more."""
         self.phase("save")
-        save(self._saved_model, self.cell.setup, self.device)
+        if self.roles["policy"].on_host and self.device.simulated:
+            return
+        save(self._saved_model, self.setup, self.device)
 
     def saved(self) -> Iterator[nn.Parameter]:
         """What `save` will take to the host."""
-        return saved(self._saved_model, self.cell.setup)
+        return iter(()) if self.roles["policy"].on_host else saved(self._saved_model, self.setup)
 
     @property
     def _saved_model(self) -> nn.Module:
@@ -134,9 +146,19 @@ class Job:
     def policy(self, value_head: bool = False) -> Learner:
         """The trained model, with a scalar head on its trunk if asked for."""
         seed = self._seed("policy")
-        model = load_model(self.cell.setup, self.device, seed=seed)
+        model = load_model(self.setup, self.device, seed=seed)
         policy = Policy(model, self._value_head() if value_head else None, self._loss)
         return self._trained("policy", policy)
+
+    def trained_policy(self, *, on_host: bool) -> Policy:
+        """The model as another cell has trained it, frozen, on the device or in the host's memory."""
+        simulated = on_host and self.device.simulated
+        device = get_device("cpu") if on_host and not simulated else self.device
+        with shapes_only() if simulated else nullcontext():
+            model = freeze(load_model(self.setup, device, seed=self._seed("policy")))
+        policy = Policy(model, loss=self._loss)
+        self.roles["policy"] = Role(policy, on_host=on_host)
+        return policy
 
     def reference(self, policy: Learner) -> Reference | None:
         """The frozen policy of before, as `reference` says; None for none."""
@@ -145,7 +167,7 @@ class Job:
             return None
         copy = None
         if kind == "copy":
-            model = load_model(self.cell.setup, self.device, adapter=False, seed=self._seed("policy"))
+            model = load_model(self.setup, self.device, adapter=False, seed=self._seed("policy"))
             copy = Policy(freeze(model), loss=self._loss)
             self.roles["reference"] = Role(copy)
         else:
@@ -155,7 +177,7 @@ class Job:
     def critic(self) -> Learner:
         """A separate value model of the policy's shape, in the cell's precision, trained as the policy is."""
         model = load_scalar_model(
-            self.cell.setup, self.device, model=self.cell.workload.model, seed=self._seed("value"), trained=True
+            self.setup, self.device, model=self.cell.workload.model, seed=self._seed("value"), trained=True
         )
         return self._trained("value", Critic(model))
 
@@ -164,15 +186,19 @@ class Job:
         named = self.cell.workload.reward or "tokens"
         if named == "tokens":
             return token_rule(self.config.vocab_size)
+        if named == "reviews":
+            judge = trained_classifier(self.config.get_text_config().vocab_size, self.device.torch)
+            self.roles["reward"] = Role(freeze(judge))
+            return lambda prompts, responses: judge(torch.cat([prompts, responses], dim=1))
         if ":" in named:
             return checked(load_attribute(named, field="reward"), named)
         if named == "model":
             assert self.cell.workload.reward_model is not None
             name, seed = self.cell.workload.reward_model, self._seed("reward")
-            scorer = load_scalar_model(self.cell.setup, self.device, model=name, seed=seed, trained=False)
+            scorer = load_scalar_model(self.setup, self.device, model=name, seed=seed, trained=False)
             self.roles["reward"] = Role(freeze(scorer))
             return self._frozen(lambda tokens: scorer(tokens)[:, -1])
-        classifier = load_classifier(self.cell.setup, self.device, model=named, dtype=self._dtype)
+        classifier = load_classifier(self.setup, self.device, model=named, dtype=self._dtype)
         self.roles["reward"] = Role(freeze(classifier))
         return self._frozen(classifier)
 
@@ -196,7 +222,7 @@ class Job:
                     yield parameter
 
     def _trained(self, name: str, module: nn.Module) -> Learner:
-        learner = self.cell.offload_value.learner(module, self.cell.setup, self.device, self.phase)
+        learner = self.cell.offload_value.learner(module, self.setup, self.device, self.phase)
         self.roles[name] = Role(module, learner)
         return learner
 

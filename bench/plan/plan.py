@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -35,12 +35,13 @@ from vrambench.bench.plan.validity import Finding, check
 from vrambench.methods.algorithms import EVALUATION_FIELDS
 from vrambench.methods.axes import AXES
 from vrambench.methods.cell import Cell, resolve
+from vrambench.methods.data import GIVE, MADE, is_data_set
 from vrambench.methods.device import Kind
-from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
+from vrambench.methods.errors import ConfigurationError, UnknownValue, did_you_mean, shown
 from vrambench.methods.models.config import model_config
 from vrambench.methods.models.presets import PRESETS
 from vrambench.methods.registry import load_attribute
-from vrambench.methods.workload import FIELDS
+from vrambench.methods.workload import FIELDS, SAVED, Workload
 
 if TYPE_CHECKING:
     from vrambench.bench.results.forecast import Outcome
@@ -172,6 +173,7 @@ def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: boo
         left_out = any(_kept(planned, only) for planned in every)
         raise _nothing_left(matrix, selection, [] if all_named(selection.axes) else removing(layer, only), left_out)
     narrowed = bool(selection.axes or only)
+    _check_saved([one.cell.workload for one in kept], {one.cell.workload.save_as for one in every})
     _check_used(said.fixed, said.swept, {} if narrowed else said.sweep, cells=kept)
     assert len({planned.name for planned in kept}) == len(kept), "two cells of one name"
     warnings = () if narrowed else idle_excludes(matrix, profile)
@@ -269,11 +271,13 @@ def _check_model(model: str | None, field: str) -> None:
 
 def _check_data(data: str) -> None:
     """That the file can be read; what is in it the job says."""
-    if data == "synthetic":
+    if data in MADE:
         return
     path, reason = Path(data), None
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():
+        if is_data_set(path):
+            return
+        if path.exists() and not path.is_file():
             reason = "it is not a regular file"  # opening a pipe would wait for whoever writes to it
         else:
             with path.open("rb") as file:
@@ -282,7 +286,8 @@ def _check_data(data: str) -> None:
         reason = error.strerror or str(error)
     if reason:
         raise ConfigurationError(
-            f"data: {shown(data)} cannot be read: {reason}; give a text or .jsonl file, or 'synthetic'", field="data"
+            f"data: {shown(data)} cannot be read: {reason}; {GIVE}",
+            field="data",
         )
 
 
@@ -330,6 +335,21 @@ def _check_used(fixed: Settings, *sweeps: Mapping[str, Sequence[Setting]], cells
         null = all(setting.value is None for setting in settings)
         if not null and all(flat.get(name) is None for flat in flats):
             raise ConfigurationError(f"{settings[0].origin}{name}: no cell here uses it{_users(name)}", field=name)
+
+
+def _check_saved(kept: Sequence[Workload], names: Container[str | None]) -> None:
+    """That what cells start from, some cell saves, and no two under one name."""
+    saving = Counter(work.save_as for work in kept if work.save_as)
+    for name, count in saving.items():
+        if count > 1:
+            raise ConfigurationError(f"save_as: {count} cells would be saved as {name!r}", field="save_as")
+    for work in kept:
+        for name in work.starts_from:
+            if name not in names:
+                field = "weights" if work.weights == SAVED + name else "adapter_weights"
+                raise ConfigurationError(
+                    f"{field}: no cell is saved as {name!r}{did_you_mean(name, saving)} (save_as: {name})", field=field
+                )
 
 
 def _users(name: str) -> str:

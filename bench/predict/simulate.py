@@ -95,7 +95,7 @@ class Simulator:
             parameters = _parameters(job)
             managed = _managed_bytes(job)
             gradients = largest_gradients(job) if cell.optimizer_value.layerwise else {}
-            host = list(_host_memory(job))
+            host, held = list(_host_memory(job)), _held_on_host(job)
             shares = {name: role.shares for name, role in job.roles.items()}
             saved = _saved_bytes(job) if job.saves else 0
             notes: list[str] = []
@@ -117,7 +117,7 @@ class Simulator:
             parameters=parameters,
             managed_bytes=managed,
             host_pinned_bytes=sum(memory.host_pinned_bytes for memory in host) + activations,
-            host_bytes=sum(memory.host_bytes for memory in host) + activations + saved,
+            host_bytes=sum(memory.host_bytes for memory in host) + activations + saved + held,
             layers=layers if any(depth > BUILT for depth in tracer.stacks) else None,
             notes=tuple(notes),
         )
@@ -189,6 +189,15 @@ def _host_memory(job: Job) -> Iterator[HostMemory]:
                 for group in role.learner.parameter_groups
             ]
             yield host_memory(sizes, role.learner.dtype, job.cell.setup)
+
+
+def _held_on_host(job: Job) -> int:
+    """Of models that are in the host's memory, all layers counted."""
+    total = 0
+    for module in (role.module for role in job.roles.values() if role.on_host):
+        times = {parameter: count for layer, count in _left_out(module) for parameter in layer.parameters()}
+        total += sum((1 + times.get(parameter, 0)) * parameter.nbytes for parameter in module.parameters())
+    return total
 
 
 def offloaded_bytes(trace: Trace) -> int:

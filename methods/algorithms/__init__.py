@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from vrambench.methods.data import Ahead
     from vrambench.methods.device import Device
+    from vrambench.methods.models.policy import Policy
     from vrambench.methods.offload.learner import Learner, PhaseMarker
     from vrambench.methods.reference import Reference
     from vrambench.methods.rewards import Reward
@@ -42,6 +43,9 @@ class Stage(Protocol):
 
     def policy(self, value_head: bool = False) -> Learner:
         """The trained model, with a scalar head on its trunk if asked for."""
+
+    def trained_policy(self, *, on_host: bool) -> Policy:
+        """The model as another cell has trained it, frozen, on the device or in the host's memory."""
 
     def reference(self, policy: Learner) -> Reference | None:
         """The frozen policy of before, as `reference` says; None for none."""
@@ -82,13 +86,14 @@ class Algorithm(AxisValue):
     """`trainer`: sets the algorithm up on a stage (it asks for the roles that it needs). `learning_rate`: its usual one, used
     where the workload names none. `sequences_per_prompt`: how many responses to each of a rollout's prompts it trains on, where
     that is not one. `takes_lengths`: it trains on sequences of several `lengths`. `from_logprobs`: its loss is made of tokens'
-    log-probabilities, and not their mean cross-entropy."""
+    log-probabilities, and not their mean cross-entropy. `trains`: not where it only works on what others have trained."""
 
     trainer: Callable[[Stage], Trainer]
     learning_rate: float
     sequences_per_prompt: Callable[[Workload], int] = lambda workload: 1
     from_logprobs: bool = True
     takes_lengths: bool = False
+    trains: bool = True
 
 
 ALGORITHMS = Registry(
@@ -98,5 +103,6 @@ ALGORITHMS = Registry(
         "sft": "vrambench.methods.algorithms.sft:SFT",
         "ppo": "vrambench.methods.algorithms.ppo:PPO",
         "remax": "vrambench.methods.algorithms.remax:REMAX",
+        "merge": "vrambench.methods.algorithms.merge:MERGE",
     },
 )

@@ -52,6 +52,7 @@ OTHER: dict[str, Any] = {
     "lora_target_parameters": ["mlp.experts.down_proj"],
     "lora_modules_to_save": ["embed_tokens"],
     "adapter_dtype": "bf16",
+    "adapter_weights": "saved:mine",
     "rollout_batch": 3,
     "value": "separate",
     "reference": "copy",
@@ -62,6 +63,7 @@ OTHER: dict[str, Any] = {
     "prediction_loss_only": False,
     "eval_accumulation_steps": 2,
     "save": "model",
+    "save_as": "mine",
     "learning_rate": 0.5,
     "max_grad_norm": 0.5,
     "steps": 9,
@@ -122,7 +124,7 @@ def test_what_no_axis_value_uses_is_empty() -> None:
     cell = resolve(SFT_AXES, settings)
     empty = {field for field in FIELDS if getattr(cell.workload, field) is None}
     assert (
-        empty - {"eval_accumulation_steps", "lengths", "pad_to_multiple_of"}
+        empty - {"eval_accumulation_steps", "lengths", "pad_to_multiple_of", "save_as"}
         == unused(SFT_AXES)
         == conditional_fields() - set(AXES["algorithm"].get("sft").fields)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vrambench.bench.plan.rules.rule import Rule
-from vrambench.bench.plan.traits import full, quantized_to
+from vrambench.bench.plan.traits import full, quantized, quantized_to
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -39,6 +39,29 @@ RULES: tuple[Rule, ...] = (
         "reject",
         "there is no adapter that could be merged (save: model saves all weights)",
         lambda cell, _: cell.workload.save == "merged" and full(cell),
+    ),
+    Rule(
+        "save-as-nothing",
+        "reject",
+        "save_as names what is saved, and nothing is (save: model or merged)",
+        lambda cell, _: cell.workload.save_as is not None and cell.workload.save == "none",
+    ),
+    Rule(
+        "merge-quantized",
+        "reject",
+        "an adapter is merged into 16-bit weights, which are quantised anew where they are read: rounding would swallow most of it "
+        "(precision bf16 or fp16)",
+        lambda cell, _: not cell.algorithm_value.trains and quantized(cell),
+    ),
+    Rule(
+        "merge-nothing",
+        "reject",
+        "it merges an adapter that another cell has saved, and saves what comes of it (adapter lora, adapter_weights: saved:NAME, "
+        "save: merged)",
+        lambda cell, _: (
+            not cell.algorithm_value.trains
+            and (full(cell) or cell.workload.adapter_weights == "initial" or cell.workload.save != "merged")
+        ),
     ),
     Rule(
         "rollout-dropout",

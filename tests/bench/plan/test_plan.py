@@ -85,9 +85,9 @@ def test_smoke_runs_all_that_a_cpu_can(shipped: Matrix) -> None:
 
 def test_smoke_learns_with_each_algorithm_over_three_seeds(shipped: Matrix) -> None:
     plan = select(shipped, Selection(profile="smoke"), "cpu")
-    learning = [planned.cell for planned in plan.cells if planned.cell.workload.steps >= 20]
+    learning = [planned.cell for planned in plan.cells if planned.cell.workload.steps >= 40]
     assert {cell.precision for cell in learning} == {"fp32"}
-    for algorithm in AXES["algorithm"]:
+    for algorithm in (name for name, value in AXES["algorithm"].values().items() if value.trains):
         seeds = {cell.workload.seed for cell in learning if cell.algorithm == algorithm}
         assert seeds == {0, 1, 2}
 

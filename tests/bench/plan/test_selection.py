@@ -187,7 +187,9 @@ def test_mistakes_on_the_command_line(small: Make, selectors: dict[str, Any], me
 
 
 def test_an_unknown_profile_names_the_nearest(shipped: Matrix) -> None:
-    with pytest.raises(UnknownValue, match=r"profile: 'smok' is not one of smoke, 24gb, 20b; did you mean 'smoke'\?"):
+    with pytest.raises(
+        UnknownValue, match=r"profile: 'smok' is not one of smoke, 24gb, 20b, rlhf-20b; did you mean 'smoke'\?"
+    ):
         select(shipped, Selection(profile="smok"), "cpu")
 
 

@@ -69,6 +69,8 @@ LAYERWISE = {"optimizer": "galore_adamw_layerwise", "max_grad_norm": 0}
 EXPERTS = {"model": str(Path(__file__).parent / "experts"), "adapter": "lora", "lora_target_modules": ["q_proj"]}
 """Mixtral in miniature."""
 
+MERGE: dict[str, Any] = {"algorithm": "merge", "adapter": "lora", "adapter_weights": "saved:sft", "save": "merged"}
+
 CASES = [
     Case("loss-logprobs", FROM_LABELS, {"loss": "nll"}),
     Case("loss-logprobs", FROM_LABELS, {"algorithm": "sft"}),
@@ -249,6 +251,11 @@ CASES = [
     Case("remax-greedy", {"algorithm": "remax", "remax": {"temperature": 0}}, {"remax": {"temperature": 0.5}}),
     Case("save-merged", {"save": "merged"}, {"save": "model"}),
     Case("save-merged", {"save": "merged"}, {"adapter": "lora"}),
+    Case("save-as-nothing", {"save_as": "base"}, {"save": "model"}),
+    Case("merge-quantized", MERGE | {"precision": "int8"}, {"precision": "bf16"}),
+    Case("merge-nothing", MERGE | {"adapter_weights": "initial"}, {"adapter_weights": "saved:sft"}),
+    Case("merge-nothing", MERGE | {"save": "model"}, {"save": "merged"}),
+    Case("merge-nothing", MERGE | {"adapter": "none"}, {"adapter": "lora"}, alone=False),
     Case("too-long", {"prompt_tokens": 2000, "response_tokens": 49}, {"response_tokens": 48}),
     Case("too-long", {"model": "tiny-gpt2", "prompt_tokens": 1024}, {"model": "tiny-opt"}),
     Case("too-long", {"lengths": {64: 1}, "pad_to_multiple_of": 3000}, {"pad_to_multiple_of": 2048}, alone=False),
