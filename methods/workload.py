@@ -181,7 +181,8 @@ class Workload(BaseModel):
     response_tokens: Count = 256
     """Tokens of every response, exactly as many as are generated; in SFT the rest of every sequence."""
     max_length: Length | None = None
-    """Tokens of a whole sequence in SFT: `response_tokens` is then what `prompt_tokens` leaves of it. Null is both together."""
+    """Tokens of a whole sequence in SFT: the response is what `prompt_tokens` leaves of it, whatever a profile or the file says of
+    `response_tokens`; both named in one place are a mistake. Null is prompt and response together."""
     lengths: Lengths = None
     """In SFT, how long sequences are: shares by tokens ({256: 0.5, 1024: 0.4, 2048: 0.1}), or a file with a length on each line (in
     JSON lines: `length` or `input_ids`). `max_length` then truncates them, and prompt_tokens and response_tokens say nothing. Null:
@@ -314,6 +315,8 @@ class Workload(BaseModel):
 
 
 FIELDS = tuple(name for name in Workload.model_fields if name != "options")
+PARTS = ("prompt_tokens", "response_tokens")
+"""What a sequence's tokens are made of."""
 AXIS_NAMES = ("precision", "adapter", "optimizer", "offload", "algorithm")
 """What a workload is combined with. The axes themselves are in `axes.py`, which imports torch: their names alone are enough
 to tell most of a matrix' mistakes."""

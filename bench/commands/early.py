@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vrambench.bench.commands.shared import Mistakes, default_matrix
-from vrambench.methods.errors import ConfigurationError, did_you_mean
-from vrambench.methods.validated import unknown_field, validated
+from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.validated import meant_by, unknown_field, validated
 from vrambench.methods.workload import FIELDS, Workload
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _check_fields(settings: Mapping[str, tuple[Setting, ...]]) -> None:
 def _check_field(name: str, value: object) -> None:
     if name in FIELDS:
         validated(Workload, {name: value})
-    elif "." not in name and not isinstance(value, Mapping) and did_you_mean(name, FIELDS):
+    elif "." not in name and not isinstance(value, Mapping) and meant_by(name):
         raise unknown_field(name)
 
 

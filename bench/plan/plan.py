@@ -29,10 +29,20 @@ from vrambench.bench.plan.combinations import (
 )
 from vrambench.bench.plan.coverage import pairwise, witnesses
 from vrambench.bench.plan.file import Coverage
-from vrambench.bench.plan.matrix import Entry, Layer, Matrix, Setting, Settings, check_names, located, unflatten
+from vrambench.bench.plan.matrix import (
+    Entry,
+    Layer,
+    Matrix,
+    Setting,
+    Settings,
+    check_names,
+    located,
+    overruled,
+    unflatten,
+)
 from vrambench.bench.plan.selection import Selection
 from vrambench.bench.plan.validity import Finding, check
-from vrambench.methods.algorithms import EVALUATION_FIELDS
+from vrambench.methods.algorithms import ALGORITHMS, EVALUATION_FIELDS
 from vrambench.methods.axes import AXES
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import Kind
@@ -249,7 +259,8 @@ def _planned(one: Combination, point: _Point, device_kind: Kind, bf16: bool) -> 
 def _resolved(axes: Mapping[str, str], settings: Settings, *, flash: bool) -> Cell:
     """The cell; an error in it names where the field at fault was written."""
     try:
-        cell = resolve(axes, unflatten(settings), flash=flash)
+        whole = "max_length" in ALGORITHMS.get(axes["algorithm"]).fields
+        cell = resolve(axes, unflatten(overruled(settings) if whole else settings), flash=flash)
         for name in ("model", "reward_model"):
             _check_model(getattr(cell.workload, name), name)
         _check_data(cell.workload.data)

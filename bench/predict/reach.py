@@ -14,6 +14,7 @@ from vrambench.bench.results.forecast import Forecast, Verdict
 from vrambench.bench.results.records import OutOfMemory, Record
 from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError, UnknownValue
+from vrambench.methods.workload import PARTS
 
 Ask = Callable[[Cell], Forecast]
 
@@ -25,9 +26,6 @@ NOT_SEARCHED = {
     "lora_alpha": "a factor, on which memory does not depend",
 }
 """Integer fields that memory does not depend on, with the reason."""
-
-SAID_BY_LENGTHS = ("prompt_tokens", "response_tokens")
-"""Fields that say nothing where sequences are of several lengths."""
 
 FARTHEST = {"gradient_accumulation_steps": 64}
 """How far a field is searched whose own bytes stop growing while predicting takes longer and longer. The others end at a rule, at
@@ -58,7 +56,7 @@ class Maximum(Record):
 
 def integer_fields(cell: Cell) -> tuple[str, ...]:
     """The workload's fields that are whole numbers in this cell and that its memory depends on."""
-    without = {*NOT_SEARCHED, *(() if cell.workload.lengths is None else SAID_BY_LENGTHS)}
+    without = {*NOT_SEARCHED, *(() if cell.workload.lengths is None else PARTS)}
     return tuple(
         name
         for name, value in cell.workload.model_dump(exclude={"options", "budget"}).items()
