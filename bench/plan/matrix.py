@@ -115,16 +115,29 @@ class Matrix:
 
 def load_matrix(path: Path) -> Matrix:
     """The matrix in the YAML file at `path`. Raises ConfigurationError with file, line, field and the nearest valid
-    value for whatever can be seen without the axes' values; `check_names` sees more."""
-    document, file = read(path)
+    value for the first mistake that can be seen without the axes' values; `check_names` sees more."""
+    matrix, mistakes = read_matrix(path)
+    if mistakes:
+        raise mistakes[0]
+    return matrix
+
+
+def read_matrix(path: Path) -> tuple[Matrix, list[ConfigurationError]]:
+    """The same, and every mistake in it; without sections that have one. Raises ConfigurationError where nothing can be read."""
+    document, file, mistakes = read(path)
     reader = _Reader(document)
-    profiles = {name: reader.layer(section, ("profiles", name)) for name, section in file.profiles.items()}
-    return Matrix(
-        document.name,
-        reader.layer(file, ()),
-        profiles,
-        {str(kind): name for kind, name in file.default_profile.items()},
-    )
+
+    def layer(section: Section, path: tuple[Key, ...]) -> Layer:
+        try:
+            return reader.layer(section, path)
+        except ConfigurationError as error:
+            mistakes.append(error)
+            return Layer()
+
+    profiles = {name: layer(section, ("profiles", name)) for name, section in file.profiles.items()}
+    top = layer(file, ())
+    mistakes.sort(key=lambda error: error.line or 0)
+    return Matrix(document.name, top, profiles, dict(file.default_profile.items())), mistakes
 
 
 def check_names(matrix: Matrix, more: Layer) -> None:

@@ -33,11 +33,14 @@ the budget or at the field's own bound."""
 
 
 class Probe(Record):
-    """One value that was tried; where it does not fit, in which phase memory runs out, and of what request."""
+    """One value that was tried. `unlimited_bytes`: of the device, without a budget; `device_bytes`: under it, None where memory
+    runs out, and then in which phase and of what request. `num_alloc_retries`: how often cached memory is given back."""
 
     value: int
-    device_bytes: int
+    unlimited_bytes: int
+    device_bytes: int | None
     verdict: Verdict
+    num_alloc_retries: int = 0
     oom_phase: str | None = None
     oom: OutOfMemory | None = None
 
@@ -114,8 +117,10 @@ def largest(
         forecast = ask(variant)
         probes[value] = Probe(
             value=value,
-            device_bytes=forecast.memory.device_bytes or 0,
+            unlimited_bytes=forecast.unlimited_bytes,
+            device_bytes=forecast.memory.device_bytes if forecast.fits else None,
             verdict=forecast.verdict,
+            num_alloc_retries=forecast.memory.num_alloc_retries or 0,
             oom_phase=forecast.oom_phase,
             oom=forecast.oom,
         )
