@@ -155,7 +155,8 @@ def resolve(axes: Mapping[str, str], settings: Mapping[str, Any], *, flash: bool
     }
     workload: Workload = validated(Workload, fields).model_copy(update=dict.fromkeys(unused))
     options = _options(settings, values, namespaces)
-    changes = _decided(workload, values, flash, fields) | {"options": options}
+    workload = workload.model_copy(update={"options": options})
+    changes = _decided(workload, values, flash, fields)
     return Cell(**axes, workload=workload.model_copy(update=changes))
 
 
@@ -202,7 +203,8 @@ def _decided(
     preferred = "sdpa" if workload.lengths else kernel if flash else "efficient"
     decided["attention"] = attention_of(workload.model, workload.attention, preferred)
     if workload.reference == "auto":
-        decided["reference"] = "adapter_off" if adapter.can_switch_off else "copy"
+        used = algorithm.uses_reference(workload) != "unused"
+        decided["reference"] = ("adapter_off" if adapter.can_switch_off else "copy") if used else "none"
     if workload.reward != "model":
         decided["reward_model"] = None
     if workload.eval_batch_size is None:
