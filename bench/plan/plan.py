@@ -183,7 +183,7 @@ def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: boo
         raise _nothing_left(matrix, selection, [] if all_named(selection.axes) else removing(layer, only), left_out)
     narrowed = bool(selection.axes or only)
     left = [planned.cell for planned in kept]
-    check_saved(left, [planned.cell for planned in every])
+    check_saved(left, None if narrowed else [planned.cell for planned in every])
     check_used(said.fixed, said.swept, {} if narrowed else said.sweep, cells=left)
     assert len({planned.name for planned in kept}) == len(kept), "two cells of one name"
     warnings = (*(() if narrowed else idle_excludes(matrix, profile)), *idle_settings(matrix, profile, named, left))

@@ -30,12 +30,16 @@ def check_used(fixed: Settings, *sweeps: Mapping[str, Sequence[Setting]], cells:
             raise ConfigurationError(_unused(name, settings[0]), field=name)
 
 
-def check_saved(kept: Iterable[Cell], every: Iterable[Cell]) -> None:
-    """That what cells of the plan start from, some cell saves, though it may be left out of it, and no two under one name."""
-    kept, names = list(kept), {cell.workload.save_as for cell in every}
+def check_saved(kept: Iterable[Cell], every: Iterable[Cell] | None) -> None:
+    """That no two cells of the plan save under one name, and that what they start from, one of `every` saves. None: it may have
+    been saved before, by cells that are left out."""
+    kept = list(kept)
     for name, count in Counter(cell.workload.save_as for cell in kept).items():
         if name and count > 1:
             raise ConfigurationError(f"save_as: {count} cells would be saved as {name!r}", field="save_as")
+    if every is None:
+        return
+    names = {cell.workload.save_as for cell in every}
     for work in (cell.workload for cell in kept):
         for name in work.starts_from:
             if name not in names:
