@@ -92,7 +92,7 @@ StorePredictions = Annotated[
 ]
 
 
-@with_selectors
+@with_selectors()
 def run(
     context: typer.Context,
     matrix: MatrixPath = None,
