@@ -2,8 +2,8 @@
 
     .venv/bin/python docs/claims.py
 
-Predicted are all that predictions can tell; measured is what the runs under results/ hold. The page holds no times of its own, so it
-changes only where a prediction, a claim or a result does.
+Predicted are all that predictions can tell; measured is what the runs under results/ hold. The page holds no times of its own, so
+it changes only where a prediction, a claim or a result does.
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ $ vrambench claims runs/claims --no-predict
 ```
 
 *Predicted* is for a GPU, from the simulated job. *Measured* is what runs under results/ gave: those on GPUs ran a claim's own
-cells; those *on the CPU* ran smaller ones at equal work, which the claim names in its part `cpu`, and stand for ratios alone. Where a
-source does not tell its whole job, what is assumed stands below, and in the command's output.
+cells; those *on the CPU* ran smaller ones at equal work, which the claim names in its part `cpu`, and stand for ratios alone.
+Where a source does not tell its whole job, what is assumed stands below, and in the command's output.
 
 A verdict, where the row does not say which values count:
 
-- **reproduced**: within a tenth of what is claimed, and of an effect at least half; no less where it is claimed to be at least so much.
+- **reproduced**: within a tenth of what is claimed, and of an effect at least half; no less where it is claimed to be at least
+  so much.
 - **partly**: of an effect (a share in %, a ratio in x), the same direction and at least half of it, however much more: half of 50 %
   is 25 %, and half of 2 x is 1.5 x. Of an amount (bytes, tokens), within a quarter; within a tenth of what it should at least be.
 - **refuted**: anything else. What fits or does not is reproduced or refuted; where what no prediction knows may decide, there is no
@@ -57,7 +58,8 @@ Absolute figures that others published, and how far predictions are from them, a
 
 ## Write your own
 
-A claims.yaml in the current folder, or the file that `--claims` names, takes the place of the one that is shipped. A claim may look so:
+A claims.yaml in the current folder, or the file that `--claims` names, takes the place of the one that is shipped. A claim may
+look so:
 
 ```yaml
 # claims.yaml
@@ -76,7 +78,7 @@ claims:
 A formula has + - * / ( ), comparisons, and, or, not, min and max over CELL.VALUE: the ledger's lines (`device_bytes`,
 `reserved_bytes`, `allocated_bytes`, ...), `weights_bytes`, `gradients_bytes` and `optimizer_bytes` of all roles or of one
 (`ppo.value.weights_bytes`), `parameters`, `trainable_parameters`, `fits`; of runs also `step_seconds`, `train_tokens_per_second`,
-`loss`, `reward` (the last quarter's mean) and `reward_gain` (less the first quarter's). `reproduced` and `partly` may be given as
+`loss`, `reward` and `kl` (means of the last quarter of the steps). `reproduced` and `partly` may be given as
 [least, most]; `note` says why; `not_here` says why a claim cannot be told, and takes the place of cells and formula.
 """
 
@@ -87,11 +89,12 @@ def render(predict: Predict, results: Path = RESULTS) -> str:
     answers = answer(claims, runs_in(results), predict)
     counted = Counter(" and ".join(one.verdicts) or NOT_MEASURED for one in answers)
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "bitsandbytes"))
+    kinds = ", ".join(f"{count} {words}" for words, count in counted.most_common())
     lines = [
         INTRODUCTION,
         "## Verdicts",
         "",
-        f"{len(answers)} claims: {', '.join(f'{count} {words}' for words, count in counted.most_common())}. Predicted with {packages}.",
+        f"{len(answers)} claims: {kinds}. Predicted with {packages}.",
         "",
         "| claim | claimed | predicted | measured | verdict |",
         "|---|--:|--:|---|---|",
