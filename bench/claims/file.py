@@ -126,7 +126,7 @@ def load_claims(path: Path) -> Claims:
     except ValidationError as error:
         raise _explained(error, document) from None
     reader = _Reader(document)
-    usual = reader.settings(file.common, ("common",))
+    usual = reader.settings(file.common, ("common",), Level.TOP)
     claims = {name: reader.claim(name, row, usual) for name, row in file.claims.items()}
     return Claims(document.name, claims)
 
@@ -157,14 +157,13 @@ def _explained(error: ValidationError, document: Document) -> ConfigurationError
 class _Reader:
     document: Document
 
-    def settings(self, data: Mapping[str, Any], path: tuple[Key, ...]) -> dict[str, Setting]:
+    def settings(self, data: Mapping[str, Any], path: tuple[Key, ...], level: Level) -> dict[str, Setting]:
         """Axes and workload fields, each with the line where it stands."""
         origins = {key: f"{self.document.where(*path, key)}{dotted(path)}." for key in data}
         axes = {key: value for key, value in data.items() if key in AXIS_NAMES}
         for key, value in axes.items():
             if not isinstance(value, str):
                 raise ConfigurationError(f"{origins[key]}{key}: {shown(value)} is not the name of a value", field=key)
-        level = Level.INCLUDE if "claims" in path else Level.TOP
         others = flatten({key: value for key, value in data.items() if key not in axes}, origins, level)
         return {key: Setting(value, origins[key]) for key, value in axes.items()} | others
 
@@ -194,9 +193,9 @@ class _Reader:
             where = (*at, "claimed")
             words = f"{shown(row.claimed)} is {said}, and the formula gives {gives}"
             raise self.document.error(where, f"{dotted(where)}: {words}")
-        common = self.settings(row.common, (*at, "common"))
+        common = self.settings(row.common, (*at, "common"), Level.PROFILE)
         cells = {
-            cell: Layers(usual, common, self.settings(own or {}, (*at, "cells", cell)))
+            cell: Layers(usual, common, self.settings(own or {}, (*at, "cells", cell), Level.INCLUDE))
             for cell, own in row.cells.items()
         }
         made = replace(made, formula=formula, cells=cells)
@@ -211,7 +210,7 @@ class _Reader:
             raise self.document.error(
                 at, f"{dotted(at)}: {shown(seeds)}: must be a whole number from 1 to {MOST_SEEDS}"
             )
-        there = self.settings({key: value for key, value in data.items() if key != SEEDS}, path)
+        there = self.settings({key: value for key, value in data.items() if key != SEEDS}, path, Level.PROFILE)
         cells = {name: replace(one, claim={**one.claim, **there}) for name, one in claim.cells.items()}
         return replace(claim, on_cpu=cells, seeds=seeds)
 

@@ -247,18 +247,18 @@ def _nothing_left(
 def _planned(one: Combination, point: _Point, device_kind: Kind, bf16: bool) -> PlannedCell:
     """The cell of one combination at one point of the sweeps."""
     settings = {**point.lower, **one.added, **point.upper}
-    cell = _resolved(one.axes, settings, flash=bf16)
+    cell = resolved(one.axes, settings, flash=bf16)
     flat = fields_of(cell)
     shown = dict.fromkeys(point.swept)
     if one.included:
-        plain = fields_of(_resolved(one.axes, {**point.lower, **point.upper}, flash=bf16))
+        plain = fields_of(resolved(one.axes, {**point.lower, **point.upper}, flash=bf16))
         shown |= {name: None for name in one.added if flat.get(name) != plain.get(name)}
     parts = [f"{name}={_text(flat[name])}" for name in shown if flat.get(name) is not None]
     findings = check(cell, device_kind, bf16=bf16)
     return PlannedCell(cell, " ".join([cell.name, *parts]), findings, said=unflatten(settings))
 
 
-def _resolved(axes: Mapping[str, str], settings: Settings, *, flash: bool) -> Cell:
+def resolved(axes: Mapping[str, str], settings: Settings, *, flash: bool) -> Cell:
     """The cell; an error in it names where the field at fault was written."""
     try:
         whole = "max_length" in ALGORITHMS.get(axes["algorithm"]).fields
