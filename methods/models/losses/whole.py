@@ -87,6 +87,15 @@ def plain(model: nn.Module, tokens: torch.Tensor, start: int) -> tuple[torch.Ten
     return every[:, start - 1 :].float(), made
 
 
+def entropies(logits: torch.Tensor, chunk: int = 128) -> torch.Tensor:
+    """[B, T] of logits [B, T, V], as TRL logs them (trainer/utils.py: entropy_from_logits): so many tokens at a time."""
+    found = []
+    for some in logits.reshape(-1, logits.shape[-1]).split(chunk):
+        logprobs = F.log_softmax(some, dim=-1)
+        found.append(-(torch.exp(logprobs) * logprobs).sum(-1))
+    return torch.cat(found).reshape(logits.shape[:-1])
+
+
 def selective_log_softmax(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Log-probabilities [B, R] of tokens [B, R] under logits [B, R, V], in their type."""
     wanted = tokens.unsqueeze(-1)
