@@ -126,25 +126,26 @@ class DirectPreferenceOptimisation:
         return {"eval_loss": loss}
 
     def _batches(self, index: int, count: int, size: int) -> list[tuple[Pairs, torch.Tensor | None]]:
-        """`count` pairs of a step, `size` at a time, and what was precomputed of each."""
-        batches = self.stage.data.pairs(index, count).split(size)
-        if self.stage.workload.reference != "precomputed":
-            return [(pairs, None) for pairs in batches]
-        known = self.precomputed.get(index)
-        if known is None:
-            assert self.stage.device.simulated, f"step {index} is none of the workload's"
-            known = next(iter(self.precomputed.values()))
-        return list(zip(batches, known, strict=True))
+        """`count` pairs of a step, `size` at a time, and what was precomputed of each; then steps beyond the workload's have the
+        pairs of its first ones again, as in another epoch."""
+        device, work = self.stage.device, self.stage.workload
+        if not self.precomputed:
+            return [(pairs, None) for pairs in self.stage.data.pairs(index, count).split(size)]
+        index = index if index == EVALUATION else index % (work.warmup_steps + work.steps)
+        known = self.precomputed[index if not device.simulated or index in self.precomputed else 0]
+        return list(zip(self.stage.data.pairs(index, count).split(size), known, strict=True))
 
     def _precomputed(self) -> dict[int, list[torch.Tensor]]:
-        """The reference's log-probabilities [2N] of each batch of every step, and of the evaluation, before anything is trained."""
+        """The reference's log-probabilities [2N] of each batch of every step, and of the evaluation, before anything is trained; on
+        the simulated device of the first step alone, and of the evaluation."""
         stage, work = self.stage, self.stage.workload
         stage.phase("precompute")
-        asked = [(step, self.samples // 2, work.batch_size) for step in range(work.warmup_steps + work.steps)]
+        steps = 1 if stage.device.simulated else work.warmup_steps + work.steps
+        asked = [(step, self.samples // 2, work.batch_size) for step in range(steps)]
         if work.eval_batch_size is not None:
             asked.append((EVALUATION, work.max_eval_samples or 0, work.eval_batch_size))
         found = {}
-        for index, count, size in asked if not stage.device.simulated else (*asked[:1], *asked[-1:]):
+        for index, count, size in asked:
             batches = stage.data.pairs(index, count).split(size)
             found[index] = stage.device.map_alike(
                 lambda pairs: response_sums(self._of_reference(pairs), pairs), batches
