@@ -200,7 +200,7 @@ def _decided(
     if workload.learning_rate is None:
         decided["learning_rate"] = algorithm.learning_rate
     kernel = precision.attention(workload)
-    preferred = "sdpa" if workload.lengths else kernel if flash else "efficient"
+    preferred = "sdpa" if workload.lengths or workload.reference_dtype else kernel if flash else "efficient"
     decided["attention"] = attention_of(workload.model, workload.attention, preferred)
     if workload.reference == "auto":
         used = algorithm.uses_reference(workload) != "unused"

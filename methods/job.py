@@ -38,6 +38,7 @@ from vrambench.methods.models.policy import Critic, Policy
 from vrambench.methods.models.scalar import RewardModel, load_classifier, load_reward_model, load_scalar_model
 from vrambench.methods.offload.learner import Learner, PhaseMarker
 from vrambench.methods.pairs import open_pairs
+from vrambench.methods.precision import PRECISIONS
 from vrambench.methods.reference import Reference
 from vrambench.methods.registry import load_attribute
 from vrambench.methods.reviews import trained_classifier
@@ -181,7 +182,10 @@ class Job:
             return Reference(policy, itself, sequences, self.device)
         copy = None
         if kind == "copy":
-            model = load_model(self.setup, self.device, adapter=False, seed=self._seed("policy"))
+            setup, dtype = self.setup, self.workload.reference_dtype
+            if dtype is not None:
+                setup = replace(setup, precision=PRECISIONS.get(dtype))
+            model = load_model(setup, self.device, adapter=False, seed=self._seed("policy"))
             copy = Policy(freeze(model), loss=self._loss)
             self.roles["reference"] = Role(copy)
         else:

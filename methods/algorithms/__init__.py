@@ -24,7 +24,8 @@ ReferenceUse: TypeAlias = Literal["needed", "optional", "unused"]
 
 EVALUATION_FIELDS = ("eval_batch_size", "max_eval_samples", "prediction_loss_only", "eval_accumulation_steps")
 """Of algorithms whose trainers evaluate (Evaluating)."""
-ROLLOUT_FIELDS = ("rollout_batch", "reference", "reward", "reward_model")
+REFERENCE_FIELDS = ("reference", "reference_dtype")
+ROLLOUT_FIELDS = ("rollout_batch", *REFERENCE_FIELDS, "reward", "reward_model")
 
 
 class Stage(Protocol):

@@ -56,6 +56,7 @@ OTHER: dict[str, Any] = {
     "rollout_batch": 3,
     "value": "separate",
     "reference": "copy",
+    "reference_dtype": "fp32",
     "reward": "own:score",
     "reward_model": "tiny-gpt2",
     "eval_batch_size": 3,

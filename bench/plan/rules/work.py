@@ -58,6 +58,13 @@ RULES: tuple[Rule, ...] = (
         ),
     ),
     Rule(
+        "reference-dtype",
+        "reject",
+        "reference_dtype is of the reference's own weights, and it has none (reference: copy)",
+        lambda cell, _: cell.workload.reference_dtype is not None and cell.workload.reference != "copy",
+        lambda cell, _: f"reference is {cell.workload.reference}",
+    ),
+    Rule(
         "reference-precomputed",
         "reject",
         "nothing can be precomputed of responses that each step samples anew",

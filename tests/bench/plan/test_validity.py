@@ -91,6 +91,22 @@ CASES = [
     ),
     Case("reference-precomputed", {"algorithm": "ppo", "reference": "precomputed"}, {"algorithm": "dpo"}),
     Case("reference-precomputed", {"algorithm": "remax", "reference": "precomputed"}, {"reference": "copy"}),
+    Case("reference-dtype", {"algorithm": "dpo", "adapter": "lora", "reference_dtype": "fp32"}, {"reference": "copy"}),
+    Case(
+        "reference-dtype",
+        {"algorithm": "ppo", "reference": "none", "reference_dtype": "fp32"},
+        {"reference_dtype": None},
+    ),
+    Case(
+        "reference-flash",
+        {"algorithm": "dpo", "reference_dtype": "fp32", "attention": "flash"},
+        {"attention": "sdpa"},
+    ),
+    Case(
+        "reference-flash",
+        {"algorithm": "dpo", "reference_dtype": "fp32", "attention": "flash"},
+        {"autocast": "bf16"},
+    ),
     Case("reference-adapter-off", {"algorithm": "dpo", "reference": "adapter_off"}, {"adapter": "lora"}),
     Case("lengths-algorithm", {"algorithm": "dpo", "lengths": {64: 1}}, {"algorithm": "sft"}, alone=False),
     Case("lengths-algorithm", {"algorithm": "reward", "lengths": {64: 1}}, {"algorithm": "sft"}, alone=False),
