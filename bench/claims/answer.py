@@ -76,8 +76,8 @@ class Ran:
 @dataclass(frozen=True)
 class Found:
     """What a formula came to. `where`: `predicted`, or on what it was measured; `run` the run's name. `value` and `verdict` are
-    None where it came to nothing, and `reason` says why. `device_bytes`, `budget_bytes` and `tight` where one cell is asked
-    whether it fits."""
+    None where it came to nothing, and `reason` says why. `device_bytes` (without a limit), `budget_bytes` and `tight` where
+    one cell is asked whether it fits."""
 
     where: str
     value: float | bool | None = None
@@ -199,7 +199,7 @@ def _predicted(claim: Claim, cells: Cells, outcomes: Mapping[str, Outcome]) -> F
     forecast = outcomes[cells[asked][0].id].forecast if asked and asked in values else None
     if forecast is None:
         return found
-    device, budget = forecast.memory.device_bytes, forecast.budget_bytes
+    device, budget = forecast.unlimited_bytes, forecast.budget_bytes
     return replace(found, device_bytes=device, budget_bytes=budget, tight=forecast.verdict == "tight")
 
 
