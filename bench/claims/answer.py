@@ -27,6 +27,7 @@ from vrambench.methods.errors import ConfigurationError
 
 Predict = Callable[[Sequence[Cell]], Mapping[str, Outcome]]
 PREDICTED = "predicted"
+ON_CPU = "the CPU"
 NOT_MEASURED = "not measured here"
 
 
@@ -50,7 +51,7 @@ class Ran:
         kept = tuple(results)
         return cls(
             name=name,
-            where="the CPU" if cpu else str(gpu.get("name") or info.get("device")),
+            where=ON_CPU if cpu else str(gpu.get("name") or info.get("device")),
             on_cpu=cpu,
             results=kept,
             models=frozenset(str(result.cell.get("model")) for result in kept),
