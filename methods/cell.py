@@ -155,8 +155,8 @@ def resolve(axes: Mapping[str, str], settings: Mapping[str, Any], *, flash: bool
     }
     workload: Workload = validated(Workload, fields).model_copy(update=dict.fromkeys(unused))
     options = _options(settings, values, namespaces)
-    changes = _decided(workload, values, flash) | {"options": options}
-    return Cell(**axes, workload=workload.model_copy(update=changes))
+    workload = workload.model_copy(update={"options": options})
+    return Cell(**axes, workload=workload.model_copy(update=_decided(workload, values, flash)))
 
 
 def _check_axes(axes: Mapping[str, str]) -> None:
@@ -195,11 +195,14 @@ def _decided(workload: Workload, values: Mapping[str, AxisValue], flash: bool) -
     decided: dict[str, Any] = {}
     if workload.learning_rate is None:
         decided["learning_rate"] = algorithm.learning_rate
+    if workload.group_size is None:
+        decided["group_size"] = algorithm.group_size
     kernel = precision.attention(workload)
     preferred = "sdpa" if workload.lengths else kernel if flash else "efficient"
     decided["attention"] = attention_of(workload.model, workload.attention, preferred)
     if workload.reference == "auto":
-        decided["reference"] = "adapter_off" if adapter.can_switch_off else "copy"
+        usual = "adapter_off" if adapter.can_switch_off else "copy"
+        decided["reference"] = usual if algorithm.uses_reference(workload) else "none"
     if workload.reward != "model":
         decided["reward_model"] = None
     if workload.eval_batch_size is None:

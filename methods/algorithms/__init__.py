@@ -22,7 +22,7 @@ Metrics: TypeAlias = "dict[str, torch.Tensor]"
 
 EVALUATION_FIELDS = ("eval_batch_size", "max_eval_samples", "prediction_loss_only", "eval_accumulation_steps")
 """Of algorithms whose trainers evaluate (Evaluating)."""
-ROLLOUT_FIELDS = ("rollout_batch", "reference", "reward", "reward_model")
+ROLLOUT_FIELDS = ("rollout_batch", "micro_rollout_batch_size", "reference", "reward", "reward_model")
 
 
 class Stage(Protocol):
@@ -63,7 +63,8 @@ class Trainer(Protocol):
     samples: int
     """Sequences trained on in one step."""
     data_tokens: int
-    """Length of the sequences that a step takes from the data, `samples` of them: whole ones, or prompts."""
+    """Length of the sequences that a step takes from the data: whole ones, or prompts, each of which has
+    `sequences_per_prompt` of the samples."""
 
     def step(self, index: int) -> Metrics:
         """Does step number `index`; gives scalars on the device, finite ones: `loss`, `reward` and `kl` where there is a rollout,
@@ -80,13 +81,16 @@ class Evaluating(Trainer, Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Algorithm(AxisValue):
     """`trainer`: sets the algorithm up on a stage (it asks for the roles that it needs). `learning_rate`: its usual one, used
-    where the workload names none. `sequences_per_prompt`: how many responses to each of a rollout's prompts it trains on, where
-    that is not one. `takes_lengths`: it trains on sequences of several `lengths`. `from_logprobs`: its loss is made of tokens'
-    log-probabilities, and not their mean cross-entropy."""
+    where the workload names none. `group_size`: its usual number of responses to each prompt, likewise, of one that compares them.
+    `sequences_per_prompt`: how many responses to each of a rollout's prompts it trains on. `uses_reference`: whether, with such
+    options, the reference has a part in the loss. `takes_lengths`: it trains on sequences of several `lengths`. `from_logprobs`:
+    its loss is made of tokens' log-probabilities, and not their mean cross-entropy."""
 
     trainer: Callable[[Stage], Trainer]
     learning_rate: float
-    sequences_per_prompt: Callable[[Workload], int] = lambda workload: 1
+    group_size: int | None = None
+    sequences_per_prompt: Callable[[Workload], int] = lambda workload: workload.group_size or 1
+    uses_reference: Callable[[Workload], bool] = lambda workload: True
     from_logprobs: bool = True
     takes_lengths: bool = False
 
@@ -98,5 +102,8 @@ ALGORITHMS = Registry(
         "sft": "vrambench.methods.algorithms.sft:SFT",
         "ppo": "vrambench.methods.algorithms.ppo:PPO",
         "remax": "vrambench.methods.algorithms.remax:REMAX",
+        "reinforce": "vrambench.methods.algorithms.reinforce:REINFORCE",
+        "rloo": "vrambench.methods.algorithms.rloo:RLOO",
+        "grpo": "vrambench.methods.algorithms.grpo:GRPO",
     },
 )
