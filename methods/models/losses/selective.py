@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vrambench.methods.amp import autocast_dtype
+from vrambench.methods.amp import autocast_dtype, forget_casts
 from vrambench.methods.models import parts
 from vrambench.methods.models.losses.whole import selective_log_softmax
 
@@ -33,7 +33,10 @@ def mean(model: nn.Module, inputs: parts.Inputs) -> torch.Tensor:
 def logits(model: nn.Module, states: torch.Tensor, start: int) -> torch.Tensor:
     """[B, R + 1, V] of the positions before tokens[:, start:] and of the last one."""
     made = parts.logits(model, states[:, start - 1 :])
-    return made if autocast_dtype(states.device) is None else made.float()
+    if autocast_dtype(states.device) is None:
+        return made
+    forget_casts(states.device)  # accelerate's autocast ends with the model's forward pass
+    return made.float()
 
 
 def logprobs(
