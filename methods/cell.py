@@ -199,6 +199,8 @@ def _decided(
     decided: dict[str, Any] = {}
     if workload.learning_rate is None:
         decided["learning_rate"] = algorithm.learning_rate
+    if workload.group_size is None:
+        decided["group_size"] = algorithm.group_size
     kernel = precision.attention(workload)
     preferred = "sdpa" if workload.lengths or workload.reference_dtype else kernel if flash else "efficient"
     decided["attention"] = attention_of(workload.model, workload.attention, preferred)

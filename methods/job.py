@@ -90,7 +90,8 @@ class Job:
 
     def prepare(self, index: int) -> None:
         """Makes the sequences of step `index`, so that the step need not. For whoever times it; memory is the same either way."""
-        self.data.prepare(index, self.trainer.samples, self.trainer.data_tokens)
+        each = self.cell.algorithm_value.sequences_per_prompt(self.workload)
+        self.data.prepare(index, self.trainer.samples // each, self.trainer.data_tokens)
 
     def _data(self) -> Ahead:
         if self.cell.algorithm_value.from_pairs:

@@ -90,6 +90,12 @@ def remax_temperature(cell: Cell) -> float | None:
     return cell.workload.options.get("remax", {}).get("temperature")
 
 
+def algorithm_option(cell: Cell, name: str) -> object:
+    """The algorithm's own option of that name; None where it has none."""
+    options = cell.algorithm_value.options
+    return options and getattr(cell.workload.of(options), name, None)
+
+
 def uses_bf16(cell: Cell) -> bool:
     return torch.bfloat16 in {product_dtype(cell), weight_dtype(cell), *trained_dtypes(cell)}
 
