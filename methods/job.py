@@ -115,7 +115,7 @@ class Job:
     def save(self) -> None:
         """Saves the policy. Where its adapter is merged, it cannot be trained any more."""
         self.phase("save")
-        save(self._saved_model, self.cell.setup, self.device)
+        save(self._saved_model, self.cell.setup, self.device, self.roles["policy"].learner)
 
     def saved(self) -> Iterator[nn.Parameter]:
         """What `save` will take to the host."""

@@ -12,10 +12,12 @@ from vrambench.methods.workload import Workload
 
 @dataclass(frozen=True)
 class Setup:
-    """`zero_stage`: DeepSpeed's, 0 without DeepSpeed."""
+    """`zero_stage`, `optimizer_on_host`, `parameters_on_host`: the offload's."""
 
     precision: Precision
     adapter: Adapter
     optimizer: Optimizer
     workload: Workload
     zero_stage: int = 0
+    optimizer_on_host: bool = False
+    parameters_on_host: bool = False
