@@ -132,7 +132,7 @@ class Job:
         self.phase("save")
         if self.saved_role.on_host and self.device.simulated:
             return
-        save(self.saved_module, self.setup, self.device)
+        save(self.saved_module, self.setup, self.device, self.saved_role.learner)
 
     def saved(self) -> Iterator[nn.Parameter]:
         """What `save` will take to the host."""

@@ -91,11 +91,11 @@ class Evaluating(Trainer, Protocol):
 class Algorithm(AxisValue):
     """`trainer`: sets the algorithm up on a stage (it asks for the roles that it needs). `learning_rate`: its usual one, used
     where the workload names none. `group_size`: its usual number of responses to each prompt, likewise, of one that compares them.
-    `sequences_per_prompt`: how many responses to each of a rollout's prompts it trains on. `takes_lengths`: it trains on sequences of
-    several `lengths`. `from_logprobs`: its loss is made of tokens' log-probabilities, and not their mean cross-entropy. `from_pairs`:
-    it trains on pairs of responses, which `batch_size` counts. `uses_reference`: what the frozen policy of before is to it, under a
-    workload. `trains_reward`: what it trains is a reward model, and no policy. `trains`: not where it only works on what others have
-    trained."""
+    `sequences_per_prompt`: how many responses to each of a rollout's prompts it trains on. `takes_lengths`: it trains on sequences
+    of several `lengths`. `from_logprobs`: its loss is made of tokens' log-probabilities, and not their mean cross-entropy.
+    `from_pairs`: it trains on pairs of responses, which `batch_size` counts. `uses_reference`: what the frozen policy of before is
+    to it, under a workload. `trains_reward`: what it trains is a reward model, and no policy. `trains`: not where it only works on
+    what others have trained."""
 
     trainer: Callable[[Stage], Trainer]
     learning_rate: float

@@ -261,6 +261,50 @@ CASES = [
         alone=False,
     ),
     Case("zero-amp", {"precision": "bf16_amp", "offload": "zero2_optimizer"}, {"precision": "bf16"}),
+    Case(
+        "activations-twice",
+        {"activation_offloading": True, "offload": "activations"},
+        {"offload": "none"},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case("activations-cpu", {"offload": "activations"}, {}, near_device="cuda", kind="warn"),
+    Case(
+        "zero3-int8",
+        {"precision": "int8", "adapter": "lora", "offload": "zero3_all"},
+        {"precision": "nf4"},
+        device="cuda",
+        near_device="cuda",
+        alone=False,
+    ),
+    Case(
+        "zero3-int8",
+        {"precision": "int8", "adapter": "lora", "offload": "zero3_optimizer"},
+        {"offload": "zero2_optimizer"},
+        device="cuda",
+        near_device="cuda",
+        alone=False,
+    ),
+    Case(
+        "merge-zero3",
+        {"adapter": "lora", "save": "merged", "offload": "zero3_all"},
+        {"save": "model"},
+        alone=False,
+    ),
+    Case("zero-options", {"offload": "zero2_optimizer", "zero": {"sub_group_size": 9}}, {"offload": "zero3_all"}),
+    Case(
+        "zero-options", {"offload": "zero2", "zero": {"pin_memory": False}}, {"offload": "zero2_optimizer"}, alone=False
+    ),
+    Case("zero-shards-nothing", {"offload": "zero2"}, {"offload": "zero2_optimizer"}, kind="warn"),
+    Case(
+        "zero3-qlora",
+        {"adapter": "lora", "precision": "nf4", "offload": "zero3_all"},
+        {"precision": "bf16"},
+        kind="warn",
+        alone=False,
+    ),
+    Case("zero3-rollout", {"algorithm": "remax", "offload": "zero3_all"}, {"offload": "zero3_optimizer"}, kind="warn"),
+    Case("zero3-rollout", {"algorithm": "ppo", "offload": "zero3_all"}, {"algorithm": "sft"}, kind="warn"),
     Case("zero-amp", {"precision": "fp16_amp", "offload": "zero2_optimizer"}, {"offload": "none"}, device="cuda"),
     Case("fp32-flash", {"precision": "fp32", "attention": "flash"}, {"attention": "efficient"}),
     Case("fp32-flash", {"precision": "fp32", "attention": "flash"}, {"precision": "bf16_amp"}, device="meta"),
@@ -422,6 +466,13 @@ CASES = [
         "lora-offload", {"adapter": "lora", "offload": "zero2_optimizer"}, {"offload": "none"}, kind="warn", alone=False
     ),
     Case(
+        "lora-offload",
+        {"adapter": "lora", "offload": "zero3_optimizer"},
+        {"offload": "zero3_all"},
+        kind="warn",
+        alone=False,
+    ),
+    Case(
         "zero-factored",
         {"optimizer": "adafactor", "offload": "zero2_optimizer"},
         {"optimizer": "adamw_torch"},
@@ -551,7 +602,11 @@ def own_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("own_values")
 def test_a_users_own_value_obeys_the_rules() -> None:
     own = cell_of(optimizer="own_axis_values:STEPPING", offload="own_axis_values:ENGINE")
-    assert {finding.rule for finding in check(own, "cuda")} == {"layerwise-clip", "layerwise-zero"}
+    assert {finding.rule for finding in check(own, "cuda")} == {
+        "layerwise-clip",
+        "layerwise-zero",
+        "zero-shards-nothing",
+    }
 
 
 @pytest.mark.usefixtures("own_values")
