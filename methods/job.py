@@ -33,8 +33,8 @@ from vrambench.methods.models.load import load_model
 from vrambench.methods.models.losses import LOSSES, Loss
 from vrambench.methods.models.parts import freeze
 from vrambench.methods.models.policy import Critic, Policy
-from vrambench.methods.models.scalar import load_classifier, load_scalar_model
-from vrambench.methods.offload.learner import Learner, PhaseMarker
+from vrambench.methods.models.scalar import load_classifier, load_scalar_model, new_classifier
+from vrambench.methods.offload.learner import Learner, LearnerFactory, PhaseMarker
 from vrambench.methods.reference import Reference
 from vrambench.methods.registry import load_attribute
 from vrambench.methods.rewards import Reward, checked, token_rule
@@ -78,7 +78,8 @@ class Job:
 
     def prepare(self, index: int) -> None:
         """Makes the sequences of step `index`, so that the step need not. For whoever times it; memory is the same either way."""
-        self.data.prepare(index, self.trainer.samples, self.trainer.data_tokens)
+        if self.trainer.data_tokens:
+            self.data.prepare(index, self.trainer.samples, self.trainer.data_tokens)
 
     def _data(self) -> Ahead:
         if self.workload.lengths is None:
@@ -131,12 +132,17 @@ class Job:
     def autocast(self) -> bool:
         return self.cell.precision_value.autocast(self.workload) is not None
 
-    def policy(self, value_head: bool = False) -> Learner:
-        """The trained model, with a scalar head on its trunk if asked for."""
+    def policy(self, value_head: bool = False, learner: LearnerFactory | None = None) -> Learner:
+        """The trained model, with a scalar head on its trunk if asked for, trained by `learner`, or else as `offload` says."""
         seed = self._seed("policy")
         model = load_model(self.cell.setup, self.device, seed=seed)
         policy = Policy(model, self._value_head() if value_head else None, self._loss)
-        return self._trained("policy", policy)
+        return self._trained("policy", policy, learner)
+
+    def classifier(self, learner: LearnerFactory) -> Learner:
+        """A classifier of whole sequences with one score, of transformers' own class, which `learner` trains."""
+        model = new_classifier(self.cell.setup, self.device, seed=self._seed("policy"))
+        return self._trained("policy", Policy(model), learner)
 
     def reference(self, policy: Learner) -> Reference | None:
         """The frozen policy of before, as `reference` says; None for none."""
@@ -145,12 +151,17 @@ class Job:
             return None
         copy = None
         if kind == "copy":
-            model = load_model(self.cell.setup, self.device, adapter=False, seed=self._seed("policy"))
-            copy = Policy(freeze(model), loss=self._loss)
-            self.roles["reference"] = Role(copy)
+            copy = self.first_policy()
         else:
             self.roles["reference"] = Role(self.roles["policy"].module, shares="policy")
         return Reference(policy, copy, self.cell.workload.batch_size, self.device)
+
+    def first_policy(self) -> Policy:
+        """A frozen copy of the policy as it is at first, without its adapter: the role `reference`."""
+        model = load_model(self.cell.setup, self.device, adapter=False, seed=self._seed("policy"))
+        copy = Policy(freeze(model), loss=self._loss)
+        self.roles["reference"] = Role(copy)
+        return copy
 
     def critic(self) -> Learner:
         """A separate value model of the policy's shape, in the cell's precision, trained as the policy is."""
@@ -195,8 +206,10 @@ class Job:
                     seen.add(id(parameter))
                     yield parameter
 
-    def _trained(self, name: str, module: nn.Module) -> Learner:
-        learner = self.cell.offload_value.learner(module, self.cell.setup, self.device, self.phase)
+    def _trained(self, name: str, module: nn.Module, factory: LearnerFactory | None = None) -> Learner:
+        factory = factory or self.cell.offload_value.learner
+        self.roles[name] = Role(module)  # before any that its learner needs
+        learner = factory(module, self.cell.setup, self.device, self.phase)
         self.roles[name] = Role(module, learner)
         return learner
 

@@ -11,9 +11,11 @@ from vrambench.methods.registry import AxisValue, Registry
 if TYPE_CHECKING:
     import torch
 
+    from vrambench.methods.algorithms.foreign import Foreign
     from vrambench.methods.data import Ahead
     from vrambench.methods.device import Device
-    from vrambench.methods.offload.learner import Learner, PhaseMarker
+    from vrambench.methods.models.policy import Policy
+    from vrambench.methods.offload.learner import Learner, LearnerFactory, PhaseMarker
     from vrambench.methods.reference import Reference
     from vrambench.methods.rewards import Reward
     from vrambench.methods.workload import Workload
@@ -40,8 +42,14 @@ class Stage(Protocol):
     def autocast(self) -> bool:
         """Whether forward passes run under autocast."""
 
-    def policy(self, value_head: bool = False) -> Learner:
-        """The trained model, with a scalar head on its trunk if asked for."""
+    def policy(self, value_head: bool = False, learner: LearnerFactory | None = None) -> Learner:
+        """The trained model, with a scalar head on its trunk if asked for, trained by `learner`, or else as `offload` says."""
+
+    def classifier(self, learner: LearnerFactory) -> Learner:
+        """A classifier of whole sequences with one score, of transformers' own class, which `learner` trains."""
+
+    def first_policy(self) -> Policy:
+        """A frozen copy of the policy as it is at first, without its adapter."""
 
     def reference(self, policy: Learner) -> Reference | None:
         """The frozen policy of before, as `reference` says; None for none."""
@@ -63,7 +71,8 @@ class Trainer(Protocol):
     samples: int
     """Sequences trained on in one step."""
     data_tokens: int
-    """Length of the sequences that a step takes from the data, `samples` of them: whole ones, or prompts."""
+    """Length of the sequences that a step takes from the data, `samples` of them: whole ones, or prompts; 0 where all are taken at
+    the beginning."""
 
     def step(self, index: int) -> Metrics:
         """Does step number `index`; gives scalars on the device, finite ones: `loss`, `reward` and `kl` where there is a rollout,
@@ -82,13 +91,15 @@ class Algorithm(AxisValue):
     """`trainer`: sets the algorithm up on a stage (it asks for the roles that it needs). `learning_rate`: its usual one, used
     where the workload names none. `sequences_per_prompt`: how many responses to each of a rollout's prompts it trains on, where
     that is not one. `takes_lengths`: it trains on sequences of several `lengths`. `from_logprobs`: its loss is made of tokens'
-    log-probabilities, and not their mean cross-entropy."""
+    log-probabilities, and not their mean cross-entropy. `foreign`: the trainer is another library's, which is measured and not
+    predicted."""
 
     trainer: Callable[[Stage], Trainer]
     learning_rate: float
     sequences_per_prompt: Callable[[Workload], int] = lambda workload: 1
     from_logprobs: bool = True
     takes_lengths: bool = False
+    foreign: Foreign | None = None
 
 
 ALGORITHMS = Registry(
@@ -98,5 +109,10 @@ ALGORITHMS = Registry(
         "sft": "vrambench.methods.algorithms.sft:SFT",
         "ppo": "vrambench.methods.algorithms.ppo:PPO",
         "remax": "vrambench.methods.algorithms.remax:REMAX",
+        "trl_sft": "vrambench.methods.algorithms.trl:TRL_SFT",
+        "trl_dpo": "vrambench.methods.algorithms.trl:TRL_DPO",
+        "trl_reward": "vrambench.methods.algorithms.trl:TRL_REWARD",
+        "trl_grpo": "vrambench.methods.algorithms.trl:TRL_GRPO",
+        "trl_rloo": "vrambench.methods.algorithms.trl:TRL_RLOO",
     },
 )

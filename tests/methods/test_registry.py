@@ -75,8 +75,8 @@ def test_values_keep_the_table_s_order() -> None:
         ("precision", "int4", "; did you mean 'nf4'?"),
         ("precision", "fp8", ""),
         ("adapter", "qlora", "; QLoRA is precision nf4 with adapter lora"),
-        ("algorithm", "grpo", ""),
-        ("algorithm", "dpo", ""),
+        ("algorithm", "grpo", "; did you mean 'trl_grpo'?"),
+        ("algorithm", "dpo", "; did you mean 'trl_dpo'?"),
         (
             "optimizer",
             "paged_adamw_32bit",

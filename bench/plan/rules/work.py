@@ -37,7 +37,11 @@ RULES: tuple[Rule, ...] = (
         "lengths-algorithm",
         "reject",
         "the algorithm samples its responses itself, all as long as response_tokens, and takes no sequences of several lengths",
-        lambda cell, _: cell.workload.lengths is not None and not cell.algorithm_value.takes_lengths,
+        lambda cell, _: (
+            cell.workload.lengths is not None
+            and not cell.algorithm_value.takes_lengths
+            and cell.algorithm_value.foreign is None
+        ),
     ),
     Rule(
         "lengths-none",
