@@ -81,7 +81,11 @@ RULES: tuple[Rule, ...] = (
         "lengths-algorithm",
         "reject",
         "all responses of the algorithm are as long as response_tokens, and it takes no sequences of several lengths",
-        lambda cell, _: cell.workload.lengths is not None and not cell.algorithm_value.takes_lengths,
+        lambda cell, _: (
+            cell.workload.lengths is not None
+            and not cell.algorithm_value.takes_lengths
+            and cell.algorithm_value.foreign is None
+        ),
     ),
     Rule(
         "lengths-none",

@@ -70,8 +70,34 @@ EXPERTS = {"model": str(Path(__file__).parent / "experts"), "adapter": "lora", "
 """Mixtral in miniature."""
 
 MERGE: dict[str, Any] = {"algorithm": "merge", "adapter": "lora", "adapter_weights": "saved:sft", "save": "merged"}
+TRL = {"algorithm": "trl_sft", "loss": "nll"}
+TRL_ADAPTED = {**TRL, "precision": "int8", "adapter": "lora"}
 
 CASES = [
+    Case("trainer-offload", {**TRL, "offload": "zero2_optimizer"}, {"offload": "none"}),
+    Case("trainer-offload", {**TRL, "offload": "zero2_optimizer"}, {"algorithm": "sft"}),
+    Case("trainer-optimizer", {**TRL, "optimizer": "galore_adamw"}, {"optimizer": "adafactor"}),
+    Case("trainer-optimizer", {**TRL, "optimizer": "adafactor", "adafactor": {"beta1": 0.9}}, {"adafactor": {}}),
+    Case("trainer-optimizer", {**TRL, "optimizer": "tests.bench.plan.lacking:OTHER"}, {"algorithm": "sft"}),
+    Case("trainer-loss", {**TRL, "loss": "scored"}, {"loss": "chunked_nll"}),
+    Case("trainer-loss", {"algorithm": "trl_dpo", "loss": "nll"}, {"loss": "scored"}),
+    Case("trainer-lengths", {**TRL, "lengths": {8: 1.0}}, {"algorithm": "sft"}),
+    Case("trainer-settings", {**TRL, "trl": {"betas": 0.1}}, {"trl": {"neftune_noise_alpha": 5}}),
+    Case("trainer-settings", {**TRL, "trl": {"learning_rate": 0.1}}, {"trl": {}}),
+    Case("trainer-settings", {**TRL, "trl": {"beta": 0.1}}, {"algorithm": "trl_dpo", "loss": "scored"}),
+    Case("trainer-activation-offloading", {**TRL, "activation_offloading": True}, {}, near_device="cuda", alone=False),
+    Case(
+        "trainer-activation-offloading",
+        {"algorithm": "trl_grpo", "activation_offloading": True},
+        {"activation_offloading": False},
+        "cuda",
+        "cuda",
+        alone=False,
+    ),
+    Case("trainer-adapter-dtype", TRL_ADAPTED, {"adapter_dtype": "bf16"}),
+    Case("trainer-adapter-dtype", TRL_ADAPTED, {"algorithm": "sft"}),
+    Case("trainer-fp16-cpu", {**TRL, "precision": "fp16_amp"}, {}, near_device="cuda"),
+    Case("not-installed", {"optimizer": "tests.bench.plan.lacking:OPTIMIZER"}, {"optimizer": "adamw_torch"}),
     Case("loss-logprobs", FROM_LABELS, {"loss": "nll"}),
     Case("loss-logprobs", FROM_LABELS, {"algorithm": "sft"}),
     Case("loss-logprobs", {"algorithm": "remax", "loss": "liger"}, {"algorithm": "sft"}, "cuda", "cuda"),
