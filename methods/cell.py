@@ -77,8 +77,8 @@ class Cell(BaseModel):
     @property
     def setup(self) -> Setup:
         """The part of the cell that models and learners need."""
-        values = self.precision_value, self.adapter_value, self.optimizer_value
-        return Setup(*values, self.workload, self.offload_value.zero_stage)
+        values, offload = (self.precision_value, self.adapter_value, self.optimizer_value), self.offload_value
+        return Setup(*values, self.workload, offload.zero_stage, offload.optimizer_on_host, offload.parameters_on_host)
 
     @property
     def rollout_unit(self) -> int:
@@ -199,6 +199,8 @@ def _decided(
     decided: dict[str, Any] = {}
     if workload.learning_rate is None:
         decided["learning_rate"] = algorithm.learning_rate
+    if workload.group_size is None:
+        decided["group_size"] = algorithm.group_size
     kernel = precision.attention(workload)
     preferred = "sdpa" if workload.lengths or workload.reference_dtype else kernel if flash else "efficient"
     decided["attention"] = attention_of(workload.model, workload.attention, preferred)

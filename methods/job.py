@@ -35,8 +35,14 @@ from vrambench.methods.models.load import load_model
 from vrambench.methods.models.losses import LOSSES, Loss
 from vrambench.methods.models.parts import freeze
 from vrambench.methods.models.policy import Critic, Policy
-from vrambench.methods.models.scalar import RewardModel, load_classifier, load_reward_model, load_scalar_model
-from vrambench.methods.offload.learner import Learner, PhaseMarker
+from vrambench.methods.models.scalar import (
+    RewardModel,
+    load_classifier,
+    load_reward_model,
+    load_scalar_model,
+    new_classifier,
+)
+from vrambench.methods.offload.learner import Learner, LearnerFactory, PhaseMarker
 from vrambench.methods.pairs import open_pairs
 from vrambench.methods.precision import PRECISIONS
 from vrambench.methods.reference import Reference
@@ -90,7 +96,9 @@ class Job:
 
     def prepare(self, index: int) -> None:
         """Makes the sequences of step `index`, so that the step need not. For whoever times it; memory is the same either way."""
-        self.data.prepare(index, self.trainer.samples, self.trainer.data_tokens)
+        if self.trainer.data_tokens:
+            each = self.cell.algorithm_value.sequences_per_prompt(self.workload)
+            self.data.prepare(index, self.trainer.samples // each, self.trainer.data_tokens)
 
     def _data(self) -> Ahead:
         if self.cell.algorithm_value.from_pairs:
@@ -131,7 +139,7 @@ class Job:
         self.phase("save")
         if self.saved_role.on_host and self.device.simulated:
             return
-        save(self.saved_module, self.setup, self.device)
+        save(self.saved_module, self.setup, self.device, self.saved_role.learner)
 
     def saved(self) -> Iterator[nn.Parameter]:
         """What `save` will take to the host."""
@@ -152,12 +160,17 @@ class Job:
     def autocast(self) -> bool:
         return self.cell.precision_value.autocast(self.workload) is not None
 
-    def policy(self, value_head: bool = False) -> Learner:
-        """The trained model, with a scalar head on its trunk if asked for."""
+    def policy(self, value_head: bool = False, learner: LearnerFactory | None = None) -> Learner:
+        """The trained model, with a scalar head on its trunk if asked for, trained by `learner`, or else as `offload` says."""
         seed = self._seed("policy")
         model = load_model(self.setup, self.device, seed=seed)
         policy = Policy(model, self._value_head() if value_head else None, self._loss)
-        return self._trained("policy", policy)
+        return self._trained("policy", policy, learner)
+
+    def classifier(self, learner: LearnerFactory) -> Learner:
+        """A classifier of whole sequences with one score, of transformers' own class, which `learner` trains."""
+        model = new_classifier(self.setup, self.device, seed=self._seed("policy"))
+        return self._trained("policy", Policy(model), learner)
 
     def trained_policy(self, *, on_host: bool) -> Policy:
         """The model as another cell has trained it, frozen, on the device or in the host's memory."""
@@ -182,15 +195,20 @@ class Job:
             return Reference(policy, itself, sequences, self.device)
         copy = None
         if kind == "copy":
-            setup, dtype = self.setup, self.workload.reference_dtype
-            if dtype is not None:
-                setup = replace(setup, precision=PRECISIONS.get(dtype))
-            model = load_model(setup, self.device, adapter=False, seed=self._seed("policy"))
-            copy = Policy(freeze(model), loss=self._loss)
-            self.roles["reference"] = Role(copy)
+            copy = self.first_policy()
         else:
             self.roles["reference"] = Role(self.roles["policy"].module, shares="policy")
         return Reference(policy, copy, sequences, self.device)
+
+    def first_policy(self) -> Policy:
+        """A frozen copy of the policy as it is at first, without its adapter: the role `reference`."""
+        setup, dtype = self.setup, self.workload.reference_dtype
+        if dtype is not None:
+            setup = replace(setup, precision=PRECISIONS.get(dtype))
+        model = load_model(setup, self.device, adapter=False, seed=self._seed("policy"))
+        copy = Policy(freeze(model), loss=self._loss)
+        self.roles["reference"] = Role(copy)
+        return copy
 
     def critic(self) -> Learner:
         """A separate value model of the policy's shape, in the cell's precision, trained as the policy is."""
@@ -247,8 +265,10 @@ class Job:
                     seen.add(id(parameter))
                     yield parameter
 
-    def _trained(self, name: str, module: nn.Module) -> Learner:
-        learner = self.cell.offload_value.learner(module, self.setup, self.device, self.phase)
+    def _trained(self, name: str, module: nn.Module, factory: LearnerFactory | None = None) -> Learner:
+        factory = factory or self.cell.offload_value.learner
+        self.roles[name] = Role(module)  # before any that its learner needs
+        learner = factory(module, self.setup, self.device, self.phase)
         self.roles[name] = Role(module, learner)
         return learner
 

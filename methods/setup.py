@@ -14,13 +14,16 @@ from vrambench.methods.workload import Workload
 
 @dataclass(frozen=True)
 class Setup:
-    """`zero_stage`: DeepSpeed's, 0 without DeepSpeed. `saved`: the folder of what the run's cells have saved, where it has one."""
+    """`zero_stage`, `optimizer_on_host`, `parameters_on_host`: the offload's. `saved`: the folder of what the run's cells have
+    saved, where it has one."""
 
     precision: Precision
     adapter: Adapter
     optimizer: Optimizer
     workload: Workload
     zero_stage: int = 0
+    optimizer_on_host: bool = False
+    parameters_on_host: bool = False
     saved: Path | None = None
 
     def saved_folder(self, name: str, field: str) -> Path:

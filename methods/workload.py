@@ -248,11 +248,14 @@ class Workload(BaseModel):
     """transformers' `attn_implementation`: `sdpa` (the kernel that PyTorch chooses), `flash_attention_2` (the flash-attn package)
     or `eager` (the architecture's own code); or one kernel of PyTorch's: `flash`, `efficient`, `math`. `auto` is flash in half
     precision, efficient in fp32, and sdpa or eager where the architecture has neither."""
-    loss: Literal["scored", "nll", "nll_4_46", "nll_4_45", "chunked_nll", "liger", "cut_cross_entropy"] = "scored"
-    """For which positions logits are made, and how. `scored`: the positions that are scored, with a copy in fp32. `nll`: the
-    whole sequence, as transformers' models do with labels (in PPO: as TRL does). `nll_4_46`, `nll_4_45`: as those did in
-    transformers of that version. `chunked_nll`: a chunk at a time, TRL's default. `liger`: Liger-Kernel's fused cross-entropy.
-    `cut_cross_entropy`: Apple's, which makes no logits."""
+    loss: Literal["scored", "selective", "nll", "nll_4_46", "nll_4_45", "chunked_nll", "liger", "cut_cross_entropy"] = (
+        "scored"
+    )
+    """For which positions logits are made, and how. `scored`: the positions that are scored, with a copy in fp32. `selective`: the
+    same, one sequence after the other, with entropies for the log, as TRL does in GRPO and RLOO. `nll`: the whole sequence, as
+    transformers' models do with labels (in PPO: as TRL does). `nll_4_46`, `nll_4_45`: as those did in transformers of that version.
+    `chunked_nll`: a chunk at a time, TRL's default in SFT. `liger`: Liger-Kernel's fused cross-entropy. `cut_cross_entropy`:
+    Apple's, which makes no logits."""
     lora_r: Rank | None = 16
     """Rank of the adapter's factors."""
     lora_alpha: Positive | None = 32
@@ -276,6 +279,10 @@ class Workload(BaseModel):
     """`initial`: as PEFT makes them. `saved:NAME`: those that another cell of the run saves (`save_as`), which runs first."""
     rollout_batch: Count | None = 8
     """Prompts in one rollout; its responses must make up whole optimizer steps."""
+    group_size: Count | None = None
+    """Responses to each prompt, of algorithms that compare them (TRL's num_generations); null is the algorithm's usual number."""
+    micro_rollout_batch_size: Count | None = None
+    """Responses that are generated at a time, as OpenRLHF calls it; null generates all of a rollout at once, as TRL does."""
     value: Literal["head", "separate"] | None = "head"
     """The value model: a scalar head on the policy's trunk, or a separate model with an optimizer of its own."""
     reference: Literal["auto", "adapter_off", "copy", "precomputed", "none"] | None = "auto"

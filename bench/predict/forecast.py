@@ -26,6 +26,7 @@ from vrambench.bench.predict.unmodelled import decides, missed, unmodelled
 from vrambench.bench.predict.unseen.hardware import Outside, outside_allocator
 from vrambench.bench.results.forecast import Forecast, PredictedPhase, Unmodelled, Verdict
 from vrambench.bench.results.records import Memory
+from vrambench.methods.algorithms import ALGORITHMS
 from vrambench.methods.cards import CARDS, Card
 from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError
@@ -50,6 +51,7 @@ class Predictor:
         known. `expandable`: with expandable segments, whatever the options say. Raises ConfigurationError as the job would,
         and NotPredicted where it fails in another way."""
         began = time.perf_counter()
+        _check_predicted(cell)
         budget = budget_bytes or cell.workload.budget
         card = card or card_of(budget)
         settings = replace(self._conf.settings, expandable_segments=True) if expandable else self._conf.settings
@@ -83,6 +85,17 @@ class Predictor:
                     f"{cell.name} on {cell.workload.model!r} cannot be predicted: {_why(error)}"
                 ) from error
         return self._simulations[key]
+
+
+def _check_predicted(cell: Cell) -> None:
+    """That the trainer is ours: another library's cannot run where nothing is computed."""
+    foreign = cell.algorithm_value.foreign
+    if foreign is None:
+        return
+    said = f"{foreign.library}'s own {foreign.trainer} is measured (`vrambench run`), and not predicted"
+    if foreign.same in ALGORITHMS:
+        said += f": `{cell.name.removesuffix(cell.algorithm) + foreign.same}` says the same of ours"
+    raise NotPredicted(f"{cell.name}: {said}")
 
 
 LOOKS_AT_VALUES = ("torch.nonzero()", "Cannot copy out of meta tensor", "_local_scalar_dense")

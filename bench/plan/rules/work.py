@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vrambench.bench.plan.rules.rule import Rule
-from vrambench.bench.plan.traits import remax_temperature
+from vrambench.bench.plan.traits import algorithm_option, remax_temperature
 from vrambench.methods.models.losses import LOSSES
 
 RULES: tuple[Rule, ...] = (
@@ -18,6 +18,12 @@ RULES: tuple[Rule, ...] = (
         "reject",
         "at temperature 0 the sampled response is the greedy one, so every advantage and the gradient are zero",
         lambda cell, _: remax_temperature(cell) == 0,
+    ),
+    Rule(
+        "group-of-one",
+        "reject",
+        "a response is compared with the others to its prompt, and of one alone every advantage is zero (group_size: 2 or more)",
+        lambda cell, _: cell.workload.group_size == 1,
     ),
     Rule(
         "loss-logprobs",
@@ -54,6 +60,7 @@ RULES: tuple[Rule, ...] = (
         "the algorithm's loss compares with no reference, which would be held for nothing (reference: none)",
         lambda cell, _: (
             cell.workload.reference not in ("none", None)
+            and cell.algorithm_value.from_pairs
             and cell.algorithm_value.uses_reference(cell.workload) == "unused"
         ),
     ),
@@ -74,7 +81,11 @@ RULES: tuple[Rule, ...] = (
         "lengths-algorithm",
         "reject",
         "all responses of the algorithm are as long as response_tokens, and it takes no sequences of several lengths",
-        lambda cell, _: cell.workload.lengths is not None and not cell.algorithm_value.takes_lengths,
+        lambda cell, _: (
+            cell.workload.lengths is not None
+            and not cell.algorithm_value.takes_lengths
+            and cell.algorithm_value.foreign is None
+        ),
     ),
     Rule(
         "lengths-none",
@@ -103,6 +114,22 @@ RULES: tuple[Rule, ...] = (
             f"rollout_batch {cell.workload.rollout_batch} is no multiple of {cell.rollout_unit}; the nearest above is "
             f"{-(-(cell.workload.rollout_batch or 0) // cell.rollout_unit) * cell.rollout_unit}"
         ),
+    ),
+    Rule(
+        "reference-idle",
+        "warn",
+        "the weight of the KL term is 0, so the reference is held and scored for the log alone (reference: auto holds none)",
+        lambda cell, _: (
+            cell.workload.reference not in (None, "none")
+            and not cell.algorithm_value.from_pairs
+            and cell.algorithm_value.uses_reference(cell.workload) == "unused"
+        ),
+    ),
+    Rule(
+        "k1-loss",
+        "warn",
+        "in the loss, the gradient of k1 is zero in the mean, so it holds the policy back by noise alone (kl_estimator: k2 or k3)",
+        lambda cell, _: bool(algorithm_option(cell, "use_kl_loss")) and algorithm_option(cell, "kl_estimator") == "k1",
     ),
     Rule(
         "empty-cache-cpu",

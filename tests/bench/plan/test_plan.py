@@ -123,7 +123,7 @@ def test_a_device_without_bf16_rejects_it(shipped: Matrix) -> None:
 FULL = {"precision": "fp32", "adapter": "none", "offload": "none", "optimizer": "adamw_torch"}
 
 
-@pytest.mark.parametrize("algorithm", ["sft", "ppo", "remax"])
+@pytest.mark.parametrize("algorithm", list(AXES["algorithm"]))
 def test_five_axes_by_name_are_one_cell_of_the_shipped_matrix(shipped: Matrix, algorithm: str) -> None:
     """Smoke's exclude removes it, and its include has it several times, with settings of their own."""
     (planned,) = select(shipped, Selection(axes={**FULL, "algorithm": algorithm}), "cpu").cells

@@ -70,8 +70,34 @@ EXPERTS = {"model": str(Path(__file__).parent / "experts"), "adapter": "lora", "
 """Mixtral in miniature."""
 
 MERGE: dict[str, Any] = {"algorithm": "merge", "adapter": "lora", "adapter_weights": "saved:sft", "save": "merged"}
+TRL = {"algorithm": "trl_sft", "loss": "nll"}
+TRL_ADAPTED = {**TRL, "precision": "int8", "adapter": "lora"}
 
 CASES = [
+    Case("trainer-offload", {**TRL, "offload": "zero2_optimizer"}, {"offload": "none"}),
+    Case("trainer-offload", {**TRL, "offload": "zero2_optimizer"}, {"algorithm": "sft"}),
+    Case("trainer-optimizer", {**TRL, "optimizer": "galore_adamw"}, {"optimizer": "adafactor"}),
+    Case("trainer-optimizer", {**TRL, "optimizer": "adafactor", "adafactor": {"beta1": 0.9}}, {"adafactor": {}}),
+    Case("trainer-optimizer", {**TRL, "optimizer": "tests.bench.plan.lacking:OTHER"}, {"algorithm": "sft"}),
+    Case("trainer-loss", {**TRL, "loss": "scored"}, {"loss": "chunked_nll"}),
+    Case("trainer-loss", {"algorithm": "trl_dpo", "loss": "nll"}, {"loss": "scored"}),
+    Case("trainer-lengths", {**TRL, "lengths": {8: 1.0}}, {"algorithm": "sft"}),
+    Case("trainer-settings", {**TRL, "trl": {"betas": 0.1}}, {"trl": {"neftune_noise_alpha": 5}}),
+    Case("trainer-settings", {**TRL, "trl": {"learning_rate": 0.1}}, {"trl": {}}),
+    Case("trainer-settings", {**TRL, "trl": {"beta": 0.1}}, {"algorithm": "trl_dpo", "loss": "scored"}),
+    Case("trainer-activation-offloading", {**TRL, "activation_offloading": True}, {}, near_device="cuda", alone=False),
+    Case(
+        "trainer-activation-offloading",
+        {"algorithm": "trl_grpo", "activation_offloading": True},
+        {"activation_offloading": False},
+        "cuda",
+        "cuda",
+        alone=False,
+    ),
+    Case("trainer-adapter-dtype", TRL_ADAPTED, {"adapter_dtype": "bf16"}),
+    Case("trainer-adapter-dtype", TRL_ADAPTED, {"algorithm": "sft"}),
+    Case("trainer-fp16-cpu", {**TRL, "precision": "fp16_amp"}, {}, near_device="cuda"),
+    Case("not-installed", {"optimizer": "tests.bench.plan.lacking:OPTIMIZER"}, {"optimizer": "adamw_torch"}),
     Case("loss-logprobs", FROM_LABELS, {"loss": "nll"}),
     Case("loss-logprobs", FROM_LABELS, {"algorithm": "sft"}),
     Case("loss-logprobs", {"algorithm": "remax", "loss": "liger"}, {"algorithm": "sft"}, "cuda", "cuda"),
@@ -261,6 +287,50 @@ CASES = [
         alone=False,
     ),
     Case("zero-amp", {"precision": "bf16_amp", "offload": "zero2_optimizer"}, {"precision": "bf16"}),
+    Case(
+        "activations-twice",
+        {"activation_offloading": True, "offload": "activations"},
+        {"offload": "none"},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case("activations-cpu", {"offload": "activations"}, {}, near_device="cuda", kind="warn"),
+    Case(
+        "zero3-int8",
+        {"precision": "int8", "adapter": "lora", "offload": "zero3_all"},
+        {"precision": "nf4"},
+        device="cuda",
+        near_device="cuda",
+        alone=False,
+    ),
+    Case(
+        "zero3-int8",
+        {"precision": "int8", "adapter": "lora", "offload": "zero3_optimizer"},
+        {"offload": "zero2_optimizer"},
+        device="cuda",
+        near_device="cuda",
+        alone=False,
+    ),
+    Case(
+        "merge-zero3",
+        {"adapter": "lora", "save": "merged", "offload": "zero3_all"},
+        {"save": "model"},
+        alone=False,
+    ),
+    Case("zero-options", {"offload": "zero2_optimizer", "zero": {"sub_group_size": 9}}, {"offload": "zero3_all"}),
+    Case(
+        "zero-options", {"offload": "zero2", "zero": {"pin_memory": False}}, {"offload": "zero2_optimizer"}, alone=False
+    ),
+    Case("zero-shards-nothing", {"offload": "zero2"}, {"offload": "zero2_optimizer"}, kind="warn"),
+    Case(
+        "zero3-qlora",
+        {"adapter": "lora", "precision": "nf4", "offload": "zero3_all"},
+        {"precision": "bf16"},
+        kind="warn",
+        alone=False,
+    ),
+    Case("zero3-rollout", {"algorithm": "remax", "offload": "zero3_all"}, {"offload": "zero3_optimizer"}, kind="warn"),
+    Case("zero3-rollout", {"algorithm": "ppo", "offload": "zero3_all"}, {"algorithm": "sft"}, kind="warn"),
     Case("zero-amp", {"precision": "fp16_amp", "offload": "zero2_optimizer"}, {"offload": "none"}, device="cuda"),
     Case("fp32-flash", {"precision": "fp32", "attention": "flash"}, {"attention": "efficient"}),
     Case("fp32-flash", {"precision": "fp32", "attention": "flash"}, {"precision": "bf16_amp"}, device="meta"),
@@ -363,6 +433,24 @@ CASES = [
         bf16=False,
     ),
     Case("fp32-flash", {"precision": "fp32", "attention": "flash_attention_2"}, {"precision": "bf16"}, "cuda", "cuda"),
+    Case("group-of-one", {"algorithm": "grpo", "group_size": 1}, {"group_size": 2}),
+    Case("group-of-one", {"algorithm": "rloo", "group_size": 1}, {"algorithm": "ppo"}),
+    Case("reference-idle", {"algorithm": "grpo", "reference": "copy"}, {"reference": "auto"}, kind="warn"),
+    Case("reference-idle", {"algorithm": "grpo", "reference": "copy"}, {"grpo": {"beta": 0.1}}, kind="warn"),
+    Case(
+        "reference-idle",
+        {"algorithm": "rloo", "adapter": "lora", "reference": "adapter_off", "rloo": {"beta": 0}},
+        {"reference": "none"},
+        kind="warn",
+    ),
+    Case(
+        "k1-loss",
+        {"algorithm": "reinforce", "reinforce": {"use_kl_loss": True}},
+        {"reinforce": {"use_kl_loss": True, "kl_estimator": "k3"}},
+        kind="warn",
+    ),
+    Case("k1-loss", {"algorithm": "ppo", "ppo": {"use_kl_loss": True}}, {"ppo": {}}, kind="warn"),
+    Case("rollout-batch", {"algorithm": "grpo", "rollout_batch": 3, "batch_size": 16}, {"rollout_batch": 2}),
     Case("rollout-batch", {"algorithm": "ppo", "rollout_batch": 8, "batch_size": 3}, {"rollout_batch": 9}),
     Case(
         "rollout-batch",
@@ -402,6 +490,13 @@ CASES = [
     ),
     Case(
         "lora-offload", {"adapter": "lora", "offload": "zero2_optimizer"}, {"offload": "none"}, kind="warn", alone=False
+    ),
+    Case(
+        "lora-offload",
+        {"adapter": "lora", "offload": "zero3_optimizer"},
+        {"offload": "zero3_all"},
+        kind="warn",
+        alone=False,
     ),
     Case(
         "zero-factored",
@@ -533,7 +628,11 @@ def own_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("own_values")
 def test_a_users_own_value_obeys_the_rules() -> None:
     own = cell_of(optimizer="own_axis_values:STEPPING", offload="own_axis_values:ENGINE")
-    assert {finding.rule for finding in check(own, "cuda")} == {"layerwise-clip", "layerwise-zero"}
+    assert {finding.rule for finding in check(own, "cuda")} == {
+        "layerwise-clip",
+        "layerwise-zero",
+        "zero-shards-nothing",
+    }
 
 
 @pytest.mark.usefixtures("own_values")
