@@ -159,7 +159,8 @@ def _check_modules(value: object) -> object:
     if not isinstance(value, str) or not value:
         raise ValueError(unlike)
     if re.fullmatch(r"[\w-]+", value):  # to PEFT a regular expression for a whole path, which matches none
-        raise ValueError(f"{unlike}; write [{brief(value)}] for the layers of that name")
+        meant = did_you_mean(value, ("auto", "all-linear"))
+        raise ValueError(unlike + (meant or f"; write [{brief(value)}] for the layers of that name"))
     try:
         re.compile(value)
     except re.error as error:
@@ -222,9 +223,10 @@ class Workload(BaseModel):
     """With `lengths`: rows are padded to the longest of their batch, and to a multiple of so many tokens."""
     padding_free: Switch = False
     """With `lengths`: the sequences of a batch are one row, without padding, and kept apart by their positions."""
-    packing: Literal["none", "bfd", "wrapped"] = "none"
+    packing: Literal["none", "bfd", "bfd_split", "wrapped"] = "none"
     """With `lengths`: TRL's `packing_strategy`. `bfd`: several sequences fill a row of `max_length` tokens, as a best fit, and all
-    rows of a batch are one, padding-free. `wrapped`: rows of `max_length` tokens, wherever sequences end."""
+    rows of a batch are one, padding-free. `bfd_split`: the same, and longer sequences are split instead of truncated. `wrapped`:
+    rows of `max_length` tokens, wherever sequences end."""
     gradient_accumulation_steps: Count = 1
     """Backward passes for one optimizer step."""
     gradient_checkpointing: Switch = False
@@ -341,7 +343,7 @@ class Workload(BaseModel):
         """Whether a batch may need a mask: for padding, or for several sequences in a row."""
         if self.lengths is None:
             return False
-        if self.packing == "bfd":
+        if self.packing in BEST_FIT:
             return True
         several = self.batch_size > 1 or (self.eval_batch_size or 1) > 1
         apart = self.padding_free or self.packing == "wrapped" or len(self.lengths) > 1
@@ -350,7 +352,7 @@ class Workload(BaseModel):
     @property
     def one_row(self) -> bool:
         """Whether all sequences of a batch are in one row, kept apart by their positions: TRL's packs by bfd are padding-free."""
-        return self.padding_free or self.packing == "bfd"
+        return self.padding_free or self.packing in BEST_FIT
 
     def padded(self, tokens: int) -> int:
         """A row's tokens, padding to `pad_to_multiple_of` included."""
@@ -367,6 +369,8 @@ class Workload(BaseModel):
 
 
 FIELDS = tuple(name for name in Workload.model_fields if name != "options")
+BEST_FIT = ("bfd", "bfd_split")
+"""Of `packing`."""
 PARTS = ("prompt_tokens", "response_tokens")
 """What a sequence's tokens are made of."""
 AXIS_NAMES = ("precision", "adapter", "optimizer", "offload", "algorithm")

@@ -33,6 +33,7 @@ from vrambench.bench.predict.tracing.tracer import Tracer
 from vrambench.bench.predict.unseen.matmuls import LT_MATMULS, MATMULS, cublas_workspace_bytes, cublaslt_workspace
 from vrambench.bench.predict.unseen.workspaces import EARLY, workspaces
 from vrambench.bench.results.records import Parameters, RoleBytes
+from vrambench.methods.batches import Kind
 from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import get_device
@@ -67,22 +68,23 @@ class Simulator:
     def __init__(self) -> None:
         self._shapes = KnownShapes()
 
-    def run(self, cell: Cell, card: Card | None = None) -> Simulation:
-        """`cell` on `card`'s hardware (an RTX 3090's where none is named). Raises ConfigurationError as the job itself would."""
+    def run(self, cell: Cell, card: Card | None = None, *, worst_alone: bool = False) -> Simulation:
+        """`cell` on `card`'s hardware (an RTX 3090's where none is named), with the batches of `order_of`. Raises
+        ConfigurationError as the job itself would."""
+        order = order_of(cell, worst_alone=worst_alone)
         work = cell.workload
         try:
             if work.activation_offloading and work.gradient_checkpointing:
                 raise NotAlike("offloading holds the inputs of five layers at once")
             if cell.offload_value.across_layers:
                 raise NotAlike(f"{cell.offload} works on several layers' weights or gradients at once")
-            return self._simulated(cell, card, BUILT)
+            return self._simulated(cell, card, BUILT, order)
         except NotAlike as difference:
-            simulation = self._simulated(cell, card, None)
+            simulation = self._simulated(cell, card, None, order)
             note = f"every layer was traced, since not all do the same ({difference})"
             return replace(simulation, notes=(note, *simulation.notes))
 
-    def _simulated(self, cell: Cell, card: Card | None, layers: int | None) -> Simulation:
-        order = order_of(cell)
+    def _simulated(self, cell: Cell, card: Card | None, layers: int | None, order: tuple[Kind, ...]) -> Simulation:
         steps = len(order) - (cell.workload.eval_batch_size is not None) if order else STEPS
         device = replace(get_device("meta"), layers=layers, capability=card.capability if card else None, order=order)
         tracer = Tracer("meta", hidden=hidden_memory(cell, card), shapes=self._shapes)

@@ -100,7 +100,7 @@ RULES: tuple[Rule, ...] = (
             )
         ),
         lambda cell, _: ", ".join(
-            f"{name} {getattr(cell.workload, name)}"
+            f"{name} {str(getattr(cell.workload, name)).lower()}"
             for name in ("padding_free", "packing", "pad_to_multiple_of")
             if getattr(cell.workload, name) not in (False, "none", None)
         ),

@@ -239,6 +239,7 @@ def test_max_length_overrules_what_is_laid_below(
             ("response_tokens=8",),
             "--set response_tokens=8: response_tokens: 8 says nothing beside lengths, ",
         ),
+        (None, ("lengths={8: 1.0}", "packing=bfd"), "--set packing=bfd: max_length: packing bfd needs it: the tokens "),
         (None, ("max_length=256",), "--set max_length=256: prompt_tokens: 256 must be less than max_length, 256, "),
     ],
 )

@@ -7,6 +7,7 @@ are the same, operator by operator and byte by byte, but for the differences nam
 * a text's tokens are read from the host, and made of zeros where there are no values;
 * Adafactor makes its factors on the host and moves them, and 8-bit optimizers their two tables of 1 KiB: on the CPU host and device
   are one, so these count twice there;
+* AdamW's count of steps, four bytes for each parameter, is made on the host (torch.optim.AdamW's _init_group);
 * int8's products are bitsandbytes' own: its CPU code makes fp32 copies of weights that no GPU makes;
 * a real loss scaler skips steps whose gradients overflow, and the simulated one never does;
 * a tensor that lies as it is wanted is not copied: for single prompts and short caches, strides differ where nothing is in between.
@@ -140,6 +141,29 @@ def differences(cell: Cell, real: Trace, simulated: Trace) -> Counter[tuple[str,
         if named:
             del found[where, nbytes, operator]
     return found
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "remax"])
+def test_adamw_counts_its_steps_on_the_host(algorithm: str) -> None:
+    """Four bytes for each parameter, from the first optimizer step on."""
+    work = {"prompt_tokens": 8, "response_tokens": 2, "batch_size": 2, "rollout_batch": 8, "ppo": {"epochs": 1}}
+    axes = {"precision": "fp32", "adapter": "none", "optimizer": "adamw_torch", "offload": "none"}
+    cell = resolve(axes | {"algorithm": algorithm}, work | {"gradient_accumulation_steps": 2})
+    real = traced(cell, get_device("cpu"))
+    simulated = traced(cell, dataclasses.replace(get_device("meta"), stands_for="cpu"))
+    freed = {event.ident for event in real.events if event.kind == FREE}
+    kept = [event for event in real.events if event.kind == ALLOC and event.ident not in freed]
+    counters = [
+        event.nbytes
+        for event in kept
+        if event.place.phase == "optimizer_step" and event.operator == "aten.lift_fresh.default"
+    ]
+    peaks = [
+        max(live for event, live in trace.live() if event.place.phase == "optimizer_step")
+        for trace in (real, simulated)
+    ]
+    assert set(counters) == {4}
+    assert peaks[0] - peaks[1] == sum(counters)
 
 
 @pytest.mark.parametrize("name", CELLS)
