@@ -164,7 +164,7 @@ class Job:
             self.roles["reference"] = Role(copy)
         else:
             self.roles["reference"] = Role(self.roles["policy"].module, shares="policy")
-        return Reference(policy, copy, sequences, self.device)
+        return Reference(policy, copy, sequences, self.device, self.cell.workload.reference_dtype is not None)
 
     def critic(self) -> Learner:
         """A separate value model of the policy's shape, in the cell's precision, trained as the policy is."""
