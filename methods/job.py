@@ -198,7 +198,7 @@ class Job:
             copy = self.first_policy()
         else:
             self.roles["reference"] = Role(self.roles["policy"].module, shares="policy")
-        return Reference(policy, copy, sequences, self.device)
+        return Reference(policy, copy, sequences, self.device, self.cell.workload.reference_dtype is not None)
 
     def first_policy(self) -> Policy:
         """A frozen copy of the policy as it is at first, without its adapter: the role `reference`."""

@@ -293,7 +293,7 @@ class Workload(BaseModel):
     (TRL's precompute_ref_log_probs)."""
     reference_dtype: Literal["fp32", "bf16", "fp16"] | None = None
     """The type of the weights of a `reference: copy`; null: the policy's, quantised where they are. TRL reads a reference of its
-    own in fp32 unless model_init_kwargs says otherwise."""
+    own in fp32 unless model_init_kwargs says otherwise, and autocast casts it whole in each pass."""
     reward: Annotated[Name | None, AfterValidator(_check_reward)] = "tokens"
     """What scores a response: `tokens` (the share of its ids in the vocabulary's first quarter), `reviews` (how positive a review
     of `data: reviews` is), `model` (a scalar model of `reward_model`'s shape), a classifier's folder or hub id, or your own
