@@ -156,7 +156,8 @@ def resolve(axes: Mapping[str, str], settings: Mapping[str, Any], *, flash: bool
     workload: Workload = validated(Workload, fields).model_copy(update=dict.fromkeys(unused))
     options = _options(settings, values, namespaces)
     workload = workload.model_copy(update={"options": options})
-    return Cell(**axes, workload=workload.model_copy(update=_decided(workload, values, flash)))
+    changes = _decided(workload, values, flash)
+    return Cell(**axes, workload=workload.model_copy(update=changes))
 
 
 def _check_axes(axes: Mapping[str, str]) -> None:
@@ -198,11 +199,11 @@ def _decided(workload: Workload, values: Mapping[str, AxisValue], flash: bool) -
     if workload.group_size is None:
         decided["group_size"] = algorithm.group_size
     kernel = precision.attention(workload)
-    preferred = "sdpa" if workload.lengths else kernel if flash else "efficient"
+    preferred = "sdpa" if workload.lengths or workload.reference_dtype else kernel if flash else "efficient"
     decided["attention"] = attention_of(workload.model, workload.attention, preferred)
     if workload.reference == "auto":
-        usual = "adapter_off" if adapter.can_switch_off else "copy"
-        decided["reference"] = usual if algorithm.uses_reference(workload) else "none"
+        used = algorithm.uses_reference(workload) != "unused"
+        decided["reference"] = ("adapter_off" if adapter.can_switch_off else "copy") if used else "none"
     if workload.reward != "model":
         decided["reward_model"] = None
     if workload.eval_batch_size is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from vrambench.methods.registry import AxisValue, Registry
 
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from vrambench.methods.workload import Workload
 
 Metrics: TypeAlias = "dict[str, torch.Tensor]"
+ReferenceUse: TypeAlias = Literal["needed", "optional", "unused"]
 
 EVALUATION_FIELDS = ("eval_batch_size", "max_eval_samples", "prediction_loss_only", "eval_accumulation_steps")
 """Of algorithms whose trainers evaluate (Evaluating)."""
-ROLLOUT_FIELDS = ("rollout_batch", "micro_rollout_batch_size", "reference", "reward", "reward_model")
+REFERENCE_FIELDS = ("reference", "reference_dtype")
+ROLLOUT_FIELDS = ("rollout_batch", "micro_rollout_batch_size", *REFERENCE_FIELDS, "reward", "reward_model")
 
 
 class Stage(Protocol):
@@ -51,6 +53,9 @@ class Stage(Protocol):
 
     def reward(self) -> Reward:
         """Scores of responses, as `reward` says."""
+
+    def reward_model(self) -> Learner:
+        """A model that is trained to give one score for each sequence."""
 
 
 class Trainer(Protocol):
@@ -82,17 +87,20 @@ class Evaluating(Trainer, Protocol):
 class Algorithm(AxisValue):
     """`trainer`: sets the algorithm up on a stage (it asks for the roles that it needs). `learning_rate`: its usual one, used
     where the workload names none. `group_size`: its usual number of responses to each prompt, likewise, of one that compares them.
-    `sequences_per_prompt`: how many responses to each of a rollout's prompts it trains on. `uses_reference`: whether, with such
-    options, the reference has a part in the loss. `takes_lengths`: it trains on sequences of several `lengths`. `from_logprobs`:
-    its loss is made of tokens' log-probabilities, and not their mean cross-entropy."""
+    `sequences_per_prompt`: how many responses to each of a rollout's prompts it trains on. `takes_lengths`: it trains on sequences
+    of several `lengths`. `from_logprobs`: its loss is made of tokens' log-probabilities, and not their mean cross-entropy.
+    `from_pairs`: it trains on pairs of responses, which `batch_size` counts. `uses_reference`: what the frozen policy of before is
+    to it, under a workload. `trains_reward`: what it trains is a reward model, and no policy."""
 
     trainer: Callable[[Stage], Trainer]
     learning_rate: float
     group_size: int | None = None
     sequences_per_prompt: Callable[[Workload], int] = lambda workload: workload.group_size or 1
-    uses_reference: Callable[[Workload], bool] = lambda workload: True
     from_logprobs: bool = True
     takes_lengths: bool = False
+    from_pairs: bool = False
+    uses_reference: Callable[[Workload], ReferenceUse] = lambda workload: "optional"
+    trains_reward: bool = False
 
 
 ALGORITHMS = Registry(
@@ -105,5 +113,7 @@ ALGORITHMS = Registry(
         "reinforce": "vrambench.methods.algorithms.reinforce:REINFORCE",
         "rloo": "vrambench.methods.algorithms.rloo:RLOO",
         "grpo": "vrambench.methods.algorithms.grpo:GRPO",
+        "dpo": "vrambench.methods.algorithms.dpo:DPO",
+        "reward": "vrambench.methods.algorithms.reward:REWARD",
     },
 )

@@ -172,7 +172,7 @@ GRPO = Algorithm(
     trainer=GroupRelative,
     learning_rate=1e-6,
     group_size=8,
-    uses_reference=lambda workload: workload.of(GRPOOptions).beta > 0,
+    uses_reference=lambda workload: "optional" if workload.of(GRPOOptions).beta else "unused",
     options=GRPOOptions,
     fields=(*ROLLOUT_FIELDS, "group_size"),
 )

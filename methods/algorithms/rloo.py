@@ -122,7 +122,7 @@ RLOO = Algorithm(
     trainer=LeaveOneOut,
     learning_rate=1e-6,
     group_size=2,
-    uses_reference=lambda workload: workload.of(RLOOOptions).beta > 0,
+    uses_reference=lambda workload: "optional" if workload.of(RLOOOptions).beta else "unused",
     options=RLOOOptions,
     fields=(*ROLLOUT_FIELDS, "group_size"),
 )

@@ -174,9 +174,26 @@ JOBS = (
         settings={**DEFAULTS.settings, "packing": "bfd"},
         unequal=True,
     ),
-    Trained("dpo", trainer="dpo", lora=LORA),
-    Trained("dpo, full", trainer="dpo"),
-    Trained("reward", trainer="reward", lora=LORA | {"task_type": "SEQ_CLS"}),
+    Trained(
+        "dpo",
+        trainer="dpo",
+        lora=LORA,
+        axes="bf16 lora adamw_torch_fused none dpo",
+        settings=OUR_LORA | CHECKPOINTED | {"loss": "nll", "autocast": "bf16"},
+    ),
+    Trained(
+        "dpo, full",
+        trainer="dpo",
+        axes="bf16 none adamw_torch_fused none dpo",
+        settings=CHECKPOINTED | {"loss": "nll", "autocast": "bf16", "reference_dtype": "fp32"},
+    ),
+    Trained(
+        "reward",
+        trainer="reward",
+        lora=LORA | {"task_type": "SEQ_CLS"},
+        axes="bf16 lora adamw_torch_fused none reward",
+        settings=OUR_LORA | CHECKPOINTED | {"autocast": "bf16"},
+    ),
     GRPO,
     replace(
         GRPO,
@@ -184,7 +201,7 @@ JOBS = (
         lora=None,
         arguments={"beta": 0.04},
         axes="bf16 none adamw_torch_fused none grpo",
-        settings=GENERATED | {"group_size": GENERATIONS, "grpo": {"beta": 0.04}},
+        settings=GENERATED | {"group_size": GENERATIONS, "reference_dtype": "fp32", "grpo": {"beta": 0.04}},
         recorded=False,
     ),
     replace(GRPO, name="rloo", trainer="rloo", axes="bf16 lora adamw_torch_fused none rloo", recorded=False),
@@ -338,6 +355,8 @@ def predicted(job: Trained, model: Mapping[str, str], tokens: int, prompt: int, 
     work: dict[str, Any] = {"batch_size": BATCH, "prompt_tokens": 1, "response_tokens": tokens - 1, "budget": "4TiB"}
     if job.trainer in GENERATING:
         work |= {"prompt_tokens": prompt, "response_tokens": prompt}
+    if job.trainer in ("dpo", "reward"):
+        work |= dict(zip(("prompt_tokens", "response_tokens"), pair_tokens(tokens), strict=True))
     if job.unequal:
         work |= {"lengths": dict.fromkeys(lengths_of(tokens), 1 / len(LENGTHS)), "max_length": tokens}
     cell = resolve(dict(zip(AXIS_NAMES, job.axes.split(), strict=True)), work | model | job.settings)
@@ -511,12 +530,18 @@ def texts(sizes: Sizes, count: int, tokens: int) -> list[str]:
     return [" ".join(f"w{index}" for index in torch.randint(size - 2, (tokens,)).tolist()) for _ in range(count)]
 
 
+def pair_tokens(tokens: int) -> tuple[int, int]:
+    """Of a prompt, and of each response with the token that the trainer ends it with: together no more than `tokens`."""
+    return tokens // 2 - 1, tokens // 2
+
+
 def pairs(sizes: Sizes) -> Any:
-    """Prompts, each with a response that is preferred and one that is not, which fill TOKENS together with it."""
+    """Prompts, each with a response that is preferred and one that is not."""
     from datasets import Dataset
 
-    count, half = BATCH * STEPS, sizes.tokens // 2
-    prompts, chosen, rejected = (texts(sizes, count, half - 1) for _ in range(3))
+    count, (prompt, response) = BATCH * STEPS, pair_tokens(sizes.tokens)
+    prompts = texts(sizes, count, prompt)
+    chosen, rejected = (texts(sizes, count, response - 1) for _ in range(2))
     spaced = {"chosen": [f" {one}" for one in chosen], "rejected": [f" {one}" for one in rejected]}
     return Dataset.from_dict({"prompt": prompts, **spaced})
 

@@ -59,6 +59,7 @@ OTHER: dict[str, Any] = {
     "micro_rollout_batch_size": 3,
     "value": "separate",
     "reference": "copy",
+    "reference_dtype": "fp32",
     "reward": "own:score",
     "reward_model": "tiny-gpt2",
     "eval_batch_size": 3,

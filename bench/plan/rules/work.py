@@ -40,9 +40,46 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: LOSSES[cell.workload.loss].cuda_only or "",
     ),
     Rule(
+        "loss-scores",
+        "reject",
+        "a reward model gives scores and no logits, and loss says how those are made (loss: scored)",
+        lambda cell, _: cell.algorithm_value.trains_reward and cell.workload.loss != "scored",
+        lambda cell, _: f"loss is {cell.workload.loss}",
+    ),
+    Rule(
+        "reference-needed",
+        "reject",
+        "the algorithm's loss compares with a reference (reference: auto, or a loss without one)",
+        lambda cell, _: (
+            cell.workload.reference == "none" and cell.algorithm_value.uses_reference(cell.workload) == "needed"
+        ),
+    ),
+    Rule(
+        "reference-unused",
+        "reject",
+        "the algorithm's loss compares with no reference, which would be held for nothing (reference: none)",
+        lambda cell, _: (
+            cell.workload.reference not in ("none", None)
+            and cell.algorithm_value.uses_reference(cell.workload) == "unused"
+        ),
+    ),
+    Rule(
+        "reference-dtype",
+        "reject",
+        "reference_dtype is of the reference's own weights, and it has none (reference: copy)",
+        lambda cell, _: cell.workload.reference_dtype is not None and cell.workload.reference != "copy",
+        lambda cell, _: f"reference is {cell.workload.reference}",
+    ),
+    Rule(
+        "reference-precomputed",
+        "reject",
+        "nothing can be precomputed of responses that each step samples anew",
+        lambda cell, _: cell.workload.reference == "precomputed" and not cell.algorithm_value.from_pairs,
+    ),
+    Rule(
         "lengths-algorithm",
         "reject",
-        "the algorithm samples its responses itself, all as long as response_tokens, and takes no sequences of several lengths",
+        "all responses of the algorithm are as long as response_tokens, and it takes no sequences of several lengths",
         lambda cell, _: cell.workload.lengths is not None and not cell.algorithm_value.takes_lengths,
     ),
     Rule(
@@ -71,14 +108,6 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: (
             f"rollout_batch {cell.workload.rollout_batch} is no multiple of {cell.rollout_unit}; the nearest above is "
             f"{-(-(cell.workload.rollout_batch or 0) // cell.rollout_unit) * cell.rollout_unit}"
-        ),
-    ),
-    Rule(
-        "reference-unused",
-        "warn",
-        "the weight of the KL term is 0, so the reference is held and scored for the log alone (reference: auto holds none)",
-        lambda cell, _: (
-            cell.workload.reference not in (None, "none") and not cell.algorithm_value.uses_reference(cell.workload)
         ),
     ),
     Rule(
