@@ -60,7 +60,6 @@ RULES: tuple[Rule, ...] = (
         "the algorithm's loss compares with no reference, which would be held for nothing (reference: none)",
         lambda cell, _: (
             cell.workload.reference not in ("none", None)
-            and cell.algorithm_value.from_pairs
             and cell.algorithm_value.uses_reference(cell.workload) == "unused"
         ),
     ),
@@ -113,16 +112,6 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: (
             f"rollout_batch {cell.workload.rollout_batch} is no multiple of {cell.rollout_unit}; the nearest above is "
             f"{-(-(cell.workload.rollout_batch or 0) // cell.rollout_unit) * cell.rollout_unit}"
-        ),
-    ),
-    Rule(
-        "reference-idle",
-        "warn",
-        "the weight of the KL term is 0, so the reference is held and scored for the log alone (reference: auto holds none)",
-        lambda cell, _: (
-            cell.workload.reference not in (None, "none")
-            and not cell.algorithm_value.from_pairs
-            and cell.algorithm_value.uses_reference(cell.workload) == "unused"
         ),
     ),
     Rule(

@@ -435,13 +435,12 @@ CASES = [
     Case("fp32-flash", {"precision": "fp32", "attention": "flash_attention_2"}, {"precision": "bf16"}, "cuda", "cuda"),
     Case("group-of-one", {"algorithm": "grpo", "group_size": 1}, {"group_size": 2}),
     Case("group-of-one", {"algorithm": "rloo", "group_size": 1}, {"algorithm": "ppo"}),
-    Case("reference-idle", {"algorithm": "grpo", "reference": "copy"}, {"reference": "auto"}, kind="warn"),
-    Case("reference-idle", {"algorithm": "grpo", "reference": "copy"}, {"grpo": {"beta": 0.1}}, kind="warn"),
+    Case("reference-unused", {"algorithm": "grpo", "reference": "copy"}, {"reference": "auto"}),
+    Case("reference-unused", {"algorithm": "grpo", "reference": "copy"}, {"grpo": {"beta": 0.1}}),
     Case(
-        "reference-idle",
+        "reference-unused",
         {"algorithm": "rloo", "adapter": "lora", "reference": "adapter_off", "rloo": {"beta": 0}},
         {"reference": "none"},
-        kind="warn",
     ),
     Case(
         "k1-loss",
