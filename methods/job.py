@@ -14,6 +14,7 @@ whoever measures listens there. The algorithm asks the job for the roles that it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import cast
@@ -29,16 +30,18 @@ from vrambench.methods.device import Device, get_device
 from vrambench.methods.dtypes import DTYPES
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.config import hidden_width, model_config
-from vrambench.methods.models.load import load_model
+from vrambench.methods.models.load import load_model, seeded
 from vrambench.methods.models.losses import LOSSES, Loss
 from vrambench.methods.models.parts import freeze
-from vrambench.methods.models.policy import Critic, Policy
+from vrambench.methods.models.policy import Critic, HeadedCritic, Policy
 from vrambench.methods.models.scalar import load_classifier, load_scalar_model
 from vrambench.methods.offload.learner import Learner, PhaseMarker
 from vrambench.methods.reference import Reference
 from vrambench.methods.registry import load_attribute
 from vrambench.methods.rewards import Reward, checked, token_rule
 from vrambench.methods.saving import save, saved
+from vrambench.methods.second_adapter import SecondAdapter
+from vrambench.methods.visiting import Visitor
 from vrambench.methods.workload import Workload
 
 # One random stream for each role, so that no role's weights depend on which others the job holds.
@@ -60,7 +63,7 @@ class Job:
     def __init__(self, cell: Cell, device: Device, phase: PhaseMarker = lambda name: None) -> None:
         self.cell = cell
         self.device = device
-        self.phase = phase
+        self.phase = emptying(phase, device) if cell.workload.empty_cache_between_phases else phase
         self.roles: dict[str, Role] = {}
         self.config = model_config(cell.workload.model)
 
@@ -143,21 +146,36 @@ class Job:
         kind = self.cell.workload.reference
         if kind == "none":
             return None
-        copy = None
+        copy: Policy | None = None
+        here: Callable[[], AbstractContextManager[None]] = nullcontext
         if kind == "copy":
             model = load_model(self.cell.setup, self.device, adapter=False, seed=self._seed("policy"))
             copy = Policy(freeze(model), loss=self._loss)
-            self.roles["reference"] = Role(copy)
+            here = self._visiting("reference", copy)
         else:
             self.roles["reference"] = Role(self.roles["policy"].module, shares="policy")
-        return Reference(policy, copy, self.cell.workload.batch_size, self.device)
+        return Reference(policy, copy, self.cell.workload.batch_size, self.device, here)
 
     def critic(self) -> Learner:
-        """A separate value model of the policy's shape, in the cell's precision, trained as the policy is."""
+        """A value model of the policy's shape, in the cell's precision, trained as the policy is: an adapter of its own on the
+        policy's base, or a separate one."""
+        if self.workload.value == "adapter":
+            return self._critic_on_policy()
         model = load_scalar_model(
             self.cell.setup, self.device, model=self.cell.workload.model, seed=self._seed("value"), trained=True
         )
         return self._trained("value", Critic(model))
+
+    def _critic_on_policy(self) -> Learner:
+        policy = self.roles["policy"].module
+        assert isinstance(policy, Policy)
+        with seeded(self.device, self._seed("value")):
+            adapter = SecondAdapter(policy.model, "value", self.workload)
+        critic = HeadedCritic(policy.model, self._value_head())
+        with adapter.active():
+            learner = adapter.trained_by(self._trained("value", critic))
+        self.roles["value"] = Role(critic, learner, shares="policy")
+        return learner
 
     def reward(self) -> Reward:
         """What the workload's `reward` names, frozen where it is a model."""
@@ -170,18 +188,24 @@ class Job:
             assert self.cell.workload.reward_model is not None
             name, seed = self.cell.workload.reward_model, self._seed("reward")
             scorer = load_scalar_model(self.cell.setup, self.device, model=name, seed=seed, trained=False)
-            self.roles["reward"] = Role(freeze(scorer))
-            return self._frozen(lambda tokens: scorer(tokens)[:, -1])
+            here = self._visiting("reward", freeze(scorer))
+            return self._frozen(lambda tokens: scorer(tokens)[:, -1], here)
         classifier = load_classifier(self.cell.setup, self.device, model=named, dtype=self._dtype)
-        self.roles["reward"] = Role(freeze(classifier))
-        return self._frozen(classifier)
+        return self._frozen(classifier, self._visiting("reward", freeze(classifier)))
 
-    def _frozen(self, score: Callable[[torch.Tensor], torch.Tensor]) -> Reward:
+    def _visiting(self, name: str, module: nn.Module) -> Callable[[], AbstractContextManager[None]]:
+        """Frozen `module` is role `name`: the context in which it is on the device."""
+        self.roles[name] = Role(module)
+        return Visitor(module, self.device).here if self.workload.ref_reward_offload else nullcontext
+
+    def _frozen(
+        self, score: Callable[[torch.Tensor], torch.Tensor], here: Callable[[], AbstractContextManager[None]]
+    ) -> Reward:
         """`score` of whole sequences, in batches of `batch_size`, in the precision that the policy computes in."""
 
         def reward(prompts: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
             batches = torch.cat([prompts, responses], dim=1).split(self.cell.workload.batch_size)
-            with self.device.autocast(self.cell.precision_value.autocast(self.workload)):
+            with here(), self.device.autocast(self.cell.precision_value.autocast(self.workload)):
                 return torch.cat(self.device.map_alike(score, batches)).float()
 
         return reward
@@ -227,3 +251,17 @@ class Job:
 
     def _seed(self, stream: str) -> int:
         return self.cell.workload.seed * len(STREAMS) + STREAMS[stream]
+
+
+def emptying(phase: PhaseMarker, device: Device) -> PhaseMarker:
+    """`phase`, with the device's cache emptied before a step's rollout, its scoring and its learning."""
+    last = "load"
+
+    def enter(name: str) -> None:
+        nonlocal last
+        if name in ("rollout", "score") or (name == "learn" and last in ("rollout", "score")):
+            device.empty_cache()
+        last = name
+        phase(name)
+
+    return enter

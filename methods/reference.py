@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +22,13 @@ class Reference:
     copy: Policy | None
     batch_size: int
     device: Device
+    here: Callable[[], AbstractContextManager[None]] = nullcontext
+    """The context in which the copy is on the device."""
 
     def logprobs(self, tokens: torch.Tensor, start: int, temperature: float = 1.0) -> torch.Tensor:
         """[B, T - start] fp32, for tokens [B, T], in batches of `batch_size` sequences."""
         policy: Any = self.copy or self.learner.module
-        with self.learner.forward():
+        with self.here(), self.learner.forward():
             if self.copy is not None:
                 return self._scored(policy, tokens, start, temperature)
             with policy.model.disable_adapter():

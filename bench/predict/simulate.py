@@ -112,7 +112,8 @@ class Simulator:
         except NotRegular as difference:
             trace = without_marks(trace)
             notes.append(f"of decoding, only the first and the last step are followed ({difference})")
-        offloads = cell.workload.activation_offloading or cell.offload_value.activations_on_host
+        work = cell.workload
+        offloads = work.activation_offloading or cell.offload_value.activations_on_host or work.ref_reward_offload
         activations = offloaded_bytes(trace) if offloads else 0
         return Simulation(
             trace=trace,

@@ -22,7 +22,14 @@ Metrics: TypeAlias = "dict[str, torch.Tensor]"
 
 EVALUATION_FIELDS = ("eval_batch_size", "max_eval_samples", "prediction_loss_only", "eval_accumulation_steps")
 """Of algorithms whose trainers evaluate (Evaluating)."""
-ROLLOUT_FIELDS = ("rollout_batch", "reference", "reward", "reward_model")
+ROLLOUT_FIELDS = (
+    "rollout_batch",
+    "reference",
+    "reward",
+    "reward_model",
+    "ref_reward_offload",
+    "empty_cache_between_phases",
+)
 
 
 class Stage(Protocol):

@@ -224,6 +224,9 @@ class SimulatedZero3(SimulatedEngine):
 
     def _step(self) -> None:
         self._gathering.release_all()
+        if self._host_is_here:  # combine_grad_norm_groups
+            norms = torch.empty(len(self.host_memory.masters), device=self._host_device)
+            torch.isfinite(norms).logical_not().logical_or(norms < 0)
         while self._state_to_come:
             self._keep(self._state_to_come.pop(0))
         self._norms.clear()

@@ -28,6 +28,17 @@ RULES: tuple[Rule, ...] = (
         lambda cell, target: target.kind != "cpu" and cell.offload_value.zero_stage == 3 and quantized_to(cell, 8),
     ),
     Rule(
+        "zero3-reads-weights",
+        "reject",
+        "the adapter reads weights of other modules than its own, which ZeRO-3 gathers in the engine's own forward pass alone, and "
+        "a rollout is none",
+        lambda cell, _: (
+            cell.offload_value.zero_stage == 3
+            and cell.adapter_value.reads_weights
+            and cell.workload.rollout_batch is not None
+        ),
+    ),
+    Rule(
         "merge-zero3",
         "reject",
         "PEFT merges into weights that ZeRO-3 has not gathered, so the base would be saved as it was (save: model)",

@@ -59,7 +59,10 @@ def cells() -> dict[str, PlannedCell]:
         ("autocast=bf16", "fp32_modules=all", "gradient_checkpointing=true"),
     ):
         wanted = Selection(
-            profile="smoke", set=(*SETTINGS, *said), only=("precision=nf4", "adapter=lora", "offload=none")
+            profile="smoke",
+            set=(*SETTINGS, *said),
+            only=("precision=nf4", "adapter=lora", "optimizer=adamw_torch", "offload=none"),
+            coverage="full",
         )
         some = [planned for planned in select(matrix, wanted, "cpu").cells if planned.verdict == "valid"]
         chosen |= {f"{planned.cell.name} {' '.join(said)}": planned for planned in some}
