@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vrambench.bench.measure.ledger import count_parameters, elements, largest_gradients, paged_state, whole_bytes
+from vrambench.bench.measure.ledger import count_parameters, largest_gradients, paged_state, whole_bytes
 from vrambench.bench.predict.several import order_of
 from vrambench.bench.predict.tracing.decode_steps import NotRegular, with_all_steps, without_marks
 from vrambench.bench.predict.tracing.hidden import HiddenMemory, Kept
@@ -39,7 +39,6 @@ from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
 from vrambench.methods.models.parts import layer_stacks
 from vrambench.methods.offload.host import HostMemory
-from vrambench.methods.offload.simulated import SimulatedEngine
 from vrambench.methods.registry import Workspace
 
 STEPS = 2
@@ -185,14 +184,15 @@ def _parameters(job: Job) -> Parameters:
 def _host_memory(job: Job) -> Iterator[HostMemory]:
     """What each trained model's offload holds on the host, all layers counted."""
     for role in job.roles.values():
-        if isinstance(role.learner, SimulatedEngine):
+        learner: Any = role.learner
+        if hasattr(learner, "host_memory_of"):
             more = [(parameter, count) for layer, count in _left_out(role.module) for parameter in layer.parameters()]
             times = dict(more)
-            sizes = [
-                [size for parameter in group for size in [elements(parameter)] * (1 + times.get(parameter, 0))]
-                for group in role.learner.parameter_groups
+            groups = [
+                [each for parameter in group for each in [parameter] * (1 + times.get(parameter, 0))]
+                for group in learner.parameter_groups
             ]
-            yield role.learner.host_memory_of(sizes)
+            yield learner.host_memory_of(groups)
 
 
 def offloaded_bytes(trace: Trace) -> int:

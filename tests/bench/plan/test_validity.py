@@ -65,6 +65,7 @@ class Case:
 
 FROM_LABELS = {"algorithm": "ppo", "loss": "nll_4_46"}
 LAYERWISE = {"optimizer": "galore_adamw_layerwise", "max_grad_norm": 0}
+TORCHAO = {"offload": "torchao_optimizer", "max_grad_norm": 0}
 
 EXPERTS = {"model": str(Path(__file__).parent / "experts"), "adapter": "lora", "lora_target_modules": ["q_proj"]}
 """Mixtral in miniature."""
@@ -212,6 +213,43 @@ CASES = [
         alone=False,
     ),
     Case("zero-amp", {"precision": "bf16_amp", "offload": "zero2_optimizer"}, {"precision": "bf16"}),
+    Case("torchao-clip", TORCHAO | {"max_grad_norm": 1}, {"max_grad_norm": 0}, device="cuda", near_device="cuda"),
+    Case(
+        "torchao-clip",
+        TORCHAO | {"precision": "fp16_amp"},
+        {"precision": "bf16_amp"},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case(
+        "torchao-accumulation",
+        TORCHAO | {"gradient_accumulation_steps": 2, "cpu_offload": {"offload_gradients": True}},
+        {"cpu_offload": {}},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case(
+        "torchao-layerwise",
+        TORCHAO | LAYERWISE,
+        {"offload": "none"},
+        device="cuda",
+        near_device="cuda",
+        alone=False,
+    ),
+    Case(
+        "torchao-8bit",
+        TORCHAO | {"optimizer": "paged_adamw_8bit"},
+        {"optimizer": "adamw_bnb_8bit"},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case(
+        "torchao-8bit",
+        TORCHAO | {"optimizer": "galore_adamw"},
+        {"optimizer": "adafactor"},
+        device="cuda",
+        near_device="cuda",
+    ),
     Case(
         "activations-twice",
         {"activation_offloading": True, "offload": "activations"},
