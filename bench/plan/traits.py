@@ -88,6 +88,12 @@ def eps_too_small(cell: Cell) -> bool:
     return bool(eps < (FP16_EPS_PROJECTED if optimizer.projects_gradients else FP16_EPS))
 
 
+def visitors(cell: Cell) -> bool:
+    """Whether there are frozen models of their own: a reference, or a reward."""
+    work = cell.workload
+    return work.reference == "copy" or work.reward == "model" or "/" in (work.reward or "")
+
+
 def remax_temperature(cell: Cell) -> float | None:
     return cell.workload.options.get("remax", {}).get("temperature")
 

@@ -66,6 +66,19 @@ class Critic(nn.Module):
         return self.model(tokens)[:, start - 1 : -1]
 
 
+class HeadedCritic(nn.Module):
+    """A value model that is a language model's trunk, with whatever adapter is at work in it, and a head of its own."""
+
+    def __init__(self, model: nn.Module, value_head: nn.Linear) -> None:
+        super().__init__()
+        self.model = model
+        self.value_head = value_head
+
+    def forward(self, tokens: torch.Tensor, start: int) -> torch.Tensor:
+        """As Critic's."""
+        return scalar(self.value_head, hidden_states(self.model, Inputs(tokens))[:, start - 1 : -1])
+
+
 def scalar(linear: nn.Linear, states: torch.Tensor) -> torch.Tensor:
     """A scalar head's [B, R] fp32 output on states [B, R, hidden], in the head's own type."""
     return linear(states.to(linear.weight.dtype)).squeeze(-1).float()

@@ -72,12 +72,16 @@ class PlainLearner:
         self._pending = 0
         self._steps = 0
         self._parameters = trainable(module)
-        self._optimizer = setup.optimizer.build(module, setup.workload)
+        self._optimizer = self._built(module, setup)
         self._steps_in_backward = setup.optimizer.layerwise
         self._mark = setup.optimizer.mark_phases
         self._scaler = device.grad_scaler(setup.precision.loss_scaling(setup.workload))
         self._initial_scale = self._scaler.get_scale()
         self._activations = self._offloading(module, setup, device)
+
+    def _built(self, module: nn.Module, setup: Setup) -> Any:
+        """The optimizer."""
+        return setup.optimizer.build(module, setup.workload)
 
     def _offloading(self, module: nn.Module, setup: Setup, device: Device) -> OffloadsActivations | None:
         return OffloadActivations(module, device) if setup.workload.activation_offloading else None

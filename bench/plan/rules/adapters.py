@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vrambench.bench.plan.rules.rule import Rule
-from vrambench.bench.plan.traits import full, quantized, quantized_to
+from vrambench.bench.plan.traits import full, quantized, quantized_to, zero
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -17,6 +17,20 @@ RULES: tuple[Rule, ...] = (
         "reject",
         "there is no adapter to switch off, or what is left is not the base: the reference needs a copy of its own",
         lambda cell, _: cell.workload.reference == "adapter_off" and not cell.adapter_value.can_switch_off,
+    ),
+    Rule(
+        "value-adapter",
+        "reject",
+        "the value model's adapter is put on the policy's base beside the policy's own, and the policy has none (value: head or "
+        "separate)",
+        lambda cell, _: cell.workload.value == "adapter" and full(cell),
+    ),
+    Rule(
+        "value-adapter-zero",
+        "reject",
+        "each of DeepSpeed's engines takes a whole model for itself, and two adapters on one base would need two engines for it "
+        "(value: head or separate)",
+        lambda cell, _: cell.workload.value == "adapter" and zero(cell),
     ),
     Rule(
         "lora-nothing",

@@ -65,6 +65,7 @@ class Case:
 
 FROM_LABELS = {"algorithm": "ppo", "loss": "nll_4_46"}
 LAYERWISE = {"optimizer": "galore_adamw_layerwise", "max_grad_norm": 0}
+TORCHAO = {"offload": "torchao_optimizer", "max_grad_norm": 0}
 
 EXPERTS = {"model": str(Path(__file__).parent / "experts"), "adapter": "lora", "lora_target_modules": ["q_proj"]}
 """Mixtral in miniature."""
@@ -287,6 +288,43 @@ CASES = [
         alone=False,
     ),
     Case("zero-amp", {"precision": "bf16_amp", "offload": "zero2_optimizer"}, {"precision": "bf16"}),
+    Case("torchao-clip", TORCHAO | {"max_grad_norm": 1}, {"max_grad_norm": 0}, device="cuda", near_device="cuda"),
+    Case(
+        "torchao-clip",
+        TORCHAO | {"precision": "fp16_amp"},
+        {"precision": "bf16_amp"},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case(
+        "torchao-accumulation",
+        TORCHAO | {"gradient_accumulation_steps": 2, "cpu_offload": {"offload_gradients": True}},
+        {"cpu_offload": {}},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case(
+        "torchao-layerwise",
+        TORCHAO | LAYERWISE,
+        {"offload": "none"},
+        device="cuda",
+        near_device="cuda",
+        alone=False,
+    ),
+    Case(
+        "torchao-8bit",
+        TORCHAO | {"optimizer": "paged_adamw_8bit"},
+        {"optimizer": "adamw_bnb_8bit"},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case(
+        "torchao-8bit",
+        TORCHAO | {"optimizer": "galore_adamw"},
+        {"optimizer": "adafactor"},
+        device="cuda",
+        near_device="cuda",
+    ),
     Case(
         "activations-twice",
         {"activation_offloading": True, "offload": "activations"},
@@ -310,6 +348,61 @@ CASES = [
         device="cuda",
         near_device="cuda",
         alone=False,
+    ),
+    Case("value-adapter", {"algorithm": "ppo", "value": "adapter"}, {"adapter": "lora"}),
+    Case("value-adapter", {"algorithm": "ppo", "value": "adapter"}, {"value": "separate"}),
+    Case(
+        "value-adapter-zero",
+        {"algorithm": "ppo", "adapter": "lora", "value": "adapter", "offload": "zero2_optimizer"},
+        {"offload": "none"},
+        alone=False,
+    ),
+    Case(
+        "zero3-reads-weights",
+        {"adapter": "dora", "algorithm": "remax", "offload": "zero3_optimizer"},
+        {"adapter": "lora"},
+        alone=False,
+    ),
+    Case(
+        "zero3-reads-weights",
+        {"adapter": "dora", "algorithm": "ppo", "offload": "zero3_all"},
+        {"algorithm": "sft"},
+        alone=False,
+    ),
+    Case("nothing-left", {"budget": "8GiB", "reserved_elsewhere": "8GiB"}, {"reserved_elsewhere": "7GiB"}),
+    Case(
+        "nothing-to-offload",
+        {"algorithm": "remax", "adapter": "lora", "ref_reward_offload": True},
+        {"reference": "copy"},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case(
+        "nothing-to-offload",
+        {"algorithm": "ppo", "adapter": "lora", "ref_reward_offload": True},
+        {"reward": "model"},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case(
+        "ref-reward-offload-int8",
+        {"algorithm": "ppo", "adapter": "lora", "precision": "int8", "reference": "copy", "ref_reward_offload": True},
+        {"precision": "nf4"},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case(
+        "ref-reward-offload-cpu",
+        {"algorithm": "ppo", "ref_reward_offload": True},
+        {},
+        near_device="cuda",
+        kind="warn",
+    ),
+    Case(
+        "empty-cache-cpu",
+        {"algorithm": "ppo", "empty_cache_between_phases": True},
+        {"empty_cache_between_phases": False},
+        kind="warn",
     ),
     Case(
         "merge-zero3",
