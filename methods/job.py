@@ -135,7 +135,8 @@ class Job:
         """The trained model, with a scalar head on its trunk if asked for."""
         seed = self._seed("policy")
         model = load_model(self.cell.setup, self.device, seed=seed)
-        policy = Policy(model, self._value_head() if value_head else None, self._loss)
+        penalty = self.cell.adapter_value.penalty
+        policy = Policy(model, self._value_head() if value_head else None, self._loss, penalty)
         return self._trained("policy", policy)
 
     def reference(self, policy: Learner) -> Reference | None:
