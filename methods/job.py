@@ -166,7 +166,8 @@ class Job:
         """The trained model, with a scalar head on its trunk if asked for, trained by `learner`, or else as `offload` says."""
         seed = self._seed("policy")
         model = load_model(self.setup, self.device, seed=seed)
-        policy = Policy(model, self._value_head() if value_head else None, self._loss)
+        penalty = self.cell.adapter_value.penalty
+        policy = Policy(model, self._value_head() if value_head else None, self._loss, penalty)
         return self._trained("policy", policy, learner)
 
     def classifier(self, learner: LearnerFactory) -> Learner:

@@ -37,6 +37,12 @@ def full(cell: Cell) -> bool:
     return cell.adapter_value.trains_base
 
 
+def merges(cell: Cell) -> bool:
+    """Its adapter can be merged into its base."""
+    adapter = cell.adapter_value
+    return adapter.merges and (adapter.merges_quantized or not quantized(cell))
+
+
 def zero(cell: Cell) -> bool:
     return cell.offload_value.zero_stage > 0
 

@@ -98,8 +98,8 @@ OTHER_OPTIONS: dict[str, dict[str, object]] = {
         if isinstance(field.default, bool | int | float)
     )
     for space, kind in option_namespaces().items()
-    if kind.model_fields
-} | {"trl": {"beta": 0.5}}
+    if kind.model_fields and space != "ia3"
+} | {"trl": {"beta": 0.5}, "ia3": {"feedforward_modules": ["up_proj"]}}
 
 
 def test_an_id_is_the_same_in_every_version() -> None:
