@@ -95,6 +95,7 @@ class Job:
 
     def step(self, index: int) -> Metrics:
         """One step of the algorithm: scalars on the device."""
+        self._train(True)
         with self.device.attention(self.cell.workload.attention):
             return self.trainer.step(index)
 
@@ -109,13 +110,20 @@ class Job:
     def evaluate(self) -> Metrics:
         """One evaluation: scalars on the device."""
         self.phase("evaluate")
+        self._train(False)
         with self.device.attention(self.workload.attention):
             return cast(Evaluating, self.trainer).evaluate()
 
     def save(self) -> None:
         """Saves the policy. Where its adapter is merged, it cannot be trained any more."""
         self.phase("save")
+        self._train(False)
         save(self._saved_model, self.cell.setup, self.device)
+
+    def _train(self, mode: bool) -> None:
+        for role in self.roles.values():
+            if role.learner:
+                role.learner.train(mode)
 
     def saved(self) -> Iterator[nn.Parameter]:
         """What `save` will take to the host."""

@@ -144,7 +144,8 @@ class ZeroLearner:
         value = setup.optimizer
         load_extensions()
         join_alone(device)
-        optimizer = (value.offloaded or value.build)(module, setup.workload)
+        make = value.offloaded or value.make
+        optimizer = make(value.groups(module, setup.workload), module, setup.workload)
         self.module, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=engine_config(setup, device), dist_init_required=False
         )
@@ -169,6 +170,9 @@ class ZeroLearner:
     def optimizer_state(self) -> Iterator[torch.Tensor]:
         zero = self.module.optimizer
         return tensors_in([zero.single_partition_of_fp32_groups, zero.optimizer.state])
+
+    def train(self, mode: bool = True) -> None:
+        """Nothing: no optimizer that knows two kinds of weights runs here."""
 
     def optimizer_steps(self) -> int:
         return int(self.module.global_steps)

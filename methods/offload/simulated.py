@@ -34,7 +34,6 @@ from vrambench.methods.device import Device, memory_named
 from vrambench.methods.offload.host import HostBuffer, aligned, host_memory, sums_on_device
 from vrambench.methods.offload.learner import PhaseMarker, tensors_in
 from vrambench.methods.offload.zero import ZeroOptions
-from vrambench.methods.optimizers import trainable
 from vrambench.methods.setup import Setup
 
 CASTABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -151,6 +150,9 @@ class SimulatedZero:
     def optimizer_state(self) -> Iterator[torch.Tensor]:
         """None on the device: master weights and moments are on the host."""
         return iter(())
+
+    def train(self, mode: bool = True) -> None:
+        """Nothing: no optimizer that knows two kinds of weights runs here."""
 
     def optimizer_steps(self) -> int:
         return self._steps
@@ -319,12 +321,8 @@ def cast(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def parameter_groups(module: nn.Module, setup: Setup) -> list[list[nn.Parameter]]:
-    """What `module` trains, by its optimizer's groups, each of which is flattened by itself. CPUAdam has one group."""
-    value = setup.optimizer
-    if value.offloaded is not None:
-        groups = [trainable(module)]
-    else:
-        groups = [group["params"] for group in value.build(module, setup.workload).param_groups]
+    """What `module` trains, by its optimizer's groups, each of which is flattened by itself."""
+    groups = [group["params"] for group in setup.optimizer.groups(module, setup.workload)]
     kept = [[parameter for parameter in group if parameter.requires_grad and parameter.numel()] for group in groups]
     return [group for group in kept if group]
 
