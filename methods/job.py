@@ -119,6 +119,7 @@ class Job:
 
     def step(self, index: int) -> Metrics:
         """One step of the algorithm: scalars on the device."""
+        self._train(True)
         with self.device.attention(self.cell.workload.attention):
             return self.trainer.step(index)
 
@@ -133,6 +134,7 @@ class Job:
     def evaluate(self) -> Metrics:
         """One evaluation: scalars on the device."""
         self.phase("evaluate")
+        self._train(False)
         with self.device.attention(self.workload.attention):
             return cast(Evaluating, self.trainer).evaluate()
 
@@ -141,7 +143,13 @@ class Job:
         self.phase("save")
         if self.saved_role.on_host and self.device.simulated:
             return
+        self._train(False)
         save(self.saved_module, self.setup, self.device, self.saved_role.learner)
+
+    def _train(self, mode: bool) -> None:
+        for role in self.roles.values():
+            if role.learner:
+                role.learner.train(mode)
 
     def saved(self) -> Iterator[nn.Parameter]:
         """What `save` will take to the host."""
