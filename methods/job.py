@@ -14,7 +14,7 @@ whoever measures listens there. The algorithm asks the job for the roles that it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,10 +31,10 @@ from vrambench.methods.device import Device, get_device
 from vrambench.methods.dtypes import DTYPES
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.config import hidden_width, model_config
-from vrambench.methods.models.load import load_model
+from vrambench.methods.models.load import load_model, seeded
 from vrambench.methods.models.losses import LOSSES, Loss
 from vrambench.methods.models.parts import freeze
-from vrambench.methods.models.policy import Critic, Policy
+from vrambench.methods.models.policy import Critic, HeadedCritic, Policy
 from vrambench.methods.models.scalar import (
     RewardModel,
     load_classifier,
@@ -50,7 +50,9 @@ from vrambench.methods.registry import load_attribute
 from vrambench.methods.reviews import trained_classifier
 from vrambench.methods.rewards import Reward, checked, token_rule
 from vrambench.methods.saving import save, saved
+from vrambench.methods.second_adapter import SecondAdapter
 from vrambench.methods.tensors import shapes_only
+from vrambench.methods.visiting import Visitor
 from vrambench.methods.workload import Workload
 
 # One random stream for each role, so that no role's weights depend on which others the job holds.
@@ -78,7 +80,7 @@ class Job:
         self.cell = cell
         self.setup = replace(cell.setup, saved=saved)
         self.device = device
-        self.phase = phase
+        self.phase = emptying(phase, device) if cell.workload.empty_cache_between_phases else phase
         self.roles: dict[str, Role] = {}
         self.config = model_config(cell.workload.model)
 
@@ -117,6 +119,7 @@ class Job:
 
     def step(self, index: int) -> Metrics:
         """One step of the algorithm: scalars on the device."""
+        self._train(True)
         with self.device.attention(self.cell.workload.attention):
             return self.trainer.step(index)
 
@@ -131,6 +134,7 @@ class Job:
     def evaluate(self) -> Metrics:
         """One evaluation: scalars on the device."""
         self.phase("evaluate")
+        self._train(False)
         with self.device.attention(self.workload.attention):
             return cast(Evaluating, self.trainer).evaluate()
 
@@ -139,7 +143,13 @@ class Job:
         self.phase("save")
         if self.saved_role.on_host and self.device.simulated:
             return
+        self._train(False)
         save(self.saved_module, self.setup, self.device, self.saved_role.learner)
+
+    def _train(self, mode: bool) -> None:
+        for role in self.roles.values():
+            if role.learner:
+                role.learner.train(mode)
 
     def saved(self) -> Iterator[nn.Parameter]:
         """What `save` will take to the host."""
@@ -164,7 +174,8 @@ class Job:
         """The trained model, with a scalar head on its trunk if asked for, trained by `learner`, or else as `offload` says."""
         seed = self._seed("policy")
         model = load_model(self.setup, self.device, seed=seed)
-        policy = Policy(model, self._value_head() if value_head else None, self._loss)
+        penalty = self.cell.adapter_value.penalty
+        policy = Policy(model, self._value_head() if value_head else None, self._loss, penalty)
         return self._trained("policy", policy, learner)
 
     def classifier(self, learner: LearnerFactory) -> Learner:
@@ -193,12 +204,15 @@ class Job:
         if kind == "precomputed":
             itself = None if self.cell.adapter_value.can_switch_off else policy.module
             return Reference(policy, itself, sequences, self.device)
-        copy = None
+        copy: Policy | None = None
+        here: Callable[[], AbstractContextManager[None]] = nullcontext
         if kind == "copy":
             copy = self.first_policy()
+            here = self._visiting("reference", copy)
         else:
             self.roles["reference"] = Role(self.roles["policy"].module, shares="policy")
-        return Reference(policy, copy, sequences, self.device)
+        cast_whole = self.workload.reference_dtype is not None
+        return Reference(policy, copy, sequences, self.device, cast_whole, here)
 
     def first_policy(self) -> Policy:
         """A frozen copy of the policy as it is at first, without its adapter: the role `reference`."""
@@ -211,7 +225,10 @@ class Job:
         return copy
 
     def critic(self) -> Learner:
-        """A separate value model of the policy's shape, in the cell's precision, trained as the policy is."""
+        """A value model of the policy's shape, in the cell's precision, trained as the policy is: an adapter of its own on the
+        policy's base, or a separate one."""
+        if self.workload.value == "adapter":
+            return self._critic_on_policy()
         model = load_scalar_model(
             self.setup, self.device, model=self.cell.workload.model, seed=self._seed("value"), trained=True
         )
@@ -224,6 +241,17 @@ class Job:
             self.setup, self.device, model=self.workload.model, seed=self._seed("reward"), padding=padding
         )
         return self._trained("reward", model)
+
+    def _critic_on_policy(self) -> Learner:
+        policy = self.roles["policy"].module
+        assert isinstance(policy, Policy)
+        with seeded(self.device, self._seed("value")):
+            adapter = SecondAdapter(policy.model, "value", self.workload)
+        critic = HeadedCritic(policy.model, self._value_head())
+        with adapter.active():
+            learner = adapter.trained_by(self._trained("value", critic))
+        self.roles["value"] = Role(critic, learner, shares="policy")
+        return learner
 
     def reward(self) -> Reward:
         """What the workload's `reward` names, frozen where it is a model."""
@@ -240,18 +268,24 @@ class Job:
             assert self.cell.workload.reward_model is not None
             name, seed = self.cell.workload.reward_model, self._seed("reward")
             scorer = load_scalar_model(self.setup, self.device, model=name, seed=seed, trained=False)
-            self.roles["reward"] = Role(freeze(scorer))
-            return self._frozen(lambda tokens: scorer(tokens)[:, -1])
+            here = self._visiting("reward", freeze(scorer))
+            return self._frozen(lambda tokens: scorer(tokens)[:, -1], here)
         classifier = load_classifier(self.setup, self.device, model=named, dtype=self._dtype)
-        self.roles["reward"] = Role(freeze(classifier))
-        return self._frozen(classifier)
+        return self._frozen(classifier, self._visiting("reward", freeze(classifier)))
 
-    def _frozen(self, score: Callable[[torch.Tensor], torch.Tensor]) -> Reward:
+    def _visiting(self, name: str, module: nn.Module) -> Callable[[], AbstractContextManager[None]]:
+        """Frozen `module` is role `name`: the context in which it is on the device."""
+        self.roles[name] = Role(module)
+        return Visitor(module, self.device).here if self.workload.ref_reward_offload else nullcontext
+
+    def _frozen(
+        self, score: Callable[[torch.Tensor], torch.Tensor], here: Callable[[], AbstractContextManager[None]]
+    ) -> Reward:
         """`score` of whole sequences, in batches of `batch_size`, in the precision that the policy computes in."""
 
         def reward(prompts: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
             batches = torch.cat([prompts, responses], dim=1).split(self.cell.workload.batch_size)
-            with self.device.autocast(self.cell.precision_value.autocast(self.workload)):
+            with here(), self.device.autocast(self.cell.precision_value.autocast(self.workload)):
                 return torch.cat(self.device.map_alike(score, batches)).float()
 
         return reward
@@ -299,3 +333,17 @@ class Job:
 
     def _seed(self, stream: str) -> int:
         return self.cell.workload.seed * len(STREAMS) + STREAMS[stream]
+
+
+def emptying(phase: PhaseMarker, device: Device) -> PhaseMarker:
+    """`phase`, with the device's cache emptied before a step's rollout, its scoring and its learning."""
+    last = "load"
+
+    def enter(name: str) -> None:
+        nonlocal last
+        if name in ("rollout", "score") or (name == "learn" and last in ("rollout", "score")):
+            device.empty_cache()
+        last = name
+        phase(name)
+
+    return enter

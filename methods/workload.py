@@ -180,6 +180,7 @@ Share = Annotated[float, Field(ge=0, lt=1, strict=True, allow_inf_nan=False)]
 Switch = Annotated[bool, Field(strict=True)]
 Name = Annotated[str, AfterValidator(_check_name)]
 Size = Annotated[int, BeforeValidator(parse_size)]
+OptionalSize = Annotated[int | None, BeforeValidator(lambda value: None if value is None else parse_size(value))]
 Fp32Modules = Annotated[
     Literal["none", "all"] | tuple[Literal["norms", "embeddings", "head"], ...] | None,
     BeforeValidator(_check_fp32_modules),
@@ -285,21 +286,27 @@ class Workload(BaseModel):
     """Responses to each prompt, of algorithms that compare them (TRL's num_generations); null is the algorithm's usual number."""
     micro_rollout_batch_size: Count | None = None
     """Responses that are generated at a time, as OpenRLHF calls it; null generates all of a rollout at once, as TRL does."""
-    value: Literal["head", "separate"] | None = "head"
-    """The value model: a scalar head on the policy's trunk, or a separate model with an optimizer of its own."""
+    value: Literal["head", "adapter", "separate"] | None = "head"
+    """The value model: a scalar head on the policy's trunk; an adapter and a head of its own on the policy's base, or a separate
+    model, both with an optimizer of their own."""
     reference: Literal["auto", "adapter_off", "copy", "precomputed", "none"] | None = "auto"
     """The frozen policy of before: the policy with its adapter off, a copy, or none, and then no KL term. `auto` is the first
     that can be. `precomputed`: of pairs, its log-probabilities are computed before training, and no copy is held
     (TRL's precompute_ref_log_probs)."""
     reference_dtype: Literal["fp32", "bf16", "fp16"] | None = None
     """The type of the weights of a `reference: copy`; null: the policy's, quantised where they are. TRL reads a reference of its
-    own in fp32 unless model_init_kwargs says otherwise."""
+    own in fp32 unless model_init_kwargs says otherwise, and autocast casts it whole in each pass."""
     reward: Annotated[Name | None, AfterValidator(_check_reward)] = "tokens"
     """What scores a response: `tokens` (the share of its ids in the vocabulary's first quarter), `reviews` (how positive a review
     of `data: reviews` is), `model` (a scalar model of `reward_model`'s shape), a classifier's folder or hub id, or your own
     `module:attribute`."""
     reward_model: Name | None = "tiny"
     """With `reward: model`, its shape, named as `model` is."""
+    ref_reward_offload: Switch | None = False
+    """Whether a reference that is a copy, and a reward model, are on the host while nothing asks them (OpenRLHF's name; verl's
+    param_offload)."""
+    empty_cache_between_phases: Switch | None = False
+    """Whether cached memory goes back to the driver before each step's rollout, scoring and learning."""
     eval_batch_size: Count | None = None
     """Sequences (or pairs) in one forward pass of an evaluation, which follows the timed steps; null does not evaluate."""
     max_eval_samples: Count | None = 16
@@ -325,6 +332,8 @@ class Workload(BaseModel):
     """Of weights, data and sampling."""
     budget: Size = 24 * 2**30
     """The device memory that the job may use: a size, or a card's name for its usable capacity."""
+    reserved_elsewhere: OptionalSize = None
+    """How much of the budget another process holds beside the job, such as an inference engine (vLLM); the job has the rest."""
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Axis values' own settings, under their namespaces."""
 
@@ -332,6 +341,11 @@ class Workload(BaseModel):
     def starts_from(self) -> tuple[str, ...]:
         """What it starts from, by the names under which other cells save it."""
         return tuple(name for name in (saved_name(self.weights), saved_name(self.adapter_weights)) if name)
+
+    @property
+    def own_budget(self) -> int:
+        """What the budget leaves to the job, in bytes."""
+        return self.budget - (self.reserved_elsewhere or 0)
 
     @property
     def sequence_tokens(self) -> int:

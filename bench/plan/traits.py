@@ -25,7 +25,7 @@ from vrambench.methods.sdpa import Choice
 # underflow there, and eps alone is left to divide by. With 1e-5 (1e-7 under GaLore) the loss rose from 5.5 to 7.8 (16)
 # in six steps.
 FP16_EPS = 1e-4
-FP16_EPS_PROJECTED = 1e-6
+FP16_EPS_DECOMPOSED = 1e-6
 
 
 def quantized(cell: Cell) -> bool:
@@ -37,12 +37,23 @@ def full(cell: Cell) -> bool:
     return cell.adapter_value.trains_base
 
 
+def merges(cell: Cell) -> bool:
+    """Its adapter can be merged into its base."""
+    adapter = cell.adapter_value
+    return adapter.merges and (adapter.merges_quantized or not quantized(cell))
+
+
 def zero(cell: Cell) -> bool:
     return cell.offload_value.zero_stage > 0
 
 
 def projects(cell: Cell) -> bool:
     return cell.optimizer_value.projects_gradients
+
+
+def decomposes(cell: Cell) -> bool:
+    """The optimizer's projectors come of a decomposition (GaLore's; APOLLO's are random numbers)."""
+    return cell.optimizer_value.svd_gap is not None
 
 
 def weight_dtype(cell: Cell) -> torch.dtype:
@@ -79,13 +90,19 @@ def upcast(cell: Cell) -> bool:
 
 
 def eps_too_small(cell: Cell) -> bool:
-    """The optimizer keeps its state in fp16, as the trained weights are, with an eps that does not hold it up (8-bit
-    optimizers compute in fp32, and ZeRO steps an fp32 master copy)."""
+    """The optimizer keeps its state in fp16, as the trained weights are, with an eps that does not hold it up (some
+    compute in fp32 whatever they step, and ZeRO steps an fp32 master copy)."""
     optimizer = cell.optimizer_value
     eps = getattr(cell.workload.of(optimizer.options), "eps", None) if optimizer.options else None
-    if eps is None or optimizer.eight_bit or torch.float16 not in trained_dtypes(cell) or zero(cell):
+    if eps is None or optimizer.in_fp32 or torch.float16 not in trained_dtypes(cell) or zero(cell):
         return False
-    return bool(eps < (FP16_EPS_PROJECTED if optimizer.projects_gradients else FP16_EPS))
+    return bool(eps < (FP16_EPS_DECOMPOSED if optimizer.svd_gap else FP16_EPS))
+
+
+def visitors(cell: Cell) -> bool:
+    """Whether there are frozen models of their own: a reference, or a reward."""
+    work = cell.workload
+    return work.reference == "copy" or work.reward == "model" or "/" in (work.reward or "")
 
 
 def remax_temperature(cell: Cell) -> float | None:
@@ -126,6 +143,7 @@ def not_installed(cell: Cell) -> str:
     return "; ".join(told)
 
 
+@functools.cache
 def installed(module: str) -> bool:
     """Whether the package that `module` is in is here."""
     try:
@@ -251,8 +269,13 @@ def unable_to_attend(cell: Cell) -> str | None:
 
 def unable_to_generate(cell: Cell) -> str | None:
     """Why the cell's rollouts cannot be, None where they can or there are none."""
-    config = described(cell.workload.model)
-    return config and unable_to_decode(config) if cell.workload.rollout_batch is not None else None
+    return _unable_to_decode(cell.workload.model) if cell.workload.rollout_batch is not None else None
+
+
+@functools.cache
+def _unable_to_decode(model: str) -> str | None:
+    config = described(model)
+    return config and unable_to_decode(config)
 
 
 def beyond_chunks(cell: Cell) -> bool:

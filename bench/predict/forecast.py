@@ -59,8 +59,10 @@ class Predictor:
         where it fails in another way."""
         began = time.perf_counter()
         _check_predicted(cell)
-        budget = budget_bytes or cell.workload.budget
-        card = card or card_of(budget)
+        whole = budget_bytes or cell.workload.budget
+        elsewhere = cell.workload.reserved_elsewhere or 0
+        budget = whole - elsewhere
+        card = card or card_of(whole)
         settings = replace(self._conf.settings, expandable_segments=True) if expandable else self._conf.settings
         with collector_held(collect=False):  # hundreds of thousands of small records, none of them in a cycle
             outside = outside_allocator(card, sum(value.library_bytes for value in cell.values.values()))
@@ -74,7 +76,11 @@ class Predictor:
             batches = predicted_batches(cell, judged.replay.phases) if several else None
             made = made.model_copy(update={"batches": batches})
             made = doubted(made, unmodelled(cell, trace), judged.error)
-        return made.model_copy(update={"alloc_conf": settings.text(), "seconds": time.perf_counter() - began})
+        told = {"alloc_conf": settings.text(), "seconds": time.perf_counter() - began}
+        if elsewhere:
+            memory = made.memory.model_copy(update={"elsewhere_bytes": elsewhere})
+            told |= {"budget_bytes": whole, "memory": memory}
+        return made.model_copy(update=told)
 
     def forget(self) -> None:
         """The simulations; what was learnt of operators stays."""

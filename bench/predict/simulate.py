@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vrambench.bench.measure.ledger import count_parameters, elements, largest_gradients, paged_state, whole_bytes
+from vrambench.bench.measure.ledger import count_parameters, largest_gradients, paged_state, whole_bytes
 from vrambench.bench.predict.several import order_of
 from vrambench.bench.predict.tracing.decode_steps import NotRegular, with_all_steps, without_marks
 from vrambench.bench.predict.tracing.hidden import HiddenMemory, Kept
@@ -40,7 +40,6 @@ from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
 from vrambench.methods.models.parts import layer_stacks
 from vrambench.methods.offload.host import HostMemory
-from vrambench.methods.offload.simulated import SimulatedEngine
 from vrambench.methods.registry import Workspace
 
 STEPS = 2
@@ -114,7 +113,8 @@ class Simulator:
         except NotRegular as difference:
             trace = without_marks(trace)
             notes.append(f"of decoding, only the first and the last step are followed ({difference})")
-        offloads = cell.workload.activation_offloading or cell.offload_value.activations_on_host
+        work = cell.workload
+        offloads = work.activation_offloading or cell.offload_value.activations_on_host or work.ref_reward_offload
         activations = offloaded_bytes(trace) if offloads else 0
         return Simulation(
             trace=trace,
@@ -186,14 +186,15 @@ def _parameters(job: Job) -> Parameters:
 def _host_memory(job: Job) -> Iterator[HostMemory]:
     """What each trained model's offload holds on the host, all layers counted."""
     for role in job.roles.values():
-        if isinstance(role.learner, SimulatedEngine):
+        learner: Any = role.learner
+        if hasattr(learner, "host_memory_of"):
             more = [(parameter, count) for layer, count in _left_out(role.module) for parameter in layer.parameters()]
             times = dict(more)
-            sizes = [
-                [size for parameter in group for size in [elements(parameter)] * (1 + times.get(parameter, 0))]
-                for group in role.learner.parameter_groups
+            groups = [
+                [each for parameter in group for each in [parameter] * (1 + times.get(parameter, 0))]
+                for group in learner.parameter_groups
             ]
-            yield role.learner.host_memory_of(sizes)
+            yield learner.host_memory_of(groups)
 
 
 def _held_on_host(job: Job) -> int:

@@ -26,7 +26,15 @@ ReferenceUse: TypeAlias = Literal["needed", "optional", "unused"]
 EVALUATION_FIELDS = ("eval_batch_size", "max_eval_samples", "prediction_loss_only", "eval_accumulation_steps")
 """Of algorithms whose trainers evaluate (Evaluating)."""
 REFERENCE_FIELDS = ("reference", "reference_dtype")
-ROLLOUT_FIELDS = ("rollout_batch", "micro_rollout_batch_size", *REFERENCE_FIELDS, "reward", "reward_model")
+ROLLOUT_FIELDS = (
+    "rollout_batch",
+    "micro_rollout_batch_size",
+    *REFERENCE_FIELDS,
+    "reward",
+    "reward_model",
+    "ref_reward_offload",
+    "empty_cache_between_phases",
+)
 
 
 class Stage(Protocol):

@@ -21,7 +21,6 @@ from vrambench.methods.device import Device
 from vrambench.methods.offload.host import HostBuffer, HostMemory, host_memory
 from vrambench.methods.offload.learner import PhaseMarker
 from vrambench.methods.offload.zero import ZeroOptions
-from vrambench.methods.optimizers import trainable
 from vrambench.methods.setup import Setup
 
 CASTABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -65,13 +64,14 @@ class SimulatedEngine(ABC):
         self.parameter_groups = parameter_groups(module, setup, self._optimizer)
         self._parameters = list(chain.from_iterable(self.parameter_groups))
         self._dtype = self._parameters[0].dtype
-        self.host_memory = self.host_memory_of([[each.numel() for each in group] for group in self.parameter_groups])
+        self.host_memory = self.host_memory_of(self.parameter_groups)
         self._load()
         self._listen()
 
-    def host_memory_of(self, groups: Sequence[Sequence[int]]) -> HostMemory:
-        """With parameters of these sizes (elements, by the optimizer's groups) in place of the module's."""
-        return host_memory(groups, self._dtype, self._setup)
+    def host_memory_of(self, groups: Sequence[Sequence[nn.Parameter]]) -> HostMemory:
+        """With these parameters, by the optimizer's groups, in place of the module's."""
+        sizes = [[getattr(each, "ds_numel", each.numel()) for each in group] for group in groups]
+        return host_memory(sizes, self._dtype, self._setup)
 
     @abstractmethod
     def _load(self) -> None:
@@ -111,6 +111,9 @@ class SimulatedEngine(ABC):
     def optimizer_state(self) -> Iterator[torch.Tensor]:
         """On the device: none where master weights and moments are on the host."""
         return iter(())
+
+    def train(self, mode: bool = True) -> None:  # noqa: B027 - what all of them do is nothing
+        """Nothing: no optimizer that knows two kinds of weights runs here."""
 
     def optimizer_steps(self) -> int:
         return self._steps
@@ -165,12 +168,8 @@ def cast(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def parameter_groups(module: nn.Module, setup: Setup, optimizer: Any = None) -> list[list[nn.Parameter]]:
-    """What `module` trains, by its optimizer's groups, each of which is flattened by itself. CPUAdam has one group."""
-    value = setup.optimizer
-    if optimizer is None and value.offloaded is not None:
-        groups = [trainable(module)]
-    else:
-        made = optimizer or value.build(module, setup.workload)
-        groups = [group["params"] for group in made.param_groups]
+    """What `module` trains, by its optimizer's groups, each of which is flattened by itself."""
+    made = optimizer.param_groups if optimizer else setup.optimizer.groups(module, setup.workload)
+    groups = [group["params"] for group in made]
     kept = [[parameter for parameter in group if parameter.requires_grad and parameter.numel()] for group in groups]
     return [group for group in kept if group]

@@ -201,7 +201,7 @@ JOBS = (
         lora=None,
         arguments={"beta": 0.04},
         axes="bf16 none adamw_torch_fused none grpo",
-        settings=GENERATED | {"group_size": GENERATIONS, "grpo": {"beta": 0.04}},
+        settings=GENERATED | {"group_size": GENERATIONS, "reference_dtype": "fp32", "grpo": {"beta": 0.04}},
         recorded=False,
     ),
     replace(GRPO, name="rloo", trainer="rloo", axes="bf16 lora adamw_torch_fused none rloo", recorded=False),

@@ -75,6 +75,9 @@ OTHER: dict[str, Any] = {
     "warmup_steps": 9,
     "seed": 9,
     "budget": "9GiB",
+    "reserved_elsewhere": "1GiB",
+    "ref_reward_offload": True,
+    "empty_cache_between_phases": True,
 }
 
 
@@ -95,8 +98,8 @@ OTHER_OPTIONS: dict[str, dict[str, object]] = {
         if isinstance(field.default, bool | int | float)
     )
     for space, kind in option_namespaces().items()
-    if kind.model_fields
-} | {"trl": {"beta": 0.5}}
+    if kind.model_fields and space != "ia3"
+} | {"trl": {"beta": 0.5}, "ia3": {"feedforward_modules": ["up_proj"]}}
 
 
 def test_an_id_is_the_same_in_every_version() -> None:
@@ -130,7 +133,7 @@ def test_what_no_axis_value_uses_is_empty() -> None:
     cell = resolve(SFT_AXES, settings)
     empty = {field for field in FIELDS if getattr(cell.workload, field) is None}
     assert (
-        empty - {"eval_accumulation_steps", "lengths", "pad_to_multiple_of", "save_as"}
+        empty - {"eval_accumulation_steps", "lengths", "pad_to_multiple_of", "reserved_elsewhere", "save_as"}
         == unused(SFT_AXES)
         == conditional_fields() - set(AXES["algorithm"].get("sft").fields)
     )
@@ -316,7 +319,7 @@ def test_a_user_s_own_value_brings_options_and_fields(tmp_path: Path, monkeypatc
         "class Mine(Options):\n"
         "    namespace: ClassVar[str] = 'mine'\n"
         "    speed: int = 1\n"
-        "SLOW = Optimizer(summary='mine', build=lambda module, cell: None, options=Mine, fields=('lora_r',))\n"
+        "SLOW = Optimizer(summary='mine', make=lambda groups, module, workload: None, options=Mine, fields=('lora_r',))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     axes = SFT_AXES | {"optimizer": "own_slow:SLOW"}
@@ -358,7 +361,7 @@ def test_what_a_user_s_own_value_declares_is_checked(
         "from vrambench.methods.optimizers import Optimizer\n"
         "from vrambench.methods.registry import Options\n"
         f"class Mine(Options):\n    {body}\n"
-        f"MINE = Optimizer(summary='mine', build=lambda module, cell: None, {declared})\n"
+        f"MINE = Optimizer(summary='mine', make=lambda groups, module, workload: None, {declared})\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own_axis", raising=False)

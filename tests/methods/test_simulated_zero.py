@@ -119,10 +119,11 @@ CASES: dict[str, dict[str, Any]] = {
         "ppo": {"epochs": 1},
         "zero": GATHERED,
     },
-    "zero3 all, remax, dora, its own loss": {
+    "zero3 all, dora": {"offload": "zero3_all", "adapter": "dora", "precision": "bf16", "zero": GATHERED},
+    "zero3 all, remax, lora, its own loss": {
         "offload": "zero3_all",
         "algorithm": "remax",
-        "adapter": "dora",
+        **LORA,
         "precision": "bf16",
         "loss": "chunked_nll",
         "rollout_batch": 2,

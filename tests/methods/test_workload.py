@@ -114,7 +114,7 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
         "packing",
         "packing: 'bestfit' is not one of none, bfd, bfd_split, wrapped",
     ),
-    ({"value": "heads"}, "value", "value: 'heads' is not one of head, separate; did you mean 'head'?"),
+    ({"value": "heads"}, "value", "value: 'heads' is not one of head, adapter, separate; did you mean 'head'?"),
     (
         {"budget": "24XB"},
         "budget",

@@ -65,6 +65,7 @@ class Case:
 
 FROM_LABELS = {"algorithm": "ppo", "loss": "nll_4_46"}
 LAYERWISE = {"optimizer": "galore_adamw_layerwise", "max_grad_norm": 0}
+TORCHAO = {"offload": "torchao_optimizer", "max_grad_norm": 0}
 
 EXPERTS = {"model": str(Path(__file__).parent / "experts"), "adapter": "lora", "lora_target_modules": ["q_proj"]}
 """Mixtral in miniature."""
@@ -252,6 +253,38 @@ CASES = [
     Case("galore-zero", {"optimizer": "galore_adamw", "offload": "zero2_optimizer"}, {"offload": "none"}),
     Case("galore-zero", {"optimizer": "galore_adamw", "offload": "zero2_optimizer"}, {"optimizer": "adafactor"}),
     Case("galore-quantized", {"optimizer": "galore_adamw", "precision": "int8"}, {"precision": "bf16"}, alone=False),
+    Case("galore-adapter", {"optimizer": "apollo_adamw", "adapter": "dora"}, {"optimizer": "muon"}, alone=False),
+    Case("galore-zero", {"optimizer": "apollo_adamw", "offload": "zero2_optimizer"}, {"optimizer": "lion_8bit"}),
+    Case("galore-quantized", {"optimizer": "apollo_adamw", "precision": "nf4"}, {"precision": "bf16"}, alone=False),
+    Case("galore-16-bit-svd", {"optimizer": "galore_adafactor"}, {"optimizer": "galore_adamw"}, kind="warn"),
+    Case("galore-16-bit-svd", {"optimizer": "galore_adafactor"}, {"precision": "fp32"}, kind="warn"),
+    Case(
+        "galore-fp32",
+        {"optimizer": "galore_adafactor", "precision": "fp32"},
+        {"optimizer": "apollo_adamw"},
+        kind="warn",
+    ),
+    Case("muon-zero", {"optimizer": "muon", "offload": "zero2_optimizer"}, {"optimizer": "sgd"}),
+    Case("schedule-free-zero", {"optimizer": "schedule_free_sgd", "offload": "zero2_optimizer"}, {"optimizer": "sgd"}),
+    Case("lora-paged", {"optimizer": "paged_lion_32bit", "adapter": "lora"}, {"optimizer": "lion_32bit"}, kind="warn"),
+    Case("lora-paged", {"optimizer": "adamw_torch_4bit", "adapter": "lora"}, {"optimizer": "sgd"}, kind="warn"),
+    Case("layerwise-clip", {"optimizer": "sgd_layerwise", "max_grad_norm": 1.0}, {"optimizer": "sgd"}),
+    *(
+        Case("fp16-full-adamw", {"optimizer": name, "precision": "fp16"}, {space: {"eps": 1e-4}})
+        for name, space in {
+            "adamw_torch_8bit": "torchao",
+            "apollo_adamw": "apollo",
+            "muon": "muon",
+            "stable_adamw": "stable_adamw",
+            "schedule_free_adamw": "schedule_free_adamw",
+            "rmsprop": "rmsprop",
+            "adagrad": "adagrad",
+        }.items()
+    ),
+    *(
+        Case("fp16-full-adamw", {"optimizer": "adamw_torch", "precision": "fp16"}, {"optimizer": name})
+        for name in ("paged_adamw_32bit", "lion_32bit", "ademamix_8bit", "sgd", "schedule_free_sgd", "galore_adafactor")
+    ),
     Case(
         "layerwise-multi-backward", {**LAYERWISE, "gradient_accumulation_steps": 2}, {"gradient_accumulation_steps": 1}
     ),
@@ -287,6 +320,43 @@ CASES = [
         alone=False,
     ),
     Case("zero-amp", {"precision": "bf16_amp", "offload": "zero2_optimizer"}, {"precision": "bf16"}),
+    Case("torchao-clip", TORCHAO | {"max_grad_norm": 1}, {"max_grad_norm": 0}, device="cuda", near_device="cuda"),
+    Case(
+        "torchao-clip",
+        TORCHAO | {"precision": "fp16_amp"},
+        {"precision": "bf16_amp"},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case(
+        "torchao-accumulation",
+        TORCHAO | {"gradient_accumulation_steps": 2, "cpu_offload": {"offload_gradients": True}},
+        {"cpu_offload": {}},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case(
+        "torchao-layerwise",
+        TORCHAO | LAYERWISE,
+        {"offload": "none"},
+        device="cuda",
+        near_device="cuda",
+        alone=False,
+    ),
+    Case(
+        "torchao-8bit",
+        TORCHAO | {"optimizer": "paged_adamw_8bit"},
+        {"optimizer": "adamw_bnb_8bit"},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case(
+        "torchao-8bit",
+        TORCHAO | {"optimizer": "galore_adamw"},
+        {"optimizer": "adafactor"},
+        device="cuda",
+        near_device="cuda",
+    ),
     Case(
         "activations-twice",
         {"activation_offloading": True, "offload": "activations"},
@@ -310,6 +380,61 @@ CASES = [
         device="cuda",
         near_device="cuda",
         alone=False,
+    ),
+    Case("value-adapter", {"algorithm": "ppo", "value": "adapter"}, {"adapter": "lora"}),
+    Case("value-adapter", {"algorithm": "ppo", "value": "adapter"}, {"value": "separate"}),
+    Case(
+        "value-adapter-zero",
+        {"algorithm": "ppo", "adapter": "lora", "value": "adapter", "offload": "zero2_optimizer"},
+        {"offload": "none"},
+        alone=False,
+    ),
+    Case(
+        "zero3-reads-weights",
+        {"adapter": "dora", "algorithm": "remax", "offload": "zero3_optimizer"},
+        {"adapter": "lora"},
+        alone=False,
+    ),
+    Case(
+        "zero3-reads-weights",
+        {"adapter": "dora", "algorithm": "ppo", "offload": "zero3_all"},
+        {"algorithm": "sft"},
+        alone=False,
+    ),
+    Case("nothing-left", {"budget": "8GiB", "reserved_elsewhere": "8GiB"}, {"reserved_elsewhere": "7GiB"}),
+    Case(
+        "nothing-to-offload",
+        {"algorithm": "remax", "adapter": "lora", "ref_reward_offload": True},
+        {"reference": "copy"},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case(
+        "nothing-to-offload",
+        {"algorithm": "ppo", "adapter": "lora", "ref_reward_offload": True},
+        {"reward": "model"},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case(
+        "ref-reward-offload-int8",
+        {"algorithm": "ppo", "adapter": "lora", "precision": "int8", "reference": "copy", "ref_reward_offload": True},
+        {"precision": "nf4"},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case(
+        "ref-reward-offload-cpu",
+        {"algorithm": "ppo", "ref_reward_offload": True},
+        {},
+        near_device="cuda",
+        kind="warn",
+    ),
+    Case(
+        "empty-cache-cpu",
+        {"algorithm": "ppo", "empty_cache_between_phases": True},
+        {"empty_cache_between_phases": False},
+        kind="warn",
     ),
     Case(
         "merge-zero3",
@@ -369,10 +494,21 @@ CASES = [
     Case("save-merged", {"save": "merged"}, {"save": "model"}),
     Case("save-merged", {"save": "merged"}, {"adapter": "lora"}),
     Case("save-as-nothing", {"save_as": "base"}, {"save": "model"}),
-    Case("merge-quantized", MERGE | {"precision": "int8"}, {"precision": "bf16"}),
+    Case("merge-16-bit", MERGE | {"precision": "int8"}, {"precision": "bf16"}),
     Case("merge-nothing", MERGE | {"adapter_weights": "initial"}, {"adapter_weights": "saved:sft"}),
     Case("merge-nothing", MERGE | {"save": "model"}, {"save": "merged"}),
     Case("merge-nothing", MERGE | {"adapter": "none"}, {"adapter": "lora"}, alone=False),
+    Case(
+        "merge-quantized",
+        {"save": "merged", "precision": "nf4", "adapter": "adalora", "model": "tiny-gpt2"},
+        {"adapter": "lora"},
+    ),
+    Case("adapter-widens", {"precision": "int8", "adapter": "adalora"}, {"precision": "bf16"}),
+    Case("adapter-widens", {"precision": "int8", "adapter": "ia3"}, {"autocast": "bf16"}),
+    Case("adapter-widens", {"precision": "int8", "adapter": "ia3"}, {"compute_dtype": "fp32"}),
+    Case("adapter-widens", {"precision": "nf4", "adapter": "ia3", "model": "tiny-gpt2"}, {"adapter": "adalora"}),
+    Case("adapter-schedule", {"adapter": "adalora", "offload": "zero2_optimizer"}, {"adapter": "vera"}, alone=False),
+    Case("galore-adapter", {"adapter": "ia3", "optimizer": "galore_adamw"}, {"optimizer": "adafactor"}, alone=False),
     Case("too-long", {"prompt_tokens": 2000, "response_tokens": 49}, {"response_tokens": 48}),
     Case("too-long", {"model": "tiny-gpt2", "prompt_tokens": 1024}, {"model": "tiny-opt"}),
     Case("too-long", {"lengths": {64: 1}, "pad_to_multiple_of": 3000}, {"pad_to_multiple_of": 2048}, alone=False),
@@ -435,13 +571,12 @@ CASES = [
     Case("fp32-flash", {"precision": "fp32", "attention": "flash_attention_2"}, {"precision": "bf16"}, "cuda", "cuda"),
     Case("group-of-one", {"algorithm": "grpo", "group_size": 1}, {"group_size": 2}),
     Case("group-of-one", {"algorithm": "rloo", "group_size": 1}, {"algorithm": "ppo"}),
-    Case("reference-idle", {"algorithm": "grpo", "reference": "copy"}, {"reference": "auto"}, kind="warn"),
-    Case("reference-idle", {"algorithm": "grpo", "reference": "copy"}, {"grpo": {"beta": 0.1}}, kind="warn"),
+    Case("reference-unused", {"algorithm": "grpo", "reference": "copy"}, {"reference": "auto"}),
+    Case("reference-unused", {"algorithm": "grpo", "reference": "copy"}, {"grpo": {"beta": 0.1}}),
     Case(
-        "reference-idle",
+        "reference-unused",
         {"algorithm": "rloo", "adapter": "lora", "reference": "adapter_off", "rloo": {"beta": 0}},
         {"reference": "none"},
-        kind="warn",
     ),
     Case(
         "k1-loss",
