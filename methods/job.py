@@ -24,7 +24,7 @@ from torch import nn
 from vrambench.methods.algorithms import Evaluating, Metrics, Trainer
 from vrambench.methods.batches import Batches
 from vrambench.methods.cell import Cell
-from vrambench.methods.data import Ahead, Batched, open_data
+from vrambench.methods.data import Ahead, Batched, Shapes, open_data
 from vrambench.methods.device import Device, get_device
 from vrambench.methods.dtypes import DTYPES
 from vrambench.methods.errors import ConfigurationError
@@ -33,8 +33,9 @@ from vrambench.methods.models.load import load_model
 from vrambench.methods.models.losses import LOSSES, Loss
 from vrambench.methods.models.parts import freeze
 from vrambench.methods.models.policy import Critic, Policy
-from vrambench.methods.models.scalar import load_classifier, load_scalar_model, new_classifier
+from vrambench.methods.models.scalar import RewardModel, load_classifier, load_reward_model, load_scalar_model
 from vrambench.methods.offload.learner import Learner, LearnerFactory, PhaseMarker
+from vrambench.methods.pairs import open_pairs
 from vrambench.methods.reference import Reference
 from vrambench.methods.registry import load_attribute
 from vrambench.methods.rewards import Reward, checked, token_rule
@@ -82,6 +83,8 @@ class Job:
             self.data.prepare(index, self.trainer.samples, self.trainer.data_tokens)
 
     def _data(self) -> Ahead:
+        if self.cell.algorithm_value.from_pairs:
+            return Ahead(Shapes(self.device.torch), paired=open_pairs(self.workload, self.config, self.device))
         if self.workload.lengths is None:
             return Ahead(open_data(self.workload, self.config, self.device))
         host = self.device if self.device.simulated else get_device("cpu")
@@ -116,17 +119,18 @@ class Job:
     def save(self) -> None:
         """Saves the policy. Where its adapter is merged, it cannot be trained any more."""
         self.phase("save")
-        save(self._saved_model, self.cell.setup, self.device)
+        save(self.saved_module, self.cell.setup, self.device)
 
     def saved(self) -> Iterator[nn.Parameter]:
         """What `save` will take to the host."""
-        return saved(self._saved_model, self.cell.setup)
+        return saved(self.saved_module, self.cell.setup)
 
     @property
-    def _saved_model(self) -> nn.Module:
-        policy = self.roles["policy"].module
-        assert isinstance(policy, Policy)
-        return policy.model
+    def saved_module(self) -> nn.Module:
+        """What is saved: the policy, or the reward model that is trained."""
+        trained = self.roles["reward" if self.cell.algorithm_value.trains_reward else "policy"].module
+        assert isinstance(trained, Policy | RewardModel)
+        return trained.model
 
     @property
     def autocast(self) -> bool:
@@ -139,22 +143,23 @@ class Job:
         policy = Policy(model, self._value_head() if value_head else None, self._loss)
         return self._trained("policy", policy, learner)
 
-    def classifier(self, learner: LearnerFactory) -> Learner:
-        """A classifier of whole sequences with one score, of transformers' own class, which `learner` trains."""
-        model = new_classifier(self.cell.setup, self.device, seed=self._seed("policy"))
-        return self._trained("policy", Policy(model), learner)
-
     def reference(self, policy: Learner) -> Reference | None:
-        """The frozen policy of before, as `reference` says; None for none."""
-        kind = self.cell.workload.reference
+        """The frozen policy of before, as `reference` says; None for none. Where it is precomputed, it is the policy before it is
+        trained, and no role of its own."""
+        kind, sequences = self.cell.workload.reference, self.cell.workload.batch_size
         if kind == "none":
             return None
+        if self.cell.algorithm_value.from_pairs:
+            sequences *= 2
+        if kind == "precomputed":
+            itself = None if self.cell.adapter_value.can_switch_off else policy.module
+            return Reference(policy, itself, sequences, self.device)
         copy = None
         if kind == "copy":
             copy = self.first_policy()
         else:
             self.roles["reference"] = Role(self.roles["policy"].module, shares="policy")
-        return Reference(policy, copy, self.cell.workload.batch_size, self.device)
+        return Reference(policy, copy, sequences, self.device)
 
     def first_policy(self) -> Policy:
         """A frozen copy of the policy as it is at first, without its adapter: the role `reference`."""
@@ -169,6 +174,14 @@ class Job:
             self.cell.setup, self.device, model=self.cell.workload.model, seed=self._seed("value"), trained=True
         )
         return self._trained("value", Critic(model))
+
+    def reward_model(self, learner: LearnerFactory | None = None) -> Learner:
+        """A reward model of the policy's shape, trained in its place, by `learner` or else as `offload` says."""
+        padding = self.data.paired.filler if self.data.paired else -1
+        model = load_reward_model(
+            self.cell.setup, self.device, model=self.workload.model, seed=self._seed("reward"), padding=padding
+        )
+        return self._trained("reward", model, learner)
 
     def reward(self) -> Reward:
         """What the workload's `reward` names, frozen where it is a model."""

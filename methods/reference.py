@@ -21,7 +21,7 @@ class Reference:
     batch_size: int
     device: Device
 
-    def logprobs(self, tokens: torch.Tensor, start: int, temperature: float = 1.0) -> torch.Tensor:
+    def logprobs(self, tokens: torch.Tensor, start: int, temperature: float | None = 1.0) -> torch.Tensor:
         """[B, T - start] fp32, for tokens [B, T], in batches of `batch_size` sequences."""
         policy: Any = self.copy or self.learner.module
         with self.learner.forward():
@@ -30,6 +30,6 @@ class Reference:
             with policy.model.disable_adapter():
                 return self._scored(policy, tokens, start, temperature)
 
-    def _scored(self, policy: Any, tokens: torch.Tensor, start: int, temperature: float) -> torch.Tensor:
+    def _scored(self, policy: Any, tokens: torch.Tensor, start: int, temperature: float | None) -> torch.Tensor:
         batches = tokens.split(self.batch_size)
         return torch.cat(self.device.map_alike(lambda batch: policy(batch, start, temperature).logprobs, batches))

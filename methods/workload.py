@@ -173,15 +173,17 @@ class Workload(BaseModel):
     weights: Literal["random", "pretrained"] = "random"
     """`random`: seeded, made layer by layer in their final precision. `pretrained`: those of the folder or hub id."""
     data: Name = "synthetic"
-    """What is trained on and prompted with: `synthetic` (a seeded Markov chain), or a text or .jsonl file."""
+    """What is trained on and prompted with: `synthetic` (a seeded Markov chain), or a text or .jsonl file. Pairs are lines with
+    `prompt`, `chosen` and `rejected`."""
     batch_size: Count = 1
-    """Sequences in one forward and backward pass."""
+    """Sequences in one forward and backward pass; in DPO and for reward models pairs, as TRL counts them, of two sequences each."""
     prompt_tokens: Count = 256
     """Tokens of every prompt; in SFT the first part of every sequence."""
     response_tokens: Count = 256
     """Tokens of every response, exactly as many as are generated; in SFT the rest of every sequence."""
     max_length: Length | None = None
-    """Tokens of a whole sequence in SFT: `response_tokens` is then what `prompt_tokens` leaves of it. Null is both together."""
+    """Tokens of a whole sequence in SFT, DPO and for reward models: the response is what `prompt_tokens` leaves of it, whatever a
+    profile or the file says of `response_tokens`; both named in one place are a mistake. Null is prompt and response together."""
     lengths: Lengths = None
     """In SFT, how long sequences are: shares by tokens ({256: 0.5, 1024: 0.4, 2048: 0.1}), or a file with a length on each line (in
     JSON lines: `length` or `input_ids`). `max_length` then truncates them, and prompt_tokens and response_tokens say nothing. Null:
@@ -244,18 +246,19 @@ class Workload(BaseModel):
     """Prompts in one rollout; its responses must make up whole optimizer steps."""
     value: Literal["head", "separate"] | None = "head"
     """The value model: a scalar head on the policy's trunk, or a separate model with an optimizer of its own."""
-    reference: Literal["auto", "adapter_off", "copy", "none"] | None = "auto"
+    reference: Literal["auto", "adapter_off", "copy", "precomputed", "none"] | None = "auto"
     """The frozen policy of before: the policy with its adapter off, a copy, or none, and then no KL term. `auto` is the first
-    that can be."""
+    that can be. `precomputed`: of pairs, its log-probabilities are computed before training, and no copy is held
+    (TRL's precompute_ref_log_probs)."""
     reward: Annotated[Name | None, AfterValidator(_check_reward)] = "tokens"
     """What scores a response: `tokens` (the share of its ids in the vocabulary's first quarter), `model` (a scalar model of
     `reward_model`'s shape), a classifier's folder or hub id, or your own `module:attribute`."""
     reward_model: Name | None = "tiny"
     """With `reward: model`, its shape, named as `model` is."""
     eval_batch_size: Count | None = None
-    """Sequences in one forward pass of an evaluation, which follows the timed steps; null does not evaluate."""
+    """Sequences (or pairs) in one forward pass of an evaluation, which follows the timed steps; null does not evaluate."""
     max_eval_samples: Count | None = 16
-    """Sequences in an evaluation."""
+    """Sequences (or pairs) in an evaluation."""
     prediction_loss_only: Switch | None = True
     """Whether an evaluation keeps losses alone; else all its sequences' logits and labels, as `compute_metrics` needs them."""
     eval_accumulation_steps: Count | None = None
@@ -314,6 +317,8 @@ class Workload(BaseModel):
 
 
 FIELDS = tuple(name for name in Workload.model_fields if name != "options")
+PARTS = ("prompt_tokens", "response_tokens")
+"""What a sequence's tokens are made of."""
 AXIS_NAMES = ("precision", "adapter", "optimizer", "offload", "algorithm")
 """What a workload is combined with. The axes themselves are in `axes.py`, which imports torch: their names alone are enough
 to tell most of a matrix' mistakes."""

@@ -70,7 +70,9 @@ def without_made(names: Iterable[str]) -> set[str]:
 
 def test_the_wheel_holds_what_git_knows_of_the_package(tracked: set[str], built: Path) -> None:
     (wheel,) = built.glob("*.whl")
-    data = re.compile(rf"({'|'.join(ROOMS)})/.*|__init__\.py|py\.typed|matrix\.yaml|results/[^/]*/accuracy[^/]*\.json")
+    data = re.compile(
+        rf"({'|'.join(ROOMS)})/.*|__init__\.py|py\.typed|matrix\.yaml|claims\.yaml|results/[^/]*/accuracy[^/]*\.json"
+    )
     names = without_made(zipfile.ZipFile(wheel).namelist())
     assert names == {f"vrambench/{name}" for name in tracked if data.fullmatch(name)}
 

@@ -119,11 +119,12 @@ def card_of(budget_bytes: int) -> Card | None:
 
 
 class Judged(NamedTuple):
-    """A trace under a budget: the replay that tells its bytes (under the budget where it runs only there), the verdict, the error
-    band in bytes, how much more is reserved where addresses rise, and where the device is behind the host, and the shares that the
-    band was made of."""
+    """A trace under a budget: the replay that tells its bytes (under the budget where it runs only there), what is reserved without
+    one, the verdict, the error band in bytes, how much more is reserved where addresses rise, and where the device is behind the
+    host, and the shares that the band was made of."""
 
     replay: Replay
+    unlimited_bytes: int
     verdict: Verdict
     band_bytes: int
     rising_order_bytes: int
@@ -138,15 +139,18 @@ def judge(trace: Trace, settings: AllocatorSettings, budget: int, outside: Outsi
     behind = 0
     if trace.lent:
         behind = max(0, Replay(trace, settings, behind=True).reserved_bytes - free_run.reserved_bytes)
-    device = free_run.reserved_bytes + outside.expected_bytes
+    unlimited = free_run.reserved_bytes
+    device = unlimited + outside.expected_bytes
     band = _band_bytes(device, error, outside, other_order) + behind
     if device <= budget:
-        return Judged(free_run, "fits" if device + band <= budget else "tight", band, other_order, behind, error)
+        return Judged(
+            free_run, unlimited, "fits" if device + band <= budget else "tight", band, other_order, behind, error
+        )
     capped = Replay(trace, settings, max(0, budget - outside.expected_bytes))
     if capped.oom is None:
-        return Judged(capped, "tight", band, other_order, behind, error)
+        return Judged(capped, unlimited, "tight", band, other_order, behind, error)
     free_run.oom, free_run.oom_phase = capped.oom, capped.oom_phase
-    return Judged(free_run, "does not fit", band, other_order, behind, error)
+    return Judged(free_run, unlimited, "does not fit", band, other_order, behind, error)
 
 
 def doubted(made: Forecast, left_out: tuple[Unmodelled, ...], error: Band) -> Forecast:
@@ -224,6 +228,7 @@ def _forecast(simulation: Simulation, judged: Judged, budget: int, outside: Outs
             host_pinned_bytes=simulation.host_pinned_bytes,
             num_alloc_retries=replay.num_alloc_retries,
         ),
+        unlimited_bytes=judged.unlimited_bytes + context,
         phases=tuple(
             PredictedPhase(
                 name=name,

@@ -204,7 +204,7 @@ def offloaded_bytes(trace: Trace) -> int:
 
 def _saved_bytes(job: Job) -> int:
     """Of what saving takes to the host, all layers counted."""
-    module = job.roles["policy"].module
+    module = job.saved_module
     times = {parameter: count for layer, count in _left_out(module) for parameter in layer.parameters()}
     total = 0
     for parameter in job.saved():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from vrambench.methods.registry import AxisValue, Registry
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vrambench.methods.workload import Workload
 
 Metrics: TypeAlias = "dict[str, torch.Tensor]"
+ReferenceUse: TypeAlias = Literal["needed", "optional", "unused"]
 
 EVALUATION_FIELDS = ("eval_batch_size", "max_eval_samples", "prediction_loss_only", "eval_accumulation_steps")
 """Of algorithms whose trainers evaluate (Evaluating)."""
@@ -45,9 +46,6 @@ class Stage(Protocol):
     def policy(self, value_head: bool = False, learner: LearnerFactory | None = None) -> Learner:
         """The trained model, with a scalar head on its trunk if asked for, trained by `learner`, or else as `offload` says."""
 
-    def classifier(self, learner: LearnerFactory) -> Learner:
-        """A classifier of whole sequences with one score, of transformers' own class, which `learner` trains."""
-
     def first_policy(self) -> Policy:
         """A frozen copy of the policy as it is at first, without its adapter."""
 
@@ -59,6 +57,9 @@ class Stage(Protocol):
 
     def reward(self) -> Reward:
         """Scores of responses, as `reward` says."""
+
+    def reward_model(self, learner: LearnerFactory | None = None) -> Learner:
+        """A model that is trained to give one score for each sequence, by `learner` or else as `offload` says."""
 
 
 class Trainer(Protocol):
@@ -91,14 +92,18 @@ class Algorithm(AxisValue):
     """`trainer`: sets the algorithm up on a stage (it asks for the roles that it needs). `learning_rate`: its usual one, used
     where the workload names none. `sequences_per_prompt`: how many responses to each of a rollout's prompts it trains on, where
     that is not one. `takes_lengths`: it trains on sequences of several `lengths`. `from_logprobs`: its loss is made of tokens'
-    log-probabilities, and not their mean cross-entropy. `foreign`: the trainer is another library's, which is measured and not
-    predicted."""
+    log-probabilities, and not their mean cross-entropy. `from_pairs`: it trains on pairs of responses, which `batch_size` counts.
+    `uses_reference`: what the frozen policy of before is to it, under a workload. `trains_reward`: what it trains is a reward
+    model, and no policy. `foreign`: the trainer is another library's, which is measured and not predicted."""
 
     trainer: Callable[[Stage], Trainer]
     learning_rate: float
     sequences_per_prompt: Callable[[Workload], int] = lambda workload: 1
     from_logprobs: bool = True
     takes_lengths: bool = False
+    from_pairs: bool = False
+    uses_reference: Callable[[Workload], ReferenceUse] = lambda workload: "optional"
+    trains_reward: bool = False
     foreign: Foreign | None = None
 
 
@@ -109,6 +114,8 @@ ALGORITHMS = Registry(
         "sft": "vrambench.methods.algorithms.sft:SFT",
         "ppo": "vrambench.methods.algorithms.ppo:PPO",
         "remax": "vrambench.methods.algorithms.remax:REMAX",
+        "dpo": "vrambench.methods.algorithms.dpo:DPO",
+        "reward": "vrambench.methods.algorithms.reward:REWARD",
         "trl_sft": "vrambench.methods.algorithms.trl:TRL_SFT",
         "trl_dpo": "vrambench.methods.algorithms.trl:TRL_DPO",
         "trl_reward": "vrambench.methods.algorithms.trl:TRL_REWARD",

@@ -36,6 +36,9 @@ def parameters(made: Job, role: str) -> list[torch.Tensor]:
     ("settings", "roles"),
     [
         ({"algorithm": "sft"}, ["policy"]),
+        ({"algorithm": "dpo"}, ["policy", "reference"]),
+        ({"algorithm": "dpo", "reference": "precomputed"}, ["policy"]),
+        ({"algorithm": "dpo", "dpo": {"loss_type": "simpo"}}, ["policy"]),
         ({"algorithm": "ppo"}, ["policy", "reference"]),
         ({"algorithm": "ppo", "reference": "none"}, ["policy"]),
         ({"algorithm": "ppo", "value": "separate"}, ["policy", "value", "reference"]),
@@ -155,6 +158,9 @@ REPEATED: list[dict[str, Any]] = [
     {"algorithm": "sft"},
     {"algorithm": "sft", "adapter": "lora", "lora_dropout": 0.5},
     {"algorithm": "sft", "precision": "nf4", "adapter": "lora"},
+    {"algorithm": "dpo"},
+    {"algorithm": "dpo", "adapter": "lora", "reference": "precomputed"},
+    {"algorithm": "reward", "adapter": "lora"},
     {"algorithm": "ppo"},
     {"algorithm": "ppo", "value": "separate", "reward": "model", "adapter": "lora"},
     {"algorithm": "remax"},
@@ -215,7 +221,7 @@ def test_every_algorithm_runs_on_meta_with_no_weights_in_memory(
     assert {value.device.type for value in metrics.values()} == {"meta"}
     assert all(value.shape == () for value in metrics.values())
     assert {parameter.device.type for parameter in made.parameters()} == {"meta"}
-    learner: Any = made.roles["policy"].learner
+    learner: Any = next(role.learner for role in made.roles.values() if role.learner)
     state = {tensor.device.type for tensor in learner.optimizer_state() if tensor.numel() > 1}
     assert state == {"meta"}
 

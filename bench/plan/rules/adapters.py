@@ -47,6 +47,13 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: bool(cell.workload.lora_dropout) and cell.workload.rollout_batch is not None,
     ),
     Rule(
+        "pairs-dropout",
+        "warn",
+        "the adapter's dropout stays on, so two passes over one response give different numbers; TRL's trainers of pairs switch it "
+        "off (lora_dropout: 0)",
+        lambda cell, _: bool(cell.workload.lora_dropout) and cell.algorithm_value.from_pairs,
+    ),
+    Rule(
         "lora-paged",
         "warn",
         "an adapter's optimizer state is megabytes, and tensors under 4096 elements keep 32-bit state: 8 bits or "

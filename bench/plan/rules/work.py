@@ -34,9 +34,39 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: LOSSES[cell.workload.loss].cuda_only or "",
     ),
     Rule(
+        "loss-scores",
+        "reject",
+        "a reward model gives scores and no logits, and loss says how those are made (loss: scored)",
+        lambda cell, _: cell.algorithm_value.trains_reward and cell.workload.loss != "scored",
+        lambda cell, _: f"loss is {cell.workload.loss}",
+    ),
+    Rule(
+        "reference-needed",
+        "reject",
+        "the algorithm's loss compares with a reference (reference: auto, or a loss without one)",
+        lambda cell, _: (
+            cell.workload.reference == "none" and cell.algorithm_value.uses_reference(cell.workload) == "needed"
+        ),
+    ),
+    Rule(
+        "reference-unused",
+        "reject",
+        "the algorithm's loss compares with no reference, which would be held for nothing (reference: none)",
+        lambda cell, _: (
+            cell.workload.reference not in ("none", None)
+            and cell.algorithm_value.uses_reference(cell.workload) == "unused"
+        ),
+    ),
+    Rule(
+        "reference-precomputed",
+        "reject",
+        "nothing can be precomputed of responses that each step samples anew",
+        lambda cell, _: cell.workload.reference == "precomputed" and not cell.algorithm_value.from_pairs,
+    ),
+    Rule(
         "lengths-algorithm",
         "reject",
-        "the algorithm samples its responses itself, all as long as response_tokens, and takes no sequences of several lengths",
+        "all responses of the algorithm are as long as response_tokens, and it takes no sequences of several lengths",
         lambda cell, _: (
             cell.workload.lengths is not None
             and not cell.algorithm_value.takes_lengths

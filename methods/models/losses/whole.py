@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from vrambench.methods.amp import autocast_dtype
 from vrambench.methods.models import parts
 
 EPSILON = 1e-7
@@ -73,6 +74,17 @@ def logprobs(
     response = logits[:, start - 1 : -1]
     response /= temperature + EPSILON
     return selective_log_softmax(response, tokens[:, start:]).float()
+
+
+def plain(model: nn.Module, tokens: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of tokens[:, start:], and the logits, as in TRL's DPOTrainer (trainer/dpo_trainer.py: _compute_loss): log-probabilities of
+    all tokens, of which the response's are taken. Under autocast logits are in fp32, as accelerate gives them (utils/operations.py:
+    convert_outputs_to_fp32)."""
+    made = parts.logits(model, parts.hidden_states(model, parts.Inputs(tokens)))
+    if autocast_dtype(made.device) is not None:
+        made = made.float()
+    every = selective_log_softmax(made[:, :-1], tokens[:, 1:])
+    return every[:, start - 1 :].float(), made
 
 
 def selective_log_softmax(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

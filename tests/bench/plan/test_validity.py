@@ -100,6 +100,37 @@ CASES = [
     Case("loss-logprobs", FROM_LABELS, {"loss": "nll"}),
     Case("loss-logprobs", FROM_LABELS, {"algorithm": "sft"}),
     Case("loss-logprobs", {"algorithm": "remax", "loss": "liger"}, {"algorithm": "sft"}, "cuda", "cuda"),
+    Case("loss-logprobs", {"algorithm": "dpo", "loss": "nll_4_45"}, {"loss": "nll"}),
+    Case("loss-scores", {"algorithm": "reward", "loss": "nll"}, {"loss": "scored"}),
+    Case("loss-scores", {"algorithm": "reward", "loss": "chunked_nll"}, {"algorithm": "dpo"}),
+    Case("reference-needed", {"algorithm": "dpo", "reference": "none"}, {"reference": "copy"}),
+    Case("reference-needed", {"algorithm": "dpo", "reference": "none"}, {"dpo": {"loss_type": "simpo"}}),
+    Case("reference-needed", {"algorithm": "dpo", "reference": "none"}, {"algorithm": "ppo"}),
+    Case(
+        "reference-unused",
+        {"algorithm": "dpo", "reference": "copy", "dpo": {"loss_type": "orpo"}},
+        {"reference": "auto"},
+    ),
+    Case(
+        "reference-unused", {"algorithm": "dpo", "reference": "precomputed", "dpo": {"loss_type": "cpo"}}, {"dpo": {}}
+    ),
+    Case("reference-precomputed", {"algorithm": "ppo", "reference": "precomputed"}, {"algorithm": "dpo"}),
+    Case("reference-precomputed", {"algorithm": "remax", "reference": "precomputed"}, {"reference": "copy"}),
+    Case("reference-adapter-off", {"algorithm": "dpo", "reference": "adapter_off"}, {"adapter": "lora"}),
+    Case("lengths-algorithm", {"algorithm": "dpo", "lengths": {64: 1}}, {"algorithm": "sft"}, alone=False),
+    Case("lengths-algorithm", {"algorithm": "reward", "lengths": {64: 1}}, {"algorithm": "sft"}, alone=False),
+    Case(
+        "pairs-dropout",
+        {"algorithm": "dpo", "adapter": "lora", "lora_dropout": 0.1},
+        {"lora_dropout": 0},
+        kind="warn",
+    ),
+    Case(
+        "pairs-dropout",
+        {"algorithm": "reward", "adapter": "lora", "lora_dropout": 0.1},
+        {"algorithm": "sft"},
+        kind="warn",
+    ),
     Case("loss-cuda-only", {"loss": "liger"}, {}, near_device="cuda"),
     Case("loss-cuda-only", {"loss": "liger"}, {"loss": "chunked_nll"}),
     Case(

@@ -1,6 +1,6 @@
 """The proof that needs no GPU: the same job, traced on the CPU, where it computes, and on the simulated device, where it does not.
 
-Cells cover every pair of axis values that a CPU can run. Peaks are equal within 0.2 %, and the streams of allocations in the steps
+Cells cover every pair of axis values that a CPU can run. Peaks are equal within 0.25 %, and the streams of allocations in the steps
 are the same, operator by operator and byte by byte, but for the differences named here:
 
 * attention is another operator on the simulated device (the one that a GPU takes), with side outputs of its own;
@@ -58,9 +58,8 @@ def cells() -> dict[str, PlannedCell]:
         ("fp32_modules=all", "attention=math"),
         ("autocast=bf16", "fp32_modules=all", "gradient_checkpointing=true"),
     ):
-        wanted = Selection(
-            profile="smoke", set=(*SETTINGS, *said), only=("precision=nf4", "adapter=lora", "offload=none")
-        )
+        only = ("precision=nf4", "adapter=lora", "optimizer=adamw_torch", "offload=none")
+        wanted = Selection(profile="smoke", set=(*SETTINGS, *said), only=only, coverage="full")
         some = [planned for planned in select(matrix, wanted, "cpu").cells if planned.verdict == "valid"]
         chosen |= {f"{planned.cell.name} {' '.join(said)}": planned for planned in some}
     galore = Selection(profile="smoke", set=(*SETTINGS, "galore.svd=randomized"), only=("optimizer=galore_adamw",))
@@ -77,7 +76,7 @@ def loss_cells() -> dict[str, Cell]:
     work = {"prompt_tokens": 300, "response_tokens": 2, "batch_size": 2, "rollout_batch": 4, "ppo": {"epochs": 1}}
     chosen = {}
     for loss, axes in itertools.product(LOSSES, ({}, {"precision": "bf16_amp", "adapter": "none"})):
-        for algorithm in ("sft", "ppo", "remax") if LOSSES[loss].scorer else ("sft",):
+        for algorithm in ("sft", "ppo", "remax", "dpo") if LOSSES[loss].scorer else ("sft",):
             cell = resolve(plain | axes | {"algorithm": algorithm}, work | {"loss": loss})
             chosen[f"{loss} {cell.name}"] = cell
     return chosen
@@ -129,7 +128,7 @@ def test_the_simulated_job_allocates_what_the_real_one_does(name: str) -> None:
     real = traced(cell, get_device("cpu"))
     simulated = traced(cell, dataclasses.replace(get_device("meta"), stands_for="cpu"))
     peak = real.peak_bytes()
-    allowed = 0.002 * peak + (TABLES if cell.optimizer_value.eight_bit else 0)
+    allowed = 0.0025 * peak + (TABLES if cell.optimizer_value.eight_bit else 0)
     if cell.precision == "int8":
         allowed = 0.05 * peak
     assert abs(simulated.peak_bytes() - peak) <= allowed
@@ -156,7 +155,9 @@ PHASES: tuple[tuple[dict[str, str], dict[str, Any]], ...] = (
 @pytest.mark.parametrize(("axes", "more"), PHASES, ids=lambda given: "-".join(map(str, given.values())))
 def test_evaluating_and_saving_are_simulated(axes: dict[str, str], more: dict[str, Any]) -> None:
     """Known differences: nf4's table of 16 values is read there and computed here, and int8's CPU code is another."""
-    cell = resolve(AXES | axes, {"model": "tiny", "max_length": 16, "batch_size": 2, "lora_r": 4} | more)
+    cell = resolve(
+        AXES | axes, {"model": "tiny", "prompt_tokens": 8, "max_length": 16, "batch_size": 2, "lora_r": 4} | more
+    )
     real = traced(cell, get_device("cpu"))
     simulated = traced(cell, dataclasses.replace(get_device("meta"), stands_for="cpu"))
     assert simulated.peak_bytes() == pytest.approx(real.peak_bytes(), rel=0.05 if cell.precision == "int8" else 0.002)

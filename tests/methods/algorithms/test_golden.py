@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from vrambench.methods.algorithms import ppo, remax
+from vrambench.methods.algorithms import dpo, ppo, remax, reward
 from vrambench.methods.rewards import token_rewards
 
 GOLDEN: dict[str, Any] = json.loads(Path(__file__).with_name("golden.json").read_text())
@@ -97,3 +97,16 @@ def test_remax_loss() -> None:
     difference = INPUTS["score"] - INPUTS["greedy_score"]
     advantages = remax.repository_advantages(difference, kl, MASK, 0.05, 0.99)
     near(remax.policy_loss(golden("new_logprobs"), advantages, MASK), golden("remax_loss_repo"))
+
+
+def test_dpo() -> None:
+    pairs = {name: golden("dpo_sigmoid_beta.1", name) for name in ("pc", "pr", "rc", "rr", "loss")}
+    ones = torch.ones_like(pairs["pc"])
+    compared = dpo.Compared(pairs["pc"] - pairs["rc"], pairs["pr"] - pairs["rr"], ones, ones)
+    near(dpo.preference_losses(compared, dpo.DPOOptions(beta=0.1)).mean(), pairs["loss"])
+
+
+@pytest.mark.parametrize(("key", "coefficient"), [("loss", 0.0), ("loss_center_001", 0.01)])
+def test_reward_model(key: str, coefficient: float) -> None:
+    losses = reward.pair_losses(golden("rm_bt", "chosen"), golden("rm_bt", "rejected"), coefficient)
+    near(losses.mean(), golden("rm_bt", key))
