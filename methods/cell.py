@@ -31,7 +31,7 @@ from vrambench.methods.precision import PRECISIONS, Precision
 from vrambench.methods.registry import AxisValue, Options
 from vrambench.methods.setup import Setup
 from vrambench.methods.validated import unknown_field, validated
-from vrambench.methods.workload import FIELDS, PARTS, Workload
+from vrambench.methods.workload import BEST_FIT, FIELDS, PARTS, Workload
 
 
 class Cell(BaseModel):
@@ -77,8 +77,8 @@ class Cell(BaseModel):
     @property
     def setup(self) -> Setup:
         """The part of the cell that models and learners need."""
-        values = self.precision_value, self.adapter_value, self.optimizer_value
-        return Setup(*values, self.workload, self.offload_value.zero_stage)
+        values, offload = (self.precision_value, self.adapter_value, self.optimizer_value), self.offload_value
+        return Setup(*values, self.workload, offload.zero_stage, offload.optimizer_on_host, offload.parameters_on_host)
 
     @property
     def rollout_unit(self) -> int:
@@ -199,8 +199,10 @@ def _decided(
     decided: dict[str, Any] = {}
     if workload.learning_rate is None:
         decided["learning_rate"] = algorithm.learning_rate
+    if workload.group_size is None:
+        decided["group_size"] = algorithm.group_size
     kernel = precision.attention(workload)
-    preferred = "sdpa" if workload.lengths else kernel if flash else "efficient"
+    preferred = "sdpa" if workload.lengths or workload.reference_dtype else kernel if flash else "efficient"
     decided["attention"] = attention_of(workload.model, workload.attention, preferred)
     if workload.reference == "auto":
         used = algorithm.uses_reference(workload) != "unused"
@@ -248,14 +250,14 @@ def _several_lengths(lengths: Mapping[int, float], limit: int | None, packing: s
     if limit is None and packing != "none":
         raise ConfigurationError(
             f"max_length: packing {packing} needs it: the tokens that a row has at most (TRL's default is 1024)",
-            field="max_length",
+            field="packing",
         )
     limit = limit or max(lengths)
     if packing == "wrapped":
         return {"max_length": limit, "prompt_tokens": 1, "response_tokens": limit - 1}
-    cut = truncated(lengths, limit)
-    longest = max(cut)
-    whole = limit if packing == "bfd" else longest
+    cut = dict(lengths) if packing == "bfd_split" else truncated(lengths, limit)
+    longest = min(max(cut), limit)
+    whole = limit if packing in BEST_FIT else longest
     return {"lengths": cut, "max_length": whole, "prompt_tokens": 1, "response_tokens": longest - 1}
 
 

@@ -7,14 +7,14 @@ planned(claims, "cpu")              what `vrambench run --claims` runs, for both
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from vrambench.bench.claims.file import Claim, Claims, Layers
-from vrambench.bench.plan.matrix import Setting, check_value, located, unflatten
-from vrambench.bench.plan.plan import PlannedCell
+from vrambench.bench.plan.matrix import Setting, check_value
+from vrambench.bench.plan.plan import PlannedCell, resolved
+from vrambench.bench.plan.used import check_used
 from vrambench.bench.plan.validity import check
 from vrambench.methods.cards import CARDS, FIRST_BF16
-from vrambench.methods.cell import Cell, resolve
+from vrambench.methods.cell import Cell
 from vrambench.methods.device import Kind
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.workload import AXIS_NAMES
@@ -28,9 +28,9 @@ def cells_of(claim: Claim, layers: Mapping[str, Layers], seeds: int | None = Non
     has no effect on any."""
     cells = {name: _seeded(claim, one, seeds) for name, one in layers.items()}
     for name, one in layers.items():
-        _check_used(one.cell, cells[name], f"the cell {name!r} does not use it")
+        check_used(_work(one.cell), cells=cells[name])
     shared = next(iter(layers.values())).claim
-    _check_used(shared, tuple(cell for several in cells.values() for cell in several), "no cell of this claim uses it")
+    check_used(_work(shared), cells=[cell for several in cells.values() for cell in several])
     return cells
 
 
@@ -83,28 +83,16 @@ def _resolved(claim: Claim, settings: Mapping[str, Setting]) -> Cell:
             )
         axes[axis] = settings[axis].value
         check_value(axis, axes[axis], settings[axis].origin)
-    work = {name: setting for name, setting in settings.items() if name not in AXIS_NAMES}
+    work = _work(settings)
     budget = work["budget"].value if "budget" in work else None
     card = CARDS.get(budget.lower()) if isinstance(budget, str) else None
     try:
-        return resolve(axes, unflatten(work), flash=card is None or card.capability >= FIRST_BF16)
+        return resolved(axes, work, flash=card is None or card.capability >= FIRST_BF16)
     except ConfigurationError as error:
-        found = located(error, work)
-        raise found if found is not error else ConfigurationError(f"{claim.where}: {error.message}") from None
+        told = error.message.startswith(tuple(one.origin.partition(": ")[0] for one in work.values()))
+        raise error if told else ConfigurationError(f"{claim.where}: {error.message}", field=error.field) from None
 
 
-def _check_used(settings: Mapping[str, Setting], cells: tuple[Cell, ...], why: str) -> None:
-    """That every setting is one that some cell has: settings without effect are mistakes."""
-    flats = [_fields(cell) for cell in cells]
-    for name, setting in settings.items():
-        if name not in AXIS_NAMES and setting.value is not None and all(flat.get(name) is None for flat in flats):
-            raise ConfigurationError(f"{setting.origin}{name}: {why}", field=name)
-
-
-def _fields(cell: Cell) -> dict[str, Any]:
-    """A cell's fields and options by dotted name."""
-    flat: dict[str, Any] = {}
-    for key, value in cell.workload.flat().items():
-        options = key in cell.workload.options
-        flat |= {f"{key}.{name}": inner for name, inner in value.items()} if options else {key: value}
-    return flat
+def _work(settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """Those that are of the workload."""
+    return {name: setting for name, setting in settings.items() if name not in AXIS_NAMES}

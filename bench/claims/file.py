@@ -21,7 +21,7 @@ from vrambench.bench.claims import formula as formulas
 from vrambench.bench.claims.claimed import Claimed, Interval
 from vrambench.bench.claims.formula import FUNCTIONS, Formula
 from vrambench.bench.plan.document import Document, Key, dotted, load
-from vrambench.bench.plan.matrix import Setting, flatten
+from vrambench.bench.plan.matrix import Level, Setting, flatten
 from vrambench.methods.errors import ConfigurationError, UnknownValue, did_you_mean, shown
 from vrambench.methods.validated import complaint
 from vrambench.methods.workload import AXIS_NAMES
@@ -126,7 +126,7 @@ def load_claims(path: Path) -> Claims:
     except ValidationError as error:
         raise _explained(error, document) from None
     reader = _Reader(document)
-    usual = reader.settings(file.common, ("common",))
+    usual = reader.settings(file.common, ("common",), Level.TOP)
     claims = {name: reader.claim(name, row, usual) for name, row in file.claims.items()}
     return Claims(document.name, claims)
 
@@ -157,14 +157,14 @@ def _explained(error: ValidationError, document: Document) -> ConfigurationError
 class _Reader:
     document: Document
 
-    def settings(self, data: Mapping[str, Any], path: tuple[Key, ...]) -> dict[str, Setting]:
+    def settings(self, data: Mapping[str, Any], path: tuple[Key, ...], level: Level) -> dict[str, Setting]:
         """Axes and workload fields, each with the line where it stands."""
         origins = {key: f"{self.document.where(*path, key)}{dotted(path)}." for key in data}
         axes = {key: value for key, value in data.items() if key in AXIS_NAMES}
         for key, value in axes.items():
             if not isinstance(value, str):
                 raise ConfigurationError(f"{origins[key]}{key}: {shown(value)} is not the name of a value", field=key)
-        others = flatten({key: value for key, value in data.items() if key not in axes}, origins)
+        others = flatten({key: value for key, value in data.items() if key not in axes}, origins, level)
         return {key: Setting(value, origins[key]) for key, value in axes.items()} | others
 
     def claim(self, name: str, row: ClaimRow, usual: Mapping[str, Setting]) -> Claim:
@@ -193,9 +193,9 @@ class _Reader:
             where = (*at, "claimed")
             words = f"{shown(row.claimed)} is {said}, and the formula gives {gives}"
             raise self.document.error(where, f"{dotted(where)}: {words}")
-        common = self.settings(row.common, (*at, "common"))
+        common = self.settings(row.common, (*at, "common"), Level.PROFILE)
         cells = {
-            cell: Layers(usual, common, self.settings(own or {}, (*at, "cells", cell)))
+            cell: Layers(usual, common, self.settings(own or {}, (*at, "cells", cell), Level.INCLUDE))
             for cell, own in row.cells.items()
         }
         made = replace(made, formula=formula, cells=cells)
@@ -210,7 +210,7 @@ class _Reader:
             raise self.document.error(
                 at, f"{dotted(at)}: {shown(seeds)}: must be a whole number from 1 to {MOST_SEEDS}"
             )
-        there = self.settings({key: value for key, value in data.items() if key != SEEDS}, path)
+        there = self.settings({key: value for key, value in data.items() if key != SEEDS}, path, Level.PROFILE)
         cells = {name: replace(one, claim={**one.claim, **there}) for name, one in claim.cells.items()}
         return replace(claim, on_cpu=cells, seeds=seeds)
 

@@ -43,7 +43,7 @@ RATES = (
     "samples_per_second",
     "energy_joules",
 )
-LEARNING = ("loss", "reward", "reward_gain", "kl")
+LEARNING = ("loss", "reward", "kl")
 ROLES = ("policy", "reference", "value", "reward")
 
 PREDICTED = (*MEMORY, *ROLE_BYTES, *PARAMETERS, FITS)

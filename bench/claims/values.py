@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from vrambench.bench.claims.formula import FITS, MEMORY, RATES, ROLE_BYTES
+from vrambench.bench.claims.formula import FITS, LEARNING, MEMORY, RATES, ROLE_BYTES
 from vrambench.bench.results.curves import quarters
 from vrambench.bench.results.forecast import Forecast
-from vrambench.bench.results.records import Learning, Memory, Parameters, Result, RoleBytes, Sample
+from vrambench.bench.results.records import Memory, Parameters, Result, RoleBytes, Sample
 from vrambench.methods.cards import DRIVERS_SHARE
 
 Values = dict[tuple[str, ...], float | bool]
@@ -49,19 +49,9 @@ def _of_sample(sample: Sample) -> Values:
     throughput = sample.throughput
     rates = {"step_seconds": median(throughput.step_seconds)} if throughput.step_seconds else {}
     rates |= {name: getattr(throughput, name) for name in RATES if name != "step_seconds"}
-    learnt = _learnt(sample.learning)
+    curves = {name: quarters(getattr(sample.learning, name)) for name in LEARNING}
+    learnt = {name: ends[1] for name, ends in curves.items() if ends}
     return values | {(name,): value for name, value in (rates | learnt).items() if value is not None}
-
-
-def _learnt(learning: Learning) -> dict[str, float | None]:
-    """Means over the last quarter of the steps; of the reward also by how much that is more than the first quarter's."""
-    curves = {"loss": learning.loss, "reward": learning.reward, "kl": learning.kl}
-    ends = {name: ends for name, curve in curves.items() if (ends := quarters(curve))}
-    found: dict[str, float | None] = {name: last for name, (_, last) in ends.items()}
-    first, last = ends.get("reward", (None, None))
-    if first is not None and last is not None:
-        found["reward_gain"] = last - first
-    return found
 
 
 def _held(memory: Memory, roles: Mapping[str, RoleBytes], parameters: Parameters | None) -> Values:

@@ -41,7 +41,7 @@ from vrambench.bench.plan.matrix import (
     unflatten,
 )
 from vrambench.bench.plan.selection import Selection
-from vrambench.bench.plan.used import check_used, fields_of, idle_settings
+from vrambench.bench.plan.used import check_saved, check_used, fields_of, idle_settings
 from vrambench.bench.plan.validity import Finding, check
 from vrambench.methods.algorithms import ALGORITHMS
 from vrambench.methods.cell import Cell, resolve
@@ -50,6 +50,7 @@ from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
 from vrambench.methods.models.config import model_config
 from vrambench.methods.models.presets import PRESETS
 from vrambench.methods.registry import load_attribute
+from vrambench.methods.texts import GIVE, MADE, is_data_set
 
 if TYPE_CHECKING:
     from vrambench.bench.results.forecast import Outcome
@@ -182,6 +183,7 @@ def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: boo
         raise _nothing_left(matrix, selection, [] if all_named(selection.axes) else removing(layer, only), left_out)
     narrowed = bool(selection.axes or only)
     left = [planned.cell for planned in kept]
+    check_saved(left, None if narrowed else [planned.cell for planned in every])
     check_used(said.fixed, said.swept, {} if narrowed else said.sweep, cells=left)
     assert len({planned.name for planned in kept}) == len(kept), "two cells of one name"
     warnings = (*(() if narrowed else idle_excludes(matrix, profile)), *idle_settings(matrix, profile, named, left))
@@ -245,18 +247,18 @@ def _nothing_left(
 def _planned(one: Combination, point: _Point, device_kind: Kind, bf16: bool) -> PlannedCell:
     """The cell of one combination at one point of the sweeps."""
     settings = {**point.lower, **one.added, **point.upper}
-    cell = _resolved(one.axes, settings, flash=bf16)
+    cell = resolved(one.axes, settings, flash=bf16)
     flat = fields_of(cell)
     shown = dict.fromkeys(point.swept)
     if one.included:
-        plain = fields_of(_resolved(one.axes, {**point.lower, **point.upper}, flash=bf16))
+        plain = fields_of(resolved(one.axes, {**point.lower, **point.upper}, flash=bf16))
         shown |= {name: None for name in one.added if flat.get(name) != plain.get(name)}
     parts = [f"{name}={_text(flat[name])}" for name in shown if flat.get(name) is not None]
     findings = check(cell, device_kind, bf16=bf16)
     return PlannedCell(cell, " ".join([cell.name, *parts]), findings, said=unflatten(settings))
 
 
-def _resolved(axes: Mapping[str, str], settings: Settings, *, flash: bool) -> Cell:
+def resolved(axes: Mapping[str, str], settings: Settings, *, flash: bool) -> Cell:
     """The cell; an error in it names where the field at fault was written."""
     try:
         whole = "max_length" in ALGORITHMS.get(axes["algorithm"]).fields
@@ -280,10 +282,12 @@ def _check_model(model: str | None, field: str) -> None:
 
 def _check_data(data: str) -> None:
     """That the file can be read; what is in it the job says."""
-    if data == "synthetic":
+    if data in MADE:
         return
     path, reason = Path(data), None
     try:
+        if is_data_set(path):
+            return
         if path.exists() and not path.is_file() and not path.is_dir():
             reason = "it is not a regular file"  # opening a pipe would wait for whoever writes to it
         else:
@@ -292,9 +296,7 @@ def _check_data(data: str) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
     if reason:
-        raise ConfigurationError(
-            f"data: {shown(data)} cannot be read: {reason}; give a text or .jsonl file, or 'synthetic'", field="data"
-        )
+        raise ConfigurationError(f"data: {shown(data)} cannot be read: {reason}; {GIVE}", field="data")
 
 
 def _check_reward(reward: str | None) -> None:

@@ -37,6 +37,12 @@ def full(cell: Cell) -> bool:
     return cell.adapter_value.trains_base
 
 
+def merges(cell: Cell) -> bool:
+    """Its adapter can be merged into its base."""
+    adapter = cell.adapter_value
+    return adapter.merges and (adapter.merges_quantized or not quantized(cell))
+
+
 def zero(cell: Cell) -> bool:
     return cell.offload_value.zero_stage > 0
 
@@ -88,8 +94,20 @@ def eps_too_small(cell: Cell) -> bool:
     return bool(eps < (FP16_EPS_PROJECTED if optimizer.projects_gradients else FP16_EPS))
 
 
+def visitors(cell: Cell) -> bool:
+    """Whether there are frozen models of their own: a reference, or a reward."""
+    work = cell.workload
+    return work.reference == "copy" or work.reward == "model" or "/" in (work.reward or "")
+
+
 def remax_temperature(cell: Cell) -> float | None:
     return cell.workload.options.get("remax", {}).get("temperature")
+
+
+def algorithm_option(cell: Cell, name: str) -> object:
+    """The algorithm's own option of that name; None where it has none."""
+    options = cell.algorithm_value.options
+    return options and getattr(cell.workload.of(options), name, None)
 
 
 def untold_optimizer(cell: Cell) -> str | None:

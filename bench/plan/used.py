@@ -2,10 +2,12 @@
 
 check_used(fixed, swept, cells=cells)               an error about the first setting of the command line that no cell uses
 idle_settings(matrix, "smoke", named, cells)        a sentence about each of the file's
+check_saved(cells, every)                           that what a cell starts from, another one saves
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,9 +15,9 @@ from vrambench.bench.plan.matrix import Layer, Matrix, Setting, Settings
 from vrambench.methods.algorithms import EVALUATION_FIELDS
 from vrambench.methods.axes import AXES
 from vrambench.methods.cell import Cell
-from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.errors import ConfigurationError, did_you_mean
 from vrambench.methods.registry import AxisValue
-from vrambench.methods.workload import FIELDS
+from vrambench.methods.workload import FIELDS, SAVED
 
 
 def check_used(fixed: Settings, *sweeps: Mapping[str, Sequence[Setting]], cells: Iterable[Cell]) -> None:
@@ -26,6 +28,26 @@ def check_used(fixed: Settings, *sweeps: Mapping[str, Sequence[Setting]], cells:
         null = all(setting.value is None for setting in settings)
         if not null and all(flat.get(name) is None for flat in flats):
             raise ConfigurationError(_unused(name, settings[0]), field=name)
+
+
+def check_saved(kept: Iterable[Cell], every: Iterable[Cell] | None) -> None:
+    """That no two cells of the plan save under one name, and that what they start from, one of `every` saves. None: it may have
+    been saved before, by cells that are left out."""
+    kept = list(kept)
+    for name, count in Counter(cell.workload.save_as for cell in kept).items():
+        if name and count > 1:
+            raise ConfigurationError(f"save_as: {count} cells would be saved as {name!r}", field="save_as")
+    if every is None:
+        return
+    names = {cell.workload.save_as for cell in every}
+    for work in (cell.workload for cell in kept):
+        for name in work.starts_from:
+            if name not in names:
+                field = "weights" if work.weights == SAVED + name else "adapter_weights"
+                hint = did_you_mean(name, filter(None, names))
+                raise ConfigurationError(
+                    f"{field}: no cell is saved as {name!r}{hint} (save_as: {name} saves it)", field=field
+                )
 
 
 def idle_settings(matrix: Matrix, profile: str | None, named: Layer, cells: Iterable[Cell]) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ CHANGES: tuple[Change, ...] = (
         "loss",
         {"loss": "chunked_nll"},
         "logits are made a chunk at a time and twice, from a copy of the head in fp32",
-        ("scored", "nll", "nll_4_46", "nll_4_45"),
+        ("scored", "selective", "nll", "nll_4_46", "nll_4_45"),
     ),
     Change("gradient_checkpointing", {"gradient_checkpointing": True}, "each forward pass is computed twice"),
     Change("batch_size", {}, "half the sequences in a forward pass, twice as many passes"),

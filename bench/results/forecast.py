@@ -22,6 +22,7 @@ KINDS = {
     "optimizer": "the optimizer's state",
     "kv_cache": "keys and values of every token of a rollout",
     "engine_buffers": "what DeepSpeed gathers gradients in",
+    "gathered_weights": "weights that have come from the host for the modules that are at work",
     "activations": "what layers compute, and keep where a backward pass follows",
     "logits_and_loss": "scores of the whole vocabulary, and what is computed from them",
     "backward_temporaries": "gradients of logits and layers on their way, and weights unpacked for them",

@@ -18,9 +18,10 @@ import torch
 from pydantic import Field, model_validator
 from torch.nn import functional as F
 
-from vrambench.methods.algorithms import Algorithm, Metrics, ReferenceUse, Stage
+from vrambench.methods.algorithms import REFERENCE_FIELDS, Algorithm, Metrics, ReferenceUse, Stage
 from vrambench.methods.data import EVALUATION, Pairs
 from vrambench.methods.evaluation import Predicted, evaluate
+from vrambench.methods.models.losses import whole
 from vrambench.methods.models.policy import Scores
 from vrambench.methods.registry import Options
 from vrambench.methods.workload import Workload
@@ -125,66 +126,75 @@ class DirectPreferenceOptimisation:
         return {"eval_loss": loss}
 
     def _batches(self, index: int, count: int, size: int) -> list[tuple[Pairs, torch.Tensor | None]]:
-        """`count` pairs of a step, `size` at a time, and what was precomputed of each."""
-        batches = self.stage.data.pairs(index, count).split(size)
-        if self.stage.workload.reference != "precomputed":
-            return [(pairs, None) for pairs in batches]
-        known = self.precomputed.get(index)
-        if known is None:
-            assert self.stage.device.simulated, f"step {index} is none of the workload's"
-            known = next(iter(self.precomputed.values()))
-        return list(zip(batches, known, strict=True))
+        """`count` pairs of a step, `size` at a time, and what was precomputed of each; then steps beyond the workload's have the
+        pairs of its first ones again, as in another epoch."""
+        device, work = self.stage.device, self.stage.workload
+        if not self.precomputed:
+            return [(pairs, None) for pairs in self.stage.data.pairs(index, count).split(size)]
+        index = index if index == EVALUATION else index % (work.warmup_steps + work.steps)
+        known = self.precomputed[index if not device.simulated or index in self.precomputed else 0]
+        return list(zip(self.stage.data.pairs(index, count).split(size), known, strict=True))
 
     def _precomputed(self) -> dict[int, list[torch.Tensor]]:
-        """The reference's log-probabilities [2N] of each batch of every step, and of the evaluation, before anything is trained."""
+        """The reference's log-probabilities [2N] of each batch of every step, and of the evaluation, before anything is trained; on
+        the simulated device of the first step alone, and of the evaluation."""
         stage, work = self.stage, self.stage.workload
         stage.phase("precompute")
-        asked = [(step, self.samples // 2, work.batch_size) for step in range(work.warmup_steps + work.steps)]
+        steps = 1 if stage.device.simulated else work.warmup_steps + work.steps
+        asked = [(step, self.samples // 2, work.batch_size) for step in range(steps)]
         if work.eval_batch_size is not None:
             asked.append((EVALUATION, work.max_eval_samples or 0, work.eval_batch_size))
         found = {}
-        for index, count, size in asked if not stage.device.simulated else (*asked[:1], *asked[-1:]):
+        for index, count, size in asked:
             batches = stage.data.pairs(index, count).split(size)
-            found[index] = stage.device.map_alike(self._of_reference, batches)
+            found[index] = stage.device.map_alike(
+                lambda pairs: response_sums(self._of_reference(pairs), pairs), batches
+            )
         return found
 
-    def _of_reference(self, pairs: Pairs) -> torch.Tensor:
+    def _of_reference(self, pairs: Pairs) -> Scores:
         assert self.reference is not None
         reference = self.reference
         with torch.no_grad():
-            logprobs = self._by_halves(lambda tokens, start: reference.logprobs(tokens, start, None), pairs.tokens)
-        return (logprobs[:, -pairs.mask.shape[1] :] * pairs.mask).sum(dim=1)
+            return self._by_halves(reference.scores, pairs.tokens)
 
-    def _by_halves(self, score: Callable[[torch.Tensor, int], torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities of responses, in orpo of prompts too, by one forward pass or two."""
+    def _by_halves(self, score: Callable[[torch.Tensor, int], Scores], tokens: torch.Tensor) -> Scores:
+        """Scores of responses, in orpo of prompts too, by one forward pass or two."""
         start = 1 if self.options.loss_type == "orpo" else self.stage.workload.prompt_tokens
         if self.options.concatenated:
             return score(tokens, start)
-        return torch.cat([score(half, start) for half in tokens.chunk(2)])
+        halves = [score(half, start) for half in tokens.chunk(2)]
+        logits = [half.logits for half in halves if half.logits is not None]
+        return Scores(torch.cat([half.logprobs for half in halves]), None, torch.cat(logits) if logits else None)
 
     def _metrics(self, pairs: Pairs, known: torch.Tensor | None) -> Metrics:
-        """`loss`; and of what the policy rewards a response with, beta times what is compared, `margin` and `accuracy`. `known`:
-        what was precomputed."""
-        held = []
-
-        def score(tokens: torch.Tensor, start: int) -> torch.Tensor:
-            scores: Scores = self.policy.module(tokens, start, None)
-            held.append(scores.logits)  # until the loss is there, as TRL's trainer
-            return scores.logprobs
-
+        """`loss`; `margin` and `accuracy` of what the policy rewards a response with, beta times what is compared; where logits
+        are held, responses' `entropy`. `known`: what was precomputed."""
         with self.policy.forward():
-            logprobs = self._by_halves(score, pairs.tokens)
-        sums = (logprobs[:, -pairs.mask.shape[1] :] * pairs.mask).sum(dim=1)
+            scores = self._by_halves(lambda tokens, start: self.policy.module(tokens, start, None), pairs.tokens)
+        sums = response_sums(scores, pairs)
         if self.reference is not None:
-            sums = sums - (self._of_reference(pairs) if known is None else known)
+            if known is None:
+                before = self._of_reference(pairs)  # held with its logits until the end, as in TRL
+                known = response_sums(before, pairs)
+            sums = sums - known
         compared = Compared(*sums.chunk(2), *pairs.mask.sum(dim=1).chunk(2))
         loss = preference_losses(compared, self.options).mean()
         weight = 1.0 if self.options.loss_type == "orpo" else self.options.cpo_alpha
         if self.options.loss_type in REFERENCE_FREE and weight:
-            loss = loss + weight * cross_entropy(*(part.chunk(2)[0] for part in (logprobs, pairs.mask)))
+            loss = loss + weight * cross_entropy(*(part.chunk(2)[0] for part in (scores.logprobs, pairs.mask)))
         with torch.no_grad():
             ahead = self.options.beta * rewarded(compared, self.options).ahead
-        return {"loss": loss, "margin": ahead.mean(), "accuracy": (ahead > 0).float().mean()}
+            told = {"loss": loss, "margin": ahead.mean(), "accuracy": (ahead > 0).float().mean()}
+            if scores.logits is not None:
+                entropies = whole.entropies(scores.logits[:, :-1])[:, -pairs.mask.shape[1] :]
+                told["entropy"] = (entropies * pairs.mask).sum() / pairs.mask.sum()
+        return told
+
+
+def response_sums(scores: Scores, pairs: Pairs) -> torch.Tensor:
+    """[2N]: the log-probability of each whole response."""
+    return (scores.logprobs[:, -pairs.mask.shape[1] :] * pairs.mask).sum(dim=1)
 
 
 def cross_entropy(logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -293,5 +303,5 @@ DPO = Algorithm(
     from_pairs=True,
     uses_reference=uses_reference,
     options=DPOOptions,
-    fields=("reference", "max_length", "eval_batch_size", "max_eval_samples"),
+    fields=(*REFERENCE_FIELDS, "max_length", "eval_batch_size", "max_eval_samples"),
 )

@@ -38,7 +38,6 @@ from vrambench.methods.setup import Setup
 
 if TYPE_CHECKING:
     from vrambench.methods.offload.learner import PhaseMarker
-    from vrambench.methods.workload import Workload
 
 ENDLESS = 10**9
 """Optimizer steps: the job takes as many as it wants."""
@@ -75,17 +74,17 @@ class Score(NamedTuple):
 @dataclass(frozen=True)
 class Kind:
     """`rows`: the training set of a step, of so many sequences, pairs or prompts. `each`: sequences of a row. `scores`: what it
-    trains is a reward model. `generates`: how many responses to a prompt it samples, unless it is told; 0 for none."""
+    trains is a reward model. `group_size`: its usual number of responses to each prompt, where it samples some."""
 
     foreign: Foreign
     rows: Callable[[Stage, int, int], dict[str, list[Any]]]
     each: int = 1
     scores: bool = False
-    generates: int = 0
+    group_size: int | None = None
 
-    def generations(self, workload: Workload) -> int:
-        """Responses to each prompt."""
-        return int(self.foreign.said(workload).get("num_generations") or self.generates or 1)
+    @property
+    def generates(self) -> bool:
+        return self.group_size is not None
 
 
 class TRLTrainer:
@@ -98,7 +97,7 @@ class TRLTrainer:
         self.stage = stage
         self._kind = kind
         step = work.batch_size * work.gradient_accumulation_steps
-        self._rows = (work.rollout_batch or 0) * kind.generations(work) or step
+        self._rows = (work.rollout_batch or 0) * (work.group_size or 1) or step
         self.samples = self._rows * kind.each
         self.train_tokens = self.samples * work.sequence_tokens
         self.generated_tokens = self.samples * work.response_tokens if kind.generates else 0
@@ -142,7 +141,7 @@ class TRLTrainer:
         vocabulary = unwrapped(model).config.get_text_config().vocab_size
         rows: dict[str, list[Any]] = {}
         for index in range(work.warmup_steps + work.steps + 1):  # the last is the one in which bytes are counted
-            for name, values in kind.rows(self.stage, index, self._rows // kind.generations(work)).items():
+            for name, values in kind.rows(self.stage, index, self._rows // (work.group_size or 1)).items():
                 rows.setdefault(name, []).extend(values)
         more: dict[str, Any] = {}
         if kind.generates:
@@ -156,7 +155,7 @@ class TRLTrainer:
                 model=model,
                 args=config,
                 train_dataset=Dataset.from_dict(rows),
-                processing_class=_tokenizer(vocabulary, _padding(self.stage), ends=bool(kind.generates)),
+                processing_class=_tokenizer(vocabulary, _padding(self.stage), ends=kind.generates),
                 **more,
             )
         trainer.add_callback(_callback(device))
@@ -218,11 +217,9 @@ def _arguments(kind: Kind, setup: Setup, device: Device) -> dict[str, Any]:
     if work.activation_offloading:
         arguments["activation_offloading"] = True
     if kind.generates:
+        group, prompts = work.group_size or 1, work.rollout_batch or 1
+        arguments |= {"num_generations": group, "generation_batch_size": prompts * group}
         arguments |= {"shuffle_dataset": False, "max_completion_length": work.response_tokens}
-        arguments |= {
-            "num_generations": kind.generations(work),
-            "generation_batch_size": (work.rollout_batch or 1) * kind.generations(work),
-        }
     else:
         arguments |= {"train_sampling_strategy": "sequential", "max_length": work.sequence_tokens}
     arguments |= optimizer_arguments(setup)
@@ -359,6 +356,7 @@ TOLD = {
     "use_liger_kernel": "loss",
     "max_length": "max_length, or prompt_tokens and response_tokens",
     "max_completion_length": "response_tokens",
+    "num_generations": "group_size",
     "generation_batch_size": "rollout_batch",
     "steps_per_generation": "rollout_batch",
     "model_init_kwargs": "the axis precision, and attention",
@@ -440,17 +438,17 @@ REWARD = Kind(
     each=2,
     scores=True,
 )
-GRPO = Kind(_foreign("GRPO", OWN_LOSSES, NO_OWN_LOSS, offloads_activations=False), _prompts, generates=8)
-RLOO = Kind(_foreign("RLOO", {"scored": {}}, NO_OWN_LOSS, offloads_activations=False), _prompts, generates=2)
+GRPO = Kind(_foreign("GRPO", OWN_LOSSES, NO_OWN_LOSS, offloads_activations=False), _prompts, group_size=8)
+RLOO = Kind(_foreign("RLOO", {"scored": {}}, NO_OWN_LOSS, offloads_activations=False), _prompts, group_size=2)
 
 
 def _algorithm(kind: Kind, summary: str, learning_rate: float) -> Algorithm:
-    fields = ("rollout_batch", "reward", "reward_model") if kind.generates else ("max_length",)
+    fields = ("rollout_batch", "group_size", "reward", "reward_model") if kind.generates else ("max_length",)
     return Algorithm(
         summary=summary,
         trainer=partial(TRLTrainer, kind),
         learning_rate=learning_rate,
-        sequences_per_prompt=kind.generations,
+        group_size=kind.group_size,
         from_logprobs=False,
         from_pairs=kind.each > 1,
         trains_reward=kind.scores,

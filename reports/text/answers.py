@@ -194,6 +194,12 @@ def _ledger(forecast: Forecast) -> Iterator[tuple[str, str, str]]:
     yield "= reserved", size(memory.reserved_bytes), "held by PyTorch's allocator"
     yield "+ outside", size(memory.context_bytes), "CUDA context, kernels, libraries"
     yield "[bold]= device[/]", f"[bold]{size(memory.device_bytes)}[/]", "what nvidia-smi would show"
+    if memory.elsewhere_bytes:
+        yield (
+            "elsewhere",
+            size(memory.elsewhere_bytes),
+            "another process', as reserved_elsewhere says; the budget holds both",
+        )
     if memory.managed_bytes:
         yield "managed", size(memory.managed_bytes), "paged: on the device as far as there is room, else on the host"
     if memory.host_pinned_bytes:

@@ -49,6 +49,11 @@ def parameters(made: Job, role: str) -> list[torch.Tensor]:
         ({"algorithm": "remax"}, ["policy", "reference"]),
         ({"algorithm": "remax", "reference": "none", "reward": "model"}, ["policy", "reward"]),
         ({"algorithm": "remax", "value": "separate"}, ["policy", "reference"]),
+        ({"algorithm": "reinforce"}, ["policy", "reference"]),
+        ({"algorithm": "rloo"}, ["policy", "reference"]),
+        ({"algorithm": "rloo", "rloo": {"beta": 0}}, ["policy"]),
+        ({"algorithm": "grpo", "reward": "model"}, ["policy", "reward"]),
+        ({"algorithm": "grpo", "grpo": {"beta": 0.1}}, ["policy", "reference"]),
     ],
 )
 @pytest.mark.parametrize("adapter", ["none", "lora"])

@@ -21,8 +21,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "galore-adapter",
         "reject",
-        "an adapter's factors are of low rank already: projecting their gradients saves nothing and adds the SVD",
-        lambda cell, _: projects(cell) and cell.adapter_value.low_rank,
+        "an adapter's weights are few, or of low rank, already: projecting their gradients saves nothing and adds the SVD",
+        lambda cell, _: projects(cell) and not full(cell),
     ),
     Rule(
         "galore-zero",
@@ -100,7 +100,9 @@ RULES: tuple[Rule, ...] = (
         "lora-offload",
         "warn",
         "an adapter's optimizer state is small: offloading it costs time and saves next to nothing on the device",
-        lambda cell, _: zero(cell) and not full(cell),
+        lambda cell, _: (
+            cell.offload_value.optimizer_on_host and not cell.offload_value.parameters_on_host and not full(cell)
+        ),
     ),
     Rule(
         "zero-factored",

@@ -58,7 +58,7 @@ claims:
     claim: and learns as much
     source: a paper
     cells: *both
-    formula: remax.reward_gain / ppo.reward_gain
+    formula: remax.reward / ppo.reward
     claimed: at least 1 x
   never:
     claim: eight cards
@@ -82,7 +82,7 @@ def forecast(device: int, verdict: str = "fits") -> Forecast:
         budget_bytes=24 * GIB, verdict=verdict, margin_bytes=24 * GIB - device, band_bytes=0, band_basis="",
         memory=Memory(device_bytes=device, allocated_bytes=device), phases=(), roles={"policy": ROLE}, unmodelled=left_out,
         parameters=Parameters(total=10, trainable=10), limiting_phase="learn", limiting_step=0, limiting_role=None, at_peak=(),
-        fragmentation_bytes=0, host_bytes=0, outside="", seconds=0.0,
+        fragmentation_bytes=0, host_bytes=0, outside="", seconds=0.0, unlimited_bytes=device,
     )  # type: ignore[arg-type]  # fmt: skip
 
 
@@ -243,15 +243,18 @@ def test_out_of_memory_does_not_fit(claims: Claims, where: Any, source: str, usa
     assert one.measured[0].verdict == verdict
 
 
-def test_a_gain_is_the_last_quarter_less_the_first(claims: Claims) -> None:
+def test_a_reward_is_the_last_quarters_mean(claims: Claims) -> None:
     of = cells(claims, "learns")
-    low, high = [0.0, 1, 1, 1, 1, 1, 0.25, 0.25], [0.0, 0, 1, 1, 1, 1, 0.5, 0.5]
+    low, high = [0.0, 1, 1, 1, 1, 1, 0.25, 0.25], [0.0, 0, 1, 1, 1, 1, 0.75, 0.25]
     ran = gpu([result(of["ppo"], 1.0, reward=high), result(of["remax"], 1.0, reward=low)])
     (one,) = answer(claims.only(["learns"]), [ran])
-    assert one.measured[0].value == (0.25 - 0.5) / 0.5
-    still = gpu([result(of["ppo"], 1.0, reward=[1.0] * 8), result(of["remax"], 1.0, reward=low)])
-    (one,) = answer(claims.only(["learns"]), [still])
+    assert one.measured[0].value == 0.25 / 0.5
+    nothing = gpu([result(of["ppo"], 1.0, reward=[0.0] * 8), result(of["remax"], 1.0, reward=low)])
+    (one,) = answer(claims.only(["learns"]), [nothing])
     assert one.reason == "the formula divides by zero (an H100)"
+    unknown = gpu([result(of["ppo"], 1.0), result(of["remax"], 1.0, reward=low)])
+    (one,) = answer(claims.only(["learns"]), [unknown])
+    assert one.reason == "ppo: reward is not known (an H100)"
 
 
 def test_a_result_of_an_earlier_version_is_found_by_what_it_says(claims: Claims) -> None:

@@ -113,8 +113,8 @@ def test_a_mistake_in_the_file_is_told_with_its_line(tmp_path: Path, old: str, n
         ("steps: 2", "steps: 0", "1: common.steps: 0: must be at least 1"),
         ("adapter: none, ", "", "3: claims.less: its cells have no adapter"),
         ("{algorithm: remax}", "{algorithm: remax, value: separate}",
-         "9: claims.less.cells.remax.value: the cell 'remax' does not use it"),
-        ("prompt_tokens: 8", "lora_r: 8", "6: claims.less.common.lora_r: no cell of this claim uses it"),
+         "9: claims.less.cells.remax.value: no cell here uses it (algorithm ppo does)"),
+        ("prompt_tokens: 8", "lora_r: 8", "6: claims.less.common.lora_r: no cell here uses it (adapter lora, adapter dora do)"),
         ("epochs: 2", "epoch: 2", "8: claims.less.cells.ppo.ppo.epoch: no such field"),
     ],
 )  # fmt: skip

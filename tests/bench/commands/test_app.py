@@ -38,7 +38,7 @@ def test_nothing_typed_shows_help_and_is_wrong_usage(capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ("plam", "no such command 'plam'. Did you mean 'plan'?"),
+        ("dcotor", "no such command 'dcotor'. Did you mean 'doctor'?"),
         ("plan --foo", "no such option: --foo"),
         ("plan --set batch_size 4", "--set batch_size 4: write --set batch_size=4, without a blank"),
         ("run --timeout inf", "invalid value for '--timeout': 'inf': must be a finite number of seconds"),

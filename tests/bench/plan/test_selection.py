@@ -239,6 +239,7 @@ def test_max_length_overrules_what_is_laid_below(
             ("response_tokens=8",),
             "--set response_tokens=8: response_tokens: 8 says nothing beside lengths, ",
         ),
+        (None, ("lengths={8: 1.0}", "packing=bfd"), "--set packing=bfd: max_length: packing bfd needs it: the tokens "),
         (None, ("max_length=256",), "--set max_length=256: prompt_tokens: 256 must be less than max_length, 256, "),
     ],
 )
@@ -251,7 +252,9 @@ def test_lengths_that_disagree_are_a_mistake(
 
 
 def test_an_unknown_profile_names_the_nearest(shipped: Matrix) -> None:
-    with pytest.raises(UnknownValue, match=r"profile: 'smok' is not one of smoke, 24gb, 20b; did you mean 'smoke'\?"):
+    with pytest.raises(
+        UnknownValue, match=r"profile: 'smok' is not one of smoke, 24gb, 20b, rlhf-20b; did you mean 'smoke'\?"
+    ):
         select(shipped, Selection(profile="smok"), "cpu")
 
 

@@ -39,8 +39,8 @@ TRLS = [name for name, value in ALGORITHMS.values().items() if value.foreign is 
 WORK: dict[str, Any] = {"steps": 2, "warmup_steps": 1, "prompt_tokens": 6, "response_tokens": 6, "batch_size": 4}
 OF: dict[str, dict[str, Any]] = {
     "trl_sft": {"loss": "nll"},
-    "trl_grpo": {"rollout_batch": 2, "trl": {"num_generations": 2}},
-    "trl_rloo": {"rollout_batch": 2, "trl": {"num_generations": 2}},
+    "trl_grpo": {"rollout_batch": 2, "group_size": 2},
+    "trl_rloo": {"rollout_batch": 2, "group_size": 2},
 }
 LORA: dict[str, Any] = {"adapter": "lora", "lora_r": 4, "lora_target_modules": "all-linear"}
 
@@ -114,7 +114,7 @@ def test_each_trains_and_is_measured(cell: MakeCell, algorithm: str) -> None:
         ("trl_sft", {"gradient_accumulation_steps": 3}, 1),
         ("trl_grpo", {"rollout_batch": 4}, 2),
         ("trl_grpo", {"rollout_batch": 4, "gradient_accumulation_steps": 2}, 1),
-        ("trl_grpo", {"trl": {"num_generations": 2, "num_iterations": 3}}, 3),
+        ("trl_grpo", {"trl": {"num_iterations": 3}}, 3),
     ],
 )
 def test_a_step_has_so_many_optimizer_steps(job: MakeJob, algorithm: str, settings: dict[str, Any], each: int) -> None:
@@ -203,16 +203,14 @@ def test_a_reward_is_learnt(job: MakeJob) -> None:
         "rollout_batch": 8,
         "learning_rate": 5e-3,
     }
-    made = job(algorithm="trl_grpo", **settings, trl={"num_generations": 8})
+    made = job(algorithm="trl_grpo", **settings, group_size=8)
     rewards = [float(made.step(index)["reward"]) for index in range(24)]
     assert rewards[0] < 0.4
     assert sum(rewards[-4:]) / 4 > rewards[0] + 0.1, rewards
 
 
 def test_settings_reach_the_trainer(job: MakeJob) -> None:
-    made = job(
-        algorithm="trl_grpo", **WORK | OF["trl_grpo"] | {"trl": {"num_generations": 2, "beta": 0.3, "epsilon": 0.5}}
-    )
+    made = job(algorithm="trl_grpo", **WORK | OF["trl_grpo"] | {"trl": {"beta": 0.3, "epsilon": 0.5}})
     trainer: Any = made.roles["policy"].learner
     assert (trainer.trainer.args.beta, trainer.trainer.args.epsilon) == (0.3, 0.5)
     assert float(made.step(0)["kl"]) == pytest.approx(0, abs=1e-6)
