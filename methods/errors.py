@@ -23,6 +23,8 @@ ALIASES = {
     "adamw": "adamw_torch",
     "adamw_8bit": "adamw_bnb_8bit",
     "galore": "galore_adamw",
+    "apollo": "apollo_adamw",
+    "lion": "lion_32bit",
     "lr": "learning_rate",
     "rank": "lora_r",
     "lora_rank": "lora_r",
@@ -96,36 +98,13 @@ EXPLAINED = {
             "adamw_torch_xla adamw_torch_npu_fused",
             "it is AdamW for devices of another kind (adamw_torch, adamw_torch_fused)",
         ),
-        ("adamw_torch_8bit", "it is torchao's; bitsandbytes' 8-bit moments are adamw_bnb_8bit"),
-        ("adamw_torch_4bit", "it is torchao's; the smallest moments are those of adamw_bnb_8bit"),
-        ("paged_adamw_32bit", "paged are 8-bit moments alone (paged_adamw_8bit), a quarter of its bytes"),
         ("adamw_anyprecision", "moments of the weights' type, without a compensation buffer, are adamw_torch's"),
+        ("grokadamw", "it keeps a slow average of gradients beside AdamW's moments; ademamix keeps as much"),
         (
-            "ademamix ademamix_8bit paged_ademamix_32bit paged_ademamix_8bit grokadamw",
-            "it keeps three moments, where AdamW (adamw_torch, adamw_bnb_8bit, paged_adamw_8bit) keeps two",
+            "lomo adalomo",
+            "parameters that step inside the backward pass are those of sgd_layerwise and of adafactor_layerwise",
         ),
-        (
-            "lion_8bit lion_32bit paged_lion_8bit paged_lion_32bit",
-            "it keeps one moment, where AdamW (adamw_bnb_8bit, adamw_torch, paged_adamw_8bit) keeps two",
-        ),
-        (
-            "sgd adagrad rmsprop rmsprop_bnb rmsprop_bnb_8bit rmsprop_bnb_32bit schedule_free_sgd",
-            "it keeps one tensor of a weight's size or none; the least state here is adafactor's",
-        ),
-        ("galore_adafactor", "GaLore is here with AdamW (galore_adamw, galore_adamw_8bit)"),
-        (
-            "galore_adafactor_layerwise",
-            "GaLore is here with AdamW (galore_adamw_layerwise, galore_adamw_8bit_layerwise)",
-        ),
-        (
-            "apollo_adamw apollo_adamw_layerwise",
-            "its state is of low rank too, but it is another method than GaLore (galore_adamw, galore_adamw_layerwise)",
-        ),
-        ("lomo adalomo", "parameters step inside the backward pass in galore_adamw_layerwise alone"),
-        (
-            "schedule_free_radam schedule_free_adamw stable_adamw",
-            "it keeps two tensors of a weight's size, as AdamW does (adamw_torch)",
-        ),
+        ("schedule_free_radam", "it keeps what schedule_free_adamw keeps"),
     )
     for name in names.split()
 }

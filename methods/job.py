@@ -118,6 +118,7 @@ class Job:
 
     def step(self, index: int) -> Metrics:
         """One step of the algorithm: scalars on the device."""
+        self._train(True)
         with self.device.attention(self.cell.workload.attention):
             return self.trainer.step(index)
 
@@ -132,6 +133,7 @@ class Job:
     def evaluate(self) -> Metrics:
         """One evaluation: scalars on the device."""
         self.phase("evaluate")
+        self._train(False)
         with self.device.attention(self.workload.attention):
             return cast(Evaluating, self.trainer).evaluate()
 
@@ -140,7 +142,13 @@ class Job:
         self.phase("save")
         if self.saved_role.on_host and self.device.simulated:
             return
+        self._train(False)
         save(self.saved_module, self.setup, self.device, self.saved_role.learner)
+
+    def _train(self, mode: bool) -> None:
+        for role in self.roles.values():
+            if role.learner:
+                role.learner.train(mode)
 
     def saved(self) -> Iterator[nn.Parameter]:
         """What `save` will take to the host."""

@@ -83,6 +83,9 @@ class SecondLearner:
     def optimizer_state(self) -> Iterator[torch.Tensor]:
         return self._learner.optimizer_state()
 
+    def train(self, mode: bool = True) -> None:
+        self._learner.train(mode)
+
     def optimizer_steps(self) -> int:
         return self._learner.optimizer_steps()
 

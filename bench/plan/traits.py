@@ -25,7 +25,7 @@ from vrambench.methods.sdpa import Choice
 # underflow there, and eps alone is left to divide by. With 1e-5 (1e-7 under GaLore) the loss rose from 5.5 to 7.8 (16)
 # in six steps.
 FP16_EPS = 1e-4
-FP16_EPS_PROJECTED = 1e-6
+FP16_EPS_DECOMPOSED = 1e-6
 
 
 def quantized(cell: Cell) -> bool:
@@ -49,6 +49,11 @@ def zero(cell: Cell) -> bool:
 
 def projects(cell: Cell) -> bool:
     return cell.optimizer_value.projects_gradients
+
+
+def decomposes(cell: Cell) -> bool:
+    """The optimizer's projectors come of a decomposition (GaLore's; APOLLO's are random numbers)."""
+    return cell.optimizer_value.svd_gap is not None
 
 
 def weight_dtype(cell: Cell) -> torch.dtype:
@@ -85,13 +90,13 @@ def upcast(cell: Cell) -> bool:
 
 
 def eps_too_small(cell: Cell) -> bool:
-    """The optimizer keeps its state in fp16, as the trained weights are, with an eps that does not hold it up (8-bit
-    optimizers compute in fp32, and ZeRO steps an fp32 master copy)."""
+    """The optimizer keeps its state in fp16, as the trained weights are, with an eps that does not hold it up (some
+    compute in fp32 whatever they step, and ZeRO steps an fp32 master copy)."""
     optimizer = cell.optimizer_value
     eps = getattr(cell.workload.of(optimizer.options), "eps", None) if optimizer.options else None
-    if eps is None or optimizer.eight_bit or torch.float16 not in trained_dtypes(cell) or zero(cell):
+    if eps is None or optimizer.in_fp32 or torch.float16 not in trained_dtypes(cell) or zero(cell):
         return False
-    return bool(eps < (FP16_EPS_PROJECTED if optimizer.projects_gradients else FP16_EPS))
+    return bool(eps < (FP16_EPS_DECOMPOSED if optimizer.svd_gap else FP16_EPS))
 
 
 def visitors(cell: Cell) -> bool:

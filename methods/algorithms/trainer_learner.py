@@ -36,6 +36,9 @@ class TrainerLearner:
     def optimizer_state(self) -> Iterator[torch.Tensor]:
         return tensors_in(self.trainer.optimizer.state)
 
+    def train(self, mode: bool = True) -> None:
+        """Nothing: the trainer does it where it saves and evaluates."""
+
     def optimizer_steps(self) -> int:
         steps: int = self.trainer.state.global_step
         return steps

@@ -168,8 +168,8 @@ class ZeroLearner:
         value = setup.optimizer
         load_extensions()
         join_alone(device)
-        on_host = value.offloaded if setup.optimizer_on_host else None
-        optimizer = (on_host or value.build)(module, setup.workload)
+        make = (value.offloaded if setup.optimizer_on_host else None) or value.make
+        optimizer = make(value.groups(module, setup.workload), module, setup.workload)
         self.module, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=engine_config(setup, device), dist_init_required=False
         )
@@ -198,6 +198,9 @@ class ZeroLearner:
 
     def optimizer_state(self) -> Iterator[torch.Tensor]:
         return tensors_in([self._masters, self.module.optimizer.optimizer.state])
+
+    def train(self, mode: bool = True) -> None:
+        """Nothing: no optimizer that knows two kinds of weights runs here."""
 
     def optimizer_steps(self) -> int:
         return int(self.module.global_steps)

@@ -39,6 +39,9 @@ class Learner(Protocol):
     def optimizer_state(self) -> Iterator[torch.Tensor]:
         """Every tensor that the optimizer keeps between steps, master weights and an adapter's schedule included."""
 
+    def train(self, mode: bool = True) -> None:
+        """Weights are those to train, or those to evaluate and to save, where the optimizer knows two kinds."""
+
     def optimizer_steps(self) -> int:
         """How many optimizer steps were due so far, those that loss scaling left out among them."""
 
@@ -74,6 +77,7 @@ class PlainLearner:
         self._parameters = trainable(module)
         self._optimizer = self._built(module, setup)
         self._steps_in_backward = setup.optimizer.layerwise
+        self._has_modes = setup.optimizer.modes
         self._mark = setup.optimizer.mark_phases
         self._scaler = device.grad_scaler(setup.precision.loss_scaling(setup.workload))
         self._initial_scale = self._scaler.get_scale()
@@ -130,6 +134,11 @@ class PlainLearner:
         if self._schedule:
             yield from self._schedule.state()
 
+    def train(self, mode: bool = True) -> None:
+        if self._has_modes:
+            optimizer: Any = self._optimizer
+            optimizer.train() if mode else optimizer.eval()
+
     def optimizer_steps(self) -> int:
         return self._steps
 
@@ -162,14 +171,17 @@ def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> None:
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor inside nested mappings, sequences and plain objects (GaLore keeps its projectors in objects)."""
+    """Every tensor inside nested mappings, sequences, plain objects (GaLore keeps its projectors in objects) and tensors that are
+    made of others (torchao's moments)."""
     stack, seen = [value], dict[int, Any]()  # kept, so that no id is used again
     while stack:
         item = stack.pop()
         if id(item) in seen:
             continue
         seen[id(item)] = item
-        if isinstance(item, torch.Tensor):
+        if hasattr(item, "__tensor_flatten__"):
+            stack.extend(getattr(item, name) for name in item.__tensor_flatten__()[0])
+        elif isinstance(item, torch.Tensor):
             yield item
         elif hasattr(item, "values") and callable(item.values):
             stack.extend(item.values())

@@ -21,7 +21,6 @@ from vrambench.methods.device import Device
 from vrambench.methods.offload.host import HostBuffer, HostMemory, host_memory
 from vrambench.methods.offload.learner import PhaseMarker
 from vrambench.methods.offload.zero import ZeroOptions
-from vrambench.methods.optimizers import trainable
 from vrambench.methods.setup import Setup
 
 CASTABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -113,6 +112,9 @@ class SimulatedEngine(ABC):
         """On the device: none where master weights and moments are on the host."""
         return iter(())
 
+    def train(self, mode: bool = True) -> None:  # noqa: B027 - what all of them do is nothing
+        """Nothing: no optimizer that knows two kinds of weights runs here."""
+
     def optimizer_steps(self) -> int:
         return self._steps
 
@@ -166,12 +168,8 @@ def cast(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def parameter_groups(module: nn.Module, setup: Setup, optimizer: Any = None) -> list[list[nn.Parameter]]:
-    """What `module` trains, by its optimizer's groups, each of which is flattened by itself. CPUAdam has one group."""
-    value = setup.optimizer
-    if optimizer is None and value.offloaded is not None:
-        groups = [trainable(module)]
-    else:
-        made = optimizer or value.build(module, setup.workload)
-        groups = [group["params"] for group in made.param_groups]
+    """What `module` trains, by its optimizer's groups, each of which is flattened by itself."""
+    made = optimizer.param_groups if optimizer else setup.optimizer.groups(module, setup.workload)
+    groups = [group["params"] for group in made]
     kept = [[parameter for parameter in group if parameter.requires_grad and parameter.numel()] for group in groups]
     return [group for group in kept if group]

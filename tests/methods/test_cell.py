@@ -319,7 +319,7 @@ def test_a_user_s_own_value_brings_options_and_fields(tmp_path: Path, monkeypatc
         "class Mine(Options):\n"
         "    namespace: ClassVar[str] = 'mine'\n"
         "    speed: int = 1\n"
-        "SLOW = Optimizer(summary='mine', build=lambda module, cell: None, options=Mine, fields=('lora_r',))\n"
+        "SLOW = Optimizer(summary='mine', make=lambda groups, module, workload: None, options=Mine, fields=('lora_r',))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     axes = SFT_AXES | {"optimizer": "own_slow:SLOW"}
@@ -361,7 +361,7 @@ def test_what_a_user_s_own_value_declares_is_checked(
         "from vrambench.methods.optimizers import Optimizer\n"
         "from vrambench.methods.registry import Options\n"
         f"class Mine(Options):\n    {body}\n"
-        f"MINE = Optimizer(summary='mine', build=lambda module, cell: None, {declared})\n"
+        f"MINE = Optimizer(summary='mine', make=lambda groups, module, workload: None, {declared})\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own_axis", raising=False)

@@ -78,8 +78,8 @@ def test_values_keep_the_table_s_order() -> None:
         ("algorithm", "simpo", "; it is algorithm dpo with dpo: {loss_type: simpo}"),
         (
             "optimizer",
-            "paged_adamw_32bit",
-            "; transformers has it, and it is not here; paged are 8-bit moments alone (paged_adamw_8bit), a quarter of its bytes",
+            "schedule_free_radam",
+            "; transformers has it, and it is not here; it keeps what schedule_free_adamw keeps",
         ),
         ("offload", "zero3_offload", ""),
     ],

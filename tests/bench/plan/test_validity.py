@@ -253,6 +253,38 @@ CASES = [
     Case("galore-zero", {"optimizer": "galore_adamw", "offload": "zero2_optimizer"}, {"offload": "none"}),
     Case("galore-zero", {"optimizer": "galore_adamw", "offload": "zero2_optimizer"}, {"optimizer": "adafactor"}),
     Case("galore-quantized", {"optimizer": "galore_adamw", "precision": "int8"}, {"precision": "bf16"}, alone=False),
+    Case("galore-adapter", {"optimizer": "apollo_adamw", "adapter": "dora"}, {"optimizer": "muon"}, alone=False),
+    Case("galore-zero", {"optimizer": "apollo_adamw", "offload": "zero2_optimizer"}, {"optimizer": "lion_8bit"}),
+    Case("galore-quantized", {"optimizer": "apollo_adamw", "precision": "nf4"}, {"precision": "bf16"}, alone=False),
+    Case("galore-16-bit-svd", {"optimizer": "galore_adafactor"}, {"optimizer": "galore_adamw"}, kind="warn"),
+    Case("galore-16-bit-svd", {"optimizer": "galore_adafactor"}, {"precision": "fp32"}, kind="warn"),
+    Case(
+        "galore-fp32",
+        {"optimizer": "galore_adafactor", "precision": "fp32"},
+        {"optimizer": "apollo_adamw"},
+        kind="warn",
+    ),
+    Case("muon-zero", {"optimizer": "muon", "offload": "zero2_optimizer"}, {"optimizer": "sgd"}),
+    Case("schedule-free-zero", {"optimizer": "schedule_free_sgd", "offload": "zero2_optimizer"}, {"optimizer": "sgd"}),
+    Case("lora-paged", {"optimizer": "paged_lion_32bit", "adapter": "lora"}, {"optimizer": "lion_32bit"}, kind="warn"),
+    Case("lora-paged", {"optimizer": "adamw_torch_4bit", "adapter": "lora"}, {"optimizer": "sgd"}, kind="warn"),
+    Case("layerwise-clip", {"optimizer": "sgd_layerwise", "max_grad_norm": 1.0}, {"optimizer": "sgd"}),
+    *(
+        Case("fp16-full-adamw", {"optimizer": name, "precision": "fp16"}, {space: {"eps": 1e-4}})
+        for name, space in {
+            "adamw_torch_8bit": "torchao",
+            "apollo_adamw": "apollo",
+            "muon": "muon",
+            "stable_adamw": "stable_adamw",
+            "schedule_free_adamw": "schedule_free_adamw",
+            "rmsprop": "rmsprop",
+            "adagrad": "adagrad",
+        }.items()
+    ),
+    *(
+        Case("fp16-full-adamw", {"optimizer": "adamw_torch", "precision": "fp16"}, {"optimizer": name})
+        for name in ("paged_adamw_32bit", "lion_32bit", "ademamix_8bit", "sgd", "schedule_free_sgd", "galore_adafactor")
+    ),
     Case(
         "layerwise-multi-backward", {**LAYERWISE, "gradient_accumulation_steps": 2}, {"gradient_accumulation_steps": 1}
     ),
