@@ -40,7 +40,6 @@ from vrambench.methods.models.scalar import (
     load_classifier,
     load_reward_model,
     load_scalar_model,
-    new_classifier,
 )
 from vrambench.methods.offload.learner import Learner, LearnerFactory, PhaseMarker
 from vrambench.methods.pairs import open_pairs
@@ -178,11 +177,6 @@ class Job:
         policy = Policy(model, self._value_head() if value_head else None, self._loss, penalty)
         return self._trained("policy", policy, learner)
 
-    def classifier(self, learner: LearnerFactory) -> Learner:
-        """A classifier of whole sequences with one score, of transformers' own class, which `learner` trains."""
-        model = new_classifier(self.setup, self.device, seed=self._seed("policy"))
-        return self._trained("policy", Policy(model), learner)
-
     def trained_policy(self, *, on_host: bool) -> Policy:
         """The model as another cell has trained it, frozen, on the device or in the host's memory."""
         simulated = on_host and self.device.simulated
@@ -234,13 +228,13 @@ class Job:
         )
         return self._trained("value", Critic(model))
 
-    def reward_model(self) -> Learner:
-        """A reward model of the policy's shape, trained in its place."""
+    def reward_model(self, learner: LearnerFactory | None = None) -> Learner:
+        """A reward model of the policy's shape, trained in its place, by `learner` or else as `offload` says."""
         padding = self.data.paired.filler if self.data.paired else -1
         model = load_reward_model(
             self.setup, self.device, model=self.workload.model, seed=self._seed("reward"), padding=padding
         )
-        return self._trained("reward", model)
+        return self._trained("reward", model, learner)
 
     def _critic_on_policy(self) -> Learner:
         policy = self.roles["policy"].module
