@@ -222,7 +222,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def forget_casts(device: torch.device) -> None:
-    """Lets go of the weights' casts that autocast keeps until it is left."""
+    """Lets go of the weights that autocast keeps in the lower precision, before the outermost region is left."""
     if device.type != "meta":
         torch.clear_autocast_cache()
     elif (policy := _current.get()) is not None and policy._kept is not None:

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from vrambench.methods.models.losses import chunked, cut, fused, scored, whole
+from vrambench.methods.models.losses import chunked, cut, fused, scored, selective, whole
 from vrambench.methods.models.parts import Inputs
 
 MeanLoss: TypeAlias = Callable[[nn.Module, Inputs], torch.Tensor]
@@ -64,6 +64,7 @@ LOSSES: Mapping[str, Loss] = MappingProxyType(
         ),
         "nll_4_46": Loss(mean=whole.mean_4_46, why_none="it is a form of the loss on labels alone"),
         "nll_4_45": Loss(mean=whole.mean_4_45, why_none="it is a form of the loss on labels alone"),
+        "selective": Loss(mean=selective.mean, scorer=Scorer(prepare=selective.logits, logprobs=selective.logprobs)),
         "chunked_nll": Loss(mean=chunked.mean, scorer=Scorer(prepare=chunked.states, logprobs=chunked.logprobs)),
         "liger": Loss(
             mean=fused.mean,

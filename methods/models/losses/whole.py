@@ -101,32 +101,11 @@ def selective_log_softmax(logits: torch.Tensor, tokens: torch.Tensor) -> torch.T
     """Log-probabilities [B, R] of tokens [B, R] under logits [B, R, V], in their type."""
     wanted = tokens.unsqueeze(-1)
     if logits.dtype in (torch.float32, torch.float64):
-        selected = gathered(logits, wanted)
+        selected = torch.gather(logits, dim=-1, index=wanted)
         sums = torch.stack([torch.logsumexp(row, dim=-1) for row in logits])
         return (selected - sums.unsqueeze(-1)).squeeze(-1)
     rows = []
     for row, words in zip(logits, wanted, strict=True):
         row_logprobs = F.log_softmax(row, dim=-1)
-        rows.append(gathered(row_logprobs, words))
+        rows.append(row_logprobs.gather(dim=-1, index=words))
     return torch.stack(rows).squeeze(-1)
-
-
-def gathered(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """torch.gather in the last dimension."""
-    found: torch.Tensor = _Gather.apply(values, places)
-    return found
-
-
-class _Gather(torch.autograd.Function):
-    """What torch's own does. But while a tracer listens, that scatters the gradient into a copy of its zeros, so that there is one
-    more tensor of all logits than without (ATen/native/TensorAdvancedIndexing.cpp: gather_backward)."""
-
-    @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(values, places)
-        return torch.gather(values, -1, places)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        values, places = ctx.saved_tensors
-        return gradient.new_zeros(values.shape).scatter_add_(-1, places, gradient), None
