@@ -236,6 +236,42 @@ def test_evaluating_and_saving_are_simulated(axes: dict[str, str], more: dict[st
         assert not differences(cell, real, simulated)
 
 
+OF_PAIRS: tuple[tuple[dict[str, str], dict[str, Any]], ...] = (
+    ({"algorithm": "dpo", "adapter": "none"}, {"reference_dtype": "fp32", "autocast": "bf16", "loss": "nll"}),
+    ({"algorithm": "dpo", "adapter": "none"}, {"reference": "precomputed", "loss": "nll"}),
+    ({"algorithm": "dpo"}, {"reference": "precomputed", "gradient_accumulation_steps": 2} | EVALUATION),
+    ({"algorithm": "dpo"}, EVALUATION | {"save": "merged", "gradient_checkpointing": True}),
+    ({"algorithm": "dpo"}, {"dpo": {"concatenated": False}, "loss": "nll"}),
+    ({"algorithm": "dpo"}, {"dpo": {"loss_type": "simpo"}, "gradient_accumulation_steps": 2}),
+    ({"algorithm": "dpo", "precision": "fp32"}, {"dpo": {"loss_type": "orpo"}, "loss": "chunked_nll"}),
+    ({"algorithm": "reward"}, EVALUATION | {"save": "model"}),
+    (
+        {"algorithm": "reward", "precision": "nf4"},
+        {"save": "merged", "autocast": "bf16", "gradient_checkpointing": True},
+    ),
+    (
+        {"algorithm": "reward", "adapter": "none", "precision": "fp32"},
+        {"model": "tiny-gpt2", "gradient_accumulation_steps": 2},
+    ),
+    ({"algorithm": "reward", "precision": "fp32"}, {"model": "tiny-opt", "rm": {"center_rewards_coefficient": 0.01}}),
+)
+
+
+@pytest.mark.parametrize(("axes", "more"), OF_PAIRS, ids=lambda given: "-".join(map(str, given.values())))
+def test_what_learns_from_pairs_is_simulated(axes: dict[str, str], more: dict[str, Any]) -> None:
+    """A merged nf4 layer's table of 16 values is read there and computed here."""
+    cell = resolve(
+        AXES | axes, {"model": "tiny", "max_length": 24, "prompt_tokens": 8, "batch_size": 2, "lora_r": 4} | more
+    )
+    real = traced(cell, get_device("cpu"))
+    simulated = traced(cell, dataclasses.replace(get_device("meta"), stands_for="cpu"))
+    assert simulated.peak_bytes() == pytest.approx(real.peak_bytes(), rel=0.0025)
+    assert not differences(cell, real, simulated)
+    if cell.workload.reference == "precomputed":
+        for trace in (real, simulated):
+            assert {event.place.phase for event in trace.events} >= {"load", "precompute", "learn"}
+
+
 # Multiples of eight: a GPU's kernel copies a mask of other widths. Evaluated are few enough sequences that all are simulated.
 LENGTHS: dict[str, Any] = {"model": "tiny", "batch_size": 3, "lora_r": 4, "lengths": {16: 0.5, 48: 0.3, 104: 0.2}}
 PADDED = {"padded": {}, "to a multiple": {"pad_to_multiple_of": 32}}
