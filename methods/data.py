@@ -28,6 +28,7 @@ from vrambench.methods.batches import Batch, Batches
 from vrambench.methods.device import Device
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.parts import IGNORED, Inputs
+from vrambench.methods.reviews import WORDS, Reviews
 from vrambench.methods.texts import check_known, read_documents, tokenize
 from vrambench.methods.workload import Workload
 
@@ -60,6 +61,13 @@ def open_data(workload: Workload, config: PreTrainedConfig, device: Device) -> D
     vocabulary = config.get_text_config().vocab_size
     if workload.data == "synthetic":
         return Chain(workload.seed, min(vocabulary, CHAIN_TOKENS), device.torch)
+    if workload.data == "reviews":
+        if vocabulary < len(WORDS):
+            raise ConfigurationError(
+                f"data: reviews have {len(WORDS)} words, and the model {workload.model!r} has {vocabulary} tokens",
+                field="data",
+            )
+        return Reviews(workload.seed, device.torch)
     documents = read_documents(Path(workload.data))
     tokens = tokenize(documents, workload.model, config)
     check_known(tokens, vocabulary, workload)

@@ -21,14 +21,24 @@ from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.presets import PRESETS
 from vrambench.methods.workload import Workload
 
+MADE = ("synthetic", "reviews")
+"""Data that is made here, and is no file."""
+GIVE = f"give a text or .jsonl file, a data set's hub id, or {' or '.join(map(repr, MADE))}"
+
+
+def is_data_set(path: Path) -> bool:
+    """Whether `path` is like a hub id (`stanfordnlp/imdb`), and no file that is there or lacks in a folder that is."""
+    like = len(path.parts) == 2 and not path.suffix and path.parts[0] not in ("/", "..", "~")
+    return like and (path.is_dir() or not path.parent.exists())
+
 
 def read_documents(path: Path) -> list[str]:
     """The documents of a file: one per line of a `.jsonl` file, else the whole text as one.
 
-    A line holds `text`, or `prompt` with `completion` or `response`. Raises ConfigurationError with the file, line and
-    field.
+    A line holds `text`, or `prompt` with `completion` or `response`, and so does a row of a data set. Raises ConfigurationError
+    with the file, line and field.
     """
-    lines = path.suffix == ".jsonl"
+    lines = path.suffix == ".jsonl" or is_data_set(path)
     documents = [_document(record, where) for where, record in read_records(path)] if lines else [_content(path)]
     if not any(document.strip() for document in documents):
         raise _empty(path)
@@ -36,7 +46,10 @@ def read_documents(path: Path) -> list[str]:
 
 
 def read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The objects of a .jsonl file's lines, each with where it stands. Raises ConfigurationError, about `data`."""
+    """The objects of a .jsonl file's lines, or the rows of a data set's split `train`, each with where it stands. Raises
+    ConfigurationError, about `data`."""
+    if is_data_set(path):
+        return _rows(str(path))
     records = []
     for number, line in enumerate(_content(path).splitlines(), start=1):
         if not line.strip():
@@ -54,14 +67,28 @@ def read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     return records
 
 
+def _rows(name: str) -> list[tuple[str, dict[str, Any]]]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ConfigurationError(
+            f"data: {name!r} is no file here, and a data set of the hub needs the package datasets, which is not installed",
+            field="data",
+        ) from error
+    try:
+        rows = load_dataset(name, split="train")
+    except Exception as error:  # whatever the library raises, there is no such data set
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigurationError(f"data: {name!r} cannot be read: {reason}; {GIVE}", field="data") from error
+    return [(f"data: {name!r} row {number}", row) for number, row in enumerate(rows, start=1)]
+
+
 def _content(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigurationError(
-            f"data: {str(path)!r} cannot be read: {reason}; give a text or .jsonl file, or 'synthetic'", field="data"
-        ) from error
+        raise ConfigurationError(f"data: {str(path)!r} cannot be read: {reason}; {GIVE}", field="data") from error
 
 
 def _empty(path: Path) -> ConfigurationError:

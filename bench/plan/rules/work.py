@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vrambench.bench.plan.rules.rule import Rule
-from vrambench.bench.plan.traits import algorithm_option, remax_temperature
+from vrambench.bench.plan.traits import algorithm_option, quantized_to, remax_temperature, visitors
 from vrambench.methods.models.losses import LOSSES
 
 RULES: tuple[Rule, ...] = (
@@ -80,7 +80,11 @@ RULES: tuple[Rule, ...] = (
         "lengths-algorithm",
         "reject",
         "all responses of the algorithm are as long as response_tokens, and it takes no sequences of several lengths",
-        lambda cell, _: cell.workload.lengths is not None and not cell.algorithm_value.takes_lengths,
+        lambda cell, _: (
+            cell.workload.lengths is not None
+            and not cell.algorithm_value.takes_lengths
+            and cell.algorithm_value.foreign is None
+        ),
     ),
     Rule(
         "lengths-none",
@@ -95,7 +99,7 @@ RULES: tuple[Rule, ...] = (
             )
         ),
         lambda cell, _: ", ".join(
-            f"{name} {getattr(cell.workload, name)}"
+            f"{name} {str(getattr(cell.workload, name)).lower()}"
             for name in ("padding_free", "packing", "pad_to_multiple_of")
             if getattr(cell.workload, name) not in (False, "none", None)
         ),
@@ -117,10 +121,39 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: bool(algorithm_option(cell, "use_kl_loss")) and algorithm_option(cell, "kl_estimator") == "k1",
     ),
     Rule(
+        "nothing-left",
+        "reject",
+        "another process holds all of the budget (reserved_elsewhere)",
+        lambda cell, _: cell.workload.own_budget <= 0,
+    ),
+    Rule(
+        "nothing-to-offload",
+        "reject",
+        "ref_reward_offload moves a reference that is a copy and a reward that is a model, and there is neither",
+        lambda cell, _: bool(cell.workload.ref_reward_offload) and not visitors(cell),
+    ),
+    Rule(
+        "ref-reward-offload-int8",
+        "reject",
+        "bitsandbytes' int8 layers keep their weights beside the parameter, so the device would not get rid of them "
+        "(ref_reward_offload: false)",
+        lambda cell, _: bool(cell.workload.ref_reward_offload) and quantized_to(cell, 8),
+    ),
+    Rule(
         "empty-cache-cpu",
         "warn",
-        "a CPU's memory has no cache that could be emptied: torch_empty_cache_steps changes nothing here",
-        lambda cell, target: target.kind == "cpu" and cell.workload.torch_empty_cache_steps > 0,
+        "a CPU's memory has no cache that could be emptied: torch_empty_cache_steps and empty_cache_between_phases change "
+        "nothing here",
+        lambda cell, target: (
+            target.kind == "cpu"
+            and (cell.workload.torch_empty_cache_steps > 0 or bool(cell.workload.empty_cache_between_phases))
+        ),
+    ),
+    Rule(
+        "ref-reward-offload-cpu",
+        "warn",
+        "a CPU's memory is the host's: ref_reward_offload copies weights, and frees nothing for it here",
+        lambda cell, target: target.kind == "cpu" and bool(cell.workload.ref_reward_offload),
     ),
     Rule(
         "activation-offloading-cpu",

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vrambench.methods.amp import autocast_dtype
+from vrambench.methods.amp import autocast_dtype, forget_casts
 from vrambench.methods.models import parts
 
 EPSILON = 1e-7
@@ -82,6 +82,7 @@ def plain(model: nn.Module, tokens: torch.Tensor, start: int) -> tuple[torch.Ten
     convert_outputs_to_fp32)."""
     made = parts.logits(model, parts.hidden_states(model, parts.Inputs(tokens)))
     if autocast_dtype(made.device) is not None:
+        forget_casts(made.device)  # accelerate leaves autocast with the model's forward pass
         made = made.float()
     every = selective_log_softmax(made[:, :-1], tokens[:, 1:])
     return every[:, start - 1 :].float(), made

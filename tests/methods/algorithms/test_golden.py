@@ -99,6 +99,19 @@ def test_remax_loss() -> None:
     near(remax.policy_loss(golden("new_logprobs"), advantages, MASK), golden("remax_loss_repo"))
 
 
+def test_dpo() -> None:
+    pairs = {name: golden("dpo_sigmoid_beta.1", name) for name in ("pc", "pr", "rc", "rr", "loss")}
+    ones = torch.ones_like(pairs["pc"])
+    compared = dpo.Compared(pairs["pc"] - pairs["rc"], pairs["pr"] - pairs["rr"], ones, ones)
+    near(dpo.preference_losses(compared, dpo.DPOOptions(beta=0.1)).mean(), pairs["loss"])
+
+
+@pytest.mark.parametrize(("key", "coefficient"), [("loss", 0.0), ("loss_center_001", 0.01)])
+def test_reward_model(key: str, coefficient: float) -> None:
+    losses = reward.pair_losses(golden("rm_bt", "chosen"), golden("rm_bt", "rejected"), coefficient)
+    near(losses.mean(), golden("rm_bt", key))
+
+
 def test_k3() -> None:
     near(kl_estimates(INPUTS["logprobs"], INPUTS["ref_logprobs"], "k3") * MASK, golden("k3"), MASK)
 
@@ -129,16 +142,3 @@ def test_advantages_in_a_group(key: str, scale: str, eps: float) -> None:
 @pytest.mark.parametrize("key", ["rloo_trl", "rloo_verl"])
 def test_advantages_over_the_others(key: str) -> None:
     near(rloo.leave_one_out(golden("group_rewards"), 4), golden(key))
-
-
-def test_dpo() -> None:
-    pairs = {name: golden("dpo_sigmoid_beta.1", name) for name in ("pc", "pr", "rc", "rr", "loss")}
-    ones = torch.ones_like(pairs["pc"])
-    compared = dpo.Compared(pairs["pc"] - pairs["rc"], pairs["pr"] - pairs["rr"], ones, ones)
-    near(dpo.preference_losses(compared, dpo.DPOOptions(beta=0.1)).mean(), pairs["loss"])
-
-
-@pytest.mark.parametrize(("key", "coefficient"), [("loss", 0.0), ("loss_center_001", 0.01)])
-def test_reward_model(key: str, coefficient: float) -> None:
-    losses = reward.pair_losses(golden("rm_bt", "chosen"), golden("rm_bt", "rejected"), coefficient)
-    near(losses.mean(), golden("rm_bt", key))
