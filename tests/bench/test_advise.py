@@ -102,6 +102,31 @@ def test_a_rollout_stays_a_whole_number_of_optimizer_steps(predictor: Predictor)
     assert largest(cell, "rollout_batch", by_rollout).value == 30
 
 
+def test_the_largest_group_makes_whole_optimizer_steps(predictor: Predictor) -> None:
+    def ask(cell: Cell) -> Forecast:
+        assert rejection(cell) is None
+        sample = predictor.forecast(cell_of())
+        return sample.model_copy(update={"verdict": "fits" if cell.workload.group_size <= 29 else "does not fit"})  # type: ignore[operator]
+
+    work = {"batch_size": 2, "gradient_accumulation_steps": 4, "rollout_batch": 2}
+    assert largest(cell_of({"algorithm": "grpo"}, **work), "group_size", ask).value == 28
+
+
+def test_responses_of_a_group_may_be_generated_a_few_at_a_time(predictor: Predictor) -> None:
+    work = {
+        "batch_size": 1,
+        "rollout_batch": 2,
+        "response_tokens": 60,
+        "gradient_checkpointing": True,
+        "loss": "chunked_nll",
+    }
+    cell = cell_of({"algorithm": "grpo", "precision": "nf4", "adapter": "lora"}, **work, group_size=64)
+    whole = predictor.forecast(cell)
+    assert whole.limiting_phase == "rollout"
+    (found,) = advise(cell, 1, asking(predictor, device_bytes(whole) - 2**20)).suggestions
+    assert found.changes == {"micro_rollout_batch_size": 32}
+
+
 def test_fields_that_cannot_be_searched_are_named() -> None:
     def never(cell: Cell) -> Forecast:
         raise AssertionError
