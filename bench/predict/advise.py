@@ -195,15 +195,16 @@ def _variants(cell: Cell, bf16: bool, said: Mapping[str, Any] | None) -> Iterato
             yield Variant(variant, frozenset(chosen), settings)
 
 
-def _bulk(cell: Cell) -> tuple[str, str, bool, bool]:
-    """What decides a cell's weights and gradients: precision, adapter, whether experts are packed, and whether all gradients are
-    there at once."""
-    return cell.precision, cell.adapter, packs_experts(cell), _one_by_one(cell)
+def _bulk(cell: Cell) -> tuple[str, str, bool, bool, bool]:
+    """What decides a cell's weights and gradients: precision, adapter, whether experts are packed, whether all gradients are there
+    at once, and whether weights are elsewhere."""
+    elsewhere = cell.offload_value.parameters_on_host
+    return cell.precision, cell.adapter, packs_experts(cell), _one_by_one(cell), elsewhere
 
 
 def _one_by_one(cell: Cell) -> bool:
     """Gradients are freed before all of them are there, or lie elsewhere."""
-    return cell.optimizer_value.layerwise or cell.offload_value.zero_stage > 0
+    return cell.optimizer_value.layerwise or cell.offload_value.optimizer_on_host
 
 
 def _held_bytes(cell: Cell, forecast: Forecast) -> int:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vrambench.bench.measure.ledger import count_parameters, largest_gradients, paged_state, with_state
+from vrambench.bench.measure.ledger import count_parameters, elements, largest_gradients, paged_state, whole_bytes
 from vrambench.bench.predict.several import order_of
 from vrambench.bench.predict.tracing.decode_steps import NotRegular, with_all_steps, without_marks
 from vrambench.bench.predict.tracing.hidden import HiddenMemory, Kept
@@ -38,8 +38,8 @@ from vrambench.methods.cell import Cell
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
 from vrambench.methods.models.parts import layer_stacks
-from vrambench.methods.offload.host import HostMemory, host_memory
-from vrambench.methods.offload.simulated import SimulatedZero
+from vrambench.methods.offload.host import HostMemory
+from vrambench.methods.offload.simulated import SimulatedEngine
 from vrambench.methods.registry import Workspace
 
 STEPS = 2
@@ -73,6 +73,8 @@ class Simulator:
         try:
             if work.activation_offloading and work.gradient_checkpointing:
                 raise NotAlike("offloading holds the inputs of five layers at once")
+            if cell.offload_value.across_layers:
+                raise NotAlike(f"{cell.offload} works on several layers' weights or gradients at once")
             return self._simulated(cell, card, BUILT)
         except NotAlike as difference:
             simulation = self._simulated(cell, card, None)
@@ -95,7 +97,7 @@ class Simulator:
             parameters = _parameters(job)
             managed = _managed_bytes(job)
             gradients = largest_gradients(job) if cell.optimizer_value.layerwise else {}
-            host = list(_host_memory(job))
+            host, held = list(_host_memory(job)), _held_on_host(job)
             shares = {name: role.shares for name, role in job.roles.items()}
             saved = _saved_bytes(job) if job.saves else 0
             notes: list[str] = []
@@ -110,14 +112,15 @@ class Simulator:
         except NotRegular as difference:
             trace = without_marks(trace)
             notes.append(f"of decoding, only the first and the last step are followed ({difference})")
-        activations = offloaded_bytes(trace) if cell.workload.activation_offloading else 0
+        offloads = cell.workload.activation_offloading or cell.offload_value.activations_on_host
+        activations = offloaded_bytes(trace) if offloads else 0
         return Simulation(
             trace=trace,
             roles=roles_of(trace, shares, gradients),
             parameters=parameters,
             managed_bytes=managed,
             host_pinned_bytes=sum(memory.host_pinned_bytes for memory in host) + activations,
-            host_bytes=sum(memory.host_bytes for memory in host) + activations + saved,
+            host_bytes=sum(memory.host_bytes for memory in host) + activations + saved + held,
             layers=layers if any(depth > BUILT for depth in tracer.stacks) else None,
             notes=tuple(notes),
         )
@@ -179,16 +182,25 @@ def _parameters(job: Job) -> Parameters:
 
 
 def _host_memory(job: Job) -> Iterator[HostMemory]:
-    """What each trained model's offloaded optimizer holds on the host, all layers counted."""
+    """What each trained model's offload holds on the host, all layers counted."""
     for role in job.roles.values():
-        if isinstance(role.learner, SimulatedZero):
+        if isinstance(role.learner, SimulatedEngine):
             more = [(parameter, count) for layer, count in _left_out(role.module) for parameter in layer.parameters()]
             times = dict(more)
             sizes = [
-                [size for parameter in group for size in [parameter.numel()] * (1 + times.get(parameter, 0))]
+                [size for parameter in group for size in [elements(parameter)] * (1 + times.get(parameter, 0))]
                 for group in role.learner.parameter_groups
             ]
-            yield host_memory(sizes, role.learner.dtype, job.cell.setup)
+            yield role.learner.host_memory_of(sizes)
+
+
+def _held_on_host(job: Job) -> int:
+    """Of models that are in the host's memory, all layers counted."""
+    total = 0
+    for module in (role.module for role in job.roles.values() if role.on_host):
+        times = {parameter: count for layer, count in _left_out(module) for parameter in layer.parameters()}
+        total += sum((1 + times.get(parameter, 0)) * parameter.nbytes for parameter in module.parameters())
+    return total
 
 
 def offloaded_bytes(trace: Trace) -> int:
@@ -204,12 +216,11 @@ def offloaded_bytes(trace: Trace) -> int:
 
 def _saved_bytes(job: Job) -> int:
     """Of what saving takes to the host, all layers counted."""
-    module = job.roles["policy"].module
+    module = job.saved_module
     times = {parameter: count for layer, count in _left_out(module) for parameter in layer.parameters()}
     total = 0
     for parameter in job.saved():
-        held = {tensor.untyped_storage()._cdata: tensor.nbytes for tensor in with_state(parameter)}
-        total += (1 + times.get(parameter, 0)) * sum(held.values())
+        total += (1 + times.get(parameter, 0)) * whole_bytes(parameter)
     return total
 
 

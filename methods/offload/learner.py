@@ -49,6 +49,14 @@ class Learner(Protocol):
         """How many optimizer steps loss scaling has left out because gradients overflowed."""
 
 
+class OffloadsActivations(Protocol):
+    """What autograd saves inside `forward()` is elsewhere until the backward pass, which is run inside `backward()`."""
+
+    def forward(self) -> AbstractContextManager[Any]: ...
+
+    def backward(self) -> AbstractContextManager[Any]: ...
+
+
 class LearnerFactory(Protocol):
     def __call__(self, module: nn.Module, setup: Setup, device: Device, phase: PhaseMarker) -> Learner: ...
 
@@ -73,7 +81,10 @@ class PlainLearner:
         self._mark = setup.optimizer.mark_phases
         self._scaler = device.grad_scaler(setup.precision.loss_scaling(setup.workload))
         self._initial_scale = self._scaler.get_scale()
-        self._activations = OffloadActivations(module, device) if setup.workload.activation_offloading else None
+        self._activations = self._offloading(module, setup, device)
+
+    def _offloading(self, module: nn.Module, setup: Setup, device: Device) -> OffloadsActivations | None:
+        return OffloadActivations(module, device) if setup.workload.activation_offloading else None
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -123,11 +134,14 @@ class PlainLearner:
         return self._steps
 
     def skipped_steps(self) -> int:
-        """Every overflow halves the scale; it grows after 2,000 steps without one only."""
-        if not self._scaler.is_enabled():
-            return 0
-        backoff = math.log(self._scaler.get_scale() / self._initial_scale, self._scaler.get_backoff_factor())
-        return max(0, round(backoff))
+        return skipped_by(self._scaler, self._initial_scale)
+
+
+def skipped_by(scaler: Any, initial_scale: float) -> int:
+    """Steps that a GradScaler has left out: every overflow halves the scale; it grows after 2,000 steps without one only."""
+    if not scaler.is_enabled():
+        return 0
+    return max(0, round(math.log(scaler.get_scale() / initial_scale, scaler.get_backoff_factor())))
 
 
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> None:

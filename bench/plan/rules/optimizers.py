@@ -123,7 +123,9 @@ RULES: tuple[Rule, ...] = (
         "lora-offload",
         "warn",
         "an adapter's optimizer state is small: offloading it costs time and saves next to nothing on the device",
-        lambda cell, _: zero(cell) and not full(cell),
+        lambda cell, _: (
+            cell.offload_value.optimizer_on_host and not cell.offload_value.parameters_on_host and not full(cell)
+        ),
     ),
     Rule(
         "zero-factored",
