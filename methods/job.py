@@ -140,9 +140,9 @@ class Job:
     def save(self) -> None:
         """Saves the policy. Where its adapter is merged, it cannot be trained any more."""
         self.phase("save")
+        self._train(False)
         if self.saved_role.on_host and self.device.simulated:
             return
-        self._train(False)
         save(self.saved_module, self.setup, self.device, self.saved_role.learner)
 
     def _train(self, mode: bool) -> None:

@@ -9,8 +9,8 @@ are the same, operator by operator and byte by byte, but for the differences nam
   are one, so these count twice there;
 * AdamW's count of steps, four bytes for each parameter, is made on the host (torch.optim.AdamW's _init_group);
 * APOLLO's projectors are random numbers of a seed on the CPU, and of none where there are no values;
-* torchao's step and StableAdamW's are one kernel on CUDA, which takes nothing, and many operators on the CPU: there states are
-   compared and not what the step computes with;
+* torchao's step and StableAdamW's are one kernel on CUDA, which takes nothing, and many operators on the CPU: states are compared
+  there, and not what the step computes with;
 * int8's products are bitsandbytes' own: its CPU code makes fp32 copies of weights that no GPU makes;
 * a real loss scaler skips steps whose gradients overflow, and the simulated one never does;
 * a tensor that lies as it is wanted is not copied: for single prompts and short caches, strides differ where nothing is in between.
