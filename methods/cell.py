@@ -155,7 +155,8 @@ def resolve(axes: Mapping[str, str], settings: Mapping[str, Any], *, flash: bool
     }
     workload: Workload = validated(Workload, fields).model_copy(update=dict.fromkeys(unused))
     options = _options(settings, values, namespaces)
-    changes = _decided(workload, values, flash) | {"options": options}
+    workload = workload.model_copy(update={"options": options})
+    changes = _decided(workload, values, flash)
     return Cell(**axes, workload=workload.model_copy(update=changes))
 
 
@@ -179,6 +180,8 @@ def _options(
     options: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys((*given, *own)):
         if name not in namespaces:
+            if any(name in registry.families for registry in AXES.values()):
+                continue  # another cell's: which options it has, its value says
             raise unknown_field(name, namespaces)
         said = given.get(name)
         made = validated(namespaces[name], {} if said is None else said, prefix=name + ".")
@@ -199,7 +202,8 @@ def _decided(workload: Workload, values: Mapping[str, AxisValue], flash: bool) -
     preferred = "sdpa" if workload.lengths else kernel if flash else "efficient"
     decided["attention"] = attention_of(workload.model, workload.attention, preferred)
     if workload.reference == "auto":
-        decided["reference"] = "adapter_off" if adapter.can_switch_off else "copy"
+        switched_off = adapter.can_switch_off and not adapter.changes_base(workload)
+        decided["reference"] = "adapter_off" if switched_off else "copy"
     if workload.reward != "model":
         decided["reward_model"] = None
     if workload.eval_batch_size is None:
