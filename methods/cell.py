@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -31,7 +31,7 @@ from vrambench.methods.precision import PRECISIONS, Precision
 from vrambench.methods.registry import AxisValue, Options
 from vrambench.methods.setup import Setup
 from vrambench.methods.validated import unknown_field, validated
-from vrambench.methods.workload import FIELDS, Workload
+from vrambench.methods.workload import BEST_FIT, FIELDS, PARTS, Workload
 
 
 class Cell(BaseModel):
@@ -77,8 +77,8 @@ class Cell(BaseModel):
     @property
     def setup(self) -> Setup:
         """The part of the cell that models and learners need."""
-        values = self.precision_value, self.adapter_value, self.optimizer_value
-        return Setup(*values, self.workload, self.offload_value.zero_stage)
+        values, offload = (self.precision_value, self.adapter_value, self.optimizer_value), self.offload_value
+        return Setup(*values, self.workload, offload.zero_stage, offload.optimizer_on_host, offload.parameters_on_host)
 
     @property
     def rollout_unit(self) -> int:
@@ -156,7 +156,7 @@ def resolve(axes: Mapping[str, str], settings: Mapping[str, Any], *, flash: bool
     workload: Workload = validated(Workload, fields).model_copy(update=dict.fromkeys(unused))
     options = _options(settings, values, namespaces)
     workload = workload.model_copy(update={"options": options})
-    changes = _decided(workload, values, flash)
+    changes = _decided(workload, values, flash, fields)
     return Cell(**axes, workload=workload.model_copy(update=changes))
 
 
@@ -189,8 +189,11 @@ def _options(
     return {name: options[name] for name in own}
 
 
-def _decided(workload: Workload, values: Mapping[str, AxisValue], flash: bool) -> dict[str, Any]:
-    """What the axis values decide where the workload, without the fields that they do not use, left it to them."""
+def _decided(
+    workload: Workload, values: Mapping[str, AxisValue], flash: bool, given: Collection[str]
+) -> dict[str, Any]:
+    """What the axis values decide where the workload, without the fields that they do not use, left it to them. `given`: the fields
+    that were set."""
     algorithm, precision, adapter = values["algorithm"], values["precision"], values["adapter"]
     assert isinstance(algorithm, Algorithm)
     assert isinstance(precision, Precision)
@@ -198,30 +201,51 @@ def _decided(workload: Workload, values: Mapping[str, AxisValue], flash: bool) -
     decided: dict[str, Any] = {}
     if workload.learning_rate is None:
         decided["learning_rate"] = algorithm.learning_rate
+    if workload.group_size is None:
+        decided["group_size"] = algorithm.group_size
     kernel = precision.attention(workload)
-    preferred = "sdpa" if workload.lengths else kernel if flash else "efficient"
+    preferred = "sdpa" if workload.lengths or workload.reference_dtype else kernel if flash else "efficient"
     decided["attention"] = attention_of(workload.model, workload.attention, preferred)
     if workload.reference == "auto":
+        used = algorithm.uses_reference(workload) != "unused"
         switched_off = adapter.can_switch_off and not adapter.changes_base(workload)
-        decided["reference"] = "adapter_off" if switched_off else "copy"
+        decided["reference"] = ("adapter_off" if switched_off else "copy") if used else "none"
     if workload.reward != "model":
         decided["reward_model"] = None
     if workload.eval_batch_size is None:
         decided |= dict.fromkeys(EVALUATION_FIELDS)
     if "max_length" in algorithm.fields:
-        decided |= _lengths(workload)
+        decided |= _lengths(workload, given)
     return decided
 
 
-def _lengths(workload: Workload) -> dict[str, Any]:
-    """A sequence's length and its two parts, of which each is at least one token, so that they agree."""
-    whole = workload.max_length
+def _lengths(workload: Workload, given: Collection[str]) -> dict[str, Any]:
+    """A sequence's length and its two parts, so that they agree. Raises ConfigurationError where what was `given` does not."""
+    whole, prompt = workload.max_length, workload.prompt_tokens
     if workload.lengths is not None:
-        return _several_lengths(workload.lengths, whole, workload.packing)
+        decided = _several_lengths(workload.lengths, whole, workload.packing)
+        for name in PARTS:
+            if name in given and getattr(workload, name) != decided[name]:
+                raise ConfigurationError(
+                    f"{name}: {getattr(workload, name)} says nothing beside lengths, {shown(workload.lengths)}, which say how long "
+                    "sequences are; leave one of both out",
+                    field=name,
+                )
+        return decided
     if whole is None:
         return {"max_length": workload.sequence_tokens}
-    prompt = min(workload.prompt_tokens, whole - 1)
-    return {"prompt_tokens": prompt, "response_tokens": whole - prompt}
+    if prompt >= whole:
+        raise ConfigurationError(
+            f"prompt_tokens: {prompt} must be less than max_length, {whole}, which leaves the rest to the response",
+            field="prompt_tokens" if "prompt_tokens" in given else "max_length",
+        )
+    if "response_tokens" in given and prompt + workload.response_tokens != whole:
+        raise ConfigurationError(
+            f"response_tokens: {workload.response_tokens} with prompt_tokens {prompt} is not max_length, {whole}; leave "
+            "response_tokens or max_length out",
+            field="response_tokens",
+        )
+    return {"response_tokens": whole - prompt}
 
 
 def _several_lengths(lengths: Mapping[int, float], limit: int | None, packing: str) -> dict[str, Any]:
@@ -229,14 +253,14 @@ def _several_lengths(lengths: Mapping[int, float], limit: int | None, packing: s
     if limit is None and packing != "none":
         raise ConfigurationError(
             f"max_length: packing {packing} needs it: the tokens that a row has at most (TRL's default is 1024)",
-            field="max_length",
+            field="packing",
         )
     limit = limit or max(lengths)
     if packing == "wrapped":
         return {"max_length": limit, "prompt_tokens": 1, "response_tokens": limit - 1}
-    cut = truncated(lengths, limit)
-    longest = max(cut)
-    whole = limit if packing == "bfd" else longest
+    cut = dict(lengths) if packing == "bfd_split" else truncated(lengths, limit)
+    longest = min(max(cut), limit)
+    whole = limit if packing in BEST_FIT else longest
     return {"lengths": cut, "max_length": whole, "prompt_tokens": 1, "response_tokens": longest - 1}
 
 

@@ -6,14 +6,17 @@ On the device, references are enough to save weights as they are: safetensors ta
 (safetensors 0.8, torch.py: _flatten_as_ptr; a file holds up to 50 GB, transformers' max_shard_size). Merging an adapter makes the
 product of its factors for one layer after the other; a quantised layer is unpacked for it, and packed again (PEFT 0.21,
 tuners/lora/bnb.py: merge). With DeepSpeed, accelerate first copies all of a model's weights to the host, frozen ones too
-(accelerator.py: get_state_dict).
+(accelerator.py: get_state_dict); in stage 3 one module's after the other is gathered for it
+(stage3_gather_16bit_weights_on_model_save).
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,23 +28,45 @@ from vrambench.methods.device import Device
 from vrambench.methods.setup import Setup
 
 
-def save(model: Any, setup: Setup, device: Device) -> None:
-    """Saves `model`, a transformers model with its adapter, as the workload's `save` says, into a folder that is gone afterwards.
-    On the simulated device, nothing is written. Merging changes the model for good."""
+def save(model: Any, setup: Setup, device: Device, learner: Any = None) -> None:
+    """Saves `model`, a transformers model with its adapter, as the workload's `save` says, under its `save_as` or into a folder
+    that is gone afterwards. On the simulated device, nothing is written. Merging changes the model for good. `learner`: what
+    trains the module that `model` is the `model` of."""
     if setup.workload.save == "merged":
         with _requantising(device):
             model = model.merge_and_unload()
     if device.simulated:
-        if not setup.zero_stage and isinstance(model, PreTrainedModel):
+        if setup.zero_stage == 3:
+            learner.consolidate()
+        elif not setup.zero_stage and isinstance(model, PreTrainedModel):
             _in_original_format(model)
         return
     state = None
-    if setup.zero_stage:
+    if setup.zero_stage == 3:
+        whole = learner.module._zero3_consolidated_16bit_state_dict()
+        state = {name.removeprefix("model."): value for name, value in whole.items() if name.startswith("model.")}
+    elif setup.zero_stage:
         from deepspeed.checkpoint.utils import clone_tensors_for_torch_save
 
         state = clone_tensors_for_torch_save(model.state_dict())
-    with tempfile.TemporaryDirectory(prefix="vrambench-") as folder:
+    with _folder(setup) as folder:
         model.save_pretrained(folder, state_dict=state)
+
+
+@contextmanager
+def _folder(setup: Setup) -> Iterator[str]:
+    """An empty folder, which takes its place under its name once all is written."""
+    name = setup.workload.save_as
+    if name is None or setup.saved is None:
+        with tempfile.TemporaryDirectory(prefix="vrambench-") as folder:
+            yield folder
+        return
+    setup.saved.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=setup.saved) as folder:
+        made = Path(folder) / "made"
+        yield str(made)
+        shutil.rmtree(setup.saved / name, ignore_errors=True)
+        made.rename(setup.saved / name)
 
 
 def saved(model: nn.Module, setup: Setup) -> Iterator[nn.Parameter]:

@@ -12,8 +12,9 @@ from vrambench.bench.results.records import Parameters, RoleBytes
 from vrambench.methods.job import Job
 from vrambench.methods.offload.learner import tensors_in
 
-# What bitsandbytes keeps on a quantised parameter: LLM.int8's weights and scales, nf4's scales and code book.
-QUANTIZATION_STATE = ("CB", "SCB", "quant_state")
+# What bitsandbytes keeps on a quantised parameter: LLM.int8's weights and scales, nf4's scales and code book. And where a parameter
+# of ZeRO-3's lies while it is not gathered.
+KEPT_ON_PARAMETERS = ("CB", "SCB", "quant_state", "ds_tensor")
 
 
 def weights(module: nn.Module) -> Iterator[torch.Tensor]:
@@ -31,9 +32,25 @@ def own_weights(module: nn.Module) -> Iterator[torch.Tensor]:
 
 
 def with_state(parameter: nn.Parameter) -> Iterator[torch.Tensor]:
-    """`parameter`, and what bitsandbytes keeps on it."""
+    """`parameter`, and what bitsandbytes and DeepSpeed keep on it."""
     yield parameter
-    yield from tensors_in([getattr(parameter, name, None) for name in QUANTIZATION_STATE])
+    yield from tensors_in([getattr(parameter, name, None) for name in KEPT_ON_PARAMETERS])
+
+
+def elements(parameter: nn.Parameter) -> int:
+    """How many numbers it has; under ZeRO-3, whether it is gathered or not."""
+    count: int = getattr(parameter, "ds_numel", parameter.numel())
+    return count
+
+
+def whole_bytes(parameter: nn.Parameter) -> int:
+    """Of `parameter`, gathered, and of what bitsandbytes keeps on it."""
+    held = {tensor.untyped_storage()._cdata: tensor.nbytes for tensor in with_state(parameter)}
+    if hasattr(parameter, "ds_numel"):
+        for tensor in tensors_in([parameter, getattr(parameter, "ds_tensor", None)]):
+            held.pop(tensor.untyped_storage()._cdata, None)
+        held[-1] = elements(parameter) * parameter.element_size()
+    return sum(held.values())
 
 
 def gradients(job: Job) -> dict[str, int]:
@@ -84,11 +101,12 @@ def paged_state(job: Job) -> list[torch.Tensor]:
 
 
 def count_parameters(parameters: Iterable[nn.Parameter]) -> Parameters:
-    """How many numbers they are: a quantised weight counts as the numbers that it stands for."""
+    """How many numbers they are: a quantised weight counts as the numbers that it stands for, and one of ZeRO-3's whether it is
+    gathered or not."""
     total = trainable = 0
     for parameter in parameters:
         state = getattr(parameter, "quant_state", None)
-        count = state.shape.numel() if state is not None else parameter.numel()
+        count = state.shape.numel() if state is not None else elements(parameter)
         total += count
         trainable += count if parameter.requires_grad else 0
     return Parameters(total=total, trainable=trainable)

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vrambench.bench.measure.collector import collector_held
@@ -61,7 +62,7 @@ class NotFinite(ArithmeticError):
 
 
 class Measurement:
-    """One cell's job under one meter. `listen` hears every phase, `save` what each step gave."""
+    """One cell's job under one meter. `listen` hears every phase, `save` what each step gave. `saved`: see Job."""
 
     def __init__(
         self,
@@ -71,13 +72,14 @@ class Measurement:
         *,
         listen: Listener = lambda phase, step: None,
         save: Callable[[Progress], None] = lambda progress: None,
+        saved: Path | None = None,
     ) -> None:
         self.cell = cell
         self.device = device
         self.meter = meter
         self.save = save
         self.recorder = Recorder(device, meter, listen)
-        self.job = Job(cell, device, self._enter)
+        self.job = Job(cell, device, self._enter, saved)
         self.learning: list[dict[str, float]] = []
         self.step_seconds: list[float] = []
         self.step_joules: list[float | None] = []
@@ -211,6 +213,9 @@ class Measurement:
         self.seconds[name] = now - began
         return now
 
+    def _memory(self) -> Memory:
+        return self.meter.memory().model_copy(update={"elsewhere_bytes": self.cell.workload.reserved_elsewhere})
+
     def _check_finite(self) -> None:
         names = dict.fromkeys(("reward", "loss", *self._metric_names()))  # a NaN reward makes the loss NaN
         for name in names:
@@ -219,7 +224,7 @@ class Measurement:
                     raise NotFinite(f"the {name} of step {step} is not a finite number")
 
     def _progress(self, phases: tuple[Phase, ...], **more: Any) -> Progress:
-        return Progress(self.meter.memory(), phases, source=self.meter.source, notes=self.meter.notes(), **more)
+        return Progress(self._memory(), phases, source=self.meter.source, notes=self.meter.notes(), **more)
 
     def _learning(self) -> Learning:
         given = [{name: value for name, value in step.items() if math.isfinite(value)} for step in self.learning]
@@ -273,7 +278,7 @@ class Measurement:
             {
                 "status": status,
                 "source": self.meter.source,
-                "memory": self.meter.memory(),
+                "memory": self._memory(),
                 "phases": self.recorder.phases,
                 "roles": self.roles,
                 "throughput": self._throughput(),

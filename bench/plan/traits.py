@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
+from importlib.util import find_spec
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
+from vrambench.methods.algorithms.trainer_learner import unable_to_make
 from vrambench.methods.cell import Cell
 from vrambench.methods.dtypes import DTYPES
 from vrambench.methods.errors import ConfigurationError
@@ -23,7 +25,7 @@ from vrambench.methods.sdpa import Choice
 # underflow there, and eps alone is left to divide by. With 1e-5 (1e-7 under GaLore) the loss rose from 5.5 to 7.8 (16)
 # in six steps.
 FP16_EPS = 1e-4
-FP16_EPS_PROJECTED = 1e-6
+FP16_EPS_DECOMPOSED = 1e-6
 
 
 def quantized(cell: Cell) -> bool:
@@ -47,6 +49,11 @@ def zero(cell: Cell) -> bool:
 
 def projects(cell: Cell) -> bool:
     return cell.optimizer_value.projects_gradients
+
+
+def decomposes(cell: Cell) -> bool:
+    """The optimizer's projectors come of a decomposition (GaLore's; APOLLO's are random numbers)."""
+    return cell.optimizer_value.svd_gap is not None
 
 
 def weight_dtype(cell: Cell) -> torch.dtype:
@@ -83,17 +90,65 @@ def upcast(cell: Cell) -> bool:
 
 
 def eps_too_small(cell: Cell) -> bool:
-    """The optimizer keeps its state in fp16, as the trained weights are, with an eps that does not hold it up (8-bit
-    optimizers compute in fp32, and ZeRO steps an fp32 master copy)."""
+    """The optimizer keeps its state in fp16, as the trained weights are, with an eps that does not hold it up (some
+    compute in fp32 whatever they step, and ZeRO steps an fp32 master copy)."""
     optimizer = cell.optimizer_value
     eps = getattr(cell.workload.of(optimizer.options), "eps", None) if optimizer.options else None
-    if eps is None or optimizer.eight_bit or torch.float16 not in trained_dtypes(cell) or zero(cell):
+    if eps is None or optimizer.in_fp32 or torch.float16 not in trained_dtypes(cell) or zero(cell):
         return False
-    return bool(eps < (FP16_EPS_PROJECTED if optimizer.projects_gradients else FP16_EPS))
+    return bool(eps < (FP16_EPS_DECOMPOSED if optimizer.svd_gap else FP16_EPS))
+
+
+def visitors(cell: Cell) -> bool:
+    """Whether there are frozen models of their own: a reference, or a reward."""
+    work = cell.workload
+    return work.reference == "copy" or work.reward == "model" or "/" in (work.reward or "")
 
 
 def remax_temperature(cell: Cell) -> float | None:
     return cell.workload.options.get("remax", {}).get("temperature")
+
+
+def algorithm_option(cell: Cell, name: str) -> object:
+    """The algorithm's own option of that name; None where it has none."""
+    options = cell.algorithm_value.options
+    return options and getattr(cell.workload.of(options), name, None)
+
+
+def untold_optimizer(cell: Cell) -> str | None:
+    """Why another library's trainer would not make the cell's optimizer; None where it would, or the trainer is ours."""
+    if cell.algorithm_value.foreign is None:
+        return None
+    kind = cell.optimizer_value.options
+    options = cell.workload.options.get(kind.namespace, {}) if kind else {}
+    return unable_to_make(cell.optimizer_value, options)
+
+
+def untold_settings(cell: Cell) -> str | None:
+    """What is wrong with the settings that another library's trainer is to be given; None where nothing is, or it is not here."""
+    foreign = cell.algorithm_value.foreign
+    if foreign is None or not foreign.said(cell.workload) or not installed(foreign.module):
+        return None
+    return foreign.mistaken(foreign.said(cell.workload))
+
+
+def not_installed(cell: Cell) -> str:
+    """The packages that the cell's values import and that are not here, and how to get them; nothing where all are."""
+    told = []
+    for axis, value in cell.values.items():
+        lacking = [name for name in dict.fromkeys(value.requires) if not installed(name)]
+        if lacking:
+            extra = f" (pip install 'vrambench[{value.extra}]')" if value.extra else ""
+            told.append(f"{cell.axes[axis]} needs {', '.join(lacking)}{extra}")
+    return "; ".join(told)
+
+
+def installed(module: str) -> bool:
+    """Whether the package that `module` is in is here."""
+    try:
+        return find_spec(module.partition(".")[0]) is not None
+    except ValueError:  # one that is half imported
+        return True
 
 
 def uses_bf16(cell: Cell) -> bool:

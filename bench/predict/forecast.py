@@ -26,6 +26,7 @@ from vrambench.bench.predict.unmodelled import decides, missed, unmodelled
 from vrambench.bench.predict.unseen.hardware import Outside, outside_allocator
 from vrambench.bench.results.forecast import Forecast, PredictedPhase, Unmodelled, Verdict
 from vrambench.bench.results.records import Memory
+from vrambench.methods.algorithms import ALGORITHMS
 from vrambench.methods.cards import CARDS, Card
 from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError
@@ -41,41 +42,58 @@ class Predictor:
     def __init__(self, alloc_conf: str | None = None) -> None:
         self._conf = read(alloc_conf)
         self._simulator = Simulator()
-        self._simulations: dict[tuple[str, str | None], Simulation] = {}
+        self._simulations: dict[tuple[str, str | None, bool], Simulation] = {}
 
     def forecast(
-        self, cell: Cell, budget_bytes: int | None = None, card: Card | None = None, *, expandable: bool = False
+        self,
+        cell: Cell,
+        budget_bytes: int | None = None,
+        card: Card | None = None,
+        *,
+        expandable: bool = False,
+        worst_alone: bool = False,
     ) -> Forecast:
         """The prediction for `cell` under a budget (its own unless another is given) on `card`; without one, for a card that is not
-        known. `expandable`: with expandable segments, whatever the options say. Raises ConfigurationError as the job would,
-        and NotPredicted where it fails in another way."""
+        known. `expandable`: with expandable segments, whatever the options say. `worst_alone`: of several lengths, the largest
+        batches alone, without what the lengths of others leave cached. Raises ConfigurationError as the job would, and NotPredicted
+        where it fails in another way."""
         began = time.perf_counter()
-        budget = budget_bytes or cell.workload.budget
-        card = card or card_of(budget)
+        _check_predicted(cell)
+        whole = budget_bytes or cell.workload.budget
+        elsewhere = cell.workload.reserved_elsewhere or 0
+        budget = whole - elsewhere
+        card = card or card_of(whole)
         settings = replace(self._conf.settings, expandable_segments=True) if expandable else self._conf.settings
         with collector_held(collect=False):  # hundreds of thousands of small records, none of them in a cycle
             outside = outside_allocator(card, sum(value.library_bytes for value in cell.values.values()))
-            trace = self.simulation(cell, card).trace
+            simulation = self.simulation(cell, card, worst_alone=worst_alone)
+            trace = simulation.trace
             judged = judge(trace, settings, budget, outside, error_band(kind_of(cell)))
             notes = [*self._conf.notes, *_settings_notes(judged, settings)]
-            notes += [order_note(judged.replay, settings)] if cell.workload.lengths is not None else []
-            made = _forecast(self.simulation(cell, card), judged, budget, outside, notes)
-            made = made.model_copy(update={"batches": predicted_batches(cell, judged.replay.phases)})
+            several = cell.workload.lengths is not None and not worst_alone
+            notes += [order_note(judged.replay, settings)] if several else []
+            made = _forecast(simulation, judged, budget, outside, notes)
+            batches = predicted_batches(cell, judged.replay.phases) if several else None
+            made = made.model_copy(update={"batches": batches})
             made = doubted(made, unmodelled(cell, trace), judged.error)
-        return made.model_copy(update={"alloc_conf": settings.text(), "seconds": time.perf_counter() - began})
+        told = {"alloc_conf": settings.text(), "seconds": time.perf_counter() - began}
+        if elsewhere:
+            memory = made.memory.model_copy(update={"elsewhere_bytes": elsewhere})
+            told |= {"budget_bytes": whole, "memory": memory}
+        return made.model_copy(update=told)
 
     def forget(self) -> None:
         """The simulations; what was learnt of operators stays."""
         self._simulations.clear()
 
-    def simulation(self, cell: Cell, card: Card | None = None) -> Simulation:
+    def simulation(self, cell: Cell, card: Card | None = None, *, worst_alone: bool = False) -> Simulation:
         """The simulated job, kept for the next question about the same cell."""
         work = cell.workload.model_copy(update={"budget": 1})
-        key = (cell.model_copy(update={"workload": work}).id, card.name if card else None)
+        key = (cell.model_copy(update={"workload": work}).id, card.name if card else None, worst_alone)
         if key not in self._simulations:
             self.forget()
             try:
-                self._simulations[key] = self._simulator.run(cell, card)
+                self._simulations[key] = self._simulator.run(cell, card, worst_alone=worst_alone)
             except ConfigurationError:
                 raise
             except Exception as error:
@@ -83,6 +101,17 @@ class Predictor:
                     f"{cell.name} on {cell.workload.model!r} cannot be predicted: {_why(error)}"
                 ) from error
         return self._simulations[key]
+
+
+def _check_predicted(cell: Cell) -> None:
+    """That the trainer is ours: another library's cannot run where nothing is computed."""
+    foreign = cell.algorithm_value.foreign
+    if foreign is None:
+        return
+    said = f"{foreign.library}'s own {foreign.trainer} is measured (`vrambench run`), and not predicted"
+    if foreign.same in ALGORITHMS:
+        said += f": `{cell.name.removesuffix(cell.algorithm) + foreign.same}` says the same of ours"
+    raise NotPredicted(f"{cell.name}: {said}")
 
 
 LOOKS_AT_VALUES = ("torch.nonzero()", "Cannot copy out of meta tensor", "_local_scalar_dense")
@@ -106,11 +135,12 @@ def card_of(budget_bytes: int) -> Card | None:
 
 
 class Judged(NamedTuple):
-    """A trace under a budget: the replay that tells its bytes (under the budget where it runs only there), the verdict, the error
-    band in bytes, how much more is reserved where addresses rise, and where the device is behind the host, and the shares that the
-    band was made of."""
+    """A trace under a budget: the replay that tells its bytes (under the budget where it runs only there), what is reserved without
+    one, the verdict, the error band in bytes, how much more is reserved where addresses rise, and where the device is behind the
+    host, and the shares that the band was made of."""
 
     replay: Replay
+    unlimited_bytes: int
     verdict: Verdict
     band_bytes: int
     rising_order_bytes: int
@@ -125,15 +155,18 @@ def judge(trace: Trace, settings: AllocatorSettings, budget: int, outside: Outsi
     behind = 0
     if trace.lent:
         behind = max(0, Replay(trace, settings, behind=True).reserved_bytes - free_run.reserved_bytes)
-    device = free_run.reserved_bytes + outside.expected_bytes
+    unlimited = free_run.reserved_bytes
+    device = unlimited + outside.expected_bytes
     band = _band_bytes(device, error, outside, other_order) + behind
     if device <= budget:
-        return Judged(free_run, "fits" if device + band <= budget else "tight", band, other_order, behind, error)
+        return Judged(
+            free_run, unlimited, "fits" if device + band <= budget else "tight", band, other_order, behind, error
+        )
     capped = Replay(trace, settings, max(0, budget - outside.expected_bytes))
     if capped.oom is None:
-        return Judged(capped, "tight", band, other_order, behind, error)
+        return Judged(capped, unlimited, "tight", band, other_order, behind, error)
     free_run.oom, free_run.oom_phase = capped.oom, capped.oom_phase
-    return Judged(free_run, "does not fit", band, other_order, behind, error)
+    return Judged(free_run, unlimited, "does not fit", band, other_order, behind, error)
 
 
 def doubted(made: Forecast, left_out: tuple[Unmodelled, ...], error: Band) -> Forecast:
@@ -211,6 +244,7 @@ def _forecast(simulation: Simulation, judged: Judged, budget: int, outside: Outs
             host_pinned_bytes=simulation.host_pinned_bytes,
             num_alloc_retries=replay.num_alloc_retries,
         ),
+        unlimited_bytes=judged.unlimited_bytes + context,
         phases=tuple(
             PredictedPhase(
                 name=name,

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vrambench.bench.measure.ledger import count_parameters, largest_gradients, paged_state, with_state
+from vrambench.bench.measure.ledger import count_parameters, largest_gradients, paged_state, whole_bytes
 from vrambench.bench.predict.several import order_of
 from vrambench.bench.predict.tracing.decode_steps import NotRegular, with_all_steps, without_marks
 from vrambench.bench.predict.tracing.hidden import HiddenMemory, Kept
@@ -33,13 +33,13 @@ from vrambench.bench.predict.tracing.tracer import Tracer
 from vrambench.bench.predict.unseen.matmuls import LT_MATMULS, MATMULS, cublas_workspace_bytes, cublaslt_workspace
 from vrambench.bench.predict.unseen.workspaces import EARLY, workspaces
 from vrambench.bench.results.records import Parameters, RoleBytes
+from vrambench.methods.batches import Kind
 from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
 from vrambench.methods.models.parts import layer_stacks
-from vrambench.methods.offload.host import HostMemory, host_memory
-from vrambench.methods.offload.simulated import SimulatedZero
+from vrambench.methods.offload.host import HostMemory
 from vrambench.methods.registry import Workspace
 
 STEPS = 2
@@ -67,20 +67,23 @@ class Simulator:
     def __init__(self) -> None:
         self._shapes = KnownShapes()
 
-    def run(self, cell: Cell, card: Card | None = None) -> Simulation:
-        """`cell` on `card`'s hardware (an RTX 3090's where none is named). Raises ConfigurationError as the job itself would."""
+    def run(self, cell: Cell, card: Card | None = None, *, worst_alone: bool = False) -> Simulation:
+        """`cell` on `card`'s hardware (an RTX 3090's where none is named), with the batches of `order_of`. Raises
+        ConfigurationError as the job itself would."""
+        order = order_of(cell, worst_alone=worst_alone)
         work = cell.workload
         try:
             if work.activation_offloading and work.gradient_checkpointing:
                 raise NotAlike("offloading holds the inputs of five layers at once")
-            return self._simulated(cell, card, BUILT)
+            if cell.offload_value.across_layers:
+                raise NotAlike(f"{cell.offload} works on several layers' weights or gradients at once")
+            return self._simulated(cell, card, BUILT, order)
         except NotAlike as difference:
-            simulation = self._simulated(cell, card, None)
+            simulation = self._simulated(cell, card, None, order)
             note = f"every layer was traced, since not all do the same ({difference})"
             return replace(simulation, notes=(note, *simulation.notes))
 
-    def _simulated(self, cell: Cell, card: Card | None, layers: int | None) -> Simulation:
-        order = order_of(cell)
+    def _simulated(self, cell: Cell, card: Card | None, layers: int | None, order: tuple[Kind, ...]) -> Simulation:
         steps = len(order) - (cell.workload.eval_batch_size is not None) if order else STEPS
         device = replace(get_device("meta"), layers=layers, capability=card.capability if card else None, order=order)
         tracer = Tracer("meta", hidden=hidden_memory(cell, card), shapes=self._shapes)
@@ -95,7 +98,7 @@ class Simulator:
             parameters = _parameters(job)
             managed = _managed_bytes(job)
             gradients = largest_gradients(job) if cell.optimizer_value.layerwise else {}
-            host = list(_host_memory(job))
+            host, held = list(_host_memory(job)), _held_on_host(job)
             shares = {name: role.shares for name, role in job.roles.items()}
             saved = _saved_bytes(job) if job.saves else 0
             notes: list[str] = []
@@ -110,14 +113,16 @@ class Simulator:
         except NotRegular as difference:
             trace = without_marks(trace)
             notes.append(f"of decoding, only the first and the last step are followed ({difference})")
-        activations = offloaded_bytes(trace) if cell.workload.activation_offloading else 0
+        work = cell.workload
+        offloads = work.activation_offloading or cell.offload_value.activations_on_host or work.ref_reward_offload
+        activations = offloaded_bytes(trace) if offloads else 0
         return Simulation(
             trace=trace,
             roles=roles_of(trace, shares, gradients),
             parameters=parameters,
             managed_bytes=managed,
             host_pinned_bytes=sum(memory.host_pinned_bytes for memory in host) + activations,
-            host_bytes=sum(memory.host_bytes for memory in host) + activations + saved,
+            host_bytes=sum(memory.host_bytes for memory in host) + activations + saved + held,
             layers=layers if any(depth > BUILT for depth in tracer.stacks) else None,
             notes=tuple(notes),
         )
@@ -179,16 +184,26 @@ def _parameters(job: Job) -> Parameters:
 
 
 def _host_memory(job: Job) -> Iterator[HostMemory]:
-    """What each trained model's offloaded optimizer holds on the host, all layers counted."""
+    """What each trained model's offload holds on the host, all layers counted."""
     for role in job.roles.values():
-        if isinstance(role.learner, SimulatedZero):
+        learner: Any = role.learner
+        if hasattr(learner, "host_memory_of"):
             more = [(parameter, count) for layer, count in _left_out(role.module) for parameter in layer.parameters()]
             times = dict(more)
-            sizes = [
-                [size for parameter in group for size in [parameter.numel()] * (1 + times.get(parameter, 0))]
-                for group in role.learner.parameter_groups
+            groups = [
+                [each for parameter in group for each in [parameter] * (1 + times.get(parameter, 0))]
+                for group in learner.parameter_groups
             ]
-            yield host_memory(sizes, role.learner.dtype, job.cell.setup)
+            yield learner.host_memory_of(groups)
+
+
+def _held_on_host(job: Job) -> int:
+    """Of models that are in the host's memory, all layers counted."""
+    total = 0
+    for module in (role.module for role in job.roles.values() if role.on_host):
+        times = {parameter: count for layer, count in _left_out(module) for parameter in layer.parameters()}
+        total += sum((1 + times.get(parameter, 0)) * parameter.nbytes for parameter in module.parameters())
+    return total
 
 
 def offloaded_bytes(trace: Trace) -> int:
@@ -204,12 +219,11 @@ def offloaded_bytes(trace: Trace) -> int:
 
 def _saved_bytes(job: Job) -> int:
     """Of what saving takes to the host, all layers counted."""
-    module = job.roles["policy"].module
+    module = job.saved_module
     times = {parameter: count for layer, count in _left_out(module) for parameter in layer.parameters()}
     total = 0
     for parameter in job.saved():
-        held = {tensor.untyped_storage()._cdata: tensor.nbytes for tensor in with_state(parameter)}
-        total += (1 + times.get(parameter, 0)) * sum(held.values())
+        total += (1 + times.get(parameter, 0)) * whole_bytes(parameter)
     return total
 
 

@@ -35,6 +35,8 @@ class Memory(Record):
     reserved_bytes: int | None = None
     device_bytes: int | None = None
     context_bytes: int | None = None
+    elsewhere_bytes: int | None = None
+    """What another process holds beside the job, as the workload says; in no other line."""
     managed_bytes: int | None = None
     host_rss_bytes: int | None = None
     host_pinned_bytes: int | None = None

@@ -108,7 +108,7 @@ def work(order: Order, threads: int, board: Any, pipe: Connection) -> None:
         import torch
 
         torch.set_num_threads(threads)
-    meter = make_meter(cell.workload.budget, device)
+    meter = make_meter(cell.workload.own_budget, device)
 
     def listen(phase: str, step: int | None) -> None:
         write_board(board, phase, step, meter.live_bytes())
@@ -117,7 +117,7 @@ def work(order: Order, threads: int, board: Any, pipe: Connection) -> None:
         send(pipe.fileno(), progress)
 
     started = time.perf_counter() - began
-    measurement = Measurement(cell, device, meter, listen=listen, save=save)
+    measurement = Measurement(cell, device, meter, listen=listen, save=save, saved=order.saved)
     try:
         sample = measurement.run()
     finally:

@@ -18,7 +18,7 @@ from vrambench.methods.dtypes import DTYPES
 from vrambench.methods.errors import ConfigurationError, did_you_mean
 from vrambench.methods.workload import Workload
 
-FIELDS = ("lora_target_modules", "lora_modules_to_save", "adapter_dtype")
+FIELDS = ("lora_target_modules", "lora_modules_to_save", "adapter_dtype", "adapter_weights")
 """The workload's fields that mean the same for every adapter on layers."""
 TARGETS = "TRANSFORMERS_MODELS_TO_{}_TARGET_MODULES_MAPPING"
 """PEFT's own choice of layers for a type of adapter, by model type (peft/utils/constants.py)."""
@@ -45,7 +45,7 @@ def common(model: Any, workload: Workload, kind: type) -> dict[str, Any]:
     name in `lora_modules_to_save` is that of no module."""
     targets = target_modules(model, workload, kind)
     said = {
-        "task_type": "CAUSAL_LM" if model.can_generate() else None,
+        "task_type": _task_type(model),
         "target_modules": targets,
         "exclude_modules": _no_layers(model) or None if targets == "all-linear" else None,
         "modules_to_save": _modules_to_save(model, workload) or None,
@@ -53,6 +53,13 @@ def common(model: Any, workload: Workload, kind: type) -> dict[str, Any]:
     }
     taken = {field.name for field in dataclasses.fields(kind)}
     return {name: value for name, value in said.items() if name in taken}
+
+
+def _task_type(model: Any) -> str | None:
+    """PEFT's word for what `model` does; beside a classifier's adapter it trains a copy of the classifier's head."""
+    if type(model).__name__.endswith("ForSequenceClassification"):
+        return "SEQ_CLS"
+    return "CAUSAL_LM" if model.can_generate() else None
 
 
 def attached(model: Any, workload: Workload, config: Any, device: torch.device) -> nn.Module:

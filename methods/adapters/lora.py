@@ -126,5 +126,6 @@ LORA = Adapter(
         "lora_target_parameters",
         "lora_modules_to_save",
         "adapter_dtype",
+        "adapter_weights",
     ),
 )

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from vrambench.methods.models.flash_attn import flash_attention_2, flash_attention_mask
 from vrambench.methods.models.kernels import efficient, explicit, flash
+from vrambench.methods.models.modeling import ALL_ATTENTION_FUNCTIONS
 from vrambench.methods.sdpa import WIDEST_FLASH_HEAD, Asked, Capability, Choice, choose
 
 PYTORCH = ("flash", "efficient", "math", "sdpa")

@@ -43,10 +43,10 @@ class Policy(nn.Module):
         self.penalty = penalty
 
     def forward(
-        self, tokens: torch.Tensor | Inputs, start: int | None = None, temperature: float = 1.0
+        self, tokens: torch.Tensor | Inputs, start: int | None = None, temperature: float | None = 1.0
     ) -> Scores | torch.Tensor:
-        """Scores of tokens[:, start:], for tokens [B, T] int64 and 1 <= start < T. Without `start`, the mean cross-entropy of all
-        tokens but the first, or of what inputs have as labels, a scalar."""
+        """Scores of tokens[:, start:], for tokens [B, T] int64 and 1 <= start < T; what samples nothing has no temperature. Without
+        `start`, the mean cross-entropy of all tokens but the first, or of what inputs have as labels, a scalar."""
         inputs = tokens if isinstance(tokens, Inputs) else Inputs(tokens)
         if start is None:
             mean = self.loss.mean(self.model, inputs)
@@ -54,10 +54,13 @@ class Policy(nn.Module):
         tokens = inputs.tokens
         scorer = self.loss.scorer
         assert scorer is not None, "a rule rejects such cells"
+        if temperature is None and scorer.plain is not None:
+            made, logits = scorer.plain(self.model, tokens, start)
+            return Scores(made, None, logits)
         states = hidden_states(self.model, inputs)
         prepared = scorer.prepare(self.model, states, start)
         values = None if self.value_head is None else scalar(self.value_head, states[:, start - 1 : -1])
-        logprobs = scorer.logprobs(self.model, prepared, tokens, start, temperature)
+        logprobs = scorer.logprobs(self.model, prepared, tokens, start, 1.0 if temperature is None else temperature)
         return Scores(logprobs, values, prepared if scorer.keeps and torch.is_grad_enabled() else None)
 
 
@@ -71,6 +74,19 @@ class Critic(nn.Module):
     def forward(self, tokens: torch.Tensor, start: int) -> torch.Tensor:
         """Values [B, T - start] fp32: the expected return before each of tokens[:, start:]."""
         return self.model(tokens)[:, start - 1 : -1]
+
+
+class HeadedCritic(nn.Module):
+    """A value model that is a language model's trunk, with whatever adapter is at work in it, and a head of its own."""
+
+    def __init__(self, model: nn.Module, value_head: nn.Linear) -> None:
+        super().__init__()
+        self.model = model
+        self.value_head = value_head
+
+    def forward(self, tokens: torch.Tensor, start: int) -> torch.Tensor:
+        """As Critic's."""
+        return scalar(self.value_head, hidden_states(self.model, Inputs(tokens))[:, start - 1 : -1])
 
 
 def scalar(linear: nn.Linear, states: torch.Tensor) -> torch.Tensor:

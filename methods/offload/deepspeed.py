@@ -1,8 +1,14 @@
 """DeepSpeed's ZeRO on one GPU: what it offloads to the host, with its own engine, gradients and master weights.
 
-With one GPU nothing is sharded. ZeRO-2 with the optimizer on the host keeps 16-bit weights and gradients on the device, and
-fp32 master weights and moments on the host, where DeepSpeed's CPUAdam steps. That is C++, compiled once by `prepare`, into a
-folder of our own and under a lock that dies with its holder.
+With one GPU nothing is sharded:
+
+  zero2            16-bit weights and gradients, fp32 master weights and moments: more than without ZeRO.
+  zero2_optimizer  fp32 master weights and moments are on the host, where DeepSpeed's CPUAdam steps.
+  zero3_optimizer  the same by stage 3, whose bucket is there all the time. Weights stay where they are, and are never copied.
+  zero3_all        weights are on the host, too. Each module's come to the device when it runs, forward and backward, and in a
+                   rollout for every token.
+
+CPUAdam is C++, compiled once by `prepare`, into a folder of our own and under a lock that dies with its holder.
 """
 
 from __future__ import annotations
@@ -25,12 +31,25 @@ from torch import nn
 from vrambench.methods.device import Device
 from vrambench.methods.offload import Offload
 from vrambench.methods.offload.learner import Learner, PhaseMarker, tensors_in
-from vrambench.methods.offload.simulated import SimulatedZero
-from vrambench.methods.offload.zero import ZeroOptions
+from vrambench.methods.offload.simulated import SimulatedEngine
+from vrambench.methods.offload.simulated2 import SimulatedZero2, SimulatedZero2Optimizer
+from vrambench.methods.offload.simulated3 import SimulatedZero3
+from vrambench.methods.offload.zero import STAGE_3_ONLY, ZeroOptions
 from vrambench.methods.setup import Setup
 
 LIBRARY_BYTES = 556 * 2**20
 """NCCL's communicators, for a world of one process too: seen on an H200 with torch 2.11 (results/nvidia-h200/measured)."""
+
+MASTERS = {2: "single_partition_of_fp32_groups", 3: "fp32_partitioned_groups_flat"}
+"""By stage, what DeepSpeed's optimizers call their fp32 master weights."""
+GRADIENTS = (
+    "averaged_gradients",
+    "all_grad_tensors",
+    "offload_gradient_dict",
+    "accumulated_grads_in_cpu",
+    "grad_partitions_flat_buffer",
+)
+"""Where they hold gradients between backward passes, and up to the step."""
 
 
 def build_folder() -> Path:
@@ -92,8 +111,10 @@ def compiled() -> bool:
 def engine_config(setup: Setup, device: Device) -> dict[str, Any]:
     """DeepSpeed's configuration for one trained model of `cell`."""
     work = setup.workload
-    options: ZeroOptions = setup.workload.of(ZeroOptions)
+    options: ZeroOptions = work.of(ZeroOptions)
     dtype = setup.precision.dtype(work)
+    host = {"device": "cpu", "pin_memory": options.pin_memory and device.kind == "cuda"}
+    stage_3 = {name: getattr(options, name) for name in STAGE_3_ONLY} if setup.zero_stage == 3 else {}
     return {
         "train_micro_batch_size_per_gpu": work.batch_size,
         "gradient_accumulation_steps": work.gradient_accumulation_steps,
@@ -102,9 +123,11 @@ def engine_config(setup: Setup, device: Device) -> dict[str, Any]:
         "fp16": {"enabled": dtype == torch.float16},
         "zero_optimization": {
             "stage": setup.zero_stage,
-            "offload_optimizer": {"device": "cpu", "pin_memory": options.pin_memory and device.kind == "cuda"},
             "reduce_bucket_size": options.reduce_bucket_size,
             "overlap_comm": options.overlap_comm,
+            **({"offload_optimizer": host} if setup.optimizer_on_host else {}),
+            **({"offload_param": host} if setup.parameters_on_host else {}),
+            **stage_3,
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -141,10 +164,12 @@ class ZeroLearner:
         self._device = device
         self._phase = phase
         self._empty_every = setup.workload.torch_empty_cache_steps
+        self._stage = setup.zero_stage
         value = setup.optimizer
         load_extensions()
         join_alone(device)
-        optimizer = (value.offloaded or value.build)(module, setup.workload)
+        make = (value.offloaded if setup.optimizer_on_host else None) or value.make
+        optimizer = make(value.groups(module, setup.workload), module, setup.workload)
         self.module, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=engine_config(setup, device), dist_init_required=False
         )
@@ -160,15 +185,22 @@ class ZeroLearner:
             self._phase("optimizer_step")
         self.module.step()
 
+    @property
+    def _masters(self) -> list[torch.Tensor]:
+        zero = self.module.optimizer
+        masters: list[torch.Tensor] = getattr(zero, MASTERS[self._stage])
+        return masters
+
     def gradients(self) -> Iterator[torch.Tensor]:
         zero = self.module.optimizer
-        owners = [*self.module.parameters(), *zero.single_partition_of_fp32_groups]
-        kept = [zero.averaged_gradients, zero.offload_gradient_dict, zero.accumulated_grads_in_cpu]
-        return tensors_in([*kept, [owner.grad for owner in owners]])
+        kept = [getattr(zero, name, None) for name in GRADIENTS]
+        return tensors_in([*kept, [owner.grad for owner in (*self.module.parameters(), *self._masters)]])
 
     def optimizer_state(self) -> Iterator[torch.Tensor]:
-        zero = self.module.optimizer
-        return tensors_in([zero.single_partition_of_fp32_groups, zero.optimizer.state])
+        return tensors_in([self._masters, self.module.optimizer.optimizer.state])
+
+    def train(self, mode: bool = True) -> None:
+        """Nothing: no optimizer that knows two kinds of weights runs here."""
 
     def optimizer_steps(self) -> int:
         return int(self.module.global_steps)
@@ -179,15 +211,36 @@ class ZeroLearner:
 
 def zero_learner(module: nn.Module, setup: Setup, device: Device, phase: PhaseMarker) -> Learner:
     """The engine, or on the simulated device what allocates as it does."""
-    return (SimulatedZero if device.simulated else ZeroLearner)(module, setup, device, phase)
+    if not device.simulated:
+        return ZeroLearner(module, setup, device, phase)
+    return stand_in(setup)(module, setup, device, phase)
 
 
-ZERO2_OPTIMIZER = Offload(
-    summary="DeepSpeed ZeRO-2, optimizer state and master weights on the host",
-    options=ZeroOptions,
-    learner=zero_learner,
-    zero_stage=2,
-    prepare=load_extensions,
-    requires=("deepspeed", "deepspeed.ops.adam"),
-    library_bytes=LIBRARY_BYTES,
+def stand_in(setup: Setup) -> type[SimulatedEngine]:
+    """What stands for the engine on the simulated device."""
+    if setup.zero_stage == 3:
+        return SimulatedZero3
+    return SimulatedZero2Optimizer if setup.optimizer_on_host else SimulatedZero2
+
+
+def _zero(summary: str, stage: int, *, optimizer_on_host: bool = True, parameters_on_host: bool = False) -> Offload:
+    return Offload(
+        summary=summary,
+        options=ZeroOptions,
+        learner=zero_learner,
+        zero_stage=stage,
+        optimizer_on_host=optimizer_on_host,
+        parameters_on_host=parameters_on_host,
+        across_layers=stage == 3 or not optimizer_on_host,
+        prepare=load_extensions,
+        requires=("deepspeed", "deepspeed.ops.adam"),
+        library_bytes=LIBRARY_BYTES,
+    )
+
+
+ZERO2 = _zero("DeepSpeed ZeRO-2, everything on the device", 2, optimizer_on_host=False)
+ZERO2_OPTIMIZER = _zero("DeepSpeed ZeRO-2, optimizer state and master weights on the host", 2)
+ZERO3_OPTIMIZER = _zero("DeepSpeed ZeRO-3, optimizer state and master weights on the host", 3)
+ZERO3_ALL = _zero(
+    "DeepSpeed ZeRO-3, weights on the host, too, of which each module gets its own", 3, parameters_on_host=True
 )

@@ -1,10 +1,11 @@
-"""What ZeRO's optimizer offload keeps in host memory: every buffer, its size, and whether it is page-locked.
+"""What ZeRO's offloading keeps in host memory: every buffer, its size, and whether it is page-locked.
 
     memory = host_memory([[parameter.numel() for parameter in trainable(model)]], torch.bfloat16, setup)
     memory.host_bytes, memory.host_pinned_bytes
 
-Of DeepSpeed 0.19 (runtime/zero/stage_1_and_2.py), one rank. With `pin_memory`, its default, all of it is page-locked but the
-optimizer's own state, which DeepSpeed leaves pageable. A model's full size may be asked for without the model.
+Of DeepSpeed 0.19 (runtime/zero/stage_1_and_2.py, stage3.py), one rank. With `pin_memory`, its default, all of it is page-locked but
+the optimizer's own state, and stage 3's masters, which DeepSpeed leaves pageable. A model's full size may be asked for without the
+model.
 """
 
 from __future__ import annotations
@@ -46,20 +47,23 @@ class HostBuffer:
 class HostMemory:
     """The buffers of one trained model; from its first optimizer step on, all of them are held.
 
-    `masters` and `gradients` in fp32, and `weights`, through which updated masters return to the device in their own type: one for
-    each parameter group. `staging`: as large as the largest parameter (it is never used). `accumulated`: each parameter's sum of
-    gradients, where there are several micro-batches and the sum is not kept on the device. `state`: the optimizer's.
+    `masters` and `gradients` in fp32, and `weights`: in stage 2, through which updated masters return to the device in their own
+    type; in stage 3, where they are while nothing computes with them. `staging`: as large as the largest parameter (it is never
+    used). `accumulated`: sums of gradients, where they are not kept on the device. `state`: the optimizer's. `cached`: what loading
+    took, and torch's allocator of page-locked memory keeps.
     """
 
-    masters: tuple[HostBuffer, ...]
-    weights: tuple[HostBuffer, ...]
-    staging: HostBuffer
-    gradients: tuple[HostBuffer, ...]
-    accumulated: tuple[HostBuffer, ...]
-    state: tuple[HostBuffer, ...]
+    masters: tuple[HostBuffer, ...] = ()
+    weights: tuple[HostBuffer, ...] = ()
+    staging: tuple[HostBuffer, ...] = ()
+    gradients: tuple[HostBuffer, ...] = ()
+    accumulated: tuple[HostBuffer, ...] = ()
+    state: tuple[HostBuffer, ...] = ()
+    cached: tuple[HostBuffer, ...] = ()
 
     def __iter__(self) -> Iterator[HostBuffer]:
-        yield from (*self.masters, *self.weights, self.staging, *self.gradients, *self.accumulated, *self.state)
+        kept = (self.masters, self.weights, self.staging, self.gradients, self.accumulated, self.state, self.cached)
+        yield from (buffer for buffers in kept for buffer in buffers)
 
     @property
     def host_pinned_bytes(self) -> int:
@@ -74,6 +78,12 @@ class HostMemory:
 
 def host_memory(groups: Sequence[Sequence[int]], dtype: torch.dtype, setup: Setup) -> HostMemory:
     """Of a model that trains parameters of these sizes (elements, by the optimizer's parameter groups) and of type `dtype`."""
+    if not setup.optimizer_on_host:
+        return HostMemory()
+    return (_of_stage_3 if setup.zero_stage == 3 else _of_stage_2)(groups, dtype, setup)
+
+
+def _of_stage_2(groups: Sequence[Sequence[int]], dtype: torch.dtype, setup: Setup) -> HostMemory:
     options: ZeroOptions = setup.workload.of(ZeroOptions)
     pinned = options.pin_memory
     flat = [aligned(sum(sizes)) for sizes in groups]
@@ -82,11 +92,41 @@ def host_memory(groups: Sequence[Sequence[int]], dtype: torch.dtype, setup: Setu
     return HostMemory(
         masters=tuple(HostBuffer(size, torch.float32, pinned) for size in flat),
         weights=tuple(HostBuffer(size, dtype, pinned) for size in flat),
-        staging=HostBuffer(max(sizes), dtype, pinned),
+        staging=(HostBuffer(max(sizes), dtype, pinned),),
         gradients=tuple(HostBuffer(size, torch.float32, pinned) for size in flat),
         accumulated=tuple(HostBuffer(size, dtype, pinned) for size in sizes) if sums else (),
         state=tuple(optimizer_state(flat, setup)),
     )
+
+
+def _of_stage_3(groups: Sequence[Sequence[int]], dtype: torch.dtype, setup: Setup) -> HostMemory:
+    """runtime/zero/stage3.py. Masters are copied once more after they were moved, and that copy is not page-locked; the weights'
+    flat buffer always is. Each parameter's part of it was page-locked by itself before (partition_parameters.py)."""
+    options: ZeroOptions = setup.workload.of(ZeroOptions)
+    pinned = options.pin_memory
+    parts = [sum(part) for group in groups for part in sub_groups(group, options.sub_group_size)]
+    sizes = [size for group in groups for size in group]
+    on_host = setup.parameters_on_host
+    return HostMemory(
+        masters=tuple(HostBuffer(size, torch.float32, pinned=False) for size in parts),
+        weights=tuple(HostBuffer(sum(group), dtype, pinned=True) for group in groups) if on_host else (),
+        gradients=tuple(HostBuffer(size, torch.float32, pinned) for size in parts),
+        accumulated=(HostBuffer(sum(sizes), setup.precision.dtype(setup.workload), pinned),),
+        state=tuple(optimizer_state(parts, setup)),
+        cached=tuple(HostBuffer(size, dtype, pinned=True) for size in sizes) if on_host and pinned else (),
+    )
+
+
+def sub_groups(group: Sequence[int], most: int) -> Iterator[Sequence[int]]:
+    """Sizes of parameters that the optimizer steps on together (_create_fp16_sub_groups)."""
+    if most >= sum(group):
+        yield group
+        return
+    start = 0
+    for end in range(1, len(group) + 1):
+        if sum(group[start:end]) >= most or end == len(group):
+            yield group[start:end]
+            start = end
 
 
 def sums_on_device(dtype: torch.dtype, setup: Setup) -> bool:
@@ -100,8 +140,10 @@ def aligned(elements: int) -> int:
     return -(-elements // ALIGNMENT) * ALIGNMENT
 
 
-def optimizer_state(flat: Sequence[int], setup: Setup) -> Iterator[HostBuffer]:
-    """What the cell's optimizer keeps for fp32 masters of these sizes on the CPU, single numbers left out.
+def optimizer_state(
+    sizes: Sequence[int] | Sequence[tuple[int, ...]], setup: Setup, dtype: torch.dtype = torch.float32
+) -> Iterator[HostBuffer]:
+    """What the cell's optimizer keeps for masters of these sizes and this type on the CPU, single numbers left out.
 
     One step of the optimizer shows it, on tensors that have a size and a device and no memory. DeepSpeed's CPUAdam keeps what
     AdamW keeps, both moments in fp32 (ops/adam/cpu_adam.py, `fp32_optimizer_states`).
@@ -109,7 +151,7 @@ def optimizer_state(flat: Sequence[int], setup: Setup) -> Iterator[HostBuffer]:
     from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second, and few jobs need it
 
     with FakeTensorMode(allow_non_fake_inputs=True):  # bitsandbytes' tables of codes are real
-        masters = nn.ParameterList([nn.Parameter(torch.empty(size)) for size in flat])
+        masters = nn.ParameterList([nn.Parameter(torch.empty(size, dtype=dtype)) for size in sizes])
     for master in masters:
         master.grad = torch.zeros_like(master)
     optimizer = setup.optimizer.build(masters, setup.workload)

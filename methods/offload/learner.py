@@ -39,11 +39,22 @@ class Learner(Protocol):
     def optimizer_state(self) -> Iterator[torch.Tensor]:
         """Every tensor that the optimizer keeps between steps, master weights and an adapter's schedule included."""
 
+    def train(self, mode: bool = True) -> None:
+        """Weights are those to train, or those to evaluate and to save, where the optimizer knows two kinds."""
+
     def optimizer_steps(self) -> int:
         """How many optimizer steps were due so far, those that loss scaling left out among them."""
 
     def skipped_steps(self) -> int:
         """How many optimizer steps loss scaling has left out because gradients overflowed."""
+
+
+class OffloadsActivations(Protocol):
+    """What autograd saves inside `forward()` is elsewhere until the backward pass, which is run inside `backward()`."""
+
+    def forward(self) -> AbstractContextManager[Any]: ...
+
+    def backward(self) -> AbstractContextManager[Any]: ...
 
 
 class LearnerFactory(Protocol):
@@ -64,13 +75,21 @@ class PlainLearner:
         self._pending = 0
         self._steps = 0
         self._parameters = trainable(module)
-        self._optimizer = setup.optimizer.build(module, setup.workload)
+        self._optimizer = self._built(module, setup)
         self._steps_in_backward = setup.optimizer.layerwise
+        self._has_modes = setup.optimizer.modes
         self._mark = setup.optimizer.mark_phases
         self._scaler = device.grad_scaler(setup.precision.loss_scaling(setup.workload))
         self._initial_scale = self._scaler.get_scale()
         self._schedule = setup.adapter.schedule(module) if setup.adapter.schedule else None
-        self._activations = OffloadActivations(module, device) if setup.workload.activation_offloading else None
+        self._activations = self._offloading(module, setup, device)
+
+    def _built(self, module: nn.Module, setup: Setup) -> Any:
+        """The optimizer."""
+        return setup.optimizer.build(module, setup.workload)
+
+    def _offloading(self, module: nn.Module, setup: Setup, device: Device) -> OffloadsActivations | None:
+        return OffloadActivations(module, device) if setup.workload.activation_offloading else None
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -115,15 +134,23 @@ class PlainLearner:
         if self._schedule:
             yield from self._schedule.state()
 
+    def train(self, mode: bool = True) -> None:
+        if self._has_modes:
+            optimizer: Any = self._optimizer
+            optimizer.train() if mode else optimizer.eval()
+
     def optimizer_steps(self) -> int:
         return self._steps
 
     def skipped_steps(self) -> int:
-        """Every overflow halves the scale; it grows after 2,000 steps without one only."""
-        if not self._scaler.is_enabled():
-            return 0
-        backoff = math.log(self._scaler.get_scale() / self._initial_scale, self._scaler.get_backoff_factor())
-        return max(0, round(backoff))
+        return skipped_by(self._scaler, self._initial_scale)
+
+
+def skipped_by(scaler: Any, initial_scale: float) -> int:
+    """Steps that a GradScaler has left out: every overflow halves the scale; it grows after 2,000 steps without one only."""
+    if not scaler.is_enabled():
+        return 0
+    return max(0, round(math.log(scaler.get_scale() / initial_scale, scaler.get_backoff_factor())))
 
 
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> None:
@@ -144,14 +171,17 @@ def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> None:
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor inside nested mappings, sequences and plain objects (GaLore keeps its projectors in objects)."""
+    """Every tensor inside nested mappings, sequences, plain objects (GaLore keeps its projectors in objects) and tensors that are
+    made of others (torchao's moments)."""
     stack, seen = [value], dict[int, Any]()  # kept, so that no id is used again
     while stack:
         item = stack.pop()
         if id(item) in seen:
             continue
         seen[id(item)] = item
-        if isinstance(item, torch.Tensor):
+        if hasattr(item, "__tensor_flatten__"):
+            stack.extend(getattr(item, name) for name in item.__tensor_flatten__()[0])
+        elif isinstance(item, torch.Tensor):
             yield item
         elif hasattr(item, "values") and callable(item.values):
             stack.extend(item.values())

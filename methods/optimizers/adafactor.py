@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from vrambench.methods.optimizers import Optimizer, trainable
+from vrambench.methods.optimizers import Group, Optimizer
 from vrambench.methods.registry import Options
 from vrambench.methods.workload import Workload
 
@@ -30,12 +30,12 @@ class AdafactorOptions(Options):
     """Decoupled, as AdamW's."""
 
 
-def build(module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
+def make(groups: list[Group], module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
     """transformers.optimization.Adafactor, `scale_parameter` and `relative_step` off as TrainingArguments set them."""
     from transformers.optimization import Adafactor
 
     return Adafactor(
-        trainable(module),
+        groups,
         lr=workload.learning_rate,
         scale_parameter=False,
         relative_step=False,
@@ -47,7 +47,7 @@ def build(module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
 ADAFACTOR = Optimizer(
     summary="factored second moment, no first",
     options=AdafactorOptions,
-    build=build,
+    make=make,
     requires=("transformers.optimization",),
     factored=True,
 )

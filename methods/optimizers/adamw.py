@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from vrambench.methods.optimizers import Optimizer, trainable
+from vrambench.methods.optimizers import Group, Optimizer, simulated
 from vrambench.methods.registry import Options
 from vrambench.methods.workload import Workload
 
@@ -37,16 +37,15 @@ def adamw_settings(workload: Workload) -> dict[str, Any]:
     return {"lr": workload.learning_rate, **dict(workload.of(AdamWOptions))}
 
 
-def build_foreach(module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
+def make_foreach(groups: list[Group], module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
     """torch.optim.AdamW over lists of tensors."""
-    return torch.optim.AdamW(trainable(module), **adamw_settings(workload), foreach=True)
+    return torch.optim.AdamW(groups, **adamw_settings(workload), foreach=True)
 
 
-def build_fused(module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
+def make_fused(groups: list[Group], module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
     """torch.optim.AdamW in one fused kernel."""
-    parameters = trainable(module)
-    optimizer: Any = torch.optim.AdamW(parameters, **adamw_settings(workload), fused=True)
-    if any(parameter.is_meta for parameter in parameters):
+    optimizer: Any = torch.optim.AdamW(groups, **adamw_settings(workload), fused=True)
+    if simulated(groups):
         optimizer.step = functools.partial(_step_anywhere, optimizer.step)
     return optimizer
 
@@ -57,16 +56,16 @@ def _step_anywhere(step: Callable[[], Any]) -> Any:
         return step()
 
 
-def build_cpu_adam(module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
+def make_cpu_adam(groups: list[Group], module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
     """DeepSpeed's AdamW for state that lies on the host."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-    return DeepSpeedCPUAdam(trainable(module), **adamw_settings(workload), adamw_mode=True)
+    return DeepSpeedCPUAdam(groups, **adamw_settings(workload), adamw_mode=True)
 
 
 ADAMW_TORCH = Optimizer(
-    summary="PyTorch's AdamW, list kernels", options=AdamWOptions, build=build_foreach, offloaded=build_cpu_adam
+    summary="PyTorch's AdamW, list kernels", options=AdamWOptions, make=make_foreach, offloaded=make_cpu_adam
 )
 ADAMW_TORCH_FUSED = Optimizer(
-    summary="PyTorch's AdamW, fused kernel", options=AdamWOptions, build=build_fused, offloaded=build_cpu_adam
+    summary="PyTorch's AdamW, fused kernel", options=AdamWOptions, make=make_fused, offloaded=make_cpu_adam
 )

@@ -1,18 +1,22 @@
-"""bitsandbytes' AdamW with 8-bit block-wise moments, in ordinary or in paged (managed) memory.
+"""bitsandbytes' optimizers: state in fp32 or in 8 bits, block by block, in ordinary or in paged (managed) memory.
 
-Embeddings and tensors of fewer than 4,096 elements keep 32-bit moments; only tensors of 100,000 elements and more are paged. On
-the CPU there is nothing to page to: the paged optimizer is the plain 8-bit one there, as bitsandbytes says itself.
+With 8 bits, embeddings and tensors of fewer than 4,096 elements keep 32-bit state; only tensors of 100,000 elements and more are
+paged. On the CPU there is nothing to page to: a paged optimizer is the plain one there, as bitsandbytes says itself. All of them
+compute in fp32, inside one kernel for each parameter.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from vrambench.methods.optimizers import Optimizer, trainable
-from vrambench.methods.optimizers.adamw import AdamWOptions, adamw_settings
+from vrambench.methods.optimizers import Group, Optimizer, simulated
+from vrambench.methods.optimizers.adamw import AdamWOptions
+from vrambench.methods.registry import Options
 from vrambench.methods.tensors import shapes_only
 from vrambench.methods.workload import Workload
 
@@ -20,39 +24,105 @@ PAGED_FROM = 100_000
 """Elements from which bitsandbytes pages a state (Optimizer8bit.get_state_buffer)."""
 
 
-def build_8bit(module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
-    """bitsandbytes.optim.AdamW8bit."""
-    import bitsandbytes
+class LionOptions(Options):
+    """Defaults of transformers' TrainingArguments."""
 
-    return _with_32_bit_embeddings(bitsandbytes.optim.AdamW8bit(trainable(module), **adamw_settings(workload)), module)
+    namespace: ClassVar[str] = "lion"
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """How much of the moment goes into a step's sign, and the moment's decay rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled, as AdamW's."""
 
 
-def build_paged_8bit(module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
-    """bitsandbytes.optim.PagedAdamW8bit."""
-    import bitsandbytes
+class AdEMAMixOptions(Options):
+    """Defaults of transformers' TrainingArguments and `optim_args`."""
 
-    parameters = trainable(module)
-    optimizer = bitsandbytes.optim.PagedAdamW8bit(parameters, **adamw_settings(workload))
-    if any(parameter.is_meta for parameter in parameters):
-        _simulate_paging(optimizer)
-    return _with_32_bit_embeddings(optimizer, module)
+    namespace: ClassVar[str] = "ademamix"
+    betas: tuple[
+        Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]
+    ] = (0.9, 0.999, 0.9999)
+    """Decay rates of the fast first moment, of the second and of the slow first moment."""
+    alpha: Annotated[float, Field(ge=0)] = 5.0
+    """What the slow moment is multiplied by before it is added to the fast one."""
+    t_alpha: Annotated[int, Field(ge=1)] | None = None
+    """Steps in which alpha grows to its value; null has it there at once."""
+    t_beta3: Annotated[int, Field(ge=1)] | None = None
+    """Steps in which the slow moment's decay rate grows to its value; null has it there at once."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled, as AdamW's."""
+
+
+class RMSpropBnbOptions(Options):
+    """Names and defaults of bitsandbytes, whose RMSprop keeps no momentum and is not centered."""
+
+    namespace: ClassVar[str] = "rmsprop_bnb"
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    """Decay rate of the second moment."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Added to the gradient: this times the weight."""
+
+
+def maker(
+    kind: str, options: type[Options], bits: int, paged: bool
+) -> Callable[[list[Group], nn.Module, Workload], Any]:
+    """What makes bitsandbytes' optimizer of that class."""
+
+    def make(groups: list[Group], module: nn.Module, workload: Workload) -> Any:
+        import bitsandbytes
+
+        paging = {"is_paged": True} if paged else {}  # RMSprop knows nothing of it
+        settings = {"lr": workload.learning_rate, **dict(workload.of(options)), "optim_bits": bits, **paging}
+        optimizer = getattr(bitsandbytes.optim, kind)(groups, **settings)
+        if paged and simulated(groups):
+            _simulate_paging(optimizer)
+        elif paged and kind == "AdEMAMix":
+            _page_on_cuda_alone(optimizer)
+        manager = with_own_manager(optimizer)
+        if bits == 8:
+            _keep_embeddings_in_32_bits(manager, groups, module)
+        return optimizer
+
+    return make
 
 
 def _simulate_paging(optimizer: Any) -> None:
     """Where there is no driver to manage memory: states that would be paged are shapes that are nobody's memory, marked as
     bitsandbytes marks its own."""
 
-    def state_buffer(parameter: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        if parameter.numel() < PAGED_FROM:
-            return torch.zeros_like(parameter, dtype=dtype)
-        with shapes_only():
-            buffer: Any = torch.empty(parameter.shape, dtype=dtype)
-        buffer.is_paged = True
-        buffer.parameter = parameter
+    def paged(make: Callable[..., torch.Tensor], *times: int) -> Callable[..., torch.Tensor]:
+        def buffer(parameter: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            if parameter.numel() < PAGED_FROM:
+                return make(parameter, dtype)
+            with shapes_only():
+                made: Any = torch.empty((*times, *parameter.shape), dtype=dtype)
+            made.is_paged = True
+            made.parameter = parameter
+            buffer_: torch.Tensor = made
+            return buffer_
+
         return buffer
 
-    optimizer.get_state_buffer = state_buffer
+    optimizer.get_state_buffer = paged(optimizer.get_state_buffer)
+    if hasattr(optimizer, "_get_state_double_buffer"):  # AdEMAMix's
+        optimizer._get_state_double_buffer = paged(optimizer._get_state_double_buffer, 2)
     optimizer.prefetch_state = lambda parameter: None
+
+
+def _page_on_cuda_alone(optimizer: Any) -> None:
+    """AdEMAMix' two first moments on the CPU are plain memory, as all other state there; bitsandbytes forgets it for these."""
+    double = optimizer._get_state_double_buffer
+
+    def buffer(parameter: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        made: torch.Tensor = (
+            double(parameter, dtype) if parameter.is_cuda else torch.zeros(2, *parameter.shape, dtype=dtype)
+        )
+        return made
+
+    optimizer._get_state_double_buffer = buffer
 
 
 def with_own_manager(optimizer: Any) -> Any:
@@ -65,28 +135,38 @@ def with_own_manager(optimizer: Any) -> Any:
     return optimizer.mng
 
 
-def _with_32_bit_embeddings(optimizer: Any, module: nn.Module) -> torch.optim.Optimizer:
-    """Moments of embeddings in 32 bits, as transformers' Trainer sets it for these optimizers: by module, since bitsandbytes before
+def _keep_embeddings_in_32_bits(manager: Any, groups: list[Group], module: nn.Module) -> None:
+    """State of embeddings in 32 bits, as transformers' Trainer sets it for these optimizers: by module, since bitsandbytes before
     0.50 does not look at what is set by parameter after the optimizer was made (pid2config)."""
-    manager = with_own_manager(optimizer)
+    stepped = {parameter for group in groups for parameter in group["params"]}
     for part in module.modules():
-        if isinstance(part, nn.Embedding) and part.weight.requires_grad:
+        if isinstance(part, nn.Embedding) and part.weight in stepped:
             manager.register_module_override(part, "weight", {"optim_bits": 32})
-    return optimizer
 
 
-ADAMW_BNB_8BIT = Optimizer(
-    summary="bitsandbytes' AdamW, 8-bit moments",
-    options=AdamWOptions,
-    build=build_8bit,
-    requires=("bitsandbytes",),
-    eight_bit=True,
-)
-PAGED_ADAMW_8BIT = Optimizer(
-    summary="bitsandbytes' AdamW, 8-bit moments in paged memory",
-    options=AdamWOptions,
-    build=build_paged_8bit,
-    requires=("bitsandbytes",),
-    eight_bit=True,
-    paged=True,
-)
+def optimizer(summary: str, kind: str, options: type[Options], bits: int, paged: bool = False) -> Optimizer:
+    """The axis value of bitsandbytes' optimizer of that class."""
+    return Optimizer(
+        summary=summary + (" in paged memory" if paged else ""),
+        options=options,
+        make=maker(kind, options, bits, paged),
+        requires=("bitsandbytes",),
+        eight_bit=bits == 8,
+        paged=paged,
+        in_fp32=True,
+    )
+
+
+ADAMW_BNB_8BIT = optimizer("bitsandbytes' AdamW, 8-bit moments", "AdamW", AdamWOptions, 8)
+PAGED_ADAMW_8BIT = optimizer("bitsandbytes' AdamW, 8-bit moments", "AdamW", AdamWOptions, 8, paged=True)
+PAGED_ADAMW_32BIT = optimizer("bitsandbytes' AdamW, fp32 moments", "AdamW", AdamWOptions, 32, paged=True)
+LION_32BIT = optimizer("steps by a sign, one fp32 moment", "Lion", LionOptions, 32)
+LION_8BIT = optimizer("Lion, 8-bit moment", "Lion", LionOptions, 8)
+PAGED_LION_32BIT = optimizer("Lion, fp32 moment", "Lion", LionOptions, 32, paged=True)
+PAGED_LION_8BIT = optimizer("Lion, 8-bit moment", "Lion", LionOptions, 8, paged=True)
+ADEMAMIX = optimizer("AdamW with a slow first moment beside the fast one, in fp32", "AdEMAMix", AdEMAMixOptions, 32)
+ADEMAMIX_8BIT = optimizer("AdEMAMix, 8-bit moments", "AdEMAMix", AdEMAMixOptions, 8)
+PAGED_ADEMAMIX_32BIT = optimizer("AdEMAMix, fp32 moments", "AdEMAMix", AdEMAMixOptions, 32, paged=True)
+PAGED_ADEMAMIX_8BIT = optimizer("AdEMAMix, 8-bit moments", "AdEMAMix", AdEMAMixOptions, 8, paged=True)
+RMSPROP_BNB = optimizer("bitsandbytes' RMSprop, second moment in fp32", "RMSprop", RMSpropBnbOptions, 32)
+RMSPROP_BNB_8BIT = optimizer("bitsandbytes' RMSprop, 8-bit second moment", "RMSprop", RMSpropBnbOptions, 8)

@@ -17,12 +17,10 @@ from unittest import mock
 import torch
 from pydantic import Field
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from vrambench.methods.errors import ConfigurationError, did_you_mean
-from vrambench.methods.optimizers import Optimizer, trainable
+from vrambench.methods.optimizers import Group, Optimizer, simulated
 from vrambench.methods.optimizers.bitsandbytes import with_own_manager
-from vrambench.methods.optimizers.layerwise import Layerwise
+from vrambench.methods.optimizers.targets import Targets, target_weights
 from vrambench.methods.registry import Options
 from vrambench.methods.workload import Workload
 
@@ -36,10 +34,9 @@ LIBRARY_BYTES = 98 * 2**20
 SYNCHRONISES = "galore_torch's 8-bit optimizer synchronises CUDA after every parameter"
 
 
-class GaLoreOptions(Options):
-    """Names and defaults of galore_torch."""
+class ProjectionOptions(Options):
+    """What every optimizer of galore_torch has; its names and defaults."""
 
-    namespace: ClassVar[str] = "galore"
     rank: Annotated[int, Field(ge=1)] = 128
     """Rank of the projected gradient."""
     update_proj_gap: Annotated[int, Field(ge=1)] = 200
@@ -50,8 +47,14 @@ class GaLoreOptions(Options):
     """The side that is projected: `std` the shorter one, `reverse_std` the longer one."""
     svd: Literal["full", "randomized"] = "full"
     """The whole decomposition, as the package has it, or a randomized one of the rank alone (arXiv 2504.20437)."""
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    target_modules: Targets = "all-linear"
     """Every linear layer but the output head, or a list of parts of modules' names (transformers' `optim_target_modules`)."""
+
+
+class GaLoreOptions(ProjectionOptions):
+    """Names and defaults of galore_torch."""
+
+    namespace: ClassVar[str] = "galore"
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """Decay rates of the first and the second moment."""
     eps: Annotated[float, Field(gt=0)] = 1e-6
@@ -60,35 +63,18 @@ class GaLoreOptions(Options):
     """Decoupled, as AdamW's."""
 
 
-def target_weights(module: nn.Module, options: GaLoreOptions) -> list[nn.Parameter]:
-    """The weight matrices whose gradients are projected: [out, in], trainable, of linear layers inside the trunk's layers.
+class GaLoreAdafactorOptions(ProjectionOptions):
+    """Names and defaults of galore_torch."""
 
-    Raises ConfigurationError, about `galore.target_modules`, where a part of a name is in no such layer's.
-    """
-    linears: dict[str, Any] = {
-        name: part.weight
-        for name, part in module.named_modules()
-        if isinstance(part, nn.Linear | Conv1D) and part.weight.requires_grad
-    }
-    asked = options.target_modules
-    if asked == "all-linear":  # inside a numbered layer
-        targets = [weight for name, weight in linears.items() if any(part.isdigit() for part in name.split("."))]
-    else:
-        for target in asked:
-            if not any(target in name for name in linears):
-                known = sorted({name.rpartition(".")[2] for name in linears})
-                raise ConfigurationError(
-                    f"galore.target_modules: {target!r} is in the name of no linear layer that is trained"
-                    f"{did_you_mean(target, known)} (there are {', '.join(known)})",
-                    field="galore.target_modules",
-                )
-        targets = [weight for name, weight in linears.items() if any(target in name for target in asked)]
-    if not targets:
-        raise ConfigurationError(
-            f"galore.target_modules: {asked!r} names no linear layer that is trained",
-            field="galore.target_modules",
-        )
-    return targets
+    namespace: ClassVar[str] = "galore_adafactor"
+    clip_threshold: Annotated[float, Field(gt=0)] = 1.0
+    """The root mean square to which an update is clipped, before it is projected back."""
+    decay_rate: float = -0.8
+    """The second moment's decay rate in step t is 1 - t^decay_rate."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Decay rate of a first moment; null keeps none."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled, as AdamW's."""
 
 
 @contextmanager
@@ -112,33 +98,51 @@ def mark_projections(phase: Callable[[str], None], around: str) -> Iterator[None
         GaLoreProjector.get_orthogonal_matrix = compute
 
 
-def solver_workspace(workload: Workload) -> str | None:
+def solver_workspace(kind: type[ProjectionOptions]) -> Callable[[Workload], str | None]:
     """A whole decomposition's; the randomized one was measured, and takes no more than is predicted."""
-    whole = workload.of(GaLoreOptions).svd == "full"
-    return "the work space of whole decompositions, which cuSOLVER tells on a GPU alone" if whole else None
+
+    def told(workload: Workload) -> str | None:
+        whole = workload.of(kind).svd == "full"
+        return "the work space of whole decompositions, which cuSOLVER tells on a GPU alone" if whole else None
+
+    return told
 
 
-def svd_gap(workload: Workload) -> int:
+def svd_gap(kind: type[ProjectionOptions]) -> Callable[[Workload], int]:
     """Optimizer steps from one decomposition of every target to the next."""
-    options: GaLoreOptions = workload.of(GaLoreOptions)
-    return options.update_proj_gap
+
+    def gap(workload: Workload) -> int:
+        steps: int = workload.of(kind).update_proj_gap
+        return steps
+
+    return gap
 
 
-def _group(parameters: list[nn.Parameter], options: GaLoreOptions, projected: bool) -> dict[str, Any]:
-    group: dict[str, Any] = {"params": parameters}
-    if projected:
-        group |= options.model_dump(include={"rank", "update_proj_gap", "scale", "proj_type"})
-    return group
+def target_settings(
+    kind: type[ProjectionOptions],
+) -> Callable[[nn.Module, Workload], dict[nn.Parameter, dict[str, Any]]]:
+    """What the package wants to know of a weight whose gradient it projects: all four, or it projects none."""
+
+    def settings(module: nn.Module, workload: Workload) -> dict[nn.Parameter, dict[str, Any]]:
+        options = workload.of(kind)
+        said = options.model_dump(include={"rank", "update_proj_gap", "scale", "proj_type"})
+        return dict.fromkeys(target_weights(module, options.target_modules, kind.namespace), said)
+
+    return settings
 
 
-def _adamw(groups: list[dict[str, Any]], workload: Workload, options: GaLoreOptions) -> torch.optim.Optimizer:
+def make_adamw(groups: list[Group], module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
+    """GaLoreAdamW: moments [rank, n] or [m, rank] of the gradient's type, a projector of that type per target."""
     from galore_torch import GaLoreAdamW
 
+    options: GaLoreOptions = workload.of(GaLoreOptions)
     settings = options.model_dump(include={"betas", "eps", "weight_decay"})
-    return GaLoreAdamW(groups, lr=workload.learning_rate, no_deprecation_warning=True, **settings)
+    made = GaLoreAdamW(groups, lr=workload.learning_rate, no_deprecation_warning=True, **settings)
+    return _with_svd(made, options)
 
 
-def _adamw_8bit(groups: list[dict[str, Any]], workload: Workload, options: GaLoreOptions) -> torch.optim.Optimizer:
+def make_adamw_8bit(groups: list[Group], module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
+    """GaLoreAdamW8bit: moments in 8 bits, projectors in the gradient's type."""
     from galore_torch import GaLoreAdamW8bit
 
     # galore_torch passes positions that bitsandbytes reads as max_unorm and skip_zeros since 0.50; `args` overrides them
@@ -146,12 +150,26 @@ def _adamw_8bit(groups: list[dict[str, Any]], workload: Workload, options: GaLor
     args = SimpleNamespace(
         optim_bits=8, min_8bit_size=4096, max_unorm=0.0, skip_zeros=False, percentile_clipping=100, block_wise=True
     )
+    options: GaLoreOptions = workload.of(GaLoreOptions)
     settings = options.model_dump(include={"betas", "eps", "weight_decay"})
     optimizer: Any = GaLoreAdamW8bit(groups, lr=workload.learning_rate, args=args, **settings)
     with_own_manager(optimizer)
-    if any(parameter.is_meta for group in groups for parameter in group["params"]):
+    if simulated(groups):
         optimizer.step = functools.partial(_step_without_waiting, optimizer.step)
-    return optimizer
+    return _with_svd(optimizer, options)
+
+
+def make_adafactor(groups: list[Group], module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
+    """GaLoreAdafactor with a fixed learning rate: rows and columns of the projected gradient, which it has made fp32 first; so its
+    projectors are in fp32 too, whatever the weights are."""
+    from galore_torch import GaLoreAdafactor
+
+    options: GaLoreAdafactorOptions = workload.of(GaLoreAdafactorOptions)
+    settings = options.model_dump(include={"clip_threshold", "decay_rate", "beta1", "weight_decay"})
+    made = GaLoreAdafactor(
+        groups, lr=workload.learning_rate, scale_parameter=False, relative_step=False, warmup_init=False, **settings
+    )
+    return _with_svd(made, options)
 
 
 def _step_without_waiting(step: Callable[[], Any]) -> Any:
@@ -192,93 +210,44 @@ def _with_randomized_svd(rank: int, step: Callable[[], Any]) -> Any:
         return step()
 
 
-def _build(module: nn.Module, workload: Workload, make: Any, layerwise: bool) -> Any:
-    options: GaLoreOptions = workload.of(GaLoreOptions)
+def _with_svd(optimizer: Any, options: ProjectionOptions) -> torch.optim.Optimizer:
+    """`optimizer`, decomposing as its options say."""
     if options.svd == "randomized":
-        make = functools.partial(_made_randomized, make)
-    targets = set(target_weights(module, options))
-    if layerwise:
-        return Layerwise(trainable(module), lambda p: make([_group([p], options, p in targets)], workload, options))
-    everything = trainable(module)
-    plain = [parameter for parameter in everything if parameter not in targets]
-    projected = [parameter for parameter in everything if parameter in targets]
-    groups = [_group(plain, options, False), _group(projected, options, True)]
-    return make([group for group in groups if group["params"]], workload, options)
+        optimizer.step = functools.partial(_with_randomized_svd, options.rank, optimizer.step)
+    made: torch.optim.Optimizer = optimizer
+    return made
 
 
-def _made_randomized(make: Any, groups: list[dict[str, Any]], workload: Workload, options: GaLoreOptions) -> Any:
-    optimizer: Any = make(groups, workload, options)
-    optimizer.step = functools.partial(_with_randomized_svd, options.rank, optimizer.step)
-    return optimizer
-
-
-def build_adamw(module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
-    """GaLoreAdamW: moments [rank, n] or [m, rank] of the gradient's type, a projector of that type per target."""
-    return _build(module, workload, _adamw, layerwise=False)
-
-
-def build_adamw_layerwise(module: nn.Module, workload: Workload) -> Layerwise:
-    """GaLoreAdamW, one per parameter."""
-    return _build(module, workload, _adamw, layerwise=True)
-
-
-def build_adamw_8bit(module: nn.Module, workload: Workload) -> torch.optim.Optimizer:
-    """GaLoreAdamW8bit: moments in 8 bits, projectors in the gradient's type."""
-    return _build(module, workload, _adamw_8bit, layerwise=False)
-
-
-def build_adamw_8bit_layerwise(module: nn.Module, workload: Workload) -> Layerwise:
-    """GaLoreAdamW8bit, one per parameter."""
-    return _build(module, workload, _adamw_8bit, layerwise=True)
-
-
-GALORE_ADAMW = Optimizer(
-    summary="AdamW in a low-rank projection of the gradient",
-    options=GaLoreOptions,
-    build=build_adamw,
-    requires=("galore_torch",),
-    projects_gradients=True,
-    mark_phases=mark_projections,
-    svd_gap=svd_gap,
-    library_bytes=LIBRARY_BYTES,
-    unmodelled=solver_workspace,
-)
-GALORE_ADAMW_LAYERWISE = Optimizer(
-    summary="GaLore, stepping layer by layer inside backward",
-    options=GaLoreOptions,
-    build=build_adamw_layerwise,
-    requires=("galore_torch",),
-    projects_gradients=True,
-    mark_phases=mark_projections,
-    svd_gap=svd_gap,
-    library_bytes=LIBRARY_BYTES,
-    unmodelled=solver_workspace,
-    layerwise=True,
-)
+# galore_torch imports bitsandbytes for each of them.
+_PROJECTED: dict[str, Any] = {
+    "options": GaLoreOptions,
+    "settings": target_settings(GaLoreOptions),
+    "requires": ("galore_torch", "bitsandbytes"),
+    "projects_gradients": True,
+    "mark_phases": mark_projections,
+    "svd_gap": svd_gap(GaLoreOptions),
+    "library_bytes": LIBRARY_BYTES,
+    "unmodelled": solver_workspace(GaLoreOptions),
+}
+GALORE_ADAMW = Optimizer(summary="AdamW in a low-rank projection of the gradient", make=make_adamw, **_PROJECTED)
 GALORE_ADAMW_8BIT = Optimizer(
     summary="GaLore with 8-bit moments",
-    options=GaLoreOptions,
-    build=build_adamw_8bit,
-    requires=("galore_torch", "bitsandbytes"),
-    projects_gradients=True,
-    mark_phases=mark_projections,
-    svd_gap=svd_gap,
-    library_bytes=LIBRARY_BYTES,
-    unmodelled=solver_workspace,
+    make=make_adamw_8bit,
     eight_bit=True,
+    in_fp32=True,
     cuda_only=SYNCHRONISES,
+    **_PROJECTED,
 )
-GALORE_ADAMW_8BIT_LAYERWISE = Optimizer(
-    summary="GaLore with 8-bit moments, stepping layer by layer",
-    options=GaLoreOptions,
-    build=build_adamw_8bit_layerwise,
-    requires=("galore_torch", "bitsandbytes"),
-    projects_gradients=True,
-    mark_phases=mark_projections,
-    svd_gap=svd_gap,
-    library_bytes=LIBRARY_BYTES,
-    unmodelled=solver_workspace,
-    eight_bit=True,
-    layerwise=True,
-    cuda_only=SYNCHRONISES,
+GALORE_ADAFACTOR = Optimizer(
+    summary="Adafactor in a low-rank projection of the gradient",
+    make=make_adafactor,
+    factored=True,
+    in_fp32=True,
+    **_PROJECTED
+    | {
+        "options": GaLoreAdafactorOptions,
+        "settings": target_settings(GaLoreAdafactorOptions),
+        "svd_gap": svd_gap(GaLoreAdafactorOptions),
+        "unmodelled": solver_workspace(GaLoreAdafactorOptions),
+    },
 )

@@ -7,16 +7,17 @@ pass per step only: no accumulation, no clipping by a global norm, no loss scali
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 class Layerwise:
     """`make(parameter)` gives the optimizer of one parameter. `step` and `zero_grad` have nothing left to do."""
 
-    def __init__(self, parameters: list[nn.Parameter], make: Callable[[nn.Parameter], torch.optim.Optimizer]) -> None:
+    def __init__(self, parameters: list[nn.Parameter], make: Callable[[nn.Parameter], Any]) -> None:
         self._optimizers = {parameter: make(parameter) for parameter in parameters}
         for parameter in parameters:
             parameter.register_post_accumulate_grad_hook(self._step)
@@ -40,3 +41,13 @@ class Layerwise:
 
     def zero_grad(self) -> None:
         """Nothing: every gradient is gone already."""
+
+    def train(self) -> None:
+        """Each optimizer's weights are those to train, where that makes a difference."""
+        for optimizer in self._optimizers.values():
+            optimizer.train()
+
+    def eval(self) -> None:
+        """Each optimizer's weights are those to evaluate, where that makes a difference."""
+        for optimizer in self._optimizers.values():
+            optimizer.eval()

@@ -254,6 +254,24 @@ def test_the_search_stops_at_its_cap_and_says_so(predictor: Predictor) -> None:
     assert len({cell.id for cell in asked}) == 12
 
 
+def test_a_quick_no_is_enough_and_what_is_given_was_asked_whole(predictor: Predictor) -> None:
+    sample = predictor.forecast(cell_of(), 2**20).model_copy(update={"roles": {}})
+    sample = sample.model_copy(update={"memory": sample.memory.model_copy(update={"context_bytes": 0})})
+    whole: list[Cell] = []
+
+    def quick(one: Cell) -> Forecast:
+        return sample.model_copy(update={"verdict": "fits" if one.workload.gradient_checkpointing else "does not fit"})
+
+    def ask(one: Cell) -> Forecast:
+        whole.append(one)
+        fits = one.workload.gradient_checkpointing and one.workload.batch_size == 4
+        return sample.model_copy(update={"verdict": "fits" if fits else "does not fit"})
+
+    (given,) = advise(cell_of(), 1, ask, quick=quick).suggestions
+    assert given.changes == {"gradient_checkpointing": True, "batch_size": 4, "gradient_accumulation_steps": 2}
+    assert all(one.workload.gradient_checkpointing for one in whole[1:])
+
+
 def test_weights_that_exceed_the_budget_are_not_predicted_again(predictor: Predictor) -> None:
     cell = cell_of()
     sample = predictor.forecast(cell, 2**20)

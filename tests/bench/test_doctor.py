@@ -105,7 +105,7 @@ def test_on_a_good_gpu_machine_all_is_well() -> None:
             "galore_torch",
             {"galore_torch": "ImportError: x"},
             "missing",
-            "galore_adamw, galore_adamw_layerwise, galore_adamw_8bit",
+            "galore_adamw, galore_adamw_8bit, galore_adafactor",
         ),
         ("deepspeed", {"deepspeed": "ImportError: x"}, "missing", "zero2_optimizer cells cannot run"),
         ("deepspeed", {"deepspeed": {"accelerator": "cpu"}}, "limited", "cannot run on the GPU"),
@@ -135,7 +135,9 @@ def test_a_gpu_whose_memory_the_driver_does_not_tell_is_said_so() -> None:
     [
         (
             "bitsandbytes",
-            "int8, nf4, adamw_bnb_8bit, paged_adamw_8bit, galore_adamw_8bit, galore_adamw_8bit_layerwise cells",
+            "int8, nf4, adamw_bnb_8bit, paged_adamw_8bit, paged_adamw_32bit, galore_adamw, galore_adamw_8bit, galore_adafactor, "
+            "apollo_adamw, lion_32bit, lion_8bit, paged_lion_32bit, paged_lion_8bit, ademamix, ademamix_8bit, "
+            "paged_ademamix_32bit, paged_ademamix_8bit, rmsprop_bnb, rmsprop_bnb_8bit, rmsprop_bnb_32bit cells",
         ),
         ("peft", "lora, dora cells"),
         ("deepspeed", "zero2_optimizer cells"),

@@ -1,4 +1,4 @@
-"""ZeRO-2 with its optimizer on the host: the same training as without it, in fp32 master weights; and its compiled parts."""
+"""DeepSpeed's ZeRO: the same training as without it, in fp32 master weights; and its compiled parts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +21,9 @@ import torch
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
-from vrambench.methods.offload import OFFLOADS, deepspeed
+from vrambench.methods.offload import OFFLOADS, deepspeed, none
 from vrambench.methods.offload.deepspeed import build_folder, engine_config
+from vrambench.methods.optimizers.adamw import AdamWOptions
 
 MakeJob = Callable[..., Job]
 MakeCell = Callable[..., Cell]
@@ -31,6 +34,12 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="CPUAdam
 # A rate at which few steps matter. The bucket's usual size would be two gigabytes.
 ZERO: dict[str, Any] = {"learning_rate": 1e-2, "zero": {"reduce_bucket_size": 100_000}}
 STEPS = 3
+# Of the tiny model's parameters only the norms stay.
+GATHERED = {
+    "reduce_bucket_size": 3_000,
+    "stage3_param_persistence_threshold": 300,
+    "stage3_prefetch_bucket_size": 9_000,
+}
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "accumulated and clipped": {
@@ -42,6 +51,27 @@ CASES: dict[str, dict[str, Any]] = {
     "lora on nf4": {"adapter": "lora", "precision": "nf4"},
     "ppo": {"algorithm": "ppo", "value": "separate", "ppo": {"epochs": 1}},
     "remax, lora": {"algorithm": "remax", "adapter": "lora"},
+    "zero2": {"offload": "zero2", "max_grad_norm": 0.3},
+    "zero3, accumulated": {"offload": "zero3_optimizer", "gradient_accumulation_steps": 2, "max_grad_norm": 0.3},
+    "zero3 all, ppo": {"offload": "zero3_all", "algorithm": "ppo", "zero": GATHERED, "ppo": {"epochs": 2}},
+    "zero3 all, remax, lora": {"offload": "zero3_all", "algorithm": "remax", "adapter": "lora", "zero": GATHERED},
+    "zero3 all, dora, reentrant": {
+        "offload": "zero3_all",
+        "adapter": "dora",
+        "gradient_checkpointing": True,
+        "use_reentrant": True,
+        "zero": GATHERED,
+    },
+    **{
+        f"{offload}, bf16, accumulated and clipped": {
+            "offload": offload,
+            "precision": "bf16",
+            "gradient_accumulation_steps": 2,
+            "max_grad_norm": 0.3,
+            "adamw": {"weight_decay": 0.1},
+        }
+        for offload in ("zero2", "zero2_optimizer", "zero3_optimizer", "zero3_all")
+    },
 }
 
 
@@ -51,8 +81,9 @@ def environment(**changes: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def ran(cell: MakeCell) -> Ran:
-    """What the cells of CASES did under ZeRO-2, one after the other in a process of their own."""
-    cells = {name: cell(offload="zero2_optimizer", **ZERO | settings).flat() for name, settings in CASES.items()}
+    """What the cells of CASES did under ZeRO, one after the other in a process of their own."""
+    usual = {"offload": "zero2_optimizer"} | ZERO
+    cells = {name: cell(**usual | settings).flat() for name, settings in CASES.items()}
     script = Path(__file__).with_name("zero_jobs.py")
     done = subprocess.run(
         [sys.executable, "-P", str(script), json.dumps(list(cells.values()))],
@@ -68,7 +99,7 @@ def ran(cell: MakeCell) -> Ran:
 
 def without(job: MakeJob, name: str) -> list[dict[str, float]]:
     """The same cell with nothing offloaded, in this process."""
-    made = job(**(ZERO | CASES[name]))
+    made = job(**(ZERO | CASES[name] | {"offload": "none"}))
     return [{key: float(value) for key, value in made.step(index).items()} for index in range(STEPS)]
 
 
@@ -80,6 +111,11 @@ def without(job: MakeJob, name: str) -> list[dict[str, float]]:
         ("accumulated and clipped", 1e-4),
         ("ppo", 1e-4),
         ("remax, lora", 1e-4),
+        ("zero2", 1e-4),
+        ("zero3, accumulated", 1e-4),
+        ("zero3 all, ppo", 2e-4),
+        ("zero3 all, remax, lora", 1e-4),
+        ("zero3 all, dora, reentrant", 1e-4),
         ("bf16", 1e-2),  # its master weights keep what bf16 weights lose
         ("lora on nf4", 1e-2),
     ],
@@ -88,6 +124,53 @@ def test_it_trains_as_without_it(job: MakeJob, ran: Ran, name: str, tolerance: f
     expected = without(job, name)
     assert ran[name]["metrics"] == [pytest.approx(metrics, rel=0, abs=tolerance) for metrics in expected]
     assert len({metrics["loss"] for metrics in expected}) == STEPS
+
+
+class Masters:
+    """A learner of few lines: fp32 masters of what is trained, AdamW as its paper has it (arXiv 1711.05101), and a clipped norm."""
+
+    def __init__(self, module: Any, setup: Any, device: Any, phase: Any) -> None:
+        self.module, self.work = module, setup.workload
+        self.options = setup.workload.of(AdamWOptions)
+        self.masters = {p: p.detach().double() for p in module.parameters() if p.requires_grad}
+        self.moments = {p: (torch.zeros_like(master), torch.zeros_like(master)) for p, master in self.masters.items()}
+        self.passes = self.steps = 0
+
+    def forward(self) -> Any:
+        return nullcontext()
+
+    @torch.no_grad()
+    def backward(self, loss: torch.Tensor) -> None:
+        with torch.enable_grad():
+            (loss / self.work.gradient_accumulation_steps).backward()
+        loss.detach_()
+        self.passes += 1
+        if self.passes % self.work.gradient_accumulation_steps:
+            return
+        self.steps += 1
+        gradients = {p: p.grad.double() for p in self.masters if p.grad is not None}
+        norm = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum().sqrt()
+        scale = 1 / torch.clamp((norm + 1e-6) / self.work.max_grad_norm, min=1)
+        first, second = self.options.betas
+        for p, gradient in gradients.items():
+            mean, square = self.moments[p]
+            mean.lerp_(gradient * scale, 1 - first)
+            square.lerp_((gradient * scale).square(), 1 - second)
+            step = (mean / (1 - first**self.steps)) / ((square / (1 - second**self.steps)).sqrt() + self.options.eps)
+            decay = self.options.weight_decay * self.masters[p]
+            self.masters[p] -= self.work.learning_rate * (step + decay)
+            p.copy_(self.masters[p])
+            p.grad = None
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", [name for name in CASES if "bf16, accumulated and clipped" in name])
+def test_updates_are_those_of_fp32_masters(job: MakeJob, ran: Ran, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(none, "NONE", replace(none.NONE, learner=Masters))
+    monkeypatch.setattr(OFFLOADS, "_found", {})
+    expected = without(job, name)
+    assert OFFLOADS.get("none").learner is Masters
+    assert ran[name]["metrics"] == [pytest.approx(metrics, rel=0, abs=1e-4) for metrics in expected]
 
 
 @needs_compiler
@@ -195,6 +278,24 @@ def test_the_engine_is_told_what_the_workload_says(
     assert {key: config[key] for key in expected} == expected
     assert config["zero_optimization"]["stage"] == 2
     assert config["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": False}
+    assert config["zero_allow_untested_optimizer"]
+    assert not config["zero_force_ds_cpu_optimizer"]
+
+
+def test_what_is_offloaded_is_said_to_the_engine(cell: MakeCell) -> None:
+    """offload_param would be ignored below stage 3."""
+    host = {"device": "cpu", "pin_memory": False}
+    said = {}
+    for name in ("zero2", "zero2_optimizer", "zero3_optimizer", "zero3_all"):
+        config = engine_config(cell(offload=name).setup, get_device("cpu"))["zero_optimization"]
+        said[name] = config["stage"], config.get("offload_optimizer"), config.get("offload_param")
+        assert ("sub_group_size" in config) == (config["stage"] == 3)
+    assert said == {
+        "zero2": (2, None, None),
+        "zero2_optimizer": (2, host, None),
+        "zero3_optimizer": (3, host, None),
+        "zero3_all": (3, host, host),
+    }
 
 
 def test_offloads_say_whether_they_need_preparing() -> None:

@@ -13,22 +13,50 @@ from torch import nn
 from vrambench.methods.errors import EXPLAINED, ConfigurationError, UnknownValue
 from vrambench.methods.job import Job
 from vrambench.methods.optimizers import OPTIMIZERS, trainable
-from vrambench.methods.optimizers.galore import GaLoreOptions, randomized_svd, target_weights
+from vrambench.methods.optimizers.galore import randomized_svd
+from vrambench.methods.optimizers.targets import target_weights
 
 MakeJob = Callable[..., Job]
 CPU = [name for name, value in OPTIMIZERS.values().items() if not value.cuda_only]
+LAYERWISE = [
+    f"{name}_layerwise"
+    for name in ("adamw_torch", "adamw_bnb_8bit", "adafactor", "galore_adafactor", "apollo_adamw", "muon")
+]
+"""Some of them: that every one steps as its plain one does is shown in test_optimizer_updates.py."""
+RATES = {
+    "rmsprop": 1e-3,
+    "rmsprop_bnb": 1e-3,
+    "rmsprop_bnb_8bit": 1e-3,
+    "rmsprop_bnb_32bit": 1e-3,
+    "muon": 2e-2,
+    "sgd": 0.5,
+    "schedule_free_sgd": 1.0,
+}
+"""Those that are not AdamW's, under which an optimizer learns."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 
 
 def settings_of(name: str) -> dict[str, Any]:
     """What `name` needs to learn something in a few steps."""
-    settings: dict[str, Any] = {"optimizer": name, "learning_rate": 5e-3}
-    if OPTIMIZERS.get(name).projects_gradients:
-        settings |= {"learning_rate": 2e-2, "galore": {"rank": 16}}
-    if OPTIMIZERS.get(name).layerwise:
+    value = OPTIMIZERS.get(name)
+    plain = name.removesuffix("_layerwise")
+    settings: dict[str, Any] = {"optimizer": name, "learning_rate": RATES.get(plain, 5e-3)}
+    if value.projects_gradients:
+        assert value.options is not None
+        settings |= {"learning_rate": 2e-2, value.options.namespace: {"rank": 16}}
+    if value.layerwise or "sgd" in name:
         settings |= {"max_grad_norm": 0}
     return settings
+
+
+@pytest.fixture(autouse=True)
+def packages_are_there(request: pytest.FixtureRequest) -> None:
+    """A test of an optimizer whose package is not installed is skipped."""
+    name = getattr(request.node, "callspec", None) and request.node.callspec.params.get("name")
+    if isinstance(name, str) and name in OPTIMIZERS:
+        for module in OPTIMIZERS.get(name).requires:
+            pytest.importorskip(module)
 
 
 def state_of(job: Job) -> list[torch.Tensor]:
@@ -47,8 +75,11 @@ def test_every_name_that_transformers_takes_is_here_or_is_answered() -> None:
     from transformers.training_args import OptimizerNames
 
     names = {name.value for name in OptimizerNames}
-    assert set(OPTIMIZERS) <= names
-    for name in names - set(OPTIMIZERS):
+    assert set(OPTIMIZERS) - names == {"muon"}, "which torch has"
+    for name in names:
+        if name in OPTIMIZERS:
+            assert OPTIMIZERS.get(name).layerwise == name.endswith("_layerwise")
+            continue
         with pytest.raises(UnknownValue) as caught:
             OPTIMIZERS.get(name)
         said = str(caught.value)
@@ -59,7 +90,7 @@ def test_every_name_that_transformers_takes_is_here_or_is_answered() -> None:
             assert said.endswith(f"; {EXPLAINED[name]}")
 
 
-@pytest.mark.parametrize("name", CPU)
+@pytest.mark.parametrize("name", [*CPU, *LAYERWISE])
 def test_each_one_trains(job: MakeJob, name: str) -> None:
     made = job(batch_size=8, prompt_tokens=8, response_tokens=8, **settings_of(name))
     losses = [float(made.step(index)["loss"]) for index in range(15)]
@@ -72,16 +103,31 @@ def test_its_options_arrive(job: MakeJob, name: str) -> None:
     assert value.options is not None
     namespace = value.options.namespace
     asked = {
-        "adamw": {"betas": (0.8, 0.9), "eps": 1e-5, "weight_decay": 0.25},
-        "galore": {"betas": (0.8, 0.9), "eps": 1e-5, "weight_decay": 0.25},
-        "adafactor": {"clip_threshold": 2.0, "decay_rate": -0.5, "beta1": 0.7, "weight_decay": 0.25},
-    }[namespace]
-    made = job(optimizer=name, learning_rate=0.125, max_grad_norm=0, **{namespace: asked})
+        "adafactor": {"clip_threshold": 2.0, "decay_rate": -0.5, "beta1": 0.7},
+        "galore_adafactor": {"clip_threshold": 2.0, "decay_rate": -0.5, "beta1": 0.7},
+        "lion": {"betas": (0.8, 0.9)},
+        "ademamix": {"betas": (0.8, 0.9, 0.99), "alpha": 3.0, "t_alpha": 7, "t_beta3": 8, "eps": 1e-5},
+        "rmsprop_bnb": {"alpha": 0.5, "eps": 1e-5},
+        "sgd": {"momentum": 0.5, "dampening": 0.0, "nesterov": True},
+        "rmsprop": {"alpha": 0.5, "eps": 1e-5, "momentum": 0.5, "centered": True},
+        "adagrad": {"lr_decay": 0.5, "eps": 1e-5},
+        "muon": {"betas": (0.8, 0.9), "eps": 1e-5},
+        "stable_adamw": {"betas": (0.8, 0.9), "eps": 1e-5, "decouple_lr": True, "max_lr": 0.5, "kahan_sum": False},
+        "schedule_free_adamw": {"betas": (0.8, 0.9), "eps": 1e-5, "r": 1.0, "weight_lr_power": 1.0, "warmup_steps": 3},
+        "schedule_free_sgd": {"momentum": 0.5, "r": 1.0, "weight_lr_power": 1.0, "warmup_steps": 3},
+    }.get(namespace, {"betas": (0.8, 0.9), "eps": 1e-5})
+    said = {namespace: asked | {"weight_decay": 0.25}}
+    made = job(optimizer=name, learning_rate=0.125, max_grad_norm=0, **said)
     optimizer: Any = made.roles["policy"].learner._optimizer  # type: ignore[union-attr]
-    assert optimizer.param_groups
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.25}
+    told = {
+        "rmsprop_bnb": lambda group: group | {"alpha": group["betas"][0]},
+        "stable_adamw": lambda group: group | {"betas": (group["beta1"], group["beta2"])},
+    }.get(namespace, dict)
     for group in optimizer.param_groups:
-        assert {key: group[key] for key in asked} == asked
-        assert group["lr"] == 0.125
+        if "ns_steps" not in group:  # Muon's own
+            assert {key: told(group)[key] for key in asked} == asked
+        assert float(group["lr"]) == 0.125
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     everything = trainable(made.roles["policy"].module)
     assert len(held) == len(everything)
@@ -96,20 +142,6 @@ def test_adamw_keeps_two_moments_of_the_weights_type(job: MakeJob, name: str, pr
     parameters = trainable(made.roles["policy"].module)
     steps = 4 * len(parameters)
     assert stored_bytes(state_of(made)) == per_weight * sum(p.numel() for p in parameters) + steps
-
-
-@pytest.mark.parametrize("name", ["adamw_torch", "adamw_torch_fused"])
-def test_adamw_is_the_formula(job: MakeJob, name: str) -> None:
-    """One step of arXiv 1711.05101 from zero moments: w (1 - lr wd) - lr g / (|g| + eps)."""
-    options = {"eps": 0.1, "weight_decay": 0.5}
-    made = job(optimizer=name, learning_rate=0.1, max_grad_norm=0, adamw=options)
-    learner: Any = made.roles["policy"].learner
-    parameters = trainable(made.roles["policy"].module)
-    loss = -learner.module(made.data.sequences(0, 2, 8), 1).logprobs.mean()
-    gradients = torch.autograd.grad(loss, parameters, retain_graph=True)
-    expected = [p * (1 - 0.05) - 0.1 * g / (g.abs() + 0.1) for p, g in zip(parameters, gradients, strict=True)]
-    learner.backward(loss)
-    torch.testing.assert_close([parameter.detach() for parameter in parameters], expected)
 
 
 @pytest.mark.parametrize("name", ["adamw_bnb_8bit", "paged_adamw_8bit"])
@@ -174,7 +206,7 @@ def test_galore_keeps_its_moments_in_rank_rows_or_columns(job: MakeJob) -> None:
     made = job(optimizer="galore_adamw", galore={"rank": 8})
     made.step(0)
     learner: Any = made.roles["policy"].learner
-    targets = {id(weight) for weight in target_weights(made.roles["policy"].module, GaLoreOptions())}
+    targets = {id(weight) for weight in target_weights(made.roles["policy"].module, "all-linear", "galore")}
     assert len(targets) == 14
     for parameter, state in learner._optimizer.state.items():
         shape = tuple(state["exp_avg"].shape)
@@ -229,7 +261,7 @@ def names_of(module: nn.Module, weights: list[nn.Parameter]) -> list[str]:
 @pytest.mark.parametrize("model", ["tiny", "tiny-gpt2", "tiny-opt", "tiny-neox", "tiny-mistral"])
 def test_all_linear_is_every_block_s_linear_layers_without_the_head(job: MakeJob, model: str) -> None:
     module = job(model=model, algorithm="ppo").roles["policy"].module
-    names = names_of(module, target_weights(module, GaLoreOptions()))
+    names = names_of(module, target_weights(module, "all-linear", "galore"))
     blocks = {"tiny": 7, "tiny-mistral": 7, "tiny-gpt2": 4, "tiny-opt": 6, "tiny-neox": 4}
     assert len(names) == len(set(names)) == 2 * blocks[model]
     assert not [name for name in names if "head" in name or "embed" in name or "norm" in name]
@@ -238,7 +270,7 @@ def test_all_linear_is_every_block_s_linear_layers_without_the_head(job: MakeJob
 
 def test_a_list_names_parts_of_modules(job: MakeJob) -> None:
     module = job().roles["policy"].module
-    names = names_of(module, target_weights(module, GaLoreOptions(target_modules=("mlp", "layers.0.self_attn.q"))))
+    names = names_of(module, target_weights(module, ("mlp", "layers.0.self_attn.q"), "galore"))
     assert len(names) == 2 * 3 + 1
     assert all("mlp" in name or name.endswith("layers.0.self_attn.q_proj.weight") for name in names)
 
@@ -259,19 +291,20 @@ def test_targets_that_are_not_there_are_an_error(job: MakeJob, targets: list[str
 
 def test_galore_on_frozen_layers_is_an_error() -> None:
     with pytest.raises(ConfigurationError, match="names no linear layer that is trained"):
-        target_weights(nn.Sequential(nn.Linear(2, 2)).requires_grad_(False), GaLoreOptions())
+        target_weights(nn.Sequential(nn.Linear(2, 2)).requires_grad_(False), "all-linear", "galore")
 
 
 @pytest.mark.parametrize("name", ["galore_adamw", "galore_adamw_layerwise"])
-def test_galore_decays_every_weight(job: MakeJob, name: str) -> None:
+def test_galore_decays_every_weight_but_norms(job: MakeJob, name: str) -> None:
     settings = {"optimizer": name, "max_grad_norm": 0, "learning_rate": 0.1}
     plain = job(**settings, galore={"rank": 4})
     decayed = job(**settings, galore={"rank": 4, "weight_decay": 0.5})
     plain.step(0)
     decayed.step(0)
-    pairs = zip(decayed.roles["policy"].module.parameters(), plain.roles["policy"].module.parameters(), strict=True)
-    for ours, without in pairs:
-        torch.testing.assert_close(ours.detach(), without.detach() * (1 - 0.1 * 0.5))
+    without = dict(plain.roles["policy"].module.named_parameters())
+    for part, ours in decayed.roles["policy"].module.named_parameters():
+        kept = 1 if "norm" in part else 1 - 0.1 * 0.5
+        torch.testing.assert_close(ours.detach(), without[part].detach() * kept)
 
 
 def test_galore_scales_its_targets_alone(job: MakeJob) -> None:
@@ -282,7 +315,7 @@ def test_galore_scales_its_targets_alone(job: MakeJob) -> None:
         module = made.roles["policy"].module
         before = [parameter.detach().clone() for parameter in module.parameters()]
         made.step(0)
-        targets = {id(weight) for weight in target_weights(module, GaLoreOptions())}
+        targets = {id(weight) for weight in target_weights(module, "all-linear", "galore")}
         steps.append([(id(p) in targets, p.detach() - b) for p, b in zip(module.parameters(), before, strict=True)])
     for (target, half), (_, whole) in zip(*steps, strict=True):
         torch.testing.assert_close(whole, half * 2 if target else half, rtol=1e-3, atol=1e-6)

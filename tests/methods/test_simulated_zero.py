@@ -1,4 +1,4 @@
-"""ZeRO's stand-in allocates and frees what DeepSpeed's engine does, in its order. No GPU is needed for the proof, in two steps:
+"""ZeRO's stand-ins allocate and free what DeepSpeed's engine does, in its order. No GPU is needed for the proof, in two steps:
 
 1. on the CPU, event by event, against the engine itself. There the host's buffers lie beside the device's, so the stand-in makes
    them as well (`host_device`). Two differences remain: numbers of 8 bytes at most with which the engine, or the count of the
@@ -13,7 +13,6 @@ engine needs a process of its own: a process group, once there, is there for eve
 
 from __future__ import annotations
 
-import functools
 import gc
 import json
 import os
@@ -36,10 +35,12 @@ from vrambench.bench.measure.meters.storages import Storage, StorageTrace
 from vrambench.methods.cell import Cell, from_flat
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
-from vrambench.methods.offload import OFFLOADS
+from vrambench.methods.offload import Offload
+from vrambench.methods.offload.deepspeed import stand_in
 from vrambench.methods.offload.host import host_memory
 from vrambench.methods.offload.learner import tensors_in
-from vrambench.methods.offload.simulated import SimulatedZero
+from vrambench.methods.offload.simulated import SimulatedEngine
+from vrambench.methods.offload.simulated3 import SimulatedZero3
 
 MakeCell = Callable[..., Cell]
 Ran = dict[str, dict[str, Any]]
@@ -51,6 +52,13 @@ NUMBER = 8  # bytes
 LARGEST = 16_384  # elements of the tiny model's largest parameter
 SMALL: dict[str, Any] = {"offload": "zero2_optimizer", "response_tokens": 2, "zero": {"reduce_bucket_size": 100_000}}
 SMALL_BUCKET = {"reduce_bucket_size": 3_000}
+GATHERED = SMALL_BUCKET | {
+    "stage3_param_persistence_threshold": 300,
+    "stage3_prefetch_bucket_size": 10_000,
+    "stage3_max_live_parameters": 40_000,
+    "stage3_max_reuse_distance": 20_000,
+}
+"""Of the tiny model, norms stay, and all else comes and goes."""
 LORA = {"adapter": "lora", "lora_target_modules": "all-linear"}
 CASES: dict[str, dict[str, Any]] = {
     "fp32": {},
@@ -80,6 +88,46 @@ CASES: dict[str, dict[str, Any]] = {
         "adapter_dtype": "bf16",
         "gradient_accumulation_steps": 2,
         "zero": SMALL_BUCKET,
+    },
+    "zero2, bf16, adafactor, accumulated": {
+        "offload": "zero2",
+        "optimizer": "adafactor",
+        "precision": "bf16",
+        "gradient_accumulation_steps": 2,
+        "zero": SMALL_BUCKET,
+    },
+    "zero3, bf16 adapters under fp32": {
+        "offload": "zero3_optimizer",
+        **LORA,
+        "adapter_dtype": "bf16",
+        "gradient_accumulation_steps": 2,
+        "zero": SMALL_BUCKET,
+    },
+    "zero3 all": {"offload": "zero3_all", "zero": GATHERED | {"sub_group_size": 50_000}},
+    "zero3 all, bf16, accumulated, checkpointed": {
+        "offload": "zero3_all",
+        "precision": "bf16",
+        "gradient_accumulation_steps": 2,
+        "gradient_checkpointing": True,
+        "zero": {"reduce_bucket_size": 100_000, "stage3_param_persistence_threshold": 300},
+    },
+    "zero3 all, ppo with a critic": {
+        "offload": "zero3_all",
+        "algorithm": "ppo",
+        "value": "separate",
+        "rollout_batch": 2,
+        "ppo": {"epochs": 1},
+        "zero": GATHERED,
+    },
+    "zero3 all, dora": {"offload": "zero3_all", "adapter": "dora", "precision": "bf16", "zero": GATHERED},
+    "zero3 all, remax, lora, its own loss": {
+        "offload": "zero3_all",
+        "algorithm": "remax",
+        **LORA,
+        "precision": "bf16",
+        "loss": "chunked_nll",
+        "rollout_batch": 2,
+        "zero": GATHERED,
     },
 }
 # Their host optimizers take temporary memory of the host, which is not traced here; what they keep is.
@@ -139,13 +187,52 @@ class Traced(NamedTuple):
     late_bytes: int
 
 
+class OnTheCpu(SimulatedZero3):
+    """gloo has no reduce_scatter: it makes a copy, which it then splits. Parameters are copied as if they came from elsewhere
+    (see `copying`)."""
+
+    def _reduce(self, flat: torch.Tensor) -> None:
+        super()._reduce(flat)
+        torch.empty_like(flat)
+
+    def _arrived(self, home: torch.Tensor) -> torch.Tensor:
+        return home.clone() if self._setup.parameters_on_host else home
+
+
 @contextmanager
-def stand_in(host_device: str | None) -> Iterator[None]:
-    """SimulatedZero as ZeRO's learner on every device."""
-    offload = OFFLOADS.get("zero2_optimizer")
+def copying(offload: Offload) -> Iterator[None]:
+    """DeepSpeed's engine copies parameters that come from the host, as a GPU's memory needs it. On the CPU they are there already,
+    and nothing would show which were gathered, and when."""
+    from deepspeed.runtime.zero import partition_parameters as deepspeed
+
+    class Copied(deepspeed.NoGatherHandle):
+        def __init__(self, param: Any) -> None:
+            super().__init__(param)
+            param.data = param.data.clone()
+
+    class AllCopied(deepspeed.NoGatherCoalescedHandle):
+        def __init__(self, params: Any) -> None:
+            super().__init__(params)
+            for param in params:
+                param.data = param.data.clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        if offload.parameters_on_host:
+            patch.setattr(deepspeed, "NoGatherHandle", Copied)
+            patch.setattr(deepspeed, "NoGatherCoalescedHandle", AllCopied)
+        yield
+
+
+@contextmanager
+def standing_in(offload: Offload, host_device: str) -> Iterator[None]:
+    """The stand-in as ZeRO's learner on every device, with the host's memory on `host_device`."""
     usual = offload.learner
-    host = host_device and torch.device(host_device)
-    object.__setattr__(offload, "learner", functools.partial(SimulatedZero, host_device=host))
+
+    def learner(module: Any, setup: Any, device: Any, phase: Any) -> SimulatedEngine:
+        kind = OnTheCpu if setup.zero_stage == 3 else stand_in(setup)
+        return kind(module, setup, device, phase, torch.device(host_device))
+
+    object.__setattr__(offload, "learner", learner)
     try:
         yield
     finally:
@@ -178,29 +265,45 @@ def traced(cell: Cell, kind: str) -> Traced:
     return Traced(changes, peaks, live, heard, gradients, held, trace.late_bytes)
 
 
+ON_HOST = {
+    2: (
+        "single_partition_of_fp32_groups",
+        "param_buffer_of_bit16_for_cpu_offload_groups",
+        "temp_grad_buffer_for_cpu_offload",
+        "accumulated_grads_in_cpu",
+    ),
+    3: ("fp32_partitioned_groups_flat", "param_groups_fp16_flat_cpu_memory", "grad_partitions_flat_buffer"),
+}
+"""What DeepSpeed's optimizers call what they keep on the host, by stage."""
+
+
 def host_bytes(learner: Any) -> int:
-    """What the learner keeps on the host: said by the stand-in, counted in the engine."""
-    if isinstance(learner, SimulatedZero):
-        return sum(buffer.nbytes for buffer in learner.host_memory)
+    """What the learner keeps on the host: said by the stand-in, counted in the engine. On the CPU nothing is page-locked, and so
+    nothing kept for that."""
+    if isinstance(learner, SimulatedEngine):
+        memory = learner.host_memory
+        return sum(buffer.nbytes for buffer in memory) - sum(buffer.nbytes for buffer in memory.cached)
     zero = learner.module.optimizer
-    kept = [
-        zero.single_partition_of_fp32_groups,
-        [master.grad for master in zero.single_partition_of_fp32_groups],
-        zero.param_buffer_of_bit16_for_cpu_offload_groups,
-        zero.temp_grad_buffer_for_cpu_offload,
-        zero.accumulated_grads_in_cpu,
-        zero.optimizer.state,
-    ]
-    return sum(tensor.nbytes for tensor in tensors_in(kept) if tensor.dim())
+    offload = learner.module.zero_offload_optimizer()
+    if offload is None:
+        return 0
+    names = ON_HOST[learner.module.zero_optimization_stage()]
+    masters = getattr(zero, names[0])
+    kept = [*(getattr(zero, name, None) for name in names), [master.grad for master in masters], zero.optimizer.state]
+    if learner.module.zero_offload_param() is not None:
+        kept.append([p.ds_tensor for p in learner.module.parameters() if not p.requires_grad])
+    found = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors_in(kept) if tensor.dim()}
+    return sum(storage.nbytes() for storage in found.values())
 
 
 def compared(flat: dict[str, Any]) -> dict[str, Any]:
     """The cell on the CPU with the engine and with the stand-in: where they differ first, and what each came to."""
     cell = from_flat(flat)
-    with stand_in("cpu"):
+    with standing_in(cell.offload_value, "cpu"):
         Job(cell, get_device("cpu")).load()  # what is imported or made once for all is there from now on
         made = traced(cell, "cpu")
-    engine = traced(cell, "cpu")
+    with copying(cell.offload_value):
+        engine = traced(cell, "cpu")
     coming, going = (
         [[change for change in without_numbers(run.changes) if change.nbytes * sign > 0] for run in (engine, made)]
         for sign in (1, -1)
@@ -244,7 +347,7 @@ def ran(cell: MakeCell) -> Ran:
         capture_output=True,
         text=True,
         env=os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},
-        timeout=500,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -259,10 +362,10 @@ def test_it_does_to_memory_what_the_engine_does(ran: Ran, name: str) -> None:
     case = ran[name]
     assert case["first_difference"] is None
     assert case["gone_otherwise"] == []
-    assert case["changes"] > 2_000
+    assert case["changes"] > 1_000
     engine, made = case["engine"], case["stand_in"]
     assert made["phases"] == engine["phases"]
-    assert 0 < engine["live_bytes"] - made["live_bytes"] <= 4 * len(engine["held"])
+    assert 0 < engine["live_bytes"] - made["live_bytes"] <= 5 * len(engine["held"])
     assert made["peaks"].keys() == engine["peaks"].keys()
     for phase, peak in engine["peaks"].items():
         assert 1 - 1e-4 <= peak / made["peaks"][phase] <= 1 + 1e-4 + engine["late_bytes"] / peak, phase
@@ -286,7 +389,7 @@ def test_other_optimizers_change_the_host_alone(ran: Ran, name: str) -> None:
 def simulated(request: pytest.FixtureRequest, cell: MakeCell) -> tuple[str, Traced, Traced]:
     """A case's name, and what the simulated device did: with the host's buffers on it, and as it is."""
     made = cell(**SMALL | CASES[request.param])
-    with stand_in("meta"):
+    with standing_in(made.offload_value, "meta"):
         # What is made once for all is there from now on. (bitsandbytes logs its first failure to load a kernel; while the log is
         # kept, as pytest does, the error in it keeps the weight that was being quantised.)
         Job(made, get_device("meta")).load()
@@ -317,10 +420,13 @@ def test_without_the_hosts_buffers_the_devices_remain(simulated: tuple[str, Trac
     assert not torch.distributed.is_initialized()
 
 
+SUMS = {"bf16 adapters under fp32, accumulated": 149_504, "zero2, bf16, adafactor, accumulated": 250_496}
+
+
 def test_gradients_on_the_device_are_sums_in_fp32_alone(simulated: tuple[str, Traced, Traced]) -> None:
-    """When the optimizer steps, the others are on the host."""
+    """When the optimizer steps, the others are on the host; where nothing is offloaded, all are there, in their own type."""
     name, _, alone = simulated
-    assert set(alone.gradients) == ({149_504} if name.startswith("bf16 adapters under fp32") else {0})
+    assert set(alone.gradients) == {SUMS.get(name, 0)}
 
 
 def test_loading_needs_the_trained_weights_twice(cell: MakeCell) -> None:

@@ -14,6 +14,7 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 
 import torch
 
+from vrambench.bench.measure.ledger import elements
 from vrambench.methods.cell import from_flat
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
@@ -47,7 +48,7 @@ def run(flat: dict[str, Any]) -> dict[str, Any]:
         "gradient_bytes_at_the_step": held,
         "optimizer_state": described(policy.learner.optimizer_state()),
         "weights": described(policy.module.parameters()),
-        "trained": sum(p.numel() for p in policy.module.parameters() if p.requires_grad),
+        "trained": sum(elements(p) for p in policy.module.parameters() if p.requires_grad),
     }
 
 

@@ -31,6 +31,7 @@ from tests.trainers.trained import (
     theirs,
     write_model,
 )
+from vrambench.methods.models.losses.whole import gathered
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": MODULES, "task_type": "CAUSAL_LM"}
@@ -107,6 +108,71 @@ OF_LENGTHS: tuple[tuple[str, dict[str, Any], dict[str, Any], tuple[int, ...]], .
     ("padding-free", {"padding_free": True, "max_length": None}, {"padding_free": True}, UNEQUAL),
     ("packed by bfd", {"packing": True, "packing_strategy": "bfd"}, {"packing": "bfd"}, SHORT),
     ("packed by wrapping", {"packing": True, "packing_strategy": "wrapped"}, {"packing": "wrapped"}, SHORT),
+)
+PAIRS = Configuration(
+    name="dpo",
+    trl=True,
+    pairs="dpo",
+    axes="bf16 none adamw_torch none dpo",
+    tied=True,
+    load=HALF,
+    arguments={"bf16": False, "gradient_checkpointing": False, "optim": "adamw_torch"},
+    settings={"reference_dtype": "fp32"},
+)
+PAIRS_LORA = replace(
+    PAIRS,
+    name="dpo lora",
+    axes="bf16 lora adamw_torch none dpo",
+    peft=LORA,
+    arguments={"bf16": True, "optim": "adamw_torch"},
+    settings=OUR_LORA | CHECKPOINTED | {"autocast": "bf16"},
+)
+REWARDS = replace(PAIRS, name="reward", pairs="reward", axes="bf16 none adamw_torch none reward", settings={})
+OF_PAIRS = (
+    PAIRS,
+    replace(
+        PAIRS,
+        name="dpo, under autocast",
+        arguments=PAIRS.arguments | {"bf16": True},
+        settings=PAIRS.settings | {"autocast": "bf16"},
+    ),
+    replace(
+        PAIRS,
+        name="dpo, precomputed",
+        arguments=PAIRS.arguments | {"precompute_ref_log_probs": True},
+        settings={"reference": "precomputed"},
+    ),
+    PAIRS_LORA,
+    replace(
+        PAIRS_LORA,
+        name="dpo lora, without autocast or checkpointing",
+        arguments=PAIRS.arguments,
+        settings=OUR_LORA,
+    ),
+    replace(
+        PAIRS_LORA,
+        name="dpo qlora",
+        axes="nf4 lora adamw_torch none dpo",
+        load=HALF | QUANTISED | {"quantization_config": NF4},
+        settings=PAIRS_LORA.settings | {"adapter_dtype": "bf16"},
+    ),
+    REWARDS,
+    replace(
+        REWARDS,
+        name="reward lora",
+        axes="bf16 lora adamw_torch none reward",
+        peft=LORA | {"task_type": "SEQ_CLS"},
+        arguments={"bf16": True, "optim": "adamw_torch"},
+        settings=PAIRS_LORA.settings,
+    ),
+    replace(
+        REWARDS,
+        name="reward qlora",
+        axes="nf4 lora adamw_torch none reward",
+        load=HALF | QUANTISED | {"quantization_config": NF4},
+        peft=LORA | {"task_type": "SEQ_CLS"},
+        settings=OUR_LORA | {"adapter_dtype": "bf16"},
+    ),
 )
 CONFIGURATIONS = (
     TIED,
@@ -229,6 +295,7 @@ CONFIGURATIONS = (
         )
         for name, arguments, settings, documents in OF_LENGTHS
     ),
+    *OF_PAIRS,
     Configuration(
         name="adafactor", trl=False, axes="bf16 none adafactor none sft", load=HALF, arguments={"optim": "adafactor"}
     ),
@@ -275,6 +342,9 @@ DOCUMENTS = Difference(
     LAYERS * (2 * (BATCH * TOKENS) ** 2 + 2 * BATCH * TOKENS * WIDTH),
 )
 INPUTS = (LABELS, MASK)
+MASK_OF_PAIRS = Difference("attention mask", 2 * TOKEN_BYTES)
+INPUTS_OF_PAIRS = (MASK_OF_PAIRS, Difference("prompts in the completion mask", TOKEN_BYTES))
+INPUTS_OF_REWARDS = (MASK_OF_PAIRS, Difference("a mask of responses, which the trainer does not have", -TOKEN_BYTES))
 ENTROPIES = Difference(
     "entropies for TRL's log, while the log-softmax, the logits in fp32 and a copy of them without each sequence's last are "
     "held: the log-softmax of 128 tokens, its exponentials, and their product",
@@ -306,6 +376,16 @@ NAMED: dict[str, dict[str, tuple[Difference, ...]]] = {
     "packed, wrapped": {"learn": INPUTS, "optimizer_step": (*INPUTS, norms_apart(2))},
     "packed": {"learn": (*INPUTS, DOCUMENTS), "optimizer_step": (*INPUTS, norms_apart(2))},
     **{name: {"optimizer_step": (norms_apart(2),)} for name, *_ in OF_LENGTHS},
+    **{
+        one.name: {"learn": INPUTS_OF_PAIRS, "optimizer_step": INPUTS_OF_PAIRS}
+        for one in OF_PAIRS
+        if one.pairs == "dpo"
+    },
+    **{
+        one.name: dict.fromkeys(("learn", "optimizer_step"), INPUTS_OF_REWARDS)
+        for one in OF_PAIRS
+        if one.pairs == "reward"
+    },
     "adafactor": {"learn": (LABELS,), "optimizer_step": (LABELS, ADAFACTOR)},
     "8-bit adamw": {"learn": (LABELS,), "optimizer_step": (LABELS,)},
 }
@@ -331,6 +411,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     gc.unfreeze()
 
 
+TORCHS = torch.gather
+
+
+def gather(values: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
+    """Torch's own makes a copy in its backward pass, but only while its allocations are followed."""
+    return gathered(values, index) if torch.is_grad_enabled() else TORCHS(values, dim, index)
+
+
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda one: one.name)
 def test_the_cell_holds_what_the_trainer_holds(
     configuration: Configuration, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -339,6 +427,9 @@ def test_the_cell_holds_what_the_trainer_holds(
     with monkeypatch.context() as patched:
         if "activation_offloading" in configuration.arguments:
             offloading.prepare(patched)
+        if configuration.pairs == "dpo":
+            for place in (torch, torch.Tensor):
+                patched.setattr(place, "gather", gather)
         trainers = theirs(configuration, model, tmp_path)
     cells = ours(configuration, model)
     assert (cells.weights, cells.gradients, cells.state) == (trainers.weights, trainers.gradients, trainers.state)

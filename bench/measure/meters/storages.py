@@ -120,6 +120,8 @@ class StorageTrace(TorchDispatchMode):
         self._raise_peaks()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if made_of_others(types):
+            return NotImplemented  # a tensor made of others: its own operators come here next
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves((result, args, kwargs)):
             if isinstance(leaf, torch.Tensor):
@@ -142,10 +144,15 @@ class StorageTrace(TorchDispatchMode):
             self.phase_peaks[self.phase] = max(self.phase_peaks.get(self.phase, 0), self.live_bytes)
 
 
+def made_of_others(types: Iterable[type]) -> bool:
+    """Whether tensors of one of these types hold nothing themselves, but other tensors (torchao's state)."""
+    return any(hasattr(kind, "__tensor_flatten__") for kind in types)
+
+
 def existing_tensors() -> Iterator[torch.Tensor]:
-    """Every tensor that Python can reach now, and their gradients (held by C++ alone)."""
+    """Every tensor that Python can reach now, and their gradients (held by C++ alone); of those made of others, the others."""
     for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor):
+        if issubclass(type(thing), torch.Tensor) and not made_of_others((type(thing),)):
             yield thing
             if thing.is_leaf and thing.grad is not None:
                 yield thing.grad

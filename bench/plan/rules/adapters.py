@@ -33,6 +33,20 @@ RULES: tuple[Rule, ...] = (
         ),
     ),
     Rule(
+        "value-adapter",
+        "reject",
+        "the value model's adapter is put on the policy's base beside the policy's own, and the policy has none (value: head or "
+        "separate)",
+        lambda cell, _: cell.workload.value == "adapter" and full(cell),
+    ),
+    Rule(
+        "value-adapter-zero",
+        "reject",
+        "each of DeepSpeed's engines takes a whole model for itself, and two adapters on one base would need two engines for it "
+        "(value: head or separate)",
+        lambda cell, _: cell.workload.value == "adapter" and zero(cell),
+    ),
+    Rule(
         "lora-nothing",
         "reject",
         "neither a layer nor a parameter is named for the adapter (lora_target_modules, lora_target_parameters)",
@@ -53,6 +67,29 @@ RULES: tuple[Rule, ...] = (
         "reject",
         "there is no adapter that could be merged (save: model saves all weights)",
         lambda cell, _: cell.workload.save == "merged" and full(cell),
+    ),
+    Rule(
+        "save-as-nothing",
+        "reject",
+        "save_as names what is saved, and nothing is (save: model or merged)",
+        lambda cell, _: cell.workload.save_as is not None and cell.workload.save == "none",
+    ),
+    Rule(
+        "merge-16-bit",
+        "reject",
+        "an adapter is merged into 16-bit weights, which are quantised anew where they are read: rounding would swallow most of it "
+        "(precision bf16 or fp16)",
+        lambda cell, _: not cell.algorithm_value.trains and quantized(cell),
+    ),
+    Rule(
+        "merge-nothing",
+        "reject",
+        "it merges an adapter that another cell has saved, and saves what comes of it (adapter lora, adapter_weights: saved:NAME, "
+        "save: merged)",
+        lambda cell, _: (
+            not cell.algorithm_value.trains
+            and (full(cell) or cell.workload.adapter_weights == "initial" or cell.workload.save != "merged")
+        ),
     ),
     Rule(
         "merge-quantized",
@@ -99,6 +136,13 @@ RULES: tuple[Rule, ...] = (
         "warn",
         "the adapter's dropout stays on in rollouts and scores, so log-probabilities of one token differ from pass to pass",
         lambda cell, _: bool(cell.workload.lora_dropout) and cell.workload.rollout_batch is not None,
+    ),
+    Rule(
+        "pairs-dropout",
+        "warn",
+        "the adapter's dropout stays on, so two passes over one response give different numbers; TRL's trainers of pairs switch it "
+        "off (lora_dropout: 0)",
+        lambda cell, _: bool(cell.workload.lora_dropout) and cell.algorithm_value.from_pairs,
     ),
     Rule(
         "lora-paged",

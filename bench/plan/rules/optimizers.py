@@ -7,6 +7,7 @@ import torch
 from vrambench.bench.plan.rules.rule import Rule
 from vrambench.bench.plan.traits import (
     autocast,
+    decomposes,
     full,
     loss_scaling,
     projects,
@@ -21,7 +22,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "galore-adapter",
         "reject",
-        "an adapter's weights are few, or of low rank, already: projecting their gradients saves nothing and adds the SVD",
+        "an adapter's weights are few, or of low rank, already: projecting their gradients saves nothing and adds work (an SVD)",
         lambda cell, _: projects(cell) and not full(cell),
     ),
     Rule(
@@ -35,6 +36,19 @@ RULES: tuple[Rule, ...] = (
         "reject",
         "a quantised weight has no gradient that could be projected",
         lambda cell, _: projects(cell) and quantized(cell),
+    ),
+    Rule(
+        "muon-zero",
+        "reject",
+        "ZeRO flattens parameters to one dimension, and what orthogonalises matrices takes nothing else",
+        lambda cell, _: cell.optimizer_value.of_matrices and zero(cell),
+    ),
+    Rule(
+        "schedule-free-zero",
+        "reject",
+        "a schedule-free optimizer switches weights between training and evaluation, and ZeRO's engine, which has it step masters "
+        "of its own, never says which it is",
+        lambda cell, _: cell.optimizer_value.modes and zero(cell),
     ),
     Rule(
         "layerwise-multi-backward",
@@ -88,7 +102,16 @@ RULES: tuple[Rule, ...] = (
         "warn",
         "with fp32 gradients each projector is a view that keeps the whole SVD factor alive, and fp32 weights outweigh "
         "the saving: GaLore pays in bf16",
-        lambda cell, _: projects(cell) and torch.float32 in trained_dtypes(cell),
+        lambda cell, _: decomposes(cell) and torch.float32 in trained_dtypes(cell),
+    ),
+    Rule(
+        "galore-16-bit-svd",
+        "warn",
+        "this optimizer decomposes gradients in fp32 whatever the weights are, so each projector is a view that keeps the whole "
+        "SVD factor alive in 16 bit too (galore_adamw keeps a copy of the rank alone there)",
+        lambda cell, _: (
+            decomposes(cell) and cell.optimizer_value.factored and torch.float32 not in trained_dtypes(cell)
+        ),
     ),
     Rule(
         "zero-adapter-dtype",
@@ -100,7 +123,9 @@ RULES: tuple[Rule, ...] = (
         "lora-offload",
         "warn",
         "an adapter's optimizer state is small: offloading it costs time and saves next to nothing on the device",
-        lambda cell, _: zero(cell) and not full(cell),
+        lambda cell, _: (
+            cell.offload_value.optimizer_on_host and not cell.offload_value.parameters_on_host and not full(cell)
+        ),
     ),
     Rule(
         "zero-factored",

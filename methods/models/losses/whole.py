@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from vrambench.methods.amp import autocast_dtype, forget_casts
 from vrambench.methods.models import parts
 
 EPSILON = 1e-7
@@ -76,6 +77,27 @@ def logprobs(
     response = logits[:, start - 1 : -1]
     response /= temperature + EPSILON
     return selective_log_softmax(response, tokens[:, start:]).float()
+
+
+def plain(model: nn.Module, tokens: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of tokens[:, start:], and the logits, as in TRL's DPOTrainer (trainer/dpo_trainer.py: _compute_loss): log-probabilities of
+    all tokens, of which the response's are taken. Under autocast logits are in fp32, as accelerate gives them (utils/operations.py:
+    convert_outputs_to_fp32)."""
+    made = parts.logits(model, parts.hidden_states(model, parts.Inputs(tokens)))
+    if autocast_dtype(made.device) is not None:
+        forget_casts(made.device)  # accelerate leaves autocast with the model's forward pass
+        made = made.float()
+    every = selective_log_softmax(made[:, :-1], tokens[:, 1:])
+    return every[:, start - 1 :].float(), made
+
+
+def entropies(logits: torch.Tensor, chunk: int = 128) -> torch.Tensor:
+    """[B, T] of logits [B, T, V], as TRL logs them (trainer/utils.py: entropy_from_logits): so many tokens at a time."""
+    found = []
+    for some in logits.reshape(-1, logits.shape[-1]).split(chunk):
+        logprobs = F.log_softmax(some, dim=-1)
+        found.append(-(torch.exp(logprobs) * logprobs).sum(-1))
+    return torch.cat(found).reshape(logits.shape[:-1])
 
 
 def selective_log_softmax(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

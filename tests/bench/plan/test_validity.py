@@ -65,14 +65,90 @@ class Case:
 
 FROM_LABELS = {"algorithm": "ppo", "loss": "nll_4_46"}
 LAYERWISE = {"optimizer": "galore_adamw_layerwise", "max_grad_norm": 0}
+TORCHAO = {"offload": "torchao_optimizer", "max_grad_norm": 0}
 
 EXPERTS = {"model": str(Path(__file__).parent / "experts"), "adapter": "lora", "lora_target_modules": ["q_proj"]}
 """Mixtral in miniature."""
 
+MERGE: dict[str, Any] = {"algorithm": "merge", "adapter": "lora", "adapter_weights": "saved:sft", "save": "merged"}
+TRL = {"algorithm": "trl_sft", "loss": "nll"}
+TRL_ADAPTED = {**TRL, "precision": "int8", "adapter": "lora"}
+
 CASES = [
+    Case("trainer-offload", {**TRL, "offload": "zero2_optimizer"}, {"offload": "none"}),
+    Case("trainer-offload", {**TRL, "offload": "zero2_optimizer"}, {"algorithm": "sft"}),
+    Case("trainer-optimizer", {**TRL, "optimizer": "galore_adamw"}, {"optimizer": "adafactor"}),
+    Case("trainer-optimizer", {**TRL, "optimizer": "adafactor", "adafactor": {"beta1": 0.9}}, {"adafactor": {}}),
+    Case("trainer-optimizer", {**TRL, "optimizer": "tests.bench.plan.lacking:OTHER"}, {"algorithm": "sft"}),
+    Case("trainer-loss", {**TRL, "loss": "scored"}, {"loss": "chunked_nll"}),
+    Case("trainer-loss", {"algorithm": "trl_dpo", "loss": "nll"}, {"loss": "scored"}),
+    Case("trainer-lengths", {**TRL, "lengths": {8: 1.0}}, {"algorithm": "sft"}),
+    Case("trainer-settings", {**TRL, "trl": {"betas": 0.1}}, {"trl": {"neftune_noise_alpha": 5}}),
+    Case("trainer-settings", {**TRL, "trl": {"learning_rate": 0.1}}, {"trl": {}}),
+    Case("trainer-settings", {**TRL, "trl": {"beta": 0.1}}, {"algorithm": "trl_dpo", "loss": "scored"}),
+    Case("trainer-activation-offloading", {**TRL, "activation_offloading": True}, {}, near_device="cuda", alone=False),
+    Case(
+        "trainer-activation-offloading",
+        {"algorithm": "trl_grpo", "activation_offloading": True},
+        {"activation_offloading": False},
+        "cuda",
+        "cuda",
+        alone=False,
+    ),
+    Case("trainer-adapter-dtype", TRL_ADAPTED, {"adapter_dtype": "bf16"}),
+    Case("trainer-adapter-dtype", TRL_ADAPTED, {"algorithm": "sft"}),
+    Case("trainer-fp16-cpu", {**TRL, "precision": "fp16_amp"}, {}, near_device="cuda"),
+    Case("not-installed", {"optimizer": "tests.bench.plan.lacking:OPTIMIZER"}, {"optimizer": "adamw_torch"}),
     Case("loss-logprobs", FROM_LABELS, {"loss": "nll"}),
     Case("loss-logprobs", FROM_LABELS, {"algorithm": "sft"}),
     Case("loss-logprobs", {"algorithm": "remax", "loss": "liger"}, {"algorithm": "sft"}, "cuda", "cuda"),
+    Case("loss-logprobs", {"algorithm": "dpo", "loss": "nll_4_45"}, {"loss": "nll"}),
+    Case("loss-scores", {"algorithm": "reward", "loss": "nll"}, {"loss": "scored"}),
+    Case("loss-scores", {"algorithm": "reward", "loss": "chunked_nll"}, {"algorithm": "dpo"}),
+    Case("reference-needed", {"algorithm": "dpo", "reference": "none"}, {"reference": "copy"}),
+    Case("reference-needed", {"algorithm": "dpo", "reference": "none"}, {"dpo": {"loss_type": "simpo"}}),
+    Case("reference-needed", {"algorithm": "dpo", "reference": "none"}, {"algorithm": "ppo"}),
+    Case(
+        "reference-unused",
+        {"algorithm": "dpo", "reference": "copy", "dpo": {"loss_type": "orpo"}},
+        {"reference": "auto"},
+    ),
+    Case(
+        "reference-unused", {"algorithm": "dpo", "reference": "precomputed", "dpo": {"loss_type": "cpo"}}, {"dpo": {}}
+    ),
+    Case("reference-precomputed", {"algorithm": "ppo", "reference": "precomputed"}, {"algorithm": "dpo"}),
+    Case("reference-precomputed", {"algorithm": "remax", "reference": "precomputed"}, {"reference": "copy"}),
+    Case("reference-dtype", {"algorithm": "dpo", "adapter": "lora", "reference_dtype": "fp32"}, {"reference": "copy"}),
+    Case(
+        "reference-dtype",
+        {"algorithm": "ppo", "reference": "none", "reference_dtype": "fp32"},
+        {"reference_dtype": None},
+    ),
+    Case(
+        "reference-flash",
+        {"algorithm": "dpo", "reference_dtype": "fp32", "attention": "flash"},
+        {"attention": "sdpa"},
+    ),
+    Case(
+        "reference-flash",
+        {"algorithm": "dpo", "reference_dtype": "fp32", "attention": "flash"},
+        {"autocast": "bf16"},
+    ),
+    Case("reference-adapter-off", {"algorithm": "dpo", "reference": "adapter_off"}, {"adapter": "lora"}),
+    Case("lengths-algorithm", {"algorithm": "dpo", "lengths": {64: 1}}, {"algorithm": "sft"}, alone=False),
+    Case("lengths-algorithm", {"algorithm": "reward", "lengths": {64: 1}}, {"algorithm": "sft"}, alone=False),
+    Case(
+        "pairs-dropout",
+        {"algorithm": "dpo", "adapter": "lora", "lora_dropout": 0.1},
+        {"lora_dropout": 0},
+        kind="warn",
+    ),
+    Case(
+        "pairs-dropout",
+        {"algorithm": "reward", "adapter": "lora", "lora_dropout": 0.1},
+        {"algorithm": "sft"},
+        kind="warn",
+    ),
     Case("loss-cuda-only", {"loss": "liger"}, {}, near_device="cuda"),
     Case("loss-cuda-only", {"loss": "liger"}, {"loss": "chunked_nll"}),
     Case(
@@ -177,6 +253,38 @@ CASES = [
     Case("galore-zero", {"optimizer": "galore_adamw", "offload": "zero2_optimizer"}, {"offload": "none"}),
     Case("galore-zero", {"optimizer": "galore_adamw", "offload": "zero2_optimizer"}, {"optimizer": "adafactor"}),
     Case("galore-quantized", {"optimizer": "galore_adamw", "precision": "int8"}, {"precision": "bf16"}, alone=False),
+    Case("galore-adapter", {"optimizer": "apollo_adamw", "adapter": "dora"}, {"optimizer": "muon"}, alone=False),
+    Case("galore-zero", {"optimizer": "apollo_adamw", "offload": "zero2_optimizer"}, {"optimizer": "lion_8bit"}),
+    Case("galore-quantized", {"optimizer": "apollo_adamw", "precision": "nf4"}, {"precision": "bf16"}, alone=False),
+    Case("galore-16-bit-svd", {"optimizer": "galore_adafactor"}, {"optimizer": "galore_adamw"}, kind="warn"),
+    Case("galore-16-bit-svd", {"optimizer": "galore_adafactor"}, {"precision": "fp32"}, kind="warn"),
+    Case(
+        "galore-fp32",
+        {"optimizer": "galore_adafactor", "precision": "fp32"},
+        {"optimizer": "apollo_adamw"},
+        kind="warn",
+    ),
+    Case("muon-zero", {"optimizer": "muon", "offload": "zero2_optimizer"}, {"optimizer": "sgd"}),
+    Case("schedule-free-zero", {"optimizer": "schedule_free_sgd", "offload": "zero2_optimizer"}, {"optimizer": "sgd"}),
+    Case("lora-paged", {"optimizer": "paged_lion_32bit", "adapter": "lora"}, {"optimizer": "lion_32bit"}, kind="warn"),
+    Case("lora-paged", {"optimizer": "adamw_torch_4bit", "adapter": "lora"}, {"optimizer": "sgd"}, kind="warn"),
+    Case("layerwise-clip", {"optimizer": "sgd_layerwise", "max_grad_norm": 1.0}, {"optimizer": "sgd"}),
+    *(
+        Case("fp16-full-adamw", {"optimizer": name, "precision": "fp16"}, {space: {"eps": 1e-4}})
+        for name, space in {
+            "adamw_torch_8bit": "torchao",
+            "apollo_adamw": "apollo",
+            "muon": "muon",
+            "stable_adamw": "stable_adamw",
+            "schedule_free_adamw": "schedule_free_adamw",
+            "rmsprop": "rmsprop",
+            "adagrad": "adagrad",
+        }.items()
+    ),
+    *(
+        Case("fp16-full-adamw", {"optimizer": "adamw_torch", "precision": "fp16"}, {"optimizer": name})
+        for name in ("paged_adamw_32bit", "lion_32bit", "ademamix_8bit", "sgd", "schedule_free_sgd", "galore_adafactor")
+    ),
     Case(
         "layerwise-multi-backward", {**LAYERWISE, "gradient_accumulation_steps": 2}, {"gradient_accumulation_steps": 1}
     ),
@@ -212,6 +320,142 @@ CASES = [
         alone=False,
     ),
     Case("zero-amp", {"precision": "bf16_amp", "offload": "zero2_optimizer"}, {"precision": "bf16"}),
+    Case("torchao-clip", TORCHAO | {"max_grad_norm": 1}, {"max_grad_norm": 0}, device="cuda", near_device="cuda"),
+    Case(
+        "torchao-clip",
+        TORCHAO | {"precision": "fp16_amp"},
+        {"precision": "bf16_amp"},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case(
+        "torchao-accumulation",
+        TORCHAO | {"gradient_accumulation_steps": 2, "cpu_offload": {"offload_gradients": True}},
+        {"cpu_offload": {}},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case(
+        "torchao-layerwise",
+        TORCHAO | LAYERWISE,
+        {"offload": "none"},
+        device="cuda",
+        near_device="cuda",
+        alone=False,
+    ),
+    Case(
+        "torchao-8bit",
+        TORCHAO | {"optimizer": "paged_adamw_8bit"},
+        {"optimizer": "adamw_bnb_8bit"},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case(
+        "torchao-8bit",
+        TORCHAO | {"optimizer": "galore_adamw"},
+        {"optimizer": "adafactor"},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case(
+        "activations-twice",
+        {"activation_offloading": True, "offload": "activations"},
+        {"offload": "none"},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case("activations-cpu", {"offload": "activations"}, {}, near_device="cuda", kind="warn"),
+    Case(
+        "zero3-int8",
+        {"precision": "int8", "adapter": "lora", "offload": "zero3_all"},
+        {"precision": "nf4"},
+        device="cuda",
+        near_device="cuda",
+        alone=False,
+    ),
+    Case(
+        "zero3-int8",
+        {"precision": "int8", "adapter": "lora", "offload": "zero3_optimizer"},
+        {"offload": "zero2_optimizer"},
+        device="cuda",
+        near_device="cuda",
+        alone=False,
+    ),
+    Case("value-adapter", {"algorithm": "ppo", "value": "adapter"}, {"adapter": "lora"}),
+    Case("value-adapter", {"algorithm": "ppo", "value": "adapter"}, {"value": "separate"}),
+    Case(
+        "value-adapter-zero",
+        {"algorithm": "ppo", "adapter": "lora", "value": "adapter", "offload": "zero2_optimizer"},
+        {"offload": "none"},
+        alone=False,
+    ),
+    Case(
+        "zero3-reads-weights",
+        {"adapter": "dora", "algorithm": "remax", "offload": "zero3_optimizer"},
+        {"adapter": "lora"},
+        alone=False,
+    ),
+    Case(
+        "zero3-reads-weights",
+        {"adapter": "dora", "algorithm": "ppo", "offload": "zero3_all"},
+        {"algorithm": "sft"},
+        alone=False,
+    ),
+    Case("nothing-left", {"budget": "8GiB", "reserved_elsewhere": "8GiB"}, {"reserved_elsewhere": "7GiB"}),
+    Case(
+        "nothing-to-offload",
+        {"algorithm": "remax", "adapter": "lora", "ref_reward_offload": True},
+        {"reference": "copy"},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case(
+        "nothing-to-offload",
+        {"algorithm": "ppo", "adapter": "lora", "ref_reward_offload": True},
+        {"reward": "model"},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case(
+        "ref-reward-offload-int8",
+        {"algorithm": "ppo", "adapter": "lora", "precision": "int8", "reference": "copy", "ref_reward_offload": True},
+        {"precision": "nf4"},
+        device="cuda",
+        near_device="cuda",
+    ),
+    Case(
+        "ref-reward-offload-cpu",
+        {"algorithm": "ppo", "ref_reward_offload": True},
+        {},
+        near_device="cuda",
+        kind="warn",
+    ),
+    Case(
+        "empty-cache-cpu",
+        {"algorithm": "ppo", "empty_cache_between_phases": True},
+        {"empty_cache_between_phases": False},
+        kind="warn",
+    ),
+    Case(
+        "merge-zero3",
+        {"adapter": "lora", "save": "merged", "offload": "zero3_all"},
+        {"save": "model"},
+        alone=False,
+    ),
+    Case("zero-options", {"offload": "zero2_optimizer", "zero": {"sub_group_size": 9}}, {"offload": "zero3_all"}),
+    Case(
+        "zero-options", {"offload": "zero2", "zero": {"pin_memory": False}}, {"offload": "zero2_optimizer"}, alone=False
+    ),
+    Case("zero-shards-nothing", {"offload": "zero2"}, {"offload": "zero2_optimizer"}, kind="warn"),
+    Case(
+        "zero3-qlora",
+        {"adapter": "lora", "precision": "nf4", "offload": "zero3_all"},
+        {"precision": "bf16"},
+        kind="warn",
+        alone=False,
+    ),
+    Case("zero3-rollout", {"algorithm": "remax", "offload": "zero3_all"}, {"offload": "zero3_optimizer"}, kind="warn"),
+    Case("zero3-rollout", {"algorithm": "ppo", "offload": "zero3_all"}, {"algorithm": "sft"}, kind="warn"),
     Case("zero-amp", {"precision": "fp16_amp", "offload": "zero2_optimizer"}, {"offload": "none"}, device="cuda"),
     Case("fp32-flash", {"precision": "fp32", "attention": "flash"}, {"attention": "efficient"}),
     Case("fp32-flash", {"precision": "fp32", "attention": "flash"}, {"precision": "bf16_amp"}, device="meta"),
@@ -249,6 +493,11 @@ CASES = [
     Case("remax-greedy", {"algorithm": "remax", "remax": {"temperature": 0}}, {"remax": {"temperature": 0.5}}),
     Case("save-merged", {"save": "merged"}, {"save": "model"}),
     Case("save-merged", {"save": "merged"}, {"adapter": "lora"}),
+    Case("save-as-nothing", {"save_as": "base"}, {"save": "model"}),
+    Case("merge-16-bit", MERGE | {"precision": "int8"}, {"precision": "bf16"}),
+    Case("merge-nothing", MERGE | {"adapter_weights": "initial"}, {"adapter_weights": "saved:sft"}),
+    Case("merge-nothing", MERGE | {"save": "model"}, {"save": "merged"}),
+    Case("merge-nothing", MERGE | {"adapter": "none"}, {"adapter": "lora"}, alone=False),
     Case(
         "merge-quantized",
         {"save": "merged", "precision": "nf4", "adapter": "adalora", "model": "tiny-gpt2"},
@@ -339,6 +588,23 @@ CASES = [
         bf16=False,
     ),
     Case("fp32-flash", {"precision": "fp32", "attention": "flash_attention_2"}, {"precision": "bf16"}, "cuda", "cuda"),
+    Case("group-of-one", {"algorithm": "grpo", "group_size": 1}, {"group_size": 2}),
+    Case("group-of-one", {"algorithm": "rloo", "group_size": 1}, {"algorithm": "ppo"}),
+    Case("reference-unused", {"algorithm": "grpo", "reference": "copy"}, {"reference": "auto"}),
+    Case("reference-unused", {"algorithm": "grpo", "reference": "copy"}, {"grpo": {"beta": 0.1}}),
+    Case(
+        "reference-unused",
+        {"algorithm": "rloo", "adapter": "lora", "reference": "adapter_off", "rloo": {"beta": 0}},
+        {"reference": "none"},
+    ),
+    Case(
+        "k1-loss",
+        {"algorithm": "reinforce", "reinforce": {"use_kl_loss": True}},
+        {"reinforce": {"use_kl_loss": True, "kl_estimator": "k3"}},
+        kind="warn",
+    ),
+    Case("k1-loss", {"algorithm": "ppo", "ppo": {"use_kl_loss": True}}, {"ppo": {}}, kind="warn"),
+    Case("rollout-batch", {"algorithm": "grpo", "rollout_batch": 3, "batch_size": 16}, {"rollout_batch": 2}),
     Case("rollout-batch", {"algorithm": "ppo", "rollout_batch": 8, "batch_size": 3}, {"rollout_batch": 9}),
     Case(
         "rollout-batch",
@@ -378,6 +644,13 @@ CASES = [
     ),
     Case(
         "lora-offload", {"adapter": "lora", "offload": "zero2_optimizer"}, {"offload": "none"}, kind="warn", alone=False
+    ),
+    Case(
+        "lora-offload",
+        {"adapter": "lora", "offload": "zero3_optimizer"},
+        {"offload": "zero3_all"},
+        kind="warn",
+        alone=False,
     ),
     Case(
         "zero-factored",
@@ -509,7 +782,11 @@ def own_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("own_values")
 def test_a_users_own_value_obeys_the_rules() -> None:
     own = cell_of(optimizer="own_axis_values:STEPPING", offload="own_axis_values:ENGINE")
-    assert {finding.rule for finding in check(own, "cuda")} == {"layerwise-clip", "layerwise-zero"}
+    assert {finding.rule for finding in check(own, "cuda")} == {
+        "layerwise-clip",
+        "layerwise-zero",
+        "zero-shards-nothing",
+    }
 
 
 @pytest.mark.usefixtures("own_values")

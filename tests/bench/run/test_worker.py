@@ -40,18 +40,18 @@ def test_an_empty_or_overlong_board_is_no_error() -> None:
 MINE = """
 from typing import ClassVar
 import torch
-from vrambench.methods.optimizers import Optimizer, trainable
+from vrambench.methods.optimizers import Optimizer
 from vrambench.methods.registry import Options
 
 class SGDOptions(Options):
-    namespace: ClassVar[str] = "sgd"
+    namespace: ClassVar[str] = "mine"
     momentum: float = 0.0
     nesterov: bool = False
 
-def build(module, workload):
-    return torch.optim.SGD(trainable(module), lr=workload.learning_rate, **dict(workload.of(SGDOptions)))
+def make(groups, module, workload):
+    return torch.optim.SGD(groups, lr=workload.learning_rate, **dict(workload.of(SGDOptions)))
 
-SGD = Optimizer(summary="plain SGD", options=SGDOptions, build=build)
+SGD = Optimizer(summary="plain SGD", options=SGDOptions, make=make)
 
 def reward(prompts, responses):
     return responses.float().mean(dim=1)
@@ -68,7 +68,7 @@ def test_nothing_in_the_current_directory_hides_a_module(tmp_path: Path) -> None
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "matrix.yaml").write_text(
         "workload: {model: tiny, prompt_tokens: 4, response_tokens: 4, batch_size: 2, rollout_batch: 2, steps: 1,\n"
-        "           warmup_steps: 1, budget: 2GiB, reward: 'mine:reward', sgd: {momentum: 0.5}}\n"
+        "           warmup_steps: 1, budget: 2GiB, reward: 'mine:reward', mine: {momentum: 0.5}}\n"
         "axes: {precision: [fp32], adapter: [lora], optimizer: ['mine:SGD'], offload: [none], algorithm: [ppo]}\n"
     )
     command = [
@@ -85,7 +85,7 @@ def test_nothing_in_the_current_directory_hides_a_module(tmp_path: Path) -> None
     (result,) = [json.loads(path.read_text()) for path in (tmp_path / "run" / "cells").glob("*.json")]
     assert result["status"] == "ok"
     assert result["cell"]["optimizer"] == "mine:SGD"
-    assert result["cell"]["sgd"] == {"momentum": 0.5, "nesterov": False}
+    assert result["cell"]["mine"] == {"momentum": 0.5, "nesterov": False}
     # One momentum of the gradients' size: this optimizer was at work, with its option.
     assert result["roles"]["policy"]["optimizer_bytes"] == result["roles"]["policy"]["gradients_bytes"]
 
