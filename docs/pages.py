@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import json
 import os
 import re
@@ -153,7 +154,8 @@ def options() -> str:
             [f"`{kind.namespace}.{name}`", default(kind, name), described(kind, name)] for name in kind.model_fields
         ]
         used = users(lambda value, kind=kind: value.options is kind)  # type: ignore[misc]
-        tables.append(f"Of {used}:\n\n" + table(("option", "default", "meaning"), rows))
+        words = table(("option", "default", "meaning"), rows) if rows else f"`{kind.namespace}`: {inspect.getdoc(kind)}"
+        tables.append(f"Of {used}:\n\n{words}")
     return "\n\n".join(tables)
 
 

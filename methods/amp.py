@@ -221,6 +221,14 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
+def forget_casts(device: torch.device) -> None:
+    """Lets go of the weights that autocast keeps in the lower precision, before the outermost region is left."""
+    if device.type != "meta":
+        torch.clear_autocast_cache()
+    elif (policy := _current.get()) is not None and policy._kept is not None:
+        policy._kept.clear()
+
+
 class SimulatedScaler(GradScaler):
     """torch's GradScaler, allocation by allocation, for gradients without values: it never finds an overflow, so it steps each
     time and keeps its first scale."""

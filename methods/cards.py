@@ -17,6 +17,9 @@ GIB, MIB = 2**30, 2**20
 FIRST_BF16 = (8, 0)
 """The compute capability from which on a GPU has bf16 arithmetic."""
 
+DRIVERS_SHARE = 0.05
+"""At most so much of a card its driver keeps: a budget of the card's nominal size is a budget of that card."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:

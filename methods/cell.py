@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -31,7 +31,7 @@ from vrambench.methods.precision import PRECISIONS, Precision
 from vrambench.methods.registry import AxisValue, Options
 from vrambench.methods.setup import Setup
 from vrambench.methods.validated import unknown_field, validated
-from vrambench.methods.workload import FIELDS, Workload
+from vrambench.methods.workload import FIELDS, PARTS, Workload
 
 
 class Cell(BaseModel):
@@ -155,7 +155,8 @@ def resolve(axes: Mapping[str, str], settings: Mapping[str, Any], *, flash: bool
     }
     workload: Workload = validated(Workload, fields).model_copy(update=dict.fromkeys(unused))
     options = _options(settings, values, namespaces)
-    changes = _decided(workload, values, flash) | {"options": options}
+    workload = workload.model_copy(update={"options": options})
+    changes = _decided(workload, values, flash, fields)
     return Cell(**axes, workload=workload.model_copy(update=changes))
 
 
@@ -186,8 +187,11 @@ def _options(
     return {name: options[name] for name in own}
 
 
-def _decided(workload: Workload, values: Mapping[str, AxisValue], flash: bool) -> dict[str, Any]:
-    """What the axis values decide where the workload, without the fields that they do not use, left it to them."""
+def _decided(
+    workload: Workload, values: Mapping[str, AxisValue], flash: bool, given: Collection[str]
+) -> dict[str, Any]:
+    """What the axis values decide where the workload, without the fields that they do not use, left it to them. `given`: the fields
+    that were set."""
     algorithm, precision, adapter = values["algorithm"], values["precision"], values["adapter"]
     assert isinstance(algorithm, Algorithm)
     assert isinstance(precision, Precision)
@@ -195,29 +199,50 @@ def _decided(workload: Workload, values: Mapping[str, AxisValue], flash: bool) -
     decided: dict[str, Any] = {}
     if workload.learning_rate is None:
         decided["learning_rate"] = algorithm.learning_rate
+    if workload.group_size is None:
+        decided["group_size"] = algorithm.group_size
     kernel = precision.attention(workload)
-    preferred = "sdpa" if workload.lengths else kernel if flash else "efficient"
+    preferred = "sdpa" if workload.lengths or workload.reference_dtype else kernel if flash else "efficient"
     decided["attention"] = attention_of(workload.model, workload.attention, preferred)
     if workload.reference == "auto":
-        decided["reference"] = "adapter_off" if adapter.can_switch_off else "copy"
+        used = algorithm.uses_reference(workload) != "unused"
+        decided["reference"] = ("adapter_off" if adapter.can_switch_off else "copy") if used else "none"
     if workload.reward != "model":
         decided["reward_model"] = None
     if workload.eval_batch_size is None:
         decided |= dict.fromkeys(EVALUATION_FIELDS)
     if "max_length" in algorithm.fields:
-        decided |= _lengths(workload)
+        decided |= _lengths(workload, given)
     return decided
 
 
-def _lengths(workload: Workload) -> dict[str, Any]:
-    """A sequence's length and its two parts, of which each is at least one token, so that they agree."""
-    whole = workload.max_length
+def _lengths(workload: Workload, given: Collection[str]) -> dict[str, Any]:
+    """A sequence's length and its two parts, so that they agree. Raises ConfigurationError where what was `given` does not."""
+    whole, prompt = workload.max_length, workload.prompt_tokens
     if workload.lengths is not None:
-        return _several_lengths(workload.lengths, whole, workload.packing)
+        decided = _several_lengths(workload.lengths, whole, workload.packing)
+        for name in PARTS:
+            if name in given and getattr(workload, name) != decided[name]:
+                raise ConfigurationError(
+                    f"{name}: {getattr(workload, name)} says nothing beside lengths, {shown(workload.lengths)}, which say how long "
+                    "sequences are; leave one of both out",
+                    field=name,
+                )
+        return decided
     if whole is None:
         return {"max_length": workload.sequence_tokens}
-    prompt = min(workload.prompt_tokens, whole - 1)
-    return {"prompt_tokens": prompt, "response_tokens": whole - prompt}
+    if prompt >= whole:
+        raise ConfigurationError(
+            f"prompt_tokens: {prompt} must be less than max_length, {whole}, which leaves the rest to the response",
+            field="prompt_tokens" if "prompt_tokens" in given else "max_length",
+        )
+    if "response_tokens" in given and prompt + workload.response_tokens != whole:
+        raise ConfigurationError(
+            f"response_tokens: {workload.response_tokens} with prompt_tokens {prompt} is not max_length, {whole}; leave "
+            "response_tokens or max_length out",
+            field="response_tokens",
+        )
+    return {"response_tokens": whole - prompt}
 
 
 def _several_lengths(lengths: Mapping[int, float], limit: int | None, packing: str) -> dict[str, Any]:

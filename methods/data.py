@@ -15,11 +15,10 @@ depend on the workload's seed and the step alone, never on the device.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -29,7 +28,8 @@ from vrambench.methods.batches import Batch, Batches
 from vrambench.methods.device import Device
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.parts import IGNORED, Inputs
-from vrambench.methods.models.presets import PRESETS
+from vrambench.methods.reviews import WORDS, Reviews
+from vrambench.methods.texts import check_known, read_documents, tokenize
 from vrambench.methods.workload import Workload
 
 SUCCESSORS = (0.7, 0.2, 0.07, 0.03)
@@ -61,14 +61,16 @@ def open_data(workload: Workload, config: PreTrainedConfig, device: Device) -> D
     vocabulary = config.get_text_config().vocab_size
     if workload.data == "synthetic":
         return Chain(workload.seed, min(vocabulary, CHAIN_TOKENS), device.torch)
+    if workload.data == "reviews":
+        if vocabulary < len(WORDS):
+            raise ConfigurationError(
+                f"data: reviews have {len(WORDS)} words, and the model {workload.model!r} has {vocabulary} tokens",
+                field="data",
+            )
+        return Reviews(workload.seed, device.torch)
     documents = read_documents(Path(workload.data))
-    tokens = _tokenize(documents, workload.model, config)
-    largest = int(tokens.max())
-    if largest >= vocabulary:
-        raise ConfigurationError(
-            f"data: {workload.data!r} needs token {largest}, and the model {workload.model!r} has {vocabulary}",
-            field="data",
-        )
+    tokens = tokenize(documents, workload.model, config)
+    check_known(tokens, vocabulary, workload)
     if len(tokens) < workload.sequence_tokens:
         raise ConfigurationError(
             f"data: {workload.data!r} has {len(tokens)} tokens; one sequence takes {workload.sequence_tokens}",
@@ -134,21 +136,66 @@ def _inputs(batch: Batch, tokens: torch.Tensor, labels: torch.Tensor, third: tor
     return Inputs(tokens, labels, mask, positions, batch.trained)
 
 
+class Pairs(NamedTuple):
+    """`tokens` [2N, T] int64: N chosen sequences, then the rejected ones of the same prompts. `mask` [2N, R] int64: 1 on a
+    response's own tokens, of which its first is one."""
+
+    tokens: torch.Tensor
+    mask: torch.Tensor
+
+    @property
+    def halves(self) -> tuple[Pairs, Pairs]:
+        """The chosen, and the rejected."""
+        tokens, masks = self.tokens.chunk(2), self.mask.chunk(2)
+        return Pairs(tokens[0], masks[0]), Pairs(tokens[1], masks[1])
+
+    def split(self, size: int) -> list[Pairs]:
+        """`size` pairs at a time."""
+        if len(self.tokens) <= 2 * size:
+            return [self]
+        chosen, rejected = self.halves
+        places = range(0, len(chosen.tokens), size)
+        return [
+            Pairs(
+                *(
+                    torch.cat((one[at : at + size], other[at : at + size]))
+                    for one, other in zip(chosen, rejected, strict=True)
+                )
+            )
+            for at in places
+        ]
+
+
+class PairSource(Protocol):
+    """Where a job's pairs come from. `filler`: the token behind responses that are shorter than others, -1 where none are."""
+
+    @property
+    def filler(self) -> int: ...
+
+    def pairs(self, step: int, count: int) -> Pairs:
+        """`count` pairs for step `step`, on the job's device; the same again for the same arguments."""
+
+
 class Ahead:
     """`source`, whose sequences for a step can be made before the step begins: they are no work of the step's. With `lengths` a
-    step takes its inputs from `batched` instead.
+    step takes its inputs from `batched` instead, and an algorithm that learns from pairs those of `paired`.
 
     What was prepared is given out once, so that whoever asked for it alone holds it; what was not is made when it is asked for.
     """
 
-    def __init__(self, source: Data, batched: Batched | None = None) -> None:
+    def __init__(self, source: Data, batched: Batched | None = None, paired: PairSource | None = None) -> None:
         self.source = source
         self.batched = batched
+        self.paired = paired
         self._prepared: dict[tuple[int, int, int], torch.Tensor] = {}
         self._inputs: dict[int, list[tuple[Batch, Inputs]]] = {}
+        self._pairs: dict[tuple[int, int], Pairs] = {}
 
     def prepare(self, step: int, count: int, length: int) -> None:
-        """Makes what `sequences`, or `inputs`, will be asked for next, in place of whatever else was made and not asked for."""
+        """Makes what `sequences`, `inputs` or `pairs` will be asked for next, in place of whatever was made and not asked for."""
+        if self.paired:
+            self._pairs = {(step, count // 2): self.paired.pairs(step, count // 2)}
+            return
         if self.batched:
             self._inputs = {}
             self._inputs = {step: self.batched.of_step(step)}
@@ -164,6 +211,12 @@ class Ahead:
         assert self.batched is not None
         prepared = self._inputs.pop(step, None)
         return self.batched.of_step(step) if prepared is None else prepared
+
+    def pairs(self, step: int, count: int) -> Pairs:
+        """`count` pairs for a step."""
+        assert self.paired is not None
+        prepared = self._pairs.pop((step, count), None)
+        return self.paired.pairs(step, count) if prepared is None else prepared
 
     def evaluated(self, rows: int, size: int) -> list[tuple[Batch, Inputs]]:
         """`rows` of several lengths that no step trains on, in batches of `size`."""
@@ -227,73 +280,3 @@ class Text:
         starts = np.random.default_rng([self.seed, 1, step]).integers(len(self.tokens) - length + 1, size=count)
         windows = self.tokens[starts[:, None] + np.arange(length)]
         return torch.from_numpy(windows).to(self.device)
-
-
-def read_documents(path: Path) -> list[str]:
-    """The documents of a file: one per line of a `.jsonl` file, else the whole text as one.
-
-    A line holds `text`, or `prompt` with `completion` or `response`. Raises ConfigurationError with the file, line and
-    field.
-    """
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigurationError(
-            f"data: {str(path)!r} cannot be read: {reason}; give a text or .jsonl file, or 'synthetic'", field="data"
-        ) from error
-    if path.suffix == ".jsonl":
-        lines = enumerate(content.splitlines(), start=1)
-        documents = [_document(line, f"data: {str(path)!r} line {number}") for number, line in lines if line.strip()]
-    else:
-        documents = [content]
-    if not any(document.strip() for document in documents):
-        raise ConfigurationError(f"data: {str(path)!r} is empty", field="data")
-    return documents
-
-
-def _document(line: str, where: str) -> str:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigurationError(f"{where}: not JSON ({error.msg})", field="data") from error
-    if not isinstance(record, dict):
-        raise ConfigurationError(f"{where}: a {type(record).__name__}, not an object", field="data")
-    answer = "completion" if "completion" in record else "response"
-    fields = ("text",) if "text" in record else ("prompt", answer)
-    for field in fields:
-        if field not in record:
-            raise ConfigurationError(
-                f"{where}: no field {field!r} (there are {', '.join(record) or 'none'}); a line needs text, or prompt "
-                "with completion or response",
-                field="data",
-            )
-        if not isinstance(record[field], str):
-            raise ConfigurationError(f"{where}: {field} is a {type(record[field]).__name__}, not text", field="data")
-    return "".join(record[field] for field in fields)
-
-
-def _tokenize(documents: list[str], model: str, config: PreTrainedConfig) -> np.ndarray:
-    """All documents in one row [N] int64, each ended by the end-of-sequence token where there is one."""
-    if model in PRESETS:
-        rows = [list(document.encode()) for document in documents]
-        end = config.get_text_config().eos_token_id
-    else:
-        tokenizer = _tokenizer(model)
-        rows = [tokenizer.encode(document, add_special_tokens=False) for document in documents]
-        end = tokenizer.eos_token_id
-    end = end[0] if isinstance(end, list) else end
-    tail = [] if end is None else [end]
-    return np.array([token for row in rows for token in row + tail], dtype=np.int64)
-
-
-def _tokenizer(model: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    except Exception as error:  # whatever the tokenizer libraries raise, the user has no tokenizer there
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigurationError(
-            f"data: the model {model!r} has no tokenizer that can be read: {reason}", field="data"
-        ) from error

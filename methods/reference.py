@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from vrambench.methods.device import Device
-from vrambench.methods.models.policy import Policy
+from vrambench.methods.models.policy import Policy, Scores
 from vrambench.methods.offload.learner import Learner
 
 
@@ -25,15 +25,21 @@ class Reference:
     here: Callable[[], AbstractContextManager[None]] = nullcontext
     """The context in which the copy is on the device."""
 
-    def logprobs(self, tokens: torch.Tensor, start: int, temperature: float = 1.0) -> torch.Tensor:
+    def logprobs(self, tokens: torch.Tensor, start: int, temperature: float | None = 1.0) -> torch.Tensor:
         """[B, T - start] fp32, for tokens [B, T], in batches of `batch_size` sequences."""
-        policy: Any = self.copy or self.learner.module
-        with self.here(), self.learner.forward():
-            if self.copy is not None:
-                return self._scored(policy, tokens, start, temperature)
-            with policy.model.disable_adapter():
-                return self._scored(policy, tokens, start, temperature)
-
-    def _scored(self, policy: Any, tokens: torch.Tensor, start: int, temperature: float) -> torch.Tensor:
         batches = tokens.split(self.batch_size)
-        return torch.cat(self.device.map_alike(lambda batch: policy(batch, start, temperature).logprobs, batches))
+        with self._at_work() as policy:
+            return torch.cat(self.device.map_alike(lambda batch: policy(batch, start, temperature).logprobs, batches))
+
+    def scores(self, tokens: torch.Tensor, start: int) -> Scores:
+        """Of tokens [B, T], at once and without temperature."""
+        with self._at_work() as policy:
+            scores: Scores = policy(tokens, start, None)
+        return scores
+
+    @contextmanager
+    def _at_work(self) -> Iterator[Any]:
+        policy: Any = self.copy or self.learner.module
+        without = nullcontext() if self.copy is not None else policy.model.disable_adapter()
+        with self.here(), self.learner.forward(), without:
+            yield policy

@@ -38,16 +38,18 @@ class AxisValue:
     `options`: its settings, if it has any. `fields`: the workload's fields that mean something only with this value
     (or with others that declare them too): where no value of a cell declares such a field, the cell does not have it.
     `summary`: half a line for people. `requires`: the modules that it imports once it is used, beside torch and transformers.
-    `cuda_only`: it cannot run on the CPU, with the reason. `workspaces`: memory that
-    operators of this value allocate inside themselves on CUDA, by the operator's name (`bitsandbytes.gemm_4bit.default`); a
-    tracer cannot see it. `library_bytes`: what its libraries load onto a CUDA device outside PyTorch's allocator, more than
-    every job loads. `unmodelled`: what else it takes there that nobody can tell beforehand, in words, where a workload has that.
+    `extra`: vrambench's extra that has them, where the default install has not. `cuda_only`: it cannot run on the CPU, with the
+    reason. `workspaces`: memory that operators of this value allocate inside themselves on CUDA, by the operator's name
+    (`bitsandbytes.gemm_4bit.default`); a tracer cannot see it. `library_bytes`: what its libraries load onto a CUDA device outside
+    PyTorch's allocator, more than every job loads. `unmodelled`: what else it takes there that nobody can tell beforehand, in
+    words, where a workload has that.
     """
 
     summary: str
     options: type[Options] | None = None
     fields: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
+    extra: str | None = None
     cuda_only: str | None = None
     workspaces: Mapping[str, Workspace] = field(default_factory=dict, hash=False)
     library_bytes: int = 0

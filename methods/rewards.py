@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 
 from vrambench.methods.errors import ConfigurationError, brief, printable
+
+KLEstimator = Literal["k1", "k2", "k3"]
 
 Reward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Of prompts [B, P] and responses [B, R], both int64, the scores [B] fp32."""
@@ -68,14 +71,38 @@ def checked(function: Reward, name: str) -> Reward:
     return score
 
 
+def kl_estimates(logprobs: torch.Tensor, reference: torch.Tensor, estimator: KLEstimator = "k1") -> torch.Tensor:
+    """Of the KL divergence from the reference, per token [B, R]; Schulman's "Approximating KL Divergence", with r = ref - logprob:
+    k1 = -r, k2 = r^2 / 2, k3 = exp(r) - 1 - r."""
+    if estimator == "k1":
+        return logprobs - reference
+    difference = reference - logprobs
+    return difference.square() / 2 if estimator == "k2" else difference.exp() - 1 - difference
+
+
 def token_rewards(
-    scores: torch.Tensor, logprobs: torch.Tensor, reference: torch.Tensor | None, mask: torch.Tensor, kl_coef: float
+    scores: torch.Tensor,
+    logprobs: torch.Tensor,
+    reference: torch.Tensor | None,
+    mask: torch.Tensor,
+    kl_coef: float,
+    estimator: KLEstimator = "k1",
 ) -> torch.Tensor:
-    """Rewards [B, R] per token: -kl_coef * (logprob - reference), and the score [B] added at each response's last token.
+    """Rewards [B, R] per token: -kl_coef times the estimate of its KL, and the score [B] added at each response's last token.
 
     `mask` [B, R] is 1 on a response's tokens (a prefix of each row), 0 after it; rewards are 0 there. Without a reference
-    there is no KL term. The per-token estimate is k1 of Schulman's "Approximating KL Divergence".
+    there is no KL term.
     """
-    rewards = torch.zeros_like(logprobs) if reference is None else -kl_coef * (logprobs - reference) * mask
+    kl = None if reference is None else kl_estimates(logprobs, reference, estimator)
+    rewards = torch.zeros_like(logprobs) if kl is None else -kl_coef * kl * mask
     last = (mask.sum(dim=1, keepdim=True) - 1).long()
     return rewards.scatter_add(1, last, scores.to(rewards.dtype)[:, None])
+
+
+def whiten(values: torch.Tensor, mask: torch.Tensor, *, shift_mean: bool = True) -> torch.Tensor:
+    """Unit variance (unbiased, eps 1e-8) and, with `shift_mean`, zero mean over the mask, 0 outside it, as TRL's masked_whiten."""
+    count = mask.sum()
+    mean = (values * mask).sum() / count
+    variance = ((values - mean).square() * mask).sum() / (count - 1)
+    whitened = (values - mean) * torch.rsqrt(variance + 1e-8) * mask
+    return whitened if shift_mean else (whitened + mean) * mask

@@ -30,18 +30,31 @@ GREEDY = Sampling(temperature=0.0)
 
 @torch.no_grad()
 def generate(
-    model: nn.Module, prompts: torch.Tensor, response_tokens: int, sampling: Sampling, device: Device
+    model: nn.Module,
+    prompts: torch.Tensor,
+    response_tokens: int,
+    sampling: Sampling,
+    device: Device,
+    at_a_time: int | None = None,
 ) -> torch.Tensor:
-    """Prompts [B, P] int64 with `response_tokens` more tokens each: [B, P + response_tokens].
+    """Prompts [B, P] int64 with `response_tokens` more tokens each: [B, P + response_tokens]. `at_a_time`: how many are generated
+    together, None for all.
 
     Raises ConfigurationError where the model has layers that keep something else than keys and values between tokens.
     """
     batch, prompt_tokens = prompts.shape
-    length = prompt_tokens + response_tokens
     tokens = torch.cat([prompts, prompts.new_zeros((batch, response_tokens))], dim=1)
+    for part in device.alike(tokens.split(at_a_time or batch)):
+        _fill(model, part, prompt_tokens, sampling, device)
+    return tokens
+
+
+def _fill(model: nn.Module, tokens: torch.Tensor, prompt_tokens: int, sampling: Sampling, device: Device) -> None:
+    """Generates tokens[:, prompt_tokens:], with a cache of their own."""
+    length = tokens.shape[1]
     config: Any = model.config
     cache = cache_for(config, length)
-    positions = torch.arange(length, device=prompts.device)[None]
+    positions = torch.arange(length, device=tokens.device)[None]
     decoder = trunk(model)
     argument = cache_argument(decoder)
     with without_checkpointing(model):
@@ -55,7 +68,6 @@ def generate(
                 **placed(decoder, positions[:, start:end]),
             ).last_hidden_state
             tokens[:, end] = next_tokens(logits(model, states[:, -1]), sampling)
-    return tokens
 
 
 def next_tokens(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:

@@ -12,9 +12,11 @@ tuners/lora/bnb.py: merge). With DeepSpeed, accelerate first copies all of a mod
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,9 +29,9 @@ from vrambench.methods.setup import Setup
 
 
 def save(model: Any, setup: Setup, device: Device, learner: Any = None) -> None:
-    """Saves `model`, a transformers model with its adapter, as the workload's `save` says, into a folder that is gone afterwards.
-    On the simulated device, nothing is written. Merging changes the model for good. `learner`: what trains the module that `model`
-    is the `model` of."""
+    """Saves `model`, a transformers model with its adapter, as the workload's `save` says, under its `save_as` or into a folder
+    that is gone afterwards. On the simulated device, nothing is written. Merging changes the model for good. `learner`: what
+    trains the module that `model` is the `model` of."""
     if setup.workload.save == "merged":
         with _requantising(device):
             model = model.merge_and_unload()
@@ -47,8 +49,24 @@ def save(model: Any, setup: Setup, device: Device, learner: Any = None) -> None:
         from deepspeed.checkpoint.utils import clone_tensors_for_torch_save
 
         state = clone_tensors_for_torch_save(model.state_dict())
-    with tempfile.TemporaryDirectory(prefix="vrambench-") as folder:
+    with _folder(setup) as folder:
         model.save_pretrained(folder, state_dict=state)
+
+
+@contextmanager
+def _folder(setup: Setup) -> Iterator[str]:
+    """An empty folder, which takes its place under its name once all is written."""
+    name = setup.workload.save_as
+    if name is None or setup.saved is None:
+        with tempfile.TemporaryDirectory(prefix="vrambench-") as folder:
+            yield folder
+        return
+    setup.saved.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=setup.saved) as folder:
+        made = Path(folder) / "made"
+        yield str(made)
+        shutil.rmtree(setup.saved / name, ignore_errors=True)
+        made.rename(setup.saved / name)
 
 
 def saved(model: nn.Module, setup: Setup) -> Iterator[nn.Parameter]:

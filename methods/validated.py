@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from vrambench.methods.elsewhere import said_here
 from vrambench.methods.errors import ConfigurationError, UnknownValue, brief, did_you_mean, nearest, shown
 from vrambench.methods.workload import FIELDS
 
@@ -98,11 +99,18 @@ def _meant(name: str, choices: Iterable[str], prefix: str) -> str:
     return f"; did you mean '{prefix}{hint}'?" if hint else ""
 
 
-def unknown_field(name: str, namespaces: Iterable[str] = ()) -> ConfigurationError:
+def unknown_field(name: str, namespaces: Mapping[str, type[BaseModel]] | None = None) -> ConfigurationError:
     """That a workload has neither a field nor a namespace called `name`."""
-    return ConfigurationError(
-        f"workload: unknown field {shown(name)}{did_you_mean(name, (*FIELDS, *namespaces))}", field=name
-    )
+    return ConfigurationError(f"workload: unknown field {shown(name)}{meant_by(name, namespaces)}", field=name)
+
+
+def meant_by(name: str, namespaces: Mapping[str, type[BaseModel]] | None = None) -> str:
+    """What was meant by a field called `name`, as the end of an error: what says the same here, an option without its namespace, or
+    the nearest name; nothing where there is none."""
+    kinds = namespaces or {}
+    options = [f"{namespace}.{name}" for namespace, kind in kinds.items() if name in kind.model_fields]
+    said = said_here(name) or (f"it is the option {' or '.join(options)}" if options else None)
+    return f"; {said}" if said else did_you_mean(name, (*FIELDS, *kinds))
 
 
 def complaint(details: Mapping[str, Any]) -> str:

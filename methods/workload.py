@@ -7,6 +7,7 @@ two cells that do the same work are the same cell.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -80,9 +81,34 @@ def _check_name(value: str) -> str:
 
 
 def _check_reward(value: str | None) -> str | None:
-    if value is None or value in ("tokens", "model") or "/" in value or ":" in value:
+    if value is None or value in ("tokens", "reviews", "model") or "/" in value or ":" in value:
         return value
-    raise ValueError("is not one of tokens, model, a hub id or folder (with a '/'), or module:attribute")
+    raise ValueError("is not one of tokens, reviews, model, a hub id or folder (with a '/'), or module:attribute")
+
+
+SAVED = "saved:"
+
+
+def saved_name(value: str | None) -> str | None:
+    """The name in `saved:NAME`; None where `value` is something else."""
+    return value.removeprefix(SAVED) if value is not None and value.startswith(SAVED) else None
+
+
+def _check_saved_name(value: str) -> str:
+    """A name of one folder."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", value):
+        raise ValueError("must be a name of letters, digits, dots, dashes and underscores, at most 100, such as merged")
+    return value
+
+
+def _check_saved(value: str, others: tuple[str, ...]) -> str:
+    """One of `others`, or `saved:NAME`."""
+    name = saved_name(value)
+    if name is not None:
+        _check_saved_name(name)
+    elif value not in others:
+        raise ValueError(f"must be {' or '.join(others)}, or saved:NAME{did_you_mean(value, (*others, SAVED + value))}")
+    return value
 
 
 FP32_MODULES = ("norms", "embeddings", "head")
@@ -158,6 +184,9 @@ Fp32Modules = Annotated[
     Literal["none", "all"] | tuple[Literal["norms", "embeddings", "head"], ...] | None,
     BeforeValidator(_check_fp32_modules),
 ]
+SavedName = Annotated[str, AfterValidator(_check_saved_name)]
+Weights = Annotated[str, AfterValidator(functools.partial(_check_saved, others=("random", "pretrained")))]
+AdapterWeights = Annotated[str, AfterValidator(functools.partial(_check_saved, others=("initial",)))]
 Modules = Annotated[str | tuple[str, ...] | None, BeforeValidator(_check_modules)]
 Names = Annotated[tuple[str, ...] | None, BeforeValidator(_check_names)]
 Lengths = Annotated[dict[int, float] | None, BeforeValidator(parse_lengths)]
@@ -171,18 +200,21 @@ class Workload(BaseModel):
 
     model: Name = "tiny"
     """The model whose shape is trained: a preset, a folder with a config.json, or a hub id."""
-    weights: Literal["random", "pretrained"] = "random"
-    """`random`: seeded, made layer by layer in their final precision. `pretrained`: those of the folder or hub id."""
+    weights: Weights = "random"
+    """`random`: seeded, made layer by layer in their final precision. `pretrained`: those of the folder or hub id. `saved:NAME`:
+    those that another cell of the run saves (`save_as`), which runs first."""
     data: Name = "synthetic"
-    """What is trained on and prompted with: `synthetic` (a seeded Markov chain), or a text or .jsonl file."""
+    """What is trained on and prompted with: `synthetic` (a seeded Markov chain), `reviews` (film reviews of a few words), a text or
+    .jsonl file, or a data set's hub id. Pairs are lines with `prompt`, `chosen` and `rejected`."""
     batch_size: Count = 1
-    """Sequences in one forward and backward pass."""
+    """Sequences in one forward and backward pass; in DPO and for reward models pairs, as TRL counts them, of two sequences each."""
     prompt_tokens: Count = 256
     """Tokens of every prompt; in SFT the first part of every sequence."""
     response_tokens: Count = 256
     """Tokens of every response, exactly as many as are generated; in SFT the rest of every sequence."""
     max_length: Length | None = None
-    """Tokens of a whole sequence in SFT: `response_tokens` is then what `prompt_tokens` leaves of it. Null is both together."""
+    """Tokens of a whole sequence in SFT, DPO and for reward models: the response is what `prompt_tokens` leaves of it, whatever a
+    profile or the file says of `response_tokens`; both named in one place are a mistake. Null is prompt and response together."""
     lengths: Lengths = None
     """In SFT, how long sequences are: shares by tokens ({256: 0.5, 1024: 0.4, 2048: 0.1}), or a file with a length on each line (in
     JSON lines: `length` or `input_ids`). `max_length` then truncates them, and prompt_tokens and response_tokens say nothing. Null:
@@ -217,11 +249,14 @@ class Workload(BaseModel):
     """transformers' `attn_implementation`: `sdpa` (the kernel that PyTorch chooses), `flash_attention_2` (the flash-attn package)
     or `eager` (the architecture's own code); or one kernel of PyTorch's: `flash`, `efficient`, `math`. `auto` is flash in half
     precision, efficient in fp32, and sdpa or eager where the architecture has neither."""
-    loss: Literal["scored", "nll", "nll_4_46", "nll_4_45", "chunked_nll", "liger", "cut_cross_entropy"] = "scored"
-    """For which positions logits are made, and how. `scored`: the positions that are scored, with a copy in fp32. `nll`: the
-    whole sequence, as transformers' models do with labels (in PPO: as TRL does). `nll_4_46`, `nll_4_45`: as those did in
-    transformers of that version. `chunked_nll`: a chunk at a time, TRL's default. `liger`: Liger-Kernel's fused cross-entropy.
-    `cut_cross_entropy`: Apple's, which makes no logits."""
+    loss: Literal["scored", "selective", "nll", "nll_4_46", "nll_4_45", "chunked_nll", "liger", "cut_cross_entropy"] = (
+        "scored"
+    )
+    """For which positions logits are made, and how. `scored`: the positions that are scored, with a copy in fp32. `selective`: the
+    same, one sequence after the other, with entropies for the log, as TRL does in GRPO and RLOO. `nll`: the whole sequence, as
+    transformers' models do with labels (in PPO: as TRL does). `nll_4_46`, `nll_4_45`: as those did in transformers of that version.
+    `chunked_nll`: a chunk at a time, TRL's default in SFT. `liger`: Liger-Kernel's fused cross-entropy. `cut_cross_entropy`:
+    Apple's, which makes no logits."""
     lora_r: Rank | None = 16
     """Rank of the adapter's factors."""
     lora_alpha: Positive | None = 32
@@ -241,17 +276,28 @@ class Workload(BaseModel):
     of their weights; a tied one is tied no longer."""
     adapter_dtype: Literal["fp32", "bf16", "fp16"] | None = "fp32"
     """The type of the adapter's weights."""
+    adapter_weights: AdapterWeights | None = "initial"
+    """`initial`: as PEFT makes them. `saved:NAME`: those that another cell of the run saves (`save_as`), which runs first."""
     rollout_batch: Count | None = 8
     """Prompts in one rollout; its responses must make up whole optimizer steps."""
+    group_size: Count | None = None
+    """Responses to each prompt, of algorithms that compare them (TRL's num_generations); null is the algorithm's usual number."""
+    micro_rollout_batch_size: Count | None = None
+    """Responses that are generated at a time, as OpenRLHF calls it; null generates all of a rollout at once, as TRL does."""
     value: Literal["head", "adapter", "separate"] | None = "head"
     """The value model: a scalar head on the policy's trunk; an adapter and a head of its own on the policy's base, or a separate
     model, both with an optimizer of their own."""
-    reference: Literal["auto", "adapter_off", "copy", "none"] | None = "auto"
+    reference: Literal["auto", "adapter_off", "copy", "precomputed", "none"] | None = "auto"
     """The frozen policy of before: the policy with its adapter off, a copy, or none, and then no KL term. `auto` is the first
-    that can be."""
+    that can be. `precomputed`: of pairs, its log-probabilities are computed before training, and no copy is held
+    (TRL's precompute_ref_log_probs)."""
+    reference_dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    """The type of the weights of a `reference: copy`; null: the policy's, quantised where they are. TRL reads a reference of its
+    own in fp32 unless model_init_kwargs says otherwise."""
     reward: Annotated[Name | None, AfterValidator(_check_reward)] = "tokens"
-    """What scores a response: `tokens` (the share of its ids in the vocabulary's first quarter), `model` (a scalar model of
-    `reward_model`'s shape), a classifier's folder or hub id, or your own `module:attribute`."""
+    """What scores a response: `tokens` (the share of its ids in the vocabulary's first quarter), `reviews` (how positive a review
+    of `data: reviews` is), `model` (a scalar model of `reward_model`'s shape), a classifier's folder or hub id, or your own
+    `module:attribute`."""
     reward_model: Name | None = "tiny"
     """With `reward: model`, its shape, named as `model` is."""
     ref_reward_offload: Switch | None = False
@@ -260,9 +306,9 @@ class Workload(BaseModel):
     empty_cache_between_phases: Switch | None = False
     """Whether cached memory goes back to the driver before each step's rollout, scoring and learning."""
     eval_batch_size: Count | None = None
-    """Sequences in one forward pass of an evaluation, which follows the timed steps; null does not evaluate."""
+    """Sequences (or pairs) in one forward pass of an evaluation, which follows the timed steps; null does not evaluate."""
     max_eval_samples: Count | None = 16
-    """Sequences in an evaluation."""
+    """Sequences (or pairs) in an evaluation."""
     prediction_loss_only: Switch | None = True
     """Whether an evaluation keeps losses alone; else all its sequences' logits and labels, as `compute_metrics` needs them."""
     eval_accumulation_steps: Count | None = None
@@ -270,6 +316,8 @@ class Workload(BaseModel):
     save: Literal["none", "model", "merged"] = "none"
     """What is saved at the end: `model` is what the Trainer saves (an adapter's weights where there is one, else all), `merged` all
     weights once the adapter has been merged into them (PEFT's merge_and_unload)."""
+    save_as: SavedName | None = None
+    """The name under which it stays in the run's folder, for cells that start from it; null: it is gone afterwards."""
     learning_rate: Positive | None = None
     """The optimizer's, constant; null is the algorithm's usual one."""
     max_grad_norm: Number = 1.0
@@ -291,6 +339,11 @@ class Workload(BaseModel):
     def own_budget(self) -> int:
         """What the budget leaves to the job, in bytes."""
         return self.budget - (self.reserved_elsewhere or 0)
+
+    @property
+    def starts_from(self) -> tuple[str, ...]:
+        """What it starts from, by the names under which other cells save it."""
+        return tuple(name for name in (saved_name(self.weights), saved_name(self.adapter_weights)) if name)
 
     @property
     def sequence_tokens(self) -> int:
@@ -328,6 +381,8 @@ class Workload(BaseModel):
 
 
 FIELDS = tuple(name for name in Workload.model_fields if name != "options")
+PARTS = ("prompt_tokens", "response_tokens")
+"""What a sequence's tokens are made of."""
 AXIS_NAMES = ("precision", "adapter", "optimizer", "offload", "algorithm")
 """What a workload is combined with. The axes themselves are in `axes.py`, which imports torch: their names alone are enough
 to tell most of a matrix' mistakes."""

@@ -19,15 +19,14 @@ import yaml
 
 from vrambench.bench.plan.document import parse_value
 from vrambench.bench.predict.band import error_band
+from vrambench.bench.results.curves import quarters
 from vrambench.bench.results.records import Memory, Result
+from vrambench.methods.cards import DRIVERS_SHARE
 from vrambench.methods.workload import AXIS_NAMES, FIELDS
-from vrambench.reports.units import quarters, size
+from vrambench.reports.units import size
 
 STATUSES = ("ok", "oom", "timeout", "crashed", "error", "invalid", "pruned", "unreadable", "not run")
 """Every status that a row can have, in the order in which they are counted and listed."""
-
-DRIVERS_SHARE = 0.05
-"""At most so much of a card its driver keeps: a budget of the card's nominal size is a budget of that card."""
 
 Fit = Literal["fits", "tight", "unsure", "does not fit", "unknown"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Literal
 
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -101,15 +101,6 @@ def change(ends: tuple[float | None, float | None] | None) -> str:
     return DASH if ends is None else f"{number(ends[0])} {ARROW} {number(ends[1])}"
 
 
-def quarters(values: Sequence[float | None]) -> tuple[float | None, float | None] | None:
-    """Means over the first and over the last quarter of a curve (one value at least); None for a curve without
-    values. A quarter in which a value is missing or not finite has no mean: None."""
-    if not values:
-        return None
-    count = max(1, len(values) // 4)
-    return _mean(values[:count]), _mean(values[-count:])
-
-
 def plural(count: int, noun: str) -> str:
     """`1 cell`, `3 cells`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
@@ -123,11 +114,6 @@ def printable(text: str) -> str:
 def short(text: str, length: int = 100) -> str:
     """`text`, or its two ends where it is longer than `length`."""
     return text if len(text) <= length else f"{text[: length * 2 // 3]} … {text[-length // 4 :]}"
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    return sum(known) / len(values) if len(known) == len(values) else None
 
 
 def _three_digits(value: float) -> str:

@@ -49,6 +49,7 @@ def forecast(cell: Cell, card: Card) -> Forecast:
         band_bytes=0,
         band_basis="",
         memory=memory,
+        unlimited_bytes=14 * GIB,
         phases=(
             PredictedPhase(name="learn", step=0, allocated_bytes=1, reserved_bytes=1, device_bytes=1),
             PredictedPhase(name="learn", step=1, allocated_bytes=12 * GIB, reserved_bytes=1, device_bytes=1),

@@ -30,6 +30,7 @@ COMMANDS = (
     "fit",
     "run",
     "report",
+    "claims",
     "doctor",
 )
 """In the order of `--help`. Each is a function in the module of its name."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vrambench.bench.commands.shared import Mistakes, default_matrix
-from vrambench.methods.errors import ConfigurationError, did_you_mean
-from vrambench.methods.validated import unknown_field, validated
+from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.validated import meant_by, unknown_field, validated
 from vrambench.methods.workload import FIELDS, Workload
 
 if TYPE_CHECKING:
@@ -25,15 +25,20 @@ if TYPE_CHECKING:
 def load(path: Path | None, selection: Selection) -> Matrix:
     """The matrix file at `path`, else the default one. Raises Mistakes with every line about it and the selectors that can be
     said without importing torch; what is left, `select` says."""
-    from vrambench.bench.plan.matrix import load_matrix
+    from vrambench.bench.plan.file import about_profiles
+    from vrambench.bench.plan.matrix import read_matrix
 
     _check_blanks(path, selection)
-    messages = list(_about(selection))
+    messages = list(dict.fromkeys(_about(selection)))
     try:
-        matrix = load_matrix(path or default_matrix())
-        messages += _about_matrix(matrix, selection.profile)
+        matrix, mistakes = read_matrix(path or default_matrix())
     except ConfigurationError as error:
-        messages.insert(0, error.message)
+        raise Mistakes([error.message, *messages]) from None
+    messages = [
+        *(error.message for error in mistakes),
+        *messages,
+        *_about_matrix(matrix, None if about_profiles(mistakes) else selection.profile),
+    ]
     if messages:
         raise Mistakes(list(dict.fromkeys(messages)))
     return matrix
@@ -109,7 +114,7 @@ def _check_fields(settings: Mapping[str, tuple[Setting, ...]]) -> None:
 def _check_field(name: str, value: object) -> None:
     if name in FIELDS:
         validated(Workload, {name: value})
-    elif "." not in name and not isinstance(value, Mapping) and did_you_mean(name, FIELDS):
+    elif "." not in name and not isinstance(value, Mapping) and meant_by(name):
         raise unknown_field(name)
 
 

@@ -25,11 +25,15 @@ if TYPE_CHECKING:
     from vrambench.bench.plan.plan import Plan, PlannedCell
     from vrambench.bench.plan.selection import Selection
 
+_ONE = "fit answers for one cell; vrambench plan takes it"
+REFUSED = {"sweep": _ONE, "coverage": _ONE, "repeat": "fit predicts, and measures nothing that could be repeated"}
+"""Selectors that say nothing to it."""
+
 MOST_SHOWN = 6
 """Values of a field that an error lists."""
 
 
-@with_selectors
+@with_selectors(REFUSED)
 def fit(
     matrix: MatrixPath = None,
     *,
@@ -56,6 +60,8 @@ def fit(
 
         card = card_named(selection)
         planned = select(loaded, selection, "cuda", bf16=has_bf16(card))
+        for warning in planned.warnings:
+            say(f"warning: {warning}")
         one = only_cell(planned, maximum)
         answer = fit_cell(
             one.cell, card, maximum=maximum, advices=advices, alloc_conf=alloc_conf, said=one.said, tell=say

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vrambench.bench.plan.selection import Selection
 
 
-@with_selectors
+@with_selectors()
 def plan(
     matrix: MatrixPath = None,
     *,

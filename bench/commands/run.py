@@ -7,12 +7,14 @@ import shlex
 import sys
 import typing
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from vrambench.bench.commands.claims import load as load_claims
 from vrambench.bench.commands.early import load
 from vrambench.bench.commands.report import write_report
 from vrambench.bench.commands.selectors import with_selectors
@@ -78,13 +80,19 @@ Prune = Annotated[
         "--prune/--no-prune", help="Predict first, and do not start what needs far more than its budget (CUDA)."
     ),
 ]
+Claimed = Annotated[
+    str | None,
+    typer.Option(
+        "--claims", help="The cells of these claims instead of a matrix': their names, or all.", metavar="ID,..|all"
+    ),
+]
 StorePredictions = Annotated[
     bool,
     typer.Option("--predict/--no-predict", help="Store predictions beside what is measured (CUDA); --prune does too."),
 ]
 
 
-@with_selectors
+@with_selectors()
 def run(
     context: typer.Context,
     matrix: MatrixPath = None,
@@ -97,18 +105,22 @@ def run(
     retry: Retry = None,
     prune: Prune = False,
     predict: StorePredictions = False,
+    claims: Claimed = None,
 ) -> int:
     """Run the valid cells and write a report.
 
     Each cell runs in a process of its own, and what it gave is stored as soon as it ends.
 
     Naming all five axes asks for every combination of the values named: the matrix' exclude and coverage then leave none
-    out, and entries of its include that name all five axes are left out."""
+    out, and entries of its include that name all five axes are left out. --claims runs what claims need; `vrambench claims
+    FOLDER` then says what becomes of them."""
     statuses = _statuses(retry)
     if device is not None:
         check_device(device)
     folder = out or _new_folder(Path("runs"))
-    if matrix is None and selection.empty and (folder / "run.json").exists():
+    if claims is not None:
+        cells, settings = _claimed_plan(folder, claims, matrix, selection, device or "auto")
+    elif matrix is None and selection.empty and (folder / "run.json").exists():
         cells, settings = _stored_plan(folder, device)
     else:
         cells, settings = _new_plan(folder, matrix, selection, device or "auto")
@@ -192,21 +204,49 @@ def _new_plan(
     folder: Path, matrix: Path | None, selection: Selection, device: str
 ) -> tuple[list[PlannedCell], dict[str, Any]]:
     """The cells that the matrix and the selectors come to, and how they are run."""
-    is_run = (folder / "run.json").exists()
-    if folder.exists() and not is_run and any(folder.iterdir() if folder.is_dir() else [folder]):
-        raise ConfigurationError(f"--out {folder}: is there already, and is no run's folder; name another", field="out")
+    _check_folder(folder)
     loaded = load(matrix, selection)
     name = device_here(device)
     planned = planned_for(loaded, selection, name)
-    if is_run:
-        _say_what_is_added(folder, [one.cell.id for one in planned.cells])
+    _say_what_is_added(folder, [one.cell.id for one in planned.cells])
     about = {"matrix": planned.matrix, "profile": planned.profile, "coverage": planned.coverage}
     return list(planned.cells), {"device": name, "repeat": planned.repeat, "about": about}
+
+
+def _claimed_plan(
+    folder: Path, names: str, matrix: Path | None, selection: Selection, device: str
+) -> tuple[list[PlannedCell], dict[str, Any]]:
+    """The cells of claims, and how they are run. On a CPU those of their part `cpu`."""
+    if matrix is not None or not replace(selection, repeat=None).empty:
+        raise ConfigurationError(
+            "--claims: the cells are the claims' own; of the selectors only --repeat goes with it", field="claims"
+        )
+    _check_folder(folder)
+    chosen = load_claims(None, names, "--claims")
+    name = device_here(device)
+    from vrambench.bench.claims.cells import planned
+    from vrambench.bench.predict.quiet import hush
+
+    hush()
+    cells = planned(chosen, typing.cast(Any, name.partition(":")[0]), bf16=has_bf16(name))
+    _say_what_is_added(folder, [one.cell.id for one in cells])
+    about = {"matrix": chosen.name, "profile": None, "coverage": "full"}
+    return cells, {"device": name, "repeat": selection.layer().repeat or 1, "about": about}
+
+
+def _check_folder(folder: Path) -> None:
+    """That the run can be there: in a new folder, or in a run's."""
+    if (folder / "run.json").exists():
+        return
+    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
+        raise ConfigurationError(f"--out {folder}: is there already, and is no run's folder; name another", field="out")
 
 
 def _say_what_is_added(folder: Path, ids: Sequence[str]) -> None:
     from vrambench.bench.results.store import RunFolder
 
+    if not (folder / "run.json").exists():
+        return
     there = {cell["id"] for cell in RunFolder.open(folder).info["cells"]}
     new = len(set(ids) - there)
     if new:
@@ -235,7 +275,13 @@ def _stored_plan(folder: Path, device: str | None) -> tuple[list[PlannedCell], d
 
 
 def print_results(folders: Sequence[Path], out: typing.TextIO) -> None:
-    """The table of what each cell gave."""
+    """The table of what each cell gave, and the claims that they answer."""
+    from vrambench.reports.text.claims import lines
     from vrambench.reports.text.terminal import print_table
 
     print_table(folders, out)
+    try:
+        for line in lines(folders):
+            print(line, file=out)
+    except ConfigurationError as error:
+        say(f"claims are not shown: {error.message}")

@@ -1,7 +1,7 @@
 """The selectors as options of a command: which cells, and with which settings. What they mean: `selection.py`.
 
 @app.command()
-@with_selectors
+@with_selectors()
 def plan(*, selection: Selection) -> None: ...
 """
 
@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,6 +21,7 @@ from vrambench.methods.errors import ConfigurationError
 if TYPE_CHECKING:
     from vrambench.bench.plan.selection import Selection
 
+Command = Callable[..., Any]
 Texts = list[str] | None
 """What was typed, each time that the option was given."""
 
@@ -81,23 +83,31 @@ def _once(name: str, values: list[Any] | None, *, several: bool = False) -> Any:
     return values[0] if values else None
 
 
-def with_selectors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives `command` every selector as an option of its own, and their reading as its argument `selection`."""
+def with_selectors(refused: Mapping[str, str] = MappingProxyType({})) -> Callable[[Command], Command]:
+    """Gives a command every selector as an option of its own, and their reading as its argument `selection`. `refused`: selectors
+    that say nothing to it, with the reason; --help does not show them."""
 
-    @functools.wraps(command)
-    def wrapped(**arguments: Any) -> Any:
-        chosen = {name: arguments.pop(name) for name in options}
-        return command(selection=selectors(**chosen), **arguments)
+    def decorated(command: Command) -> Command:
+        @functools.wraps(command)
+        def wrapped(**arguments: Any) -> Any:
+            chosen = {name: arguments.pop(name) for name in options}
+            for name, why in refused.items():
+                if chosen[name]:
+                    raise ConfigurationError(f"--{name} {chosen[name][0]}: {why}", field=name)
+            return command(selection=selectors(**chosen), **arguments)
 
-    hints = typing.get_type_hints(command, include_extras=True, localns={"Selection": Any})
-    more = typing.get_type_hints(selectors, include_extras=True, localns={"Selection": Any})
-    options = inspect.signature(selectors).parameters
-    own = [one for name, one in inspect.signature(command).parameters.items() if name != "selection"]
-    together = [
-        one.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=(hints | more)[one.name])
-        for one in (*own, *options.values())
-    ]
-    wrapped.__signature__ = inspect.Signature(together)  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {one.name: one.annotation for one in together}
-    del wrapped.__wrapped__
-    return wrapped
+        hints = typing.get_type_hints(command, include_extras=True, localns={"Selection": Any})
+        more = typing.get_type_hints(selectors, include_extras=True, localns={"Selection": Any})
+        more |= {name: Annotated[Texts, typer.Option(f"--{name}", hidden=True)] for name in refused}
+        options = inspect.signature(selectors).parameters
+        own = [one for name, one in inspect.signature(command).parameters.items() if name != "selection"]
+        together = [
+            one.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=(hints | more)[one.name])
+            for one in (*own, *options.values())
+        ]
+        wrapped.__signature__ = inspect.Signature(together)  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {one.name: one.annotation for one in together}
+        del wrapped.__wrapped__
+        return wrapped
+
+    return decorated

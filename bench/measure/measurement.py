@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vrambench.bench.measure.collector import collector_held
@@ -61,7 +62,7 @@ class NotFinite(ArithmeticError):
 
 
 class Measurement:
-    """One cell's job under one meter. `listen` hears every phase, `save` what each step gave."""
+    """One cell's job under one meter. `listen` hears every phase, `save` what each step gave. `saved`: see Job."""
 
     def __init__(
         self,
@@ -71,13 +72,14 @@ class Measurement:
         *,
         listen: Listener = lambda phase, step: None,
         save: Callable[[Progress], None] = lambda progress: None,
+        saved: Path | None = None,
     ) -> None:
         self.cell = cell
         self.device = device
         self.meter = meter
         self.save = save
         self.recorder = Recorder(device, meter, listen)
-        self.job = Job(cell, device, self._enter)
+        self.job = Job(cell, device, self._enter, saved)
         self.learning: list[dict[str, float]] = []
         self.step_seconds: list[float] = []
         self.step_joules: list[float | None] = []

@@ -1,20 +1,23 @@
 """What a matrix file may hold, by shape alone: sections, lists, names.
 
-    document, file = read(Path("matrix.yaml"))
+    document, file, mistakes = read(Path("matrix.yaml"))
 
 Nothing here imports torch, so that a slip in the YAML is told at once; what the names mean is `matrix.py`'s part.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from vrambench.bench.plan.document import Document, Key, dotted, load
 from vrambench.methods.errors import ConfigurationError, UnknownValue, brief, did_you_mean, shown
 from vrambench.methods.validated import complaint
+from vrambench.methods.workload import FIELDS
 
 Coverage = Literal["full", "pairwise"]
 MOST_SAMPLES = 1000
@@ -41,9 +44,9 @@ class MatrixFile(Section):
     default_profile: dict[Literal["cpu", "cuda"], str] = Field(default_factory=dict)
 
 
-def read(path: Path) -> tuple[Document, MatrixFile]:
-    """The matrix file at `path`, as it is written and by its sections. Raises ConfigurationError with file, line, field
-    and the nearest valid value."""
+def read(path: Path) -> tuple[Document, MatrixFile, list[ConfigurationError]]:
+    """The matrix file at `path`, as it is written and by its sections, and every mistake in its shape, with file, line, field and
+    the nearest valid value; what is wrong is left out of the sections. Raises ConfigurationError where nothing can be read."""
     document = load(path)
     if document.data is None:
         raise ConfigurationError(f"{document.name}: is empty; a matrix has at least axes (or include) and a workload")
@@ -51,27 +54,57 @@ def read(path: Path) -> tuple[Document, MatrixFile]:
         raise document.error(
             (), f"a matrix is a mapping ({', '.join(MatrixFile.model_fields)}), not {_kind(document.data)}"
         )
+    data, mistakes = document.data, list[ConfigurationError]()
     try:
-        file = MatrixFile(**document.data)
+        file = MatrixFile(**data)
     except ValidationError as error:
-        raise _explained(error, document) from None
+        details = error.errors(include_url=False)
+        mistakes += [_explained(one, document) for one in details]
+        file = MatrixFile(**_without(data, [_path(one) for one in details]))
     for kind, name in file.default_profile.items():
-        if name not in file.profiles:
-            at = ("default_profile", kind)
-            if not file.profiles:
-                raise document.error(at, f"{dotted(at)}: {shown(name)}: the matrix has no profiles")
-            raise UnknownValue(document.where(*at) + dotted(at), name, file.profiles, line=document.line(*at))
-    return document, file
+        if name not in file.profiles and not about_profiles(mistakes):
+            mistakes.append(_no_profile(kind, name, file, document))
+    return document, file, mistakes
 
 
-def _explained(error: ValidationError, document: Document) -> ConfigurationError:
-    """The first of pydantic's complaints about the file's shape, with its line."""
-    first = error.errors(include_url=False)[0]
-    path: tuple[Key, ...] = tuple(part for part in first["loc"] if part != "[key]")
+def about_profiles(mistakes: Iterable[ConfigurationError]) -> bool:
+    """Whether a mistake is in the profiles, so that those that were read are not all that there are."""
+    return any((error.field or "").partition(".")[0] == "profiles" for error in mistakes)
+
+
+def _no_profile(kind: str, name: str, file: MatrixFile, document: Document) -> ConfigurationError:
+    """That the default profile of a device is none of the file's."""
+    at = ("default_profile", kind)
+    if not file.profiles:
+        return document.error(at, f"{dotted(at)}: {shown(name)}: the matrix has no profiles")
+    return UnknownValue(document.where(*at) + dotted(at), name, file.profiles, line=document.line(*at))
+
+
+def _path(details: ErrorDetails) -> tuple[Key, ...]:
+    return tuple(part for part in details["loc"] if part != "[key]")
+
+
+def _without(data: Mapping[str, Any], paths: Iterable[tuple[Key, ...]]) -> dict[str, Any]:
+    """`data` without what stands at `paths`: of a list, the whole of it."""
+    kept = dict(data)
+    for path in paths:
+        inner = kept.get(str(path[0]))
+        if len(path) > 1 and isinstance(inner, dict):
+            kept[str(path[0])] = _without(inner, [path[1:]])
+        else:
+            kept.pop(str(path[0]), None)
+    return kept
+
+
+def _explained(first: ErrorDetails, document: Document) -> ConfigurationError:
+    """One of pydantic's complaints about the file's shape, with its line."""
+    path = _path(first)
     name, given = dotted(path), first["input"]
     if first["type"] == "extra_forbidden":
         owner = Section if "profiles" in path else MatrixFile
         hint = did_you_mean(str(path[-1]), owner.model_fields)
+        if path[-1] in FIELDS:
+            hint = "; it is a field of the workload"
         return document.error(path, f"{name}: no such key{hint} (there are {', '.join(owner.model_fields)})")
     if first["type"] == "literal_error":
         choices = [part.strip("'") for part in first["ctx"]["expected"].replace(" or ", ", ").split(", ")]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,26 @@ from vrambench.bench.plan.document import Document, Key, dotted
 from vrambench.bench.plan.file import Coverage, Section, read
 from vrambench.methods.errors import ConfigurationError, UnknownValue, brief, shown
 from vrambench.methods.validated import unknown_field, unknown_option
-from vrambench.methods.workload import AXIS_NAMES, FIELDS
+from vrambench.methods.workload import AXIS_NAMES, FIELDS, PARTS
+
+
+class Level(IntEnum):
+    """Where a setting was written."""
+
+    TOP = 0
+    PROFILE = 1
+    INCLUDE = 2
+    COMMAND_LINE = 3
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A value and where it was written: the beginning of any error about it (`matrix.yaml:14: workload.`)."""
+    """A value and where it was written: the beginning of any error about it (`matrix.yaml:14: workload.`). `level`: what is laid
+    over settings of lower ones."""
 
     value: Any
     origin: str
+    level: Level = Level.TOP
 
 
 Settings = Mapping[str, Setting]
@@ -103,16 +115,29 @@ class Matrix:
 
 def load_matrix(path: Path) -> Matrix:
     """The matrix in the YAML file at `path`. Raises ConfigurationError with file, line, field and the nearest valid
-    value for whatever can be seen without the axes' values; `check_names` sees more."""
-    document, file = read(path)
+    value for the first mistake that can be seen without the axes' values; `check_names` sees more."""
+    matrix, mistakes = read_matrix(path)
+    if mistakes:
+        raise mistakes[0]
+    return matrix
+
+
+def read_matrix(path: Path) -> tuple[Matrix, list[ConfigurationError]]:
+    """The same, and every mistake in it; without sections that have one. Raises ConfigurationError where nothing can be read."""
+    document, file, mistakes = read(path)
     reader = _Reader(document)
-    profiles = {name: reader.layer(section, ("profiles", name)) for name, section in file.profiles.items()}
-    return Matrix(
-        document.name,
-        reader.layer(file, ()),
-        profiles,
-        {str(kind): name for kind, name in file.default_profile.items()},
-    )
+
+    def layer(section: Section, path: tuple[Key, ...]) -> Layer:
+        try:
+            return reader.layer(section, path)
+        except ConfigurationError as error:
+            mistakes.append(error)
+            return Layer()
+
+    profiles = {name: layer(section, ("profiles", name)) for name, section in file.profiles.items()}
+    top = layer(file, ())
+    mistakes.sort(key=lambda error: error.line or 0)
+    return Matrix(document.name, top, profiles, dict(file.default_profile.items())), mistakes
 
 
 def check_names(matrix: Matrix, more: Layer) -> None:
@@ -195,7 +220,7 @@ def check_field(name: str, origin: str) -> None:
         raise ConfigurationError(f"{origin}{brief(name)}: {whole} is a field, and has no options", field=name)
 
 
-def flatten(data: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, Setting]:
+def flatten(data: Mapping[str, Any], origins: Mapping[str, str], level: Level) -> dict[str, Setting]:
     """Settings as they are written, options nested or dotted, by dotted name. `origins`: of each key of `data`."""
     settings: dict[str, Setting] = {}
     for key, value in data.items():
@@ -207,8 +232,20 @@ def flatten(data: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, Se
             check_field(name, origin)
             if name in settings:
                 raise ConfigurationError(f"{origin}{brief(name)} is set twice, nested and dotted", field=name)
-            settings[name] = Setting(one, origin)
+            settings[name] = Setting(one, origin, level)
     return settings
+
+
+def overruled(settings: Settings) -> Settings:
+    """`settings` of a cell whose sequences can have a `max_length`, or `lengths`: without what lower levels say of the parts."""
+    kept = dict(settings)
+    for name, parts in (("max_length", PARTS[1:]), ("lengths", PARTS)):
+        above = settings.get(name)
+        if above is not None and above.value is not None:
+            for part in parts:
+                if part in kept and kept[part].level < above.level:
+                    del kept[part]
+    return kept
 
 
 def unflatten(settings: Settings) -> dict[str, Any]:
@@ -256,7 +293,7 @@ class _Reader:
 
     def _settings(self, data: Mapping[str, Any], path: tuple[Key, ...]) -> dict[str, Setting]:
         origins = {key: f"{self.document.where(*path, key)}{dotted(path)}." for key in data}
-        settings = flatten(data, origins)
+        settings = flatten(data, origins, _level(path))
         for name, setting in settings.items():  # an option stands on a line of its own
             namespace, _, option = name.partition(".")
             if namespace in data and option:
@@ -320,5 +357,10 @@ class _Reader:
                 raise self.document.error(
                     (*path, name, twice), f"{dotted((*path, name))}: {shown(values[twice])} is listed twice"
                 )
-            dimensions[name] = tuple(Setting(value, origin) for value in values)
+            dimensions[name] = tuple(Setting(value, origin, _level(path)) for value in values)
         return dimensions
+
+
+def _level(path: tuple[Key, ...]) -> Level:
+    """Of what stands at `path`."""
+    return Level.INCLUDE if "include" in path else Level.PROFILE if "profiles" in path else Level.TOP

@@ -29,18 +29,28 @@ from vrambench.bench.plan.combinations import (
 )
 from vrambench.bench.plan.coverage import pairwise, witnesses
 from vrambench.bench.plan.file import Coverage
-from vrambench.bench.plan.matrix import Entry, Layer, Matrix, Setting, Settings, check_names, located, unflatten
+from vrambench.bench.plan.matrix import (
+    Entry,
+    Layer,
+    Matrix,
+    Setting,
+    Settings,
+    check_names,
+    located,
+    overruled,
+    unflatten,
+)
 from vrambench.bench.plan.selection import Selection
+from vrambench.bench.plan.used import check_saved, check_used, fields_of, idle_settings
 from vrambench.bench.plan.validity import Finding, check
-from vrambench.methods.algorithms import EVALUATION_FIELDS
-from vrambench.methods.axes import AXES
+from vrambench.methods.algorithms import ALGORITHMS
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import Kind
 from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
 from vrambench.methods.models.config import model_config
 from vrambench.methods.models.presets import PRESETS
 from vrambench.methods.registry import load_attribute
-from vrambench.methods.workload import FIELDS
+from vrambench.methods.texts import GIVE, MADE, is_data_set
 
 if TYPE_CHECKING:
     from vrambench.bench.results.forecast import Outcome
@@ -172,9 +182,11 @@ def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: boo
         left_out = any(_kept(planned, only) for planned in every)
         raise _nothing_left(matrix, selection, [] if all_named(selection.axes) else removing(layer, only), left_out)
     narrowed = bool(selection.axes or only)
-    _check_used(said.fixed, said.swept, {} if narrowed else said.sweep, cells=kept)
+    left = [planned.cell for planned in kept]
+    check_saved(left, None if narrowed else [planned.cell for planned in every])
+    check_used(said.fixed, said.swept, {} if narrowed else said.sweep, cells=left)
     assert len({planned.name for planned in kept}) == len(kept), "two cells of one name"
-    warnings = () if narrowed else idle_excludes(matrix, profile)
+    warnings = (*(() if narrowed else idle_excludes(matrix, profile)), *idle_settings(matrix, profile, named, left))
     return Plan(matrix.name, profile, device_kind, coverage, layer.repeat or 1, tuple(kept), warnings)
 
 
@@ -235,21 +247,22 @@ def _nothing_left(
 def _planned(one: Combination, point: _Point, device_kind: Kind, bf16: bool) -> PlannedCell:
     """The cell of one combination at one point of the sweeps."""
     settings = {**point.lower, **one.added, **point.upper}
-    cell = _resolved(one.axes, settings, flash=bf16)
-    flat = _fields(cell)
+    cell = resolved(one.axes, settings, flash=bf16)
+    flat = fields_of(cell)
     shown = dict.fromkeys(point.swept)
     if one.included:
-        plain = _fields(_resolved(one.axes, {**point.lower, **point.upper}, flash=bf16))
+        plain = fields_of(resolved(one.axes, {**point.lower, **point.upper}, flash=bf16))
         shown |= {name: None for name in one.added if flat.get(name) != plain.get(name)}
     parts = [f"{name}={_text(flat[name])}" for name in shown if flat.get(name) is not None]
     findings = check(cell, device_kind, bf16=bf16)
     return PlannedCell(cell, " ".join([cell.name, *parts]), findings, said=unflatten(settings))
 
 
-def _resolved(axes: Mapping[str, str], settings: Settings, *, flash: bool) -> Cell:
+def resolved(axes: Mapping[str, str], settings: Settings, *, flash: bool) -> Cell:
     """The cell; an error in it names where the field at fault was written."""
     try:
-        cell = resolve(axes, unflatten(settings), flash=flash)
+        whole = "max_length" in ALGORITHMS.get(axes["algorithm"]).fields
+        cell = resolve(axes, unflatten(overruled(settings) if whole else settings), flash=flash)
         for name in ("model", "reward_model"):
             _check_model(getattr(cell.workload, name), name)
         _check_data(cell.workload.data)
@@ -269,10 +282,12 @@ def _check_model(model: str | None, field: str) -> None:
 
 def _check_data(data: str) -> None:
     """That the file can be read; what is in it the job says."""
-    if data == "synthetic":
+    if data in MADE:
         return
     path, reason = Path(data), None
     try:
+        if is_data_set(path):
+            return
         if path.exists() and not path.is_file() and not path.is_dir():
             reason = "it is not a regular file"  # opening a pipe would wait for whoever writes to it
         else:
@@ -281,9 +296,7 @@ def _check_data(data: str) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
     if reason:
-        raise ConfigurationError(
-            f"data: {shown(data)} cannot be read: {reason}; give a text or .jsonl file, or 'synthetic'", field="data"
-        )
+        raise ConfigurationError(f"data: {shown(data)} cannot be read: {reason}; {GIVE}", field="data")
 
 
 def _check_reward(reward: str | None) -> None:
@@ -320,41 +333,6 @@ def _check_values(only: Mapping[str, tuple[str, ...]], combined: Iterable[Combin
         for name in names:
             if name not in there:
                 raise UnknownValue(f"--only {axis}", name, there)
-
-
-def _check_used(fixed: Settings, *sweeps: Mapping[str, Sequence[Setting]], cells: Iterable[PlannedCell]) -> None:
-    """That every field which was set or swept is one that some cell has: settings without effect are mistakes."""
-    flats = [_fields(planned.cell) for planned in cells]
-    said = {name: (setting,) for name, setting in fixed.items()}
-    for name, settings in [pair for one in (said, *sweeps) for pair in one.items()]:
-        null = all(setting.value is None for setting in settings)
-        if not null and all(flat.get(name) is None for flat in flats):
-            raise ConfigurationError(f"{settings[0].origin}{name}: no cell here uses it{_users(name)}", field=name)
-
-
-def _users(name: str) -> str:
-    """` (adapter lora, adapter dora do)`: which built-in values have the field or option."""
-    namespace = name.partition(".")[0]
-    users = [
-        f"{axis} {value_name}"
-        for axis, registry in AXES.items()
-        for value_name, value in registry.values().items()
-        if name in value.fields or (value.options and value.options.namespace == namespace and namespace not in FIELDS)
-    ]
-    if name == "reward_model":
-        return " (it is used where reward is 'model')"
-    if name in EVALUATION_FIELDS[1:]:
-        return f" (it is used where {EVALUATION_FIELDS[0]} is set)"
-    return f" ({', '.join(users)} {'does' if len(users) == 1 else 'do'})" if users else ""
-
-
-def _fields(cell: Cell) -> dict[str, Any]:
-    """A cell's fields and options by dotted name."""
-    fields = cell.workload.model_dump(mode="json", exclude={"options"})
-    options = {
-        f"{space}.{name}": value for space, held in cell.workload.options.items() for name, value in held.items()
-    }
-    return fields | options
 
 
 def _text(value: Any) -> str:

@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from vrambench.bench.plan.document import parse_value
 from vrambench.bench.plan.file import MOST_SAMPLES, Coverage
-from vrambench.bench.plan.matrix import Layer, Setting, Settings, check_field, repeated
+from vrambench.bench.plan.matrix import Layer, Level, Setting, Settings, check_field, repeated
 from vrambench.methods.errors import ConfigurationError, UnknownValue, brief, shown
 from vrambench.methods.workload import AXIS_NAMES
 
@@ -67,7 +67,7 @@ class Selection:
                 raise ConfigurationError(
                     f"{words}: {brief(name)} is set already, by {found[name].origin.removesuffix(': ')}", field=name
                 )
-            found[name] = Setting(_value(text, words) if option == "set" else text, f"{words}: ")
+            found[name] = Setting(_value(text, words) if option == "set" else text, f"{words}: ", Level.COMMAND_LINE)
         return found
 
     def sweeps(self) -> Mapping[str, tuple[Setting, ...]]:
@@ -89,7 +89,7 @@ class Selection:
             twice = repeated(values)
             if twice is not None:
                 raise ConfigurationError(f"{words}: {shown(values[twice])} is named twice", field=name)
-            found[name] = tuple(Setting(value, f"{words}: ") for value in values)
+            found[name] = tuple(Setting(value, f"{words}: ", Level.COMMAND_LINE) for value in values)
         return found
 
     def kept(self) -> Mapping[str, tuple[str, ...]]:

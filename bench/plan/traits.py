@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
+from importlib.util import find_spec
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
+from vrambench.methods.algorithms.trainer_learner import unable_to_make
 from vrambench.methods.cell import Cell
 from vrambench.methods.dtypes import DTYPES
 from vrambench.methods.errors import ConfigurationError
@@ -94,6 +96,48 @@ def visitors(cell: Cell) -> bool:
 
 def remax_temperature(cell: Cell) -> float | None:
     return cell.workload.options.get("remax", {}).get("temperature")
+
+
+def algorithm_option(cell: Cell, name: str) -> object:
+    """The algorithm's own option of that name; None where it has none."""
+    options = cell.algorithm_value.options
+    return options and getattr(cell.workload.of(options), name, None)
+
+
+def untold_optimizer(cell: Cell) -> str | None:
+    """Why another library's trainer would not make the cell's optimizer; None where it would, or the trainer is ours."""
+    if cell.algorithm_value.foreign is None:
+        return None
+    kind = cell.optimizer_value.options
+    options = cell.workload.options.get(kind.namespace, {}) if kind else {}
+    return unable_to_make(cell.optimizer_value, options)
+
+
+def untold_settings(cell: Cell) -> str | None:
+    """What is wrong with the settings that another library's trainer is to be given; None where nothing is, or it is not here."""
+    foreign = cell.algorithm_value.foreign
+    if foreign is None or not foreign.said(cell.workload) or not installed(foreign.module):
+        return None
+    return foreign.mistaken(foreign.said(cell.workload))
+
+
+def not_installed(cell: Cell) -> str:
+    """The packages that the cell's values import and that are not here, and how to get them; nothing where all are."""
+    told = []
+    for axis, value in cell.values.items():
+        lacking = [name for name in dict.fromkeys(value.requires) if not installed(name)]
+        if lacking:
+            extra = f" (pip install 'vrambench[{value.extra}]')" if value.extra else ""
+            told.append(f"{cell.axes[axis]} needs {', '.join(lacking)}{extra}")
+    return "; ".join(told)
+
+
+def installed(module: str) -> bool:
+    """Whether the package that `module` is in is here."""
+    try:
+        return find_spec(module.partition(".")[0]) is not None
+    except ValueError:  # one that is half imported
+        return True
 
 
 def uses_bf16(cell: Cell) -> bool:

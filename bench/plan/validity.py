@@ -10,12 +10,20 @@ first.
 
 from __future__ import annotations
 
-from vrambench.bench.plan.rules import adapters, attention, offload, optimizers, precision, work
+from vrambench.bench.plan.rules import adapters, attention, offload, optimizers, precision, trainers, work
 from vrambench.bench.plan.rules.rule import Finding, Rule, Target
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Kind
 
-_ALL = (*precision.RULES, *adapters.RULES, *optimizers.RULES, *offload.RULES, *attention.RULES, *work.RULES)
+_ALL = (
+    *precision.RULES,
+    *adapters.RULES,
+    *optimizers.RULES,
+    *offload.RULES,
+    *attention.RULES,
+    *work.RULES,
+    *trainers.RULES,
+)
 RULES: tuple[Rule, ...] = tuple(sorted(_ALL, key=lambda rule: rule.kind != "reject"))
 
 

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from vrambench.methods.adapters import ADAPTERS
-from vrambench.methods.algorithms import ROLLOUT_FIELDS
 from vrambench.methods.axes import AXES
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.precision import PRECISIONS
@@ -93,7 +92,7 @@ def kind_of(cell: Cell) -> Kind:
     from vrambench.methods.models.config import model_config
 
     work = cell.workload
-    does = "rollouts" if set(ROLLOUT_FIELDS) & set(cell.algorithm_value.fields) else "fine-tuning"
+    does = "rollouts" if work.rollout_batch is not None else "fine-tuning"
     special = {name: getattr(work, name) for name, usual in RECIPE.items() if getattr(work, name) not in usual}
     recipe = ", ".join([does, *(f"{name} {value}" for name, value in special.items())])
     return Kind(cell.precision, cell.adapter, recipe, family(model_config(work.model)))

@@ -14,6 +14,7 @@ from typing import Any
 from vrambench.bench.plan.traits import linear_layers, packs_experts, stacked_weights
 from vrambench.methods.axes import AXES
 from vrambench.methods.cell import Cell, resolve
+from vrambench.methods.workload import PARTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ CHANGES: tuple[Change, ...] = (
         "loss",
         {"loss": "chunked_nll"},
         "logits are made a chunk at a time and twice, from a copy of the head in fp32",
-        ("scored", "nll", "nll_4_46", "nll_4_45"),
+        ("scored", "selective", "nll", "nll_4_46", "nll_4_45"),
     ),
     Change("gradient_checkpointing", {"gradient_checkpointing": True}, "each forward pass is computed twice"),
     Change("batch_size", {}, "half the sequences in a forward pass, twice as many passes"),
@@ -107,6 +108,11 @@ def changed(
     axes = {axis: settings.get(axis, value) for axis, value in cell.axes.items()}
     own = {name: value for name, value in cell.workload.flat().items() if value is not None}
     workload = {**(said or {}), **own}
+    if cell.workload.lengths is not None:  # which say both
+        workload = {name: value for name, value in workload.items() if name not in PARTS}
+    elif "max_length" in settings:
+        workload["prompt_tokens"] = min(cell.workload.prompt_tokens, max(1, settings["max_length"] - 1))
+        del workload["response_tokens"]
     for name, value in settings.items():
         namespace, _, option = name.partition(".")
         if option:
@@ -117,7 +123,7 @@ def changed(
         workload["attention"] = "auto"
     if axes["adapter"] != cell.adapter and cell.workload.reference in ("adapter_off", "copy"):
         workload["reference"] = "auto"
-    if "max_length" not in settings and not settings.keys().isdisjoint(("prompt_tokens", "response_tokens")):
+    if "max_length" not in settings and not settings.keys().isdisjoint(PARTS):
         workload["max_length"] = None
     return resolve(axes, workload, flash=flash)
 

@@ -26,6 +26,7 @@ from vrambench.bench.predict.unmodelled import decides, missed, unmodelled
 from vrambench.bench.predict.unseen.hardware import Outside, outside_allocator
 from vrambench.bench.results.forecast import Forecast, PredictedPhase, Unmodelled, Verdict
 from vrambench.bench.results.records import Memory
+from vrambench.methods.algorithms import ALGORITHMS
 from vrambench.methods.cards import CARDS, Card
 from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError
@@ -50,6 +51,7 @@ class Predictor:
         known. `expandable`: with expandable segments, whatever the options say. Raises ConfigurationError as the job would,
         and NotPredicted where it fails in another way."""
         began = time.perf_counter()
+        _check_predicted(cell)
         whole = budget_bytes or cell.workload.budget
         elsewhere = cell.workload.reserved_elsewhere or 0
         budget = whole - elsewhere
@@ -91,6 +93,17 @@ class Predictor:
         return self._simulations[key]
 
 
+def _check_predicted(cell: Cell) -> None:
+    """That the trainer is ours: another library's cannot run where nothing is computed."""
+    foreign = cell.algorithm_value.foreign
+    if foreign is None:
+        return
+    said = f"{foreign.library}'s own {foreign.trainer} is measured (`vrambench run`), and not predicted"
+    if foreign.same in ALGORITHMS:
+        said += f": `{cell.name.removesuffix(cell.algorithm) + foreign.same}` says the same of ours"
+    raise NotPredicted(f"{cell.name}: {said}")
+
+
 LOOKS_AT_VALUES = ("torch.nonzero()", "Cannot copy out of meta tensor", "_local_scalar_dense")
 """What torch says where an operator wants values that the simulated device does not have."""
 
@@ -112,11 +125,12 @@ def card_of(budget_bytes: int) -> Card | None:
 
 
 class Judged(NamedTuple):
-    """A trace under a budget: the replay that tells its bytes (under the budget where it runs only there), the verdict, the error
-    band in bytes, how much more is reserved where addresses rise, and where the device is behind the host, and the shares that the
-    band was made of."""
+    """A trace under a budget: the replay that tells its bytes (under the budget where it runs only there), what is reserved without
+    one, the verdict, the error band in bytes, how much more is reserved where addresses rise, and where the device is behind the
+    host, and the shares that the band was made of."""
 
     replay: Replay
+    unlimited_bytes: int
     verdict: Verdict
     band_bytes: int
     rising_order_bytes: int
@@ -131,15 +145,18 @@ def judge(trace: Trace, settings: AllocatorSettings, budget: int, outside: Outsi
     behind = 0
     if trace.lent:
         behind = max(0, Replay(trace, settings, behind=True).reserved_bytes - free_run.reserved_bytes)
-    device = free_run.reserved_bytes + outside.expected_bytes
+    unlimited = free_run.reserved_bytes
+    device = unlimited + outside.expected_bytes
     band = _band_bytes(device, error, outside, other_order) + behind
     if device <= budget:
-        return Judged(free_run, "fits" if device + band <= budget else "tight", band, other_order, behind, error)
+        return Judged(
+            free_run, unlimited, "fits" if device + band <= budget else "tight", band, other_order, behind, error
+        )
     capped = Replay(trace, settings, max(0, budget - outside.expected_bytes))
     if capped.oom is None:
-        return Judged(capped, "tight", band, other_order, behind, error)
+        return Judged(capped, unlimited, "tight", band, other_order, behind, error)
     free_run.oom, free_run.oom_phase = capped.oom, capped.oom_phase
-    return Judged(free_run, "does not fit", band, other_order, behind, error)
+    return Judged(free_run, unlimited, "does not fit", band, other_order, behind, error)
 
 
 def doubted(made: Forecast, left_out: tuple[Unmodelled, ...], error: Band) -> Forecast:
@@ -217,6 +234,7 @@ def _forecast(simulation: Simulation, judged: Judged, budget: int, outside: Outs
             host_pinned_bytes=simulation.host_pinned_bytes,
             num_alloc_retries=replay.num_alloc_retries,
         ),
+        unlimited_bytes=judged.unlimited_bytes + context,
         phases=tuple(
             PredictedPhase(
                 name=name,

@@ -14,6 +14,7 @@ from vrambench.bench.results.forecast import Forecast, Verdict
 from vrambench.bench.results.records import OutOfMemory, Record
 from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError, UnknownValue
+from vrambench.methods.workload import PARTS
 
 Ask = Callable[[Cell], Forecast]
 
@@ -26,20 +27,20 @@ NOT_SEARCHED = {
 }
 """Integer fields that memory does not depend on, with the reason."""
 
-SAID_BY_LENGTHS = ("prompt_tokens", "response_tokens")
-"""Fields that say nothing where sequences are of several lengths."""
-
 FARTHEST = {"gradient_accumulation_steps": 64}
 """How far a field is searched whose own bytes stop growing while predicting takes longer and longer. The others end at a rule, at
 the budget or at the field's own bound."""
 
 
 class Probe(Record):
-    """One value that was tried; where it does not fit, in which phase memory runs out, and of what request."""
+    """One value that was tried. `unlimited_bytes`: of the device, without a budget; `device_bytes`: under it, None where memory
+    runs out, and then in which phase and of what request. `num_alloc_retries`: how often cached memory is given back."""
 
     value: int
-    device_bytes: int
+    unlimited_bytes: int
+    device_bytes: int | None
     verdict: Verdict
+    num_alloc_retries: int = 0
     oom_phase: str | None = None
     oom: OutOfMemory | None = None
 
@@ -58,7 +59,7 @@ class Maximum(Record):
 
 def integer_fields(cell: Cell) -> tuple[str, ...]:
     """The workload's fields that are whole numbers in this cell and that its memory depends on."""
-    without = {*NOT_SEARCHED, *(() if cell.workload.lengths is None else SAID_BY_LENGTHS)}
+    without = {*NOT_SEARCHED, *(() if cell.workload.lengths is None else PARTS)}
     return tuple(
         name
         for name, value in cell.workload.model_dump(exclude={"options", "budget"}).items()
@@ -116,8 +117,10 @@ def largest(
         forecast = ask(variant)
         probes[value] = Probe(
             value=value,
-            device_bytes=forecast.memory.device_bytes or 0,
+            unlimited_bytes=forecast.unlimited_bytes,
+            device_bytes=forecast.memory.device_bytes if forecast.fits else None,
             verdict=forecast.verdict,
+            num_alloc_retries=forecast.memory.num_alloc_retries or 0,
             oom_phase=forecast.oom_phase,
             oom=forecast.oom,
         )

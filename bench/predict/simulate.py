@@ -96,7 +96,7 @@ class Simulator:
             parameters = _parameters(job)
             managed = _managed_bytes(job)
             gradients = largest_gradients(job) if cell.optimizer_value.layerwise else {}
-            host = list(_host_memory(job))
+            host, held = list(_host_memory(job)), _held_on_host(job)
             shares = {name: role.shares for name, role in job.roles.items()}
             saved = _saved_bytes(job) if job.saves else 0
             notes: list[str] = []
@@ -120,7 +120,7 @@ class Simulator:
             parameters=parameters,
             managed_bytes=managed,
             host_pinned_bytes=sum(memory.host_pinned_bytes for memory in host) + activations,
-            host_bytes=sum(memory.host_bytes for memory in host) + activations + saved,
+            host_bytes=sum(memory.host_bytes for memory in host) + activations + saved + held,
             layers=layers if any(depth > BUILT for depth in tracer.stacks) else None,
             notes=tuple(notes),
         )
@@ -195,6 +195,15 @@ def _host_memory(job: Job) -> Iterator[HostMemory]:
             yield learner.host_memory_of(groups)
 
 
+def _held_on_host(job: Job) -> int:
+    """Of models that are in the host's memory, all layers counted."""
+    total = 0
+    for module in (role.module for role in job.roles.values() if role.on_host):
+        times = {parameter: count for layer, count in _left_out(module) for parameter in layer.parameters()}
+        total += sum((1 + times.get(parameter, 0)) * parameter.nbytes for parameter in module.parameters())
+    return total
+
+
 def offloaded_bytes(trace: Trace) -> int:
     """Of host memory, for activations: a block is used again for others of its size, and never given back."""
     held, most = Counter[int](), Counter[int]()
@@ -208,7 +217,7 @@ def offloaded_bytes(trace: Trace) -> int:
 
 def _saved_bytes(job: Job) -> int:
     """Of what saving takes to the host, all layers counted."""
-    module = job.roles["policy"].module
+    module = job.saved_module
     times = {parameter: count for layer, count in _left_out(module) for parameter in layer.parameters()}
     total = 0
     for parameter in job.saved():

@@ -73,7 +73,8 @@ class PredictedBatch(Record):
 
 
 class PredictedBatches(Record):
-    """The `worst` batch, and the share of all batches that are as large; the middle one by size is `usual`."""
+    """The `worst` batch, and the share of all batches that have as many tokens, of however many sequences; the middle one by size
+    is `usual`."""
 
     worst: PredictedBatch
     worst_share: float
@@ -85,7 +86,8 @@ class Forecast(Record):
     `at_peak` what that is. `margin_bytes`: budget less device bytes, negative where it does not fit. `band_bytes`: by how much
     more a measurement may show, and `band_basis` how that is known. `oom`: where memory runs out under the budget.
     `rising_order_bytes`: what more is reserved (less, where negative) if the driver places memory at rising addresses.
-    Bytes of a cell that does not fit are those that it takes without a limit. `host_bytes`: of host memory for what is offloaded
+    Bytes of a cell that does not fit are those that it takes without a limit; `unlimited_bytes` are the device's without one,
+    whatever the verdict. `host_bytes`: of host memory for what is offloaded
     or saved. `batches`: where sequences are of several lengths. `unmodelled`: what is left out; where that may decide, the verdict
     is `unsure`.
     `alloc_conf`: the allocator's options that it rests on, where they are not PyTorch's defaults.
@@ -97,6 +99,7 @@ class Forecast(Record):
     band_bytes: int
     band_basis: str
     memory: Memory
+    unlimited_bytes: int
     phases: tuple[PredictedPhase, ...]
     roles: dict[str, RoleBytes]
     parameters: Parameters

@@ -98,12 +98,25 @@ class RunInfo(_Kept):
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
+MOST_NAMED = 5
+"""Folders that an error names."""
+
+
+def _runs_inside(file: Path) -> str:
+    """Which folders beside where `file` should be have it, newest name last."""
+    inside = sorted(str(found.parent) for found in file.parent.glob(f"*/{file.name}"))
+    if not inside:
+        return ""
+    more = f" and {len(inside) - MOST_NAMED} more" if len(inside) > MOST_NAMED else ""
+    return f"; runs inside are {', '.join(inside[-MOST_NAMED:])}{more}"
+
+
 def read_run_info(file: Path) -> RunInfo:
     """The run.json of a run that was started before. Raises ConfigurationError where there is none, or it is damaged."""
     try:
         data = parse(file)
     except (FileNotFoundError, NotADirectoryError):
-        why = f"it has no {file.name}" if file.parent.exists() else "it is not there"
+        why = f"it has no {file.name}{_runs_inside(file)}" if file.parent.exists() else "it is not there"
         raise ConfigurationError(f"{file.parent} is not a run's folder: {why}", field="run") from None
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be read: {error.strerror or error}", field="run") from None

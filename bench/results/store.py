@@ -3,6 +3,7 @@
     DIR/run.json          what was asked for, and where it ran
     DIR/cells/<id>.json   one result per cell
     DIR/logs/<id>.log     what the cell's process printed
+    DIR/saved/<name>/     what a cell has saved for others (save_as)
     DIR/report.html
 
 Every file is written beside its place, flushed to the disk and moved there, so that a reader, or a run that is resumed after

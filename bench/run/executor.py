@@ -21,12 +21,13 @@ from vrambench.bench.results.records import Sample
 @dataclass(frozen=True)
 class Order:
     """One sample to take: `cell` as in result files, `device` a name, `log` where the job prints, `timeout_seconds` how long
-    it may take."""
+    it may take, `saved` the folder of what the run's cells save for others."""
 
     cell: dict[str, Any]
     device: str
     log: Path
     timeout_seconds: float
+    saved: Path | None = None
 
 
 class Spot(NamedTuple):

@@ -295,8 +295,9 @@ class _Session:
     def _loop(self, waiting: list[_Task]) -> None:
         waiting = list(waiting)
         while waiting or self.running:
-            while waiting and len(self.running) < self.asked.jobs:
-                self._start(waiting.pop(0))
+            while len(self.running) < self.asked.jobs and (task := self._next(waiting)):
+                waiting.remove(task)
+                self._start(task)
             self.executor.wait(POLL_SECONDS)
             for task, job in list(self.running):
                 spot = job.spot
@@ -307,9 +308,22 @@ class _Session:
                     if self._takes_another(task, job):
                         waiting.insert(0, task)
 
+    def _next(self, waiting: Sequence[_Task]) -> _Task | None:
+        """The first that starts from nothing which another is still to save."""
+        unsaved = {task.planned.cell.workload.save_as for task in (*waiting, *(task for task, _ in self.running))}
+        ready = (task for task in waiting if not unsaved.intersection(task.planned.cell.workload.starts_from))
+        # Where each waits for another, or one for itself, the first says that nothing is saved yet.
+        return next(ready, waiting[0] if waiting and not self.running else None)
+
     def _start(self, task: _Task) -> None:
         cell = task.planned.cell
-        order = Order(cell.flat(), self.asked.device, self.store.log(cell.id), self.asked.timeout)
+        order = Order(
+            cell.flat(),
+            self.asked.device,
+            self.store.log(cell.id),
+            self.asked.timeout,
+            self.store.path.absolute() / "saved",
+        )
         self.listener.started(task.planned.name, task.index, len(self.tasks))
         self.running.append((task, self.executor.start(order)))
 

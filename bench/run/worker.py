@@ -117,7 +117,7 @@ def work(order: Order, threads: int, board: Any, pipe: Connection) -> None:
         send(pipe.fileno(), progress)
 
     started = time.perf_counter() - began
-    measurement = Measurement(cell, device, meter, listen=listen, save=save)
+    measurement = Measurement(cell, device, meter, listen=listen, save=save, saved=order.saved)
     try:
         sample = measurement.run()
     finally:

@@ -62,7 +62,7 @@ def lora_config(model: Any, workload: Workload, **variant: Any) -> Any:
 
     targets = _target_modules(model, workload)
     config = LoraConfig(
-        task_type="CAUSAL_LM" if model.can_generate() else None,
+        task_type=_task_type(model),
         r=workload.lora_r,
         lora_alpha=workload.lora_alpha,
         lora_dropout=workload.lora_dropout,
@@ -77,6 +77,13 @@ def lora_config(model: Any, workload: Workload, **variant: Any) -> Any:
     _convert(config, model)
     _check_targets(model, config, workload)
     return config
+
+
+def _task_type(model: Any) -> str | None:
+    """PEFT's word for what `model` does; beside a classifier's adapter it trains a copy of the classifier's head."""
+    if type(model).__name__.endswith("ForSequenceClassification"):
+        return "SEQ_CLS"
+    return "CAUSAL_LM" if model.can_generate() else None
 
 
 def _target_modules(model: Any, workload: Workload) -> list[str] | str:
@@ -219,5 +226,6 @@ LORA = Adapter(
         "lora_target_parameters",
         "lora_modules_to_save",
         "adapter_dtype",
+        "adapter_weights",
     ),
 )

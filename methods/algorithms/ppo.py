@@ -16,7 +16,7 @@ from pydantic import Field
 from vrambench.methods.algorithms import ROLLOUT_FIELDS, Algorithm, Metrics, Stage
 from vrambench.methods.models.policy import Scores
 from vrambench.methods.registry import Options
-from vrambench.methods.rewards import token_rewards
+from vrambench.methods.rewards import KLEstimator, kl_estimates, token_rewards, whiten
 from vrambench.methods.rollout import Sampling, generate
 
 
@@ -27,9 +27,17 @@ class PPOOptions(Options):
     epochs: Annotated[int, Field(ge=1)] = 4
     """Passes over each rollout."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.05
-    """Weight of the KL term in each token's reward."""
+    """Weight of the KL term."""
+    kl_estimator: KLEstimator = "k1"
+    """How the KL divergence is estimated from each token, by Schulman's names."""
+    use_kl_loss: bool = False
+    """Whether the KL term is added to the loss, as verl can; else it is taken from each token's reward."""
+    whiten_rewards: bool = False
+    """Whether rewards are brought to unit variance over the rollout."""
     cliprange: Annotated[float, Field(gt=0)] = 0.2
     """How far the ratio of probabilities may leave 1 before it is clipped."""
+    clip_ratio_c: Annotated[float, Field(gt=1)] | None = None
+    """Dual clip (arXiv 1912.09729): of advantages below 0, the largest ratio. verl's name; 3.0 there, null does not clip."""
     cliprange_value: Annotated[float, Field(gt=0)] = 0.2
     """How far a value may leave its old one before it is clipped."""
     vf_coef: Annotated[float, Field(ge=0)] = 0.1
@@ -64,9 +72,10 @@ class ProximalPolicyOptimisation:
 
         stage.phase("rollout")
         prompts = stage.data.sequences(index, self.samples, self.data_tokens)
+        model, at_a_time = self.policy.module.model, work.micro_rollout_batch_size
         with torch.no_grad(), self.policy.forward():
             sampling = Sampling(temperature=options.temperature)
-            tokens = generate(self.policy.module.model, prompts, work.response_tokens, sampling, stage.device)
+            tokens = generate(model, prompts, work.response_tokens, sampling, stage.device, at_a_time)
 
         stage.phase("score")
         with torch.no_grad():
@@ -76,7 +85,10 @@ class ProximalPolicyOptimisation:
             old_values = torch.cat([scores.values for scores in old if scores.values is not None])
             reference = self.reference.logprobs(tokens, start, options.temperature) if self.reference else None
             mask = torch.ones_like(old_logprobs)
-            rewards = token_rewards(score, old_logprobs, reference, mask, options.kl_coef)
+            in_reward = None if options.use_kl_loss else reference
+            rewards = token_rewards(score, old_logprobs, in_reward, mask, options.kl_coef, options.kl_estimator)
+            if options.whiten_rewards:
+                rewards = whiten(rewards, mask, shift_mean=False)
             positions = stage.device.alike(range(work.response_tokens - 1, -1, -1))
             raw, returns = gae(rewards, old_values, mask, options.gamma, options.lam, positions)
             advantages = whiten(raw, mask)
@@ -88,7 +100,17 @@ class ProximalPolicyOptimisation:
             stage.phase("learn")
             with self.policy.forward():
                 new = self.policy.module(tokens[rows], start, options.temperature)
-                loss = policy_loss(new.logprobs, old_logprobs[rows], advantages[rows], mask[rows], options.cliprange)
+                loss = policy_loss(
+                    new.logprobs,
+                    old_logprobs[rows],
+                    advantages[rows],
+                    mask[rows],
+                    options.cliprange,
+                    options.clip_ratio_c,
+                )
+                if reference is not None and options.use_kl_loss:
+                    kl = kl_estimates(new.logprobs, reference[rows], options.kl_estimator)
+                    loss = loss + options.kl_coef * (kl * mask[rows]).sum() / mask[rows].sum()
                 if new.values is not None:
                     loss = loss + options.vf_coef * value_loss(
                         new.values, old_values[rows], returns[rows], mask[rows], options.cliprange_value
@@ -143,20 +165,20 @@ def gae(
     return advantages, (advantages + values) * mask
 
 
-def whiten(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Zero mean and unit variance (unbiased, eps 1e-8) over the mask, 0 outside it, as TRL's masked_whiten."""
-    count = mask.sum()
-    mean = (values * mask).sum() / count
-    variance = ((values - mean).square() * mask).sum() / (count - 1)
-    return (values - mean) * torch.rsqrt(variance + 1e-8) * mask
-
-
 def policy_loss(
-    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, cliprange: float
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    cliprange: float,
+    dual: float | None = None,
 ) -> torch.Tensor:
-    """The clipped objective: mean over the mask of max(-A rho, -A clip(rho, 1 - eps, 1 + eps)), rho = exp(new - old)."""
+    """The clipped objective: mean over the mask of max(-A rho, -A clip(rho, 1 - eps, 1 + eps)), rho = exp(new - old). With `dual`,
+    it is at most -A dual where A is below 0."""
     ratio = ((logprobs - old_logprobs) * mask).exp()
     losses = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - cliprange, 1 + cliprange))
+    if dual is not None:
+        losses = torch.where(advantages < 0, torch.minimum(losses, -advantages * dual), losses)
     return (losses * mask).sum() / mask.sum()
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from vrambench.methods.algorithms import ROLLOUT_FIELDS, Algorithm, Metrics, Stage
 from vrambench.methods.registry import Options
-from vrambench.methods.rewards import token_rewards
+from vrambench.methods.rewards import KLEstimator, kl_estimates, token_rewards, whiten
 from vrambench.methods.rollout import GREEDY, Sampling, generate
 
 
@@ -26,7 +26,13 @@ class ReMaxOptions(Options):
     """verl's form (token rewards summed to the end, less the baseline) or the authors' repository's (the discounted difference of
     scores, with each token's own KL term alone)."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.05
-    """Weight of the KL term in each token's reward."""
+    """Weight of the KL term."""
+    kl_estimator: KLEstimator = "k1"
+    """How the KL divergence is estimated from each token, by Schulman's names."""
+    use_kl_loss: bool = False
+    """Whether the KL term is added to the loss; else it is taken from each token's reward."""
+    whiten_advantages: bool = False
+    """Whether advantages are whitened over the rollout."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.99
     """Discount of the score from token to token, in the repository's form only."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
@@ -57,9 +63,10 @@ class ReMax:
         prompts = stage.data.sequences(index, self.samples, self.data_tokens)
         temperature = options.temperature
         sampling = Sampling(temperature=temperature, top_p=options.top_p)
+        model, at_a_time = self.policy.module.model, work.micro_rollout_batch_size
         with torch.no_grad(), self.policy.forward():
-            tokens = generate(self.policy.module.model, prompts, work.response_tokens, sampling, stage.device)
-            greedy = generate(self.policy.module.model, prompts, work.response_tokens, GREEDY, stage.device)
+            tokens = generate(model, prompts, work.response_tokens, sampling, stage.device, at_a_time)
+            greedy = generate(model, prompts, work.response_tokens, GREEDY, stage.device, at_a_time)
 
         stage.phase("score")
         with torch.no_grad():
@@ -74,23 +81,40 @@ class ReMax:
                     score_batch = functools.partial(self.policy.module, start=start, temperature=temperature)
                     old = stage.device.map_alike(score_batch, tokens.split(size))
                 old_logprobs = torch.cat([scores.logprobs for scores in old])
+            in_reward, in_loss = (None, reference) if options.use_kl_loss else (reference, None)
             if options.advantage == "verl":
-                rewards = token_rewards(score, old_logprobs, reference, mask, options.kl_coef)
+                rewards = token_rewards(score, old_logprobs, in_reward, mask, options.kl_coef, options.kl_estimator)
                 advantages = verl_advantages(rewards, baseline, mask)
             else:
-                kl = torch.zeros_like(mask) if reference is None else old_logprobs - reference
+                estimator = options.kl_estimator
+                kl = torch.zeros_like(mask) if in_reward is None else kl_estimates(old_logprobs, in_reward, estimator)
                 advantages = repository_advantages(score - baseline, kl, mask, options.kl_coef, options.gamma)
+            if options.whiten_advantages:
+                advantages = whiten(advantages, mask)
 
         losses = []
-        minibatches = list(zip(tokens.split(size), advantages.split(size), mask.split(size), strict=True))
-        for batch, advantage, part in stage.device.micro_batches(minibatches, work.gradient_accumulation_steps):
+        bases = [None] * len(tokens.split(size)) if in_loss is None else in_loss.split(size)
+        minibatches = list(zip(tokens.split(size), advantages.split(size), mask.split(size), bases, strict=True))
+        for minibatch in stage.device.micro_batches(minibatches, work.gradient_accumulation_steps):
             stage.phase("learn")
             with self.policy.forward():
-                loss = policy_loss(self.policy.module(batch, start, temperature).logprobs, advantage, part)
+                loss = self.loss(*minibatch)
             self.policy.backward(loss)
             losses.append(loss.detach())
         kl = torch.zeros_like(score) if reference is None else (old_logprobs - reference).sum(dim=1)
         return {"loss": torch.stack(losses).mean(), "reward": score.mean(), "kl": kl.mean()}
+
+    def loss(
+        self, tokens: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, reference: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Of a minibatch; with the KL term, where the reference's log-probabilities are given."""
+        options, start = self.options, self.stage.workload.prompt_tokens
+        logprobs = self.policy.module(tokens, start, options.temperature).logprobs
+        loss = policy_loss(logprobs, advantages, mask)
+        if reference is None:
+            return loss
+        kl = kl_estimates(logprobs, reference, options.kl_estimator)
+        return loss + options.kl_coef * (kl * mask).sum() / mask.sum()
 
 
 def verl_advantages(rewards: torch.Tensor, baseline: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,9 @@ CPU_TAKES_GROUPS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 9)
 Attended = tuple[torch.Tensor, None]
 
 READ = frozenset({"is_causal", "scaling", "dropout", "sliding_window"})
-WITHOUT_EFFECT = frozenset({"position_ids", "cache_position", "use_cache", "logits_to_keep", "return_dict"})
+WITHOUT_EFFECT = frozenset(
+    {"position_ids", "cache_position", "use_cache", "logits_to_keep", "return_dict", "num_items_in_batch"}
+)
 """Arguments that models hand to attention: those that are read here, and those that no attention function reads. (So are the
 many that ask for more output, `output_...`.) Another one would change what is computed: `s_aux`, `softcap`."""
 

@@ -29,6 +29,7 @@ from vrambench.methods.models.presets import PRESETS
 from vrambench.methods.models.upcast import upcast
 from vrambench.methods.precision.nf4 import forbid_repacking
 from vrambench.methods.setup import Setup
+from vrambench.methods.workload import saved_name
 
 
 def load_model(setup: Setup, device: Device, *, model: str | None = None, adapter: bool = True, seed: int) -> nn.Module:
@@ -43,6 +44,8 @@ def load_model(setup: Setup, device: Device, *, model: str | None = None, adapte
         loaded = load(AutoModelForCausalLM, name, config, setup, device)
         _check_head_follows_trunk(loaded, name)
         result = setup.adapter.attach(loaded, setup.workload) if adapter else loaded
+        if adapter:
+            _read_adapter(result, setup, device)
     return ready(result, setup, device)
 
 
@@ -69,11 +72,12 @@ def load(
     )
     quantize, pack = precision.quantize, precision.quantize_experts
     quantize_experts = (lambda module, name: pack(module, name, workload)) if pack else None
-    if workload.weights == "pretrained" and not device.simulated:
+    saved = saved_name(workload.weights) if field == "model" else None  # a reward model is no cell's
+    if (saved or workload.weights == "pretrained") and not device.simulated:
         model = read_weights(
             auto,
-            name,
-            field,
+            str(setup.saved_folder(saved, "weights")) if saved else name,
+            "weights" if saved else field,
             config=config,
             dtype=dtype,
             attention=kernel,
@@ -99,6 +103,30 @@ def load(
     upcast(model, workload.fp32_modules)
     _expect_no_padding(model)
     return model
+
+
+def _read_adapter(model: Any, setup: Setup, device: Device) -> None:
+    """The adapter's weights, where another cell of the run has saved them."""
+    name = saved_name(setup.workload.adapter_weights)
+    if name is None or device.simulated:
+        return
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    folder = setup.saved_folder(name, "adapter_weights")
+    try:
+        found = set_peft_model_state_dict(model, load_peft_weights(str(folder), device=str(device.torch)))
+        lacking = [key for key in found.missing_keys if "lora" in key]
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigurationError(
+            f"adapter_weights: {name!r} cannot be read: {reason}", field="adapter_weights"
+        ) from error
+    if found.unexpected_keys or lacking:
+        raise ConfigurationError(
+            f"adapter_weights: what is saved as {name!r} is no adapter of this cell's kind "
+            f"({', '.join([*found.unexpected_keys, *lacking][:3])})",
+            field="adapter_weights",
+        )
 
 
 def _check_head_follows_trunk(model: PreTrainedModel, name: str) -> None:

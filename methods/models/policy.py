@@ -34,20 +34,23 @@ class Policy(nn.Module):
         self.loss = loss
 
     def forward(
-        self, tokens: torch.Tensor | Inputs, start: int | None = None, temperature: float = 1.0
+        self, tokens: torch.Tensor | Inputs, start: int | None = None, temperature: float | None = 1.0
     ) -> Scores | torch.Tensor:
-        """Scores of tokens[:, start:], for tokens [B, T] int64 and 1 <= start < T. Without `start`, the mean cross-entropy of all
-        tokens but the first, or of what inputs have as labels, a scalar."""
+        """Scores of tokens[:, start:], for tokens [B, T] int64 and 1 <= start < T; what samples nothing has no temperature. Without
+        `start`, the mean cross-entropy of all tokens but the first, or of what inputs have as labels, a scalar."""
         inputs = tokens if isinstance(tokens, Inputs) else Inputs(tokens)
         if start is None:
             return self.loss.mean(self.model, inputs)
         tokens = inputs.tokens
         scorer = self.loss.scorer
         assert scorer is not None, "a rule rejects such cells"
+        if temperature is None and scorer.plain is not None:
+            made, logits = scorer.plain(self.model, tokens, start)
+            return Scores(made, None, logits)
         states = hidden_states(self.model, inputs)
         prepared = scorer.prepare(self.model, states, start)
         values = None if self.value_head is None else scalar(self.value_head, states[:, start - 1 : -1])
-        logprobs = scorer.logprobs(self.model, prepared, tokens, start, temperature)
+        logprobs = scorer.logprobs(self.model, prepared, tokens, start, 1.0 if temperature is None else temperature)
         return Scores(logprobs, values, prepared if scorer.keeps and torch.is_grad_enabled() else None)
 
 

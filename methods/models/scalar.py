@@ -6,6 +6,8 @@ model(tokens)                       [B,T] in fp32
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
@@ -63,6 +65,38 @@ def load_scalar_model(setup: Setup, device: Device, *, model: str, seed: int, tr
     return ScalarModel(body, score).train()
 
 
+class RewardModel(nn.Module):
+    """A classifier of one label, which is trained: its score of a sequence is that of the last token which is not padding."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Token ids [B,T] -> scores [B] in fp32."""
+        return self.model(input_ids=tokens, use_cache=False).logits.squeeze(-1).float()
+
+
+def load_reward_model(setup: Setup, device: Device, *, model: str, seed: int, padding: int) -> RewardModel:
+    """transformers' classifier of one label over the trunk of `model`, in the cell's precision and with its adapter, beside which
+    PEFT trains a copy of the head. `padding`: the token behind sequences that are shorter than others, -1 for none.
+
+    Raises ConfigurationError, about `model`, where transformers has no such classifier.
+    """
+    config = model_config(model)
+    if type(config) not in AutoModelForSequenceClassification._model_mapping:
+        raise ConfigurationError(
+            f"model: transformers has no classifier of sequences for {model!r} ({config.model_type}), which a reward model is",
+            field="model",
+        )
+    config.num_labels = 1
+    with seeded(device, seed):
+        loaded = load(AutoModelForSequenceClassification, model, config, setup, device)
+        loaded.config.get_text_config().pad_token_id = padding
+        adapted = setup.adapter.attach(loaded, setup.workload)
+    return RewardModel(ready(adapted, setup, device))
+
+
 class Classifier(nn.Module):
     """A sequence classifier that gives one score per sequence."""
 
@@ -75,6 +109,21 @@ class Classifier(nn.Module):
         # Embeddings, not ids: decoders then score the last position and look for no padding token before it.
         logits = self.model(inputs_embeds=self.model.get_input_embeddings()(tokens)).logits.float()
         return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+
+
+def new_classifier(setup: Setup, device: Device, *, seed: int) -> nn.Module:
+    """The cell's model as transformers' AutoModelForSequenceClassification with one label, in the cell's precision and with its
+    adapter; the head, which is new, is trained whole."""
+    workload = setup.workload
+    config = copy.deepcopy(model_config(workload.model))
+    config.num_labels = 1
+    with seeded(device, seed):
+        model = load(AutoModelForSequenceClassification, workload.model, config, setup, device)
+        adapted = ready(setup.adapter.attach(model, workload), setup, device)
+    for name, parameter in adapted.named_parameters():
+        if name.rpartition(".")[0].endswith(("score", "classifier")):
+            parameter.requires_grad_(True)
+    return adapted
 
 
 def load_classifier(setup: Setup, device: Device, *, model: str, dtype: torch.dtype) -> Classifier:

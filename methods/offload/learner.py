@@ -129,11 +129,14 @@ class PlainLearner:
         return self._steps
 
     def skipped_steps(self) -> int:
-        """Every overflow halves the scale; it grows after 2,000 steps without one only."""
-        if not self._scaler.is_enabled():
-            return 0
-        backoff = math.log(self._scaler.get_scale() / self._initial_scale, self._scaler.get_backoff_factor())
-        return max(0, round(backoff))
+        return skipped_by(self._scaler, self._initial_scale)
+
+
+def skipped_by(scaler: Any, initial_scale: float) -> int:
+    """Steps that a GradScaler has left out: every overflow halves the scale; it grows after 2,000 steps without one only."""
+    if not scaler.is_enabled():
+        return 0
+    return max(0, round(math.log(scaler.get_scale() / initial_scale, scaler.get_backoff_factor())))
 
 
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> None:

@@ -16,7 +16,7 @@ from rich.table import Table
 from vrambench.bench.plan.plan import Plan, PlannedCell
 from vrambench.bench.predict.advise import Advice
 from vrambench.bench.predict.fit import Answer
-from vrambench.bench.predict.reach import Maximum
+from vrambench.bench.predict.reach import Maximum, Probe
 from vrambench.bench.results.forecast import Forecast, PredictedBatch, PredictedBatches
 from vrambench.bench.results.records import OutOfMemory
 from vrambench.methods.workload import Workload
@@ -48,7 +48,7 @@ def print_plan(planned: Plan, out: TextIO) -> None:
         if one.outcome and one.outcome.reason:
             why = [*why, f"not predicted: {one.outcome.reason}"]
         if one.outcome and one.outcome.forecast and one.outcome.forecast.memory.num_alloc_retries:
-            why = [*why, _retried(one.outcome.forecast)]
+            why = [*why, _retried(one.outcome.forecast.memory.num_alloc_retries)]
         colour = "green" if one.verdict == "valid" else "dim"
         told = _prediction(one) if predicted else ()
         rows.append((f"[{colour}]{plain(one.name)}[/]", one.verdict, *told, "\n".join(map(plain, why))))
@@ -122,14 +122,13 @@ def _verdict(answer: Answer) -> str:
     if forecast.verdict == "fits":
         return f"{need} of {budget} predicted, {units.size(forecast.margin_bytes)} to spare, more than the error band of {band}"
     if forecast.memory.num_alloc_retries:
-        return f"{need} of {budget} predicted, but it {_retried(forecast)}; the error band is {band}"
+        return f"{need} of {budget} predicted, but it {_retried(forecast.memory.num_alloc_retries)}; the error band is {band}"
     return f"{need} of {budget} predicted, {units.size(forecast.margin_bytes)} to spare, less than the error band of {band}"
 
 
-def _retried(forecast: Forecast) -> str:
+def _retried(retries: int | None) -> str:
     """Why it is tight, however much room is left."""
-    times = units.plural(forecast.memory.num_alloc_retries or 0, "time")
-    return f"fits only after cached memory is given back ({times})"
+    return f"fits only after cached memory is given back ({units.plural(retries or 0, 'time')})"
 
 
 def _runs_out(phase: str | None, oom: OutOfMemory | None) -> str:
@@ -168,15 +167,16 @@ def _tokens(workload: Workload) -> str:
 def _batches(batches: PredictedBatches) -> str:
     """Which batch the peak is of, how many are as large, and what a usual one takes."""
     share = batches.worst_share
-    often = f"{share:.0%} of batches are" if share >= 0.5 else f"1 in {round(1 / share):,} batches is"
+    often = f"{share:.0%} of batches have" if share >= 0.5 else f"1 in {round(1 / share):,} batches has"
     return (
-        f"worst batch: {_batch(batches.worst)}, which {often}; a usual batch is {_batch(batches.usual)} (what is allocated in its "
-        "step)"
+        f"worst batch: {_batch(batches.worst)}, and {often} as many tokens; a usual batch is {_batch(batches.usual)} (what is "
+        "allocated in its step)"
     )
 
 
 def _batch(batch: PredictedBatch) -> str:
-    return f"{batch.rows} x {batch.row_tokens:,} tokens: {units.size(batch.allocated_bytes)}"
+    whose = "" if batch.sequences == batch.rows else f" of {units.plural(batch.sequences, 'sequence')}"
+    return f"{batch.rows} x {batch.row_tokens:,} tokens{whose}: {units.size(batch.allocated_bytes)}"
 
 
 def _ledger(forecast: Forecast) -> Iterator[tuple[str, str, str]]:
@@ -195,7 +195,11 @@ def _ledger(forecast: Forecast) -> Iterator[tuple[str, str, str]]:
     yield "+ outside", size(memory.context_bytes), "CUDA context, kernels, libraries"
     yield "[bold]= device[/]", f"[bold]{size(memory.device_bytes)}[/]", "what nvidia-smi would show"
     if memory.elsewhere_bytes:
-        yield "elsewhere", size(memory.elsewhere_bytes), "another process', as reserved_elsewhere says; the budget holds both"
+        yield (
+            "elsewhere",
+            size(memory.elsewhere_bytes),
+            "another process', as reserved_elsewhere says; the budget holds both",
+        )
     if memory.managed_bytes:
         yield "managed", size(memory.managed_bytes), "paged: on the device as far as there is room, else on the host"
     if memory.host_pinned_bytes:
@@ -264,16 +268,20 @@ def _rests_on(answer: Answer) -> Iterator[str]:
     yield from forecast.notes
 
 
+def _probed(probe: Probe) -> str:
+    """The verdict, and what the budget does where it is reached."""
+    words = f"[{COLOURS[probe.verdict]}]{probe.verdict}[/]{_runs_out(probe.oom_phase, probe.oom)}"
+    if not probe.num_alloc_retries or probe.device_bytes is None:
+        return words
+    return f"{words}; {_retried(probe.num_alloc_retries)}, and then takes {units.size(probe.device_bytes)}"
+
+
 def _print_max(found: Maximum, console: Output) -> None:
     rows = [
-        (
-            str(probe.value),
-            units.size(probe.device_bytes),
-            f"[{COLOURS[probe.verdict]}]{probe.verdict}[/]{_runs_out(probe.oom_phase, probe.oom)}",
-        )
+        (str(probe.value), units.size(probe.unlimited_bytes), _probed(probe))
         for probe in sorted(found.probes, key=lambda probe: probe.value)
     ]
-    console.print(_table((found.field, "device", "verdict"), rows))
+    console.print(_table((found.field, "without a limit", "verdict"), rows))
     if found.value is None:
         console.tell(f"largest {found.field}: none fits ({found.bound})")
         return

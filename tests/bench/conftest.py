@@ -12,6 +12,7 @@ from vrambench.bench.plan.plan import PlannedCell
 from vrambench.bench.plan.validity import check
 from vrambench.bench.results.records import Result
 from vrambench.methods.cell import resolve
+from vrambench.methods.workload import PARTS
 
 AXES = {"precision": "fp32", "adapter": "none", "optimizer": "adamw_torch", "offload": "none", "algorithm": "sft"}
 WORKLOAD = {
@@ -29,7 +30,9 @@ WORKLOAD = {
 
 def plan_cell(axes: dict[str, str] | None = None, **workload: Any) -> PlannedCell:
     """A small cell: fp32 SFT of the tiny model, but for what is said."""
-    cell = resolve(AXES | (axes or {}), WORKLOAD | workload)
+    unsaid = PARTS if "lengths" in workload else ()
+    small = {name: value for name, value in WORKLOAD.items() if name not in unsaid}
+    cell = resolve(AXES | (axes or {}), small | workload)
     return PlannedCell(cell, cell.name, check(cell, "cpu"))
 
 

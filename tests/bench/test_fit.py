@@ -17,9 +17,10 @@ import vrambench
 from vrambench.bench.commands import app as cli
 from vrambench.bench.predict.fit import Answer
 from vrambench.bench.predict.forecast import Predictor
+from vrambench.bench.predict.reach import Maximum
 from vrambench.bench.results.records import Memory
 from vrambench.methods.axes import AXES
-from vrambench.methods.cell import from_flat
+from vrambench.methods.cell import from_flat, resolve
 from vrambench.reports.text.answers import print_fit
 
 MATRIX = """
@@ -175,18 +176,59 @@ def test_the_largest_value_and_advice_are_in_the_document(capsys: pytest.Capture
     assert told["max"]["field"] == "batch_size"
     assert 1024 <= told["max"]["value"] < 2048
     assert told["max"]["device_bytes"] <= budget
-    assert {"value", "device_bytes", "verdict", "oom_phase", "oom"} == set(told["max"]["probes"][0])
+    keys = {"value", "unlimited_bytes", "device_bytes", "verdict", "num_alloc_retries", "oom_phase", "oom"}
+    assert keys == set(told["max"]["probes"][0])
     (one,) = told["advice"]
     assert one["changes"]
     assert one["margin_bytes"] >= 0
     assert one["verdict"] in ("fits", "tight")
 
 
-def test_what_is_searched_may_be_swept(capsys: pytest.CaptureFixture[str]) -> None:
-    _, told = document("--sweep batch_size=6,2,4 --max batch_size --budget 1GiB", capsys)
+def test_what_is_searched_may_be_swept_by_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "matrix.yaml").write_text(MATRIX + "sweep: {batch_size: [6, 2, 4]}\n")
+    _, told = document("--max batch_size --budget 1GiB", capsys)
     assert told["max"]["probes"][0]["value"] == 2
-    assert cli.main(f"fit {CELL} --sweep batch_size=2,4 --sweep steps=3,4 --max batch_size".split()) == 2
+    (tmp_path / "matrix.yaml").write_text(MATRIX + "sweep: {batch_size: [2, 4], steps: [3, 4]}\n")
+    assert cli.main(f"fit {CELL} --max batch_size".split()) == 2
     assert "4 cells are left" in capsys.readouterr().err
+
+
+def test_selectors_that_say_nothing_to_it_are_not_offered(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["fit", "--help"]) == 0
+    offered = capsys.readouterr().out
+    assert "--only" in offered
+    assert [option for option in ("--repeat", "--coverage", "--sweep") if option in offered] == []
+
+
+def test_of_a_value_that_fits_under_its_budget_alone_both_bytes_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    one = resolve(dict(zip(AXES, CELL.split()[1::2], strict=True)), {"model": "tiny"})
+    forecast = Predictor().forecast(one)
+    retried = {
+        "value": 2,
+        "unlimited_bytes": 3 * 2**30,
+        "device_bytes": 2**30,
+        "verdict": "tight",
+        "num_alloc_retries": 1,
+    }
+    over = {"value": 3, "unlimited_bytes": 4 * 2**30, "device_bytes": None, "verdict": "does not fit"}
+    found = Maximum.model_validate(
+        {"field": "batch_size", "value": 2, "device_bytes": 2**30, "along": {}, "bound": "x", "probes": (retried, over)}
+    )
+    out = io.StringIO()
+    print_fit(Answer(one, None, forecast, max=found), out)
+    rows = [line.split() for line in out.getvalue().splitlines()]
+    said = "tight; fits only after cached memory is given back (1 time), and then takes 1 GiB"
+    assert ["2", "3", "GiB", *said.split()] in rows
+    assert ["3", "4", "GiB", "does", "not", "fit"] in rows
+
+
+def test_a_setting_of_the_file_that_no_cell_uses_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "matrix.yaml").write_text(MATRIX + "profiles: {p: {workload: {galore: {rank: 4}}}}\n")
+    assert cli.main(f"fit --profile p {CELL}".split()) == 0
+    said = "workload.galore.rank: no cell here uses it (optimizer galore_adamw, "
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -199,14 +241,15 @@ def test_what_is_searched_may_be_swept(capsys: pytest.CaptureFixture[str]) -> No
         ),
         (
             f"fit {CELL} --sweep steps=3,4",
-            "2 cells are left, and fit answers for one; choose one value each: steps is 3, 4 (as in --set steps=3)",
+            "--sweep steps=3,4: fit answers for one cell; vrambench plan takes it",
         ),
         (
             f"fit {CELL} --set attention=flash",
             "fp32 none adamw_torch none sft: invalid on CUDA by the rule fp32-flash: the flash attention kernel",
         ),
         (f"fit {CELL} --max batchsize", "--max: 'batchsize' is not one of batch_size, "),
-        (f"fit {CELL} --sweep steps=3,4 --max batchsize", "--max: 'batchsize' is not one of batch_size, "),
+        (f"fit {CELL} --coverage full", "--coverage full: fit answers for one cell; vrambench plan takes it"),
+        (f"fit {CELL} --repeat 3", "--repeat 3: fit predicts, and measures nothing that could be repeated"),
         (f"fit {CELL} --max=", "--max: '' is not one of batch_size, "),
         (f"fit {CELL} --max seed", "--max seed: memory does not depend on it; take one of batch_size"),
         (f"fit {CELL} --advise 0", "invalid value for '--advise': "),

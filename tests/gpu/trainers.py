@@ -42,6 +42,7 @@ SECONDS = 150
 MODEL = "llama-3.2-1b"
 BATCH, TOKENS = 2, 1024
 STEPS = 3
+GENERATING = ("grpo", "rloo")
 PROMPT_TOKENS, GENERATIONS = 128, 2
 """Of jobs that generate: a response has as many tokens as its prompt, and each prompt as many responses as are said."""
 MOST_ENTRIES = 2_000_000
@@ -100,6 +101,15 @@ QLORA = replace(
 )
 OFFLOADED = {"activation_offloading": True}
 KBIT = {"optim": "paged_adamw_8bit", "bf16": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+GENERATED = CHECKPOINTED | {"loss": "selective", "autocast": "bf16", "rollout_batch": BATCH // GENERATIONS}
+GRPO = Trained(
+    "grpo",
+    trainer="grpo",
+    lora=LORA,
+    axes="bf16 lora adamw_torch_fused none grpo",
+    settings=OUR_LORA | GENERATED | {"group_size": GENERATIONS},
+    recorded=True,
+)
 JOBS = (
     DEFAULTS,
     FULL,
@@ -164,12 +174,37 @@ JOBS = (
         settings={**DEFAULTS.settings, "packing": "bfd"},
         unequal=True,
     ),
-    Trained("dpo", trainer="dpo", lora=LORA),
-    Trained("dpo, full", trainer="dpo"),
-    Trained("reward", trainer="reward", lora=LORA | {"task_type": "SEQ_CLS"}),
-    Trained("grpo", trainer="grpo", lora=LORA, recorded=True),
-    Trained("grpo, full, with a reference", trainer="grpo", arguments={"beta": 0.04}),
-    Trained("rloo", trainer="rloo", lora=LORA),
+    Trained(
+        "dpo",
+        trainer="dpo",
+        lora=LORA,
+        axes="bf16 lora adamw_torch_fused none dpo",
+        settings=OUR_LORA | CHECKPOINTED | {"loss": "nll", "autocast": "bf16"},
+    ),
+    Trained(
+        "dpo, full",
+        trainer="dpo",
+        axes="bf16 none adamw_torch_fused none dpo",
+        settings=CHECKPOINTED | {"loss": "nll", "autocast": "bf16", "reference_dtype": "fp32"},
+    ),
+    Trained(
+        "reward",
+        trainer="reward",
+        lora=LORA | {"task_type": "SEQ_CLS"},
+        axes="bf16 lora adamw_torch_fused none reward",
+        settings=OUR_LORA | CHECKPOINTED | {"autocast": "bf16"},
+    ),
+    GRPO,
+    replace(
+        GRPO,
+        name="grpo, full, with a reference",
+        lora=None,
+        arguments={"beta": 0.04},
+        axes="bf16 none adamw_torch_fused none grpo",
+        settings=GENERATED | {"group_size": GENERATIONS, "grpo": {"beta": 0.04}},
+        recorded=False,
+    ),
+    replace(GRPO, name="rloo", trainer="rloo", axes="bf16 lora adamw_torch_fused none rloo", recorded=False),
 )
 
 
@@ -293,7 +328,8 @@ def row_here(job: Trained, sizes: Sizes, recordings: Path | None) -> dict[str, A
 
         card = card_here() if sizes.device == "cuda" else None
         model = {"model": str(sizes.checkpoint), "weights": "pretrained"}
-        row["predicted"] = predicted(job, model, sizes.tokens, card.name if card else "rtx-4090")
+        name = card.name if card else "rtx-4090"
+        row["predicted"] = predicted(job, model, sizes.tokens, sizes.prompt_tokens, name)
     if sizes.device == "cuda":
         row["gpu"] = torch.cuda.get_device_name(0)
         if job.recorded and recordings is not None:
@@ -308,7 +344,7 @@ def row_here(job: Trained, sizes: Sizes, recordings: Path | None) -> dict[str, A
     return row
 
 
-def predicted(job: Trained, model: Mapping[str, str], tokens: int, card: str) -> dict[str, int] | None:
+def predicted(job: Trained, model: Mapping[str, str], tokens: int, prompt: int, card: str) -> dict[str, int] | None:
     """Peaks of the cell that says the same; None where none does."""
     from vrambench.bench.predict.many import predict_all
     from vrambench.methods.cell import resolve
@@ -317,6 +353,10 @@ def predicted(job: Trained, model: Mapping[str, str], tokens: int, card: str) ->
     if job.axes is None:
         return None
     work: dict[str, Any] = {"batch_size": BATCH, "prompt_tokens": 1, "response_tokens": tokens - 1, "budget": "4TiB"}
+    if job.trainer in ("dpo", "reward"):
+        work |= dict(zip(("prompt_tokens", "response_tokens"), pair_tokens(tokens), strict=True))
+    if job.trainer in GENERATING:
+        work |= {"prompt_tokens": prompt, "response_tokens": prompt}
     if job.unequal:
         work |= {"lengths": dict.fromkeys(lengths_of(tokens), 1 / len(LENGTHS)), "max_length": tokens}
     cell = resolve(dict(zip(AXIS_NAMES, job.axes.split(), strict=True)), work | model | job.settings)
@@ -336,7 +376,7 @@ def predicted_anew(row: dict[str, Any], jobs: Mapping[str, Trained], card: str) 
     job = jobs.get(row["job"])
     if job is None or not row.get("allocated_bytes"):
         return row
-    found = predicted(job, {"model": row["model"]}, TOKENS, card)
+    found = predicted(job, {"model": row["model"]}, TOKENS, PROMPT_TOKENS, card)
     return row | {"axes": job.axes, "settings": dict(job.settings), "predicted": found, "error": errors(found, row)}
 
 
@@ -490,12 +530,18 @@ def texts(sizes: Sizes, count: int, tokens: int) -> list[str]:
     return [" ".join(f"w{index}" for index in torch.randint(size - 2, (tokens,)).tolist()) for _ in range(count)]
 
 
+def pair_tokens(tokens: int) -> tuple[int, int]:
+    """Of a prompt, and of each response with the token that the trainer ends it with: together no more than `tokens`."""
+    return tokens // 2 - 1, tokens // 2
+
+
 def pairs(sizes: Sizes) -> Any:
-    """Prompts, each with a response that is preferred and one that is not, which fill TOKENS together with it."""
+    """Prompts, each with a response that is preferred and one that is not."""
     from datasets import Dataset
 
-    count, half = BATCH * STEPS, sizes.tokens // 2
-    prompts, chosen, rejected = (texts(sizes, count, half - 1) for _ in range(3))
+    count, (prompt, response) = BATCH * STEPS, pair_tokens(sizes.tokens)
+    prompts = texts(sizes, count, prompt)
+    chosen, rejected = (texts(sizes, count, response - 1) for _ in range(2))
     spaced = {"chosen": [f" {one}" for one in chosen], "rejected": [f" {one}" for one in rejected]}
     return Dataset.from_dict({"prompt": prompts, **spaced})
 

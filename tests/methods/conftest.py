@@ -13,6 +13,7 @@ from vrambench.methods.axes import AXES
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
+from vrambench.methods.workload import PARTS
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("methods", derandomize=True, deadline=None, max_examples=60)
@@ -35,7 +36,8 @@ SMALL: dict[str, Any] = {
 
 def small_cell(**settings: Any) -> Cell:
     """fp32 SFT of the tiny model with AdamW, but for what is said; axes and the workload's fields side by side."""
-    asked = SMALL | settings
+    unsaid = PARTS if "lengths" in settings else PARTS[1:] if "max_length" in settings else ()
+    asked = {name: value for name, value in SMALL.items() if name not in unsaid} | settings
     return resolve({axis: asked.pop(axis) for axis in AXES}, asked)
 
 

@@ -21,15 +21,17 @@ from vrambench.methods.optimizers import OPTIMIZERS
 from vrambench.methods.optimizers.galore import GaLoreOptions
 from vrambench.methods.workload import FIELDS
 
+GRPO_AXES = PPO_AXES | {"algorithm": "grpo"}
+
 # Another value of every field.
 OTHER: dict[str, Any] = {
     "model": "tiny-gpt2",
     "weights": "pretrained",
     "data": "book.txt",
     "batch_size": 3,
-    "prompt_tokens": 7,
-    "response_tokens": 7,
-    "max_length": 30,
+    "prompt_tokens": 1,
+    "response_tokens": 299,
+    "max_length": 300,
     "lengths": {7: 0.5, 9: 0.5},
     "pad_to_multiple_of": 8,
     "padding_free": True,
@@ -52,9 +54,13 @@ OTHER: dict[str, Any] = {
     "lora_target_parameters": ["mlp.experts.down_proj"],
     "lora_modules_to_save": ["embed_tokens"],
     "adapter_dtype": "bf16",
+    "adapter_weights": "saved:mine",
     "rollout_batch": 3,
+    "group_size": 3,
+    "micro_rollout_batch_size": 3,
     "value": "separate",
     "reference": "copy",
+    "reference_dtype": "fp32",
     "reward": "own:score",
     "reward_model": "tiny-gpt2",
     "eval_batch_size": 3,
@@ -62,6 +68,7 @@ OTHER: dict[str, Any] = {
     "prediction_loss_only": False,
     "eval_accumulation_steps": 2,
     "save": "model",
+    "save_as": "mine",
     "learning_rate": 0.5,
     "max_grad_norm": 0.5,
     "steps": 9,
@@ -91,7 +98,8 @@ OTHER_OPTIONS: dict[str, dict[str, object]] = {
         if isinstance(field.default, bool | int | float)
     )
     for space, kind in option_namespaces().items()
-}
+    if kind.model_fields
+} | {"trl": {"beta": 0.5}}
 
 
 def test_an_id_is_the_same_in_every_version() -> None:
@@ -125,7 +133,7 @@ def test_what_no_axis_value_uses_is_empty() -> None:
     cell = resolve(SFT_AXES, settings)
     empty = {field for field in FIELDS if getattr(cell.workload, field) is None}
     assert (
-        empty - {"eval_accumulation_steps", "lengths", "pad_to_multiple_of", "reserved_elsewhere"}
+        empty - {"eval_accumulation_steps", "lengths", "pad_to_multiple_of", "save_as", "reserved_elsewhere"}
         == unused(SFT_AXES)
         == conditional_fields() - set(AXES["algorithm"].get("sft").fields)
     )
@@ -168,7 +176,37 @@ def test_automatic_reference(adapter: str, asked: str, reference: str) -> None:
     assert resolve(PPO_AXES | {"adapter": adapter}, {"reference": asked}).workload.reference == reference
 
 
-@pytest.mark.parametrize(("algorithm", "rate"), [("sft", 2e-5), ("ppo", 3e-6), ("remax", 1e-6)])
+@pytest.mark.parametrize(
+    ("algorithm", "settings", "reference"),
+    [
+        ("grpo", {}, "none"),
+        ("grpo", {"grpo": {"beta": 0.04}}, "adapter_off"),
+        ("grpo", {"reference": "copy"}, "copy"),
+        ("rloo", {}, "adapter_off"),
+        ("rloo", {"rloo": {"beta": 0}}, "none"),
+        ("reinforce", {}, "adapter_off"),
+    ],
+)
+def test_what_has_no_part_in_the_loss_is_no_role(algorithm: str, settings: dict[str, Any], reference: str) -> None:
+    assert resolve(PPO_AXES | {"algorithm": algorithm}, settings).workload.reference == reference
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "size"), [("sft", None), ("ppo", None), ("reinforce", None), ("rloo", 2), ("grpo", 8)]
+)
+def test_each_algorithm_has_its_group_size(algorithm: str, size: int | None) -> None:
+    axes = PPO_AXES | {"algorithm": algorithm}
+    usual = resolve(axes, {})
+    assert usual.workload.group_size == size
+    assert resolve(axes, {"group_size": 3}).workload.group_size == (3 if size else None)
+    assert usual.algorithm_value.sequences_per_prompt(usual.workload) == (size or 1)
+    assert usual.id == resolve(axes, {"group_size": size}).id
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "rate"),
+    [("sft", 2e-5), ("ppo", 3e-6), ("remax", 1e-6), ("reinforce", 1e-6), ("rloo", 1e-6), ("grpo", 1e-6)],
+)
 def test_each_algorithm_has_its_learning_rate(algorithm: str, rate: float) -> None:
     axes = PPO_AXES | {"algorithm": algorithm}
     assert resolve(axes, {}).workload.learning_rate == rate
@@ -198,12 +236,12 @@ def test_each_algorithm_has_its_learning_rate(algorithm: str, rate: float) -> No
         (PPO_AXES, {}, {"max_length": 9}),
         (SFT_AXES, {}, {"max_length": 512}),
         (SFT_AXES, {"prompt_tokens": 96, "response_tokens": 4000}, {"prompt_tokens": 96, "max_length": 4096}),
-        (SFT_AXES, {"prompt_tokens": 7, "response_tokens": 1}, {"max_length": 8}),
+        (SFT_AXES, {"prompt_tokens": 7}, {"prompt_tokens": 7, "response_tokens": 256, "max_length": 263}),
         (SFT_AXES, {}, {"lengths": None, "packing": "none", "padding_free": False}),
         (
             SFT_AXES,
             {"lengths": {8: 0.5, 4: 0.5}},
-            {"lengths": {"4": 0.5, "8": 0.5}, "max_length": 9, "prompt_tokens": 3},
+            {"lengths": {"4": 0.5, "8": 0.5}, "max_length": 9, "prompt_tokens": 1, "response_tokens": 7},
         ),
         (SFT_AXES, {"lengths": {4: 0.5, 6: 0.5}}, {"lengths": {4: 0.5, 7: 0.25, 9: 0.25}, "max_length": 6}),
     ],
@@ -228,10 +266,10 @@ def test_the_order_of_settings_does_not_matter() -> None:
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_field_that_is_used_changes_the_id(field: str) -> None:
     plain = {"reward": "model", "eval_batch_size": 2}
-    for axes in (PPO_AXES, SFT_AXES):
+    for axes in (PPO_AXES, SFT_AXES, GRPO_AXES):
         changed = resolve(axes, plain).id != resolve(axes, plain | {field: OTHER[field]}).id
         assert changed == (field not in unused(axes))
-    assert field not in unused(PPO_AXES) & unused(SFT_AXES)
+    assert field not in unused(PPO_AXES) & unused(SFT_AXES) & unused(GRPO_AXES)
 
 
 @pytest.mark.parametrize("axis", AXES)

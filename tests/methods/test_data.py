@@ -12,10 +12,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from vrambench.methods.data import SUCCESSORS, Ahead, Chain, Text, open_data, read_documents
+from vrambench.methods.data import SUCCESSORS, Ahead, Chain, Text, open_data
 from vrambench.methods.device import get_device
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.config import model_config
+from vrambench.methods.texts import read_documents
 from vrambench.methods.workload import Workload
 
 CPU = get_device("cpu")

@@ -126,6 +126,9 @@ MANY: list[dict[str, Any]] = [
     {"gradient_accumulation_steps": 9, "offload": "zero2_optimizer", "zero": {"reduce_bucket_size": 100_000}},
     {"algorithm": "remax", "rollout_batch": 9},
     {"algorithm": "ppo", "rollout_batch": 8, "gradient_accumulation_steps": 2, "ppo": {"epochs": 2}},
+    {"algorithm": "reinforce", "rollout_batch": 9, "micro_rollout_batch_size": 2},
+    {"algorithm": "rloo", "rollout_batch": 3, "rloo": {"num_iterations": 3}},
+    {"algorithm": "grpo", "gradient_accumulation_steps": 16, "micro_rollout_batch_size": 5},
 ]
 
 

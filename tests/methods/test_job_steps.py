@@ -56,6 +56,9 @@ def test_ppos_first_ratio_is_one(
         ({"algorithm": "ppo"}, 4 * 8, 4 * 4, 4),
         ({"algorithm": "ppo", "ppo": {"epochs": 7}}, 4 * 8, 4 * 4, 4),
         ({"algorithm": "remax"}, 4 * 8, 2 * 4 * 4, 4),
+        ({"algorithm": "reinforce"}, 4 * 8, 4 * 4, 4),
+        ({"algorithm": "rloo"}, 8 * 8, 8 * 4, 8),
+        ({"algorithm": "grpo", "group_size": 3, "grpo": {"num_iterations": 2}}, 12 * 8, 12 * 4, 12),
     ],
 )
 def test_work_is_counted_once(job: MakeJob, settings: dict[str, Any], train: int, generated: int, samples: int) -> None:

@@ -208,6 +208,9 @@ RL = ["rollout", "score"]
         ({"gradient_accumulation_steps": 3}, ["learn", "optimizer_step"]),
         ({"algorithm": "remax"}, RL + ["learn", "optimizer_step"] * 2),
         ({"algorithm": "remax", "gradient_accumulation_steps": 2}, [*RL, "learn", "optimizer_step"]),
+        ({"algorithm": "reinforce"}, RL + ["learn", "optimizer_step"] * 2),
+        ({"algorithm": "rloo", "rloo": {"num_iterations": 2}}, RL + ["learn", "optimizer_step"] * 8),
+        ({"algorithm": "grpo", "gradient_accumulation_steps": 16}, [*RL, "learn", "optimizer_step"]),
         ({"algorithm": "ppo", "ppo": {"epochs": 3}}, RL + ["learn", "optimizer_step"] * 6),
         (
             {"algorithm": "ppo", "value": "separate", "ppo": {"epochs": 1}},

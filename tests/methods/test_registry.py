@@ -76,7 +76,7 @@ def test_values_keep_the_table_s_order() -> None:
         ("precision", "fp8", ""),
         ("adapter", "qlora", "; QLoRA is precision nf4 with adapter lora"),
         ("algorithm", "grpo", ""),
-        ("algorithm", "dpo", ""),
+        ("algorithm", "simpo", "; it is algorithm dpo with dpo: {loss_type: simpo}"),
         (
             "optimizer",
             "paged_adamw_32bit",

@@ -16,6 +16,7 @@ from tests.methods.usual import PPO_AXES, SFT_AXES
 from vrambench.methods.axes import AXES
 from vrambench.methods.cards import CAPACITIES
 from vrambench.methods.cell import option_namespaces, resolve
+from vrambench.methods.elsewhere import HERE
 from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
 from vrambench.methods.workload import AXIS_NAMES, FIELDS, Workload, parse_size
 
@@ -29,6 +30,19 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
     ({"batch_sice": 2}, "batch_sice", "workload: unknown field 'batch_sice'; did you mean 'batch_size'?"),
     ({"seq_length": 512}, "seq_length", "workload: unknown field 'seq_length'; did you mean 'max_length'?"),
     ({"load_in_4bit": True}, "load_in_4bit", "workload: unknown field 'load_in_4bit'; it is precision nf4"),
+    (
+        {"double_quant": True},
+        "double_quant",
+        "workload: unknown field 'double_quant'; it is the option nf4.double_quant",
+    ),
+    ({"fp32": True}, "fp32", "workload: unknown field 'fp32'; it is precision fp32"),
+    (
+        {"optim": "adafactor"},
+        "optim",
+        "workload: unknown field 'optim'; it is the axis optimizer (--optimizer adamw_torch)",
+    ),
+    ({"packing": True}, "packing", "packing: true is not one of none, bfd, wrapped; did you mean 'bfd'?"),
+    ({"packing": False}, "packing", "packing: false is not one of none, bfd, wrapped; did you mean 'none'?"),
     ({"galor": {}}, "galor", "workload: unknown field 'galor'; did you mean 'galore'?"),
     ({"options": {}}, "options", "workload: unknown field 'options'"),
     (
@@ -198,6 +212,52 @@ def test_a_mistake_is_named_whether_the_field_is_used_or_not(settings: dict[str,
             resolve(axes, settings)
         assert str(caught.value) == said
         assert caught.value.field == field
+
+
+TWICE: list[tuple[dict[str, Any], str, str]] = [
+    (
+        {"max_length": 256},
+        "max_length",
+        "prompt_tokens: 256 must be less than max_length, 256, which leaves the rest to the response",
+    ),
+    (
+        {"prompt_tokens": 600, "max_length": 512},
+        "prompt_tokens",
+        "prompt_tokens: 600 must be less than max_length, 512, which leaves the rest to the response",
+    ),
+    (
+        {"response_tokens": 100, "max_length": 512},
+        "response_tokens",
+        "response_tokens: 100 with prompt_tokens 256 is not max_length, 512; leave response_tokens or max_length out",
+    ),
+    (
+        {"prompt_tokens": 100, "lengths": {64: 1.0}},
+        "prompt_tokens",
+        "prompt_tokens: 100 says nothing beside lengths, {64: 1.0}, which say how long sequences are; leave one of both out",
+    ),
+    (
+        {"response_tokens": 100, "lengths": {64: 1.0}, "max_length": 512},
+        "response_tokens",
+        "response_tokens: 100 says nothing beside lengths, {64: 1.0}, which say how long sequences are; leave one of both out",
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "field", "said"), TWICE)
+def test_what_disagrees_about_lengths_is_named_where_they_are_used(
+    settings: dict[str, Any], field: str, said: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        resolve(SFT_AXES, settings)
+    assert str(caught.value) == said
+    assert caught.value.field == field
+    assert resolve(PPO_AXES, settings | {"lengths": None}).workload.max_length is None
+
+
+@pytest.mark.parametrize("name", sorted(HERE))
+def test_what_trainers_call_otherwise_is_told(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(f"unknown field {name!r}; {HERE[name]}")):
+        resolve(SFT_AXES, {name: True})
 
 
 def test_nothing_of_pydantics_own_words_or_pythons_is_left() -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vrambench.bench.results.curves import quarters
 from vrambench.reports import units
 
 
@@ -86,15 +87,15 @@ def test_rates_and_percentages() -> None:
 
 
 def test_a_curve_is_told_by_its_quarters() -> None:
-    assert units.quarters([8, 6, 4, 4, 3, 3, 2, 0]) == (7, 1)
-    assert units.quarters([5.0]) == (5, 5)
-    assert units.quarters([]) is None
+    assert quarters([8, 6, 4, 4, 3, 3, 2, 0]) == (7, 1)
+    assert quarters([5.0]) == (5, 5)
+    assert quarters([]) is None
     assert units.change((2.5, 0.5)) == "2.50 → 0.500"
 
 
 def test_a_quarter_with_a_value_missing_has_no_mean() -> None:
-    assert units.quarters([1.0, 2.0, 3.0, None]) == (1, None)
-    assert units.quarters([1.0, 2.0, 3.0, math.nan]) == (1, None)
+    assert quarters([1.0, 2.0, 3.0, None]) == (1, None)
+    assert quarters([1.0, 2.0, 3.0, math.nan]) == (1, None)
     assert units.change((1.0, None)) == "1.00 → –"
 
 

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.reports import made
+from vrambench.bench.claims.cells import cells_of
+from vrambench.bench.claims.file import load_claims
 from vrambench.bench.results.records import Learning, Memory, RoleBytes
 from vrambench.reports.page import charts, views
-from vrambench.reports.page.html import TEMPLATES
+from vrambench.reports.page.html import TEMPLATES, render
 from vrambench.reports.page.views import ORDER, VIEWS
 from vrambench.reports.page.views.cells import cells
+from vrambench.reports.page.views.claims import claims
 from vrambench.reports.page.views.environment import environment
 from vrambench.reports.page.views.learning import CURVE_POINTS, group_names, learning
 from vrambench.reports.page.views.ledger import LEDGER_CELLS, ledger, segments
@@ -263,4 +266,40 @@ def test_the_environment_is_told_in_units_with_what_is_unknown() -> None:
 
 def test_an_info_without_anything_is_enough() -> None:
     report = Report([Run("bare", {}, (made.full("a1"),))])
-    assert all(view.data(report) is not None for view in VIEWS)
+    assert all(view.data(report) is not None for view in VIEWS if view.id != "claims"), "it answers none"
+
+
+def test_claims_that_the_runs_answer_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """
+common: {precision: bf16, adapter: none, optimizer: adamw_torch, offload: none, model: tiny}
+claims:
+  memory:
+    claim: ReMax takes <half>
+    source: a paper
+    cells: {ppo: {algorithm: ppo}, remax: {algorithm: remax}}
+    formula: 1 - remax.device_bytes / ppo.device_bytes
+    claimed: 50 %
+"""
+    monkeypatch.chdir(tmp_path)
+    Path("claims.yaml").write_text(text)
+    claim = load_claims(Path("claims.yaml")).claims["memory"]
+    of = {name: cell for name, (cell,) in cells_of(claim, claim.cells).items()}
+    results = [
+        made.result(cell.id, cell=cell.flat(), memory=Memory(device_bytes=size * GIB))
+        for cell, size in ((of["ppo"], 8), (of["remax"], 6))
+    ]
+    run = made.run_of(results)
+    data = claims(Report([run]))
+    assert data
+    (line,) = data.lines
+    assert (line.claimed, line.measured, line.verdict) == ("50 %", ("25 % on NVIDIA GeForce RTX 4090",), "partly")
+    page = render([run], draw=lambda chart: "")
+    assert "ReMax takes &lt;half&gt;; a paper" in page
+    assert claims(Report([made.run_of(results[:1])])) is None
+    Path("claims.yaml").write_text(text.replace("50 %", "half"))
+    broken = claims(Report([run]))
+    assert broken
+    assert broken.error == (
+        "claims.yaml:9: claims.memory.claimed: 'half' is no claim; write a number with its unit (50 %, 2.2 x, 13.6 GB, "
+        "at least 80 GB), fits, or does not fit"
+    )

@@ -108,6 +108,71 @@ OF_LENGTHS: tuple[tuple[str, dict[str, Any], dict[str, Any], tuple[int, ...]], .
     ("packed by bfd", {"packing": True, "packing_strategy": "bfd"}, {"packing": "bfd"}, SHORT),
     ("packed by wrapping", {"packing": True, "packing_strategy": "wrapped"}, {"packing": "wrapped"}, SHORT),
 )
+PAIRS = Configuration(
+    name="dpo",
+    trl=True,
+    pairs="dpo",
+    axes="bf16 none adamw_torch none dpo",
+    tied=True,
+    load=HALF,
+    arguments={"bf16": False, "gradient_checkpointing": False, "optim": "adamw_torch"},
+    settings={"reference_dtype": "fp32"},
+)
+PAIRS_LORA = replace(
+    PAIRS,
+    name="dpo lora",
+    axes="bf16 lora adamw_torch none dpo",
+    peft=LORA,
+    arguments={"bf16": True, "optim": "adamw_torch"},
+    settings=OUR_LORA | CHECKPOINTED | {"autocast": "bf16"},
+)
+REWARDS = replace(PAIRS, name="reward", pairs="reward", axes="bf16 none adamw_torch none reward", settings={})
+OF_PAIRS = (
+    PAIRS,
+    replace(
+        PAIRS,
+        name="dpo, under autocast",
+        arguments=PAIRS.arguments | {"bf16": True},
+        settings=PAIRS.settings | {"autocast": "bf16"},
+    ),
+    replace(
+        PAIRS,
+        name="dpo, precomputed",
+        arguments=PAIRS.arguments | {"precompute_ref_log_probs": True},
+        settings={"reference": "precomputed"},
+    ),
+    PAIRS_LORA,
+    replace(
+        PAIRS_LORA,
+        name="dpo lora, without autocast or checkpointing",
+        arguments=PAIRS.arguments,
+        settings=OUR_LORA,
+    ),
+    replace(
+        PAIRS_LORA,
+        name="dpo qlora",
+        axes="nf4 lora adamw_torch none dpo",
+        load=HALF | QUANTISED | {"quantization_config": NF4},
+        settings=PAIRS_LORA.settings | {"adapter_dtype": "bf16"},
+    ),
+    REWARDS,
+    replace(
+        REWARDS,
+        name="reward lora",
+        axes="bf16 lora adamw_torch none reward",
+        peft=LORA | {"task_type": "SEQ_CLS"},
+        arguments={"bf16": True, "optim": "adamw_torch"},
+        settings=PAIRS_LORA.settings,
+    ),
+    replace(
+        REWARDS,
+        name="reward qlora",
+        axes="nf4 lora adamw_torch none reward",
+        load=HALF | QUANTISED | {"quantization_config": NF4},
+        peft=LORA | {"task_type": "SEQ_CLS"},
+        settings=OUR_LORA | {"adapter_dtype": "bf16"},
+    ),
+)
 CONFIGURATIONS = (
     TIED,
     replace(
@@ -229,6 +294,7 @@ CONFIGURATIONS = (
         )
         for name, arguments, settings, documents in OF_LENGTHS
     ),
+    *OF_PAIRS,
     Configuration(
         name="adafactor", trl=False, axes="bf16 none adafactor none sft", load=HALF, arguments={"optim": "adafactor"}
     ),
@@ -275,6 +341,9 @@ DOCUMENTS = Difference(
     LAYERS * (2 * (BATCH * TOKENS) ** 2 + 2 * BATCH * TOKENS * WIDTH),
 )
 INPUTS = (LABELS, MASK)
+MASK_OF_PAIRS = Difference("attention mask", 2 * TOKEN_BYTES)
+INPUTS_OF_PAIRS = (MASK_OF_PAIRS, Difference("prompts in the completion mask", TOKEN_BYTES))
+INPUTS_OF_REWARDS = (MASK_OF_PAIRS, Difference("a mask of responses, which the trainer does not have", -TOKEN_BYTES))
 ENTROPIES = Difference(
     "entropies for TRL's log, while the log-softmax, the logits in fp32 and a copy of them without each sequence's last are "
     "held: the log-softmax of 128 tokens, its exponentials, and their product",
@@ -306,6 +375,16 @@ NAMED: dict[str, dict[str, tuple[Difference, ...]]] = {
     "packed, wrapped": {"learn": INPUTS, "optimizer_step": (*INPUTS, norms_apart(2))},
     "packed": {"learn": (*INPUTS, DOCUMENTS), "optimizer_step": (*INPUTS, norms_apart(2))},
     **{name: {"optimizer_step": (norms_apart(2),)} for name, *_ in OF_LENGTHS},
+    **{
+        one.name: {"learn": INPUTS_OF_PAIRS, "optimizer_step": INPUTS_OF_PAIRS}
+        for one in OF_PAIRS
+        if one.pairs == "dpo"
+    },
+    **{
+        one.name: dict.fromkeys(("learn", "optimizer_step"), INPUTS_OF_REWARDS)
+        for one in OF_PAIRS
+        if one.pairs == "reward"
+    },
     "adafactor": {"learn": (LABELS,), "optimizer_step": (LABELS, ADAFACTOR)},
     "8-bit adamw": {"learn": (LABELS,), "optimizer_step": (LABELS,)},
 }

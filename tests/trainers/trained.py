@@ -10,7 +10,7 @@ import gc
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from vrambench.bench.measure.meters.storages import StorageTrace, existing_tenso
 from vrambench.methods.batches import Batch, Batches, Row, best_fit_decreasing, wrapped
 from vrambench.methods.cell import resolve
 from vrambench.methods.device import get_device
-from vrambench.methods.job import Job
+from vrambench.methods.job import Job, Role
 from vrambench.methods.offload.learner import tensors_in
 from vrambench.methods.workload import Workload
 
@@ -46,10 +46,10 @@ class Held:
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """A trainer's job and the cell that says the same. `trl`: SFTTrainer, else transformers' Trainer. `tied`: on the model with
-    tied embeddings. `load`: what from_pretrained is told; `prepare`: what a script does with the model before it gives it to the
-    trainer; `peft`: LoraConfig's arguments; `arguments`: those of the trainer's own configuration. `axes`, `settings`: the
-    cell's."""
+    """A trainer's job and the cell that says the same. `trl`: SFTTrainer, else transformers' Trainer; with `pairs` the one of TRL's
+    trainers of pairs that it names. `tied`: on the model with tied embeddings. `load`: what from_pretrained is told; `prepare`:
+    what a script does with the model before it gives it to the trainer; `peft`: LoraConfig's arguments; `arguments`: those of the
+    trainer's own configuration. `axes`, `settings`: the cell's."""
 
     name: str
     trl: bool
@@ -62,6 +62,8 @@ class Configuration:
     settings: Mapping[str, Any] = field(default_factory=dict)
     documents: tuple[int, ...] = ()
     """Tokens of each of the dataset's rows, in their order; where there are none, all have TOKENS."""
+    pairs: Literal["dpo", "reward"] | None = None
+    """Half of each sequence is its prompt."""
 
 
 def write_model(folder: Path, *, tied: bool) -> None:
@@ -103,10 +105,10 @@ class Watch:
     def end(self) -> None:
         self._trace.__exit__(None, None, None)
 
-    def held(self, model: nn.Module, state: Any) -> Held:
+    def held(self, models: Iterable[nn.Module], state: Any) -> Held:
         return Held(
             peaks={name: peak - self._before for name, peak in self._trace.phase_peaks.items()},
-            weights=storage_bytes(weights(model), "cpu", set()),
+            weights=storage_bytes([one for model in models for one in weights(model)], "cpu", set()),
             gradients=self._gradients,
             state=storage_bytes(tensors_in(state), "cpu", set()),
         )
@@ -133,18 +135,21 @@ def ours(configuration: Configuration, folder: Path) -> Held:
         "model": str(folder),
         "weights": "pretrained",
         "batch_size": BATCH,
-        "prompt_tokens": 1,
-        "response_tokens": TOKENS - 1,
+        "prompt_tokens": TOKENS // 2 if configuration.pairs else 1,
+        "response_tokens": TOKENS // 2 if configuration.pairs else TOKENS - 1,
         "learning_rate": 1e-3,
-        "loss": "nll",
+        "loss": "scored" if configuration.pairs == "reward" else "nll",
     }
     cell = resolve(dict(zip(AXES, configuration.axes.split(), strict=True)), settings | dict(configuration.settings))
     watch = Watch()
     traced = False
 
+    def trained() -> Role:
+        return next(role for role in job.roles.values() if role.learner)
+
     def enter(phase: str) -> None:
         if traced and phase == "optimizer_step":
-            watch.step(job.roles["policy"].module.parameters())
+            watch.step(trained().module.parameters())
 
     job = Job(cell, get_device("cpu"), enter)
     job.load()
@@ -158,14 +163,14 @@ def ours(configuration: Configuration, folder: Path) -> Held:
             watch.begin()
         job.step(index)
     watch.end()
-    policy = job.roles["policy"]
-    assert policy.learner is not None
-    return watch.held(policy.module, list(policy.learner.optimizer_state()))
+    learner = trained().learner
+    assert learner is not None
+    return watch.held([role.module for role in job.roles.values()], list(learner.optimizer_state()))
 
 
 def theirs(configuration: Configuration, folder: Path, output: Path) -> Held:
     """The trainer's own job."""
-    from transformers import AutoModelForCausalLM, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 
     watch = Watch()
 
@@ -188,12 +193,17 @@ def theirs(configuration: Configuration, folder: Path, output: Path) -> Held:
                 watch.end()
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", **configuration.load)
+    auto, more = AutoModelForCausalLM, dict[str, Any]()
+    if configuration.pairs == "reward":
+        auto, more = AutoModelForSequenceClassification, {"num_labels": 1}
+    model = auto.from_pretrained(folder, attn_implementation="sdpa", **configuration.load, **more)
     model = configuration.prepare(model)
-    trainer = (_sft_trainer if configuration.trl else _trainer)(configuration, model, output, Tag())
+    make = _trainer_of_pairs if configuration.pairs else _sft_trainer if configuration.trl else _trainer
+    trainer = make(configuration, model, output, Tag())
     del model
     trainer.train()
-    return watch.held(trainer.model, trainer.optimizer.state)
+    reference = getattr(trainer, "ref_model", None)
+    return watch.held([trainer.model, *([reference] if reference else [])], trainer.optimizer.state)
 
 
 def _arguments(configuration: Configuration, output: Path) -> dict[str, Any]:
@@ -240,6 +250,34 @@ def _sft_trainer(configuration: Configuration, model: Any, output: Path, callbac
     )
 
 
+def _trainer_of_pairs(configuration: Configuration, model: Any, output: Path, callback: Any) -> Any:
+    import trl
+    from datasets import Dataset
+    from peft import LoraConfig
+
+    trainer, config = {
+        "dpo": (trl.DPOTrainer, trl.DPOConfig),
+        "reward": (trl.RewardTrainer, trl.RewardConfig),
+    }[configuration.pairs or ""]
+    count, half = BATCH * STEPS * configuration.arguments.get("gradient_accumulation_steps", 1), TOKENS // 2
+    # The trainer ends a response with a token of its own.
+    sizes = ((count, half), (count, half - 1), (count, half - 1))
+    prompts, chosen, rejected = (torch.randint(VOCABULARY - 2, size).tolist() for size in sizes)
+
+    def text(rows: list[list[int]]) -> list[str]:
+        return [" ".join(f"w{word}" for word in row) for row in rows]
+
+    responses = {name: [f" {one}" for one in text(rows)] for name, rows in (("chosen", chosen), ("rejected", rejected))}
+    return trainer(
+        model=model,
+        args=config(**{"max_length": TOKENS} | _arguments(configuration, output)),
+        train_dataset=Dataset.from_dict({"prompt": text(prompts), **responses}),
+        processing_class=_tokenizer(),
+        peft_config=None if configuration.peft is None else LoraConfig(**configuration.peft),
+        callbacks=[callback],
+    )
+
+
 def _trainer(configuration: Configuration, model: Any, output: Path, callback: Any) -> Any:
     from peft import LoraConfig, get_peft_model
     from transformers import Trainer, TrainingArguments
@@ -252,10 +290,13 @@ def _trainer(configuration: Configuration, model: Any, output: Path, callback: A
 
 
 def _tokenizer() -> Any:
-    """Two words that no row has."""
+    """A word for each token, and two that no row has."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(WordLevel({"<pad>": VOCABULARY - 1, "<eos>": VOCABULARY - 2}, unk_token="<pad>"))
+    named = {f"w{index}": index for index in range(VOCABULARY - 2)}
+    words = Tokenizer(WordLevel({**named, "<pad>": VOCABULARY - 1, "<eos>": VOCABULARY - 2}, unk_token="<pad>"))
+    words.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")

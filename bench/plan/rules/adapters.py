@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vrambench.bench.plan.rules.rule import Rule
-from vrambench.bench.plan.traits import full, quantized_to, zero
+from vrambench.bench.plan.traits import full, quantized, quantized_to, zero
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -55,10 +55,40 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: cell.workload.save == "merged" and full(cell),
     ),
     Rule(
+        "save-as-nothing",
+        "reject",
+        "save_as names what is saved, and nothing is (save: model or merged)",
+        lambda cell, _: cell.workload.save_as is not None and cell.workload.save == "none",
+    ),
+    Rule(
+        "merge-quantized",
+        "reject",
+        "an adapter is merged into 16-bit weights, which are quantised anew where they are read: rounding would swallow most of it "
+        "(precision bf16 or fp16)",
+        lambda cell, _: not cell.algorithm_value.trains and quantized(cell),
+    ),
+    Rule(
+        "merge-nothing",
+        "reject",
+        "it merges an adapter that another cell has saved, and saves what comes of it (adapter lora, adapter_weights: saved:NAME, "
+        "save: merged)",
+        lambda cell, _: (
+            not cell.algorithm_value.trains
+            and (full(cell) or cell.workload.adapter_weights == "initial" or cell.workload.save != "merged")
+        ),
+    ),
+    Rule(
         "rollout-dropout",
         "warn",
         "the adapter's dropout stays on in rollouts and scores, so log-probabilities of one token differ from pass to pass",
         lambda cell, _: bool(cell.workload.lora_dropout) and cell.workload.rollout_batch is not None,
+    ),
+    Rule(
+        "pairs-dropout",
+        "warn",
+        "the adapter's dropout stays on, so two passes over one response give different numbers; TRL's trainers of pairs switch it "
+        "off (lora_dropout: 0)",
+        lambda cell, _: bool(cell.workload.lora_dropout) and cell.algorithm_value.from_pairs,
     ),
     Rule(
         "lora-paged",

@@ -7,6 +7,7 @@ import torch
 from vrambench.bench.plan.rules.rule import Rule
 from vrambench.bench.plan.traits import (
     attends_by_own_code,
+    autocast,
     beyond_chunks,
     chosen_kernels,
     longest_row,
@@ -24,6 +25,16 @@ RULES: tuple[Rule, ...] = (
         "the flash attention kernel takes half precision only",
         lambda cell, _: (
             cell.workload.attention in ("flash", "flash_attention_2") and product_dtype(cell) == torch.float32
+        ),
+    ),
+    Rule(
+        "reference-flash",
+        "reject",
+        "the flash attention kernel takes half precision only, and without autocast a reference in fp32 has none (attention: sdpa)",
+        lambda cell, _: (
+            cell.workload.reference_dtype == "fp32"
+            and cell.workload.attention in ("flash", "flash_attention_2")
+            and autocast(cell) is None
         ),
     ),
     Rule(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vrambench.bench.plan.rules.rule import Rule
-from vrambench.bench.plan.traits import quantized_to, remax_temperature, visitors
+from vrambench.bench.plan.traits import algorithm_option, quantized_to, remax_temperature, visitors
 from vrambench.methods.models.losses import LOSSES
 
 RULES: tuple[Rule, ...] = (
@@ -20,6 +20,12 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: remax_temperature(cell) == 0,
     ),
     Rule(
+        "group-of-one",
+        "reject",
+        "a response is compared with the others to its prompt, and of one alone every advantage is zero (group_size: 2 or more)",
+        lambda cell, _: cell.workload.group_size == 1,
+    ),
+    Rule(
         "loss-logprobs",
         "reject",
         "the algorithm's own loss is made of tokens' log-probabilities, which this loss does not give",
@@ -34,10 +40,52 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: LOSSES[cell.workload.loss].cuda_only or "",
     ),
     Rule(
+        "loss-scores",
+        "reject",
+        "a reward model gives scores and no logits, and loss says how those are made (loss: scored)",
+        lambda cell, _: cell.algorithm_value.trains_reward and cell.workload.loss != "scored",
+        lambda cell, _: f"loss is {cell.workload.loss}",
+    ),
+    Rule(
+        "reference-needed",
+        "reject",
+        "the algorithm's loss compares with a reference (reference: auto, or a loss without one)",
+        lambda cell, _: (
+            cell.workload.reference == "none" and cell.algorithm_value.uses_reference(cell.workload) == "needed"
+        ),
+    ),
+    Rule(
+        "reference-unused",
+        "reject",
+        "the algorithm's loss compares with no reference, which would be held for nothing (reference: none)",
+        lambda cell, _: (
+            cell.workload.reference not in ("none", None)
+            and cell.algorithm_value.from_pairs
+            and cell.algorithm_value.uses_reference(cell.workload) == "unused"
+        ),
+    ),
+    Rule(
+        "reference-dtype",
+        "reject",
+        "reference_dtype is of the reference's own weights, and it has none (reference: copy)",
+        lambda cell, _: cell.workload.reference_dtype is not None and cell.workload.reference != "copy",
+        lambda cell, _: f"reference is {cell.workload.reference}",
+    ),
+    Rule(
+        "reference-precomputed",
+        "reject",
+        "nothing can be precomputed of responses that each step samples anew",
+        lambda cell, _: cell.workload.reference == "precomputed" and not cell.algorithm_value.from_pairs,
+    ),
+    Rule(
         "lengths-algorithm",
         "reject",
-        "the algorithm samples its responses itself, all as long as response_tokens, and takes no sequences of several lengths",
-        lambda cell, _: cell.workload.lengths is not None and not cell.algorithm_value.takes_lengths,
+        "all responses of the algorithm are as long as response_tokens, and it takes no sequences of several lengths",
+        lambda cell, _: (
+            cell.workload.lengths is not None
+            and not cell.algorithm_value.takes_lengths
+            and cell.algorithm_value.foreign is None
+        ),
     ),
     Rule(
         "lengths-none",
@@ -85,6 +133,22 @@ RULES: tuple[Rule, ...] = (
         "bitsandbytes' int8 layers keep their weights beside the parameter, so the device would not get rid of them "
         "(ref_reward_offload: false)",
         lambda cell, _: bool(cell.workload.ref_reward_offload) and quantized_to(cell, 8),
+    ),
+    Rule(
+        "reference-idle",
+        "warn",
+        "the weight of the KL term is 0, so the reference is held and scored for the log alone (reference: auto holds none)",
+        lambda cell, _: (
+            cell.workload.reference not in (None, "none")
+            and not cell.algorithm_value.from_pairs
+            and cell.algorithm_value.uses_reference(cell.workload) == "unused"
+        ),
+    ),
+    Rule(
+        "k1-loss",
+        "warn",
+        "in the loss, the gradient of k1 is zero in the mean, so it holds the policy back by noise alone (kl_estimator: k2 or k3)",
+        lambda cell, _: bool(algorithm_option(cell, "use_kl_loss")) and algorithm_option(cell, "kl_estimator") == "k1",
     ),
     Rule(
         "empty-cache-cpu",

@@ -1,10 +1,13 @@
-"""When autograd adds a gradient to another in place: on a real device it does, and under a tracer it never does.
+"""What autograd does in place: on a real device it does, and under a tracer it never does.
 
-    if func is ADD and adds_in_place(args, kwargs, sys._getframe(1)): ...        asked inside __torch_dispatch__
+    if id(func) in IN_PLACE: func = done(func, args, kwargs, sys._getframe(1))        asked inside __torch_dispatch__
 
 A tensor that several operators read gets a gradient from each, and the engine sums them up. If nobody else holds the sum so far,
 the engine adds to it in place (torch/csrc/autograd/input_buffer.cpp: accumulate). Under a dispatch mode, and on meta, it
 treats every tensor as a subclass and allocates a new sum each time, which a job on a GPU never does.
+
+For the same reason the gradients of gather, index_select, indexing, max and the like are put into zeros by an operator that copies
+these zeros first (torch/csrc/autograd/FunctionsManual.cpp, wherever it asks areAnyTensorSubclassLike).
 """
 
 from __future__ import annotations
@@ -18,13 +21,34 @@ from torch.autograd.graph import _engine_run_backward
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ADD, ADD_IN_PLACE = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
+_aten = torch.ops.aten
+PUT_IN_PLACE = {
+    id(func): in_place
+    for func, in_place in (
+        (_aten.scatter_add.default, _aten.scatter_add_.default),
+        (_aten.scatter.src, _aten.scatter_.src),
+        (_aten.index_add.default, _aten.index_add_.default),
+        (_aten.index_put.default, _aten.index_put_.default),
+    )
+}
+"""By the ids of functions, since their hashes cost more."""
+IN_PLACE = {id(ADD), *PUT_IN_PLACE}
 _ENGINE = getattr(_engine_run_backward, "__wrapped__", _engine_run_backward).__code__
 
 
-def adds_in_place(args: tuple[Any, ...], kwargs: dict[str, Any], caller: FrameType | None) -> bool:
-    """Whether this call of ADD is the engine's own, on a gradient that it alone holds. `caller`: the frame that called the mode,
-    which is the engine's unless a function written in Python is at work."""
-    if kwargs or caller is None or caller.f_code is not _ENGINE:
+def done(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], caller: FrameType | None) -> Any:
+    """What is called for `func` where no tracer is: its counterpart in place, if the call is the engine's own. `caller`: the frame
+    that called the mode, which is the engine's unless a function written in Python is at work."""
+    if caller is None or caller.f_code is not _ENGINE:
+        return func
+    if func is ADD:
+        return ADD_IN_PLACE if _adds_in_place(args, kwargs) else func
+    return PUT_IN_PLACE[id(func)]
+
+
+def _adds_in_place(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether this call of ADD by the engine is on a gradient that it alone holds."""
+    if kwargs:
         return False
     held, more = args[0], args[1]
     if not isinstance(more, torch.Tensor) or held.shape != more.shape or held.dtype != more.dtype:

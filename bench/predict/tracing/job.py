@@ -15,7 +15,7 @@ from vrambench.methods.algorithms import Metrics
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Device
 from vrambench.methods.job import Job
-from vrambench.methods.offload.learner import Learner
+from vrambench.methods.offload.learner import Learner, LearnerFactory
 
 
 class TracedJob(Job):
@@ -55,7 +55,7 @@ class TracedJob(Job):
         self._own_states(index + 1)
         return metrics
 
-    def _trained(self, name: str, module: nn.Module) -> Learner:
+    def _trained(self, name: str, module: nn.Module, factory: LearnerFactory | None = None) -> Learner:
         self._tracer.watch(name, module)
         with self._tracer.building(name):
-            return super()._trained(name, module)
+            return super()._trained(name, module, factory)

@@ -77,7 +77,7 @@ class Places:
 
     def enter(self, phase: str) -> None:
         """The job enters `phase`."""
-        if phase in ("load", "rollout", "score", "evaluate", "save"):
+        if phase in ("load", "precompute", "rollout", "score", "evaluate", "save"):
             self.role = None
         if phase == "save":  # merged weights take the place of those known here, which are to be gone then
             self._layer_of_parameter.clear()

@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vrambench.bench.measure.collector import collector_held
 from vrambench.bench.measure.meters.storages import Storage, Storages
-from vrambench.bench.predict.tracing.accumulation import ADD, ADD_IN_PLACE, adds_in_place, sole_holder
+from vrambench.bench.predict.tracing.accumulation import IN_PLACE, done, sole_holder
 from vrambench.bench.predict.tracing.growth import Growth
 from vrambench.bench.predict.tracing.hidden import HiddenMemory
 from vrambench.bench.predict.tracing.places import Places, in_backward
@@ -168,8 +168,8 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is ADD and in_backward() and adds_in_place(args, kwargs, sys._getframe(1)):
-            func = ADD_IN_PLACE
+        if id(func) in IN_PLACE and in_backward():
+            func = done(func, args, kwargs, sys._getframe(1))
         result = self._shapes.call(func, args, kwargs) if self._shapes else func(*args, **kwargs)
         operator = self._operators.get(id(func))
         if operator is None:

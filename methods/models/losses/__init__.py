@@ -16,12 +16,13 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from vrambench.methods.models.losses import chunked, cut, fused, scored, whole
+from vrambench.methods.models.losses import chunked, cut, fused, scored, selective, whole
 from vrambench.methods.models.parts import Inputs
 
 MeanLoss: TypeAlias = Callable[[nn.Module, Inputs], torch.Tensor]
 Prepare: TypeAlias = Callable[[nn.Module, torch.Tensor, int], torch.Tensor]
 LogProbs: TypeAlias = Callable[[nn.Module, torch.Tensor, torch.Tensor, int, float], torch.Tensor]
+Plain: TypeAlias = Callable[[nn.Module, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +31,14 @@ class Scorer:
 
     `prepare(model, states, start)`: from hidden states [B, T, hidden], the logits; or the states themselves, where logits are made
     later. `logprobs(model, prepared, tokens, start, temperature)`: the log-probabilities. `keeps`: whether what was prepared
-    stays as long as the scores do.
+    stays as long as the scores do. `plain(model, tokens, start)`: where there is no temperature and no value head, the
+    log-probabilities, and the logits that are kept as long as they are; None where that is done as with a temperature of 1.
     """
 
     prepare: Prepare
     logprobs: LogProbs
     keeps: bool = False
+    plain: Plain | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +59,12 @@ class Loss:
 LOSSES: Mapping[str, Loss] = MappingProxyType(
     {
         "scored": Loss(mean=scored.mean, scorer=Scorer(prepare=scored.logits, logprobs=scored.logprobs)),
-        "nll": Loss(mean=whole.mean, scorer=Scorer(prepare=whole.logits, logprobs=whole.logprobs, keeps=True)),
+        "nll": Loss(
+            mean=whole.mean, scorer=Scorer(prepare=whole.logits, logprobs=whole.logprobs, keeps=True, plain=whole.plain)
+        ),
         "nll_4_46": Loss(mean=whole.mean_4_46, why_none="it is a form of the loss on labels alone"),
         "nll_4_45": Loss(mean=whole.mean_4_45, why_none="it is a form of the loss on labels alone"),
+        "selective": Loss(mean=selective.mean, scorer=Scorer(prepare=selective.logits, logprobs=selective.logprobs)),
         "chunked_nll": Loss(mean=chunked.mean, scorer=Scorer(prepare=chunked.states, logprobs=chunked.logprobs)),
         "liger": Loss(
             mean=fused.mean,

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from vrambench.methods.amp import autocast_dtype
 from vrambench.methods.models import parts
 
 EPSILON = 1e-7
@@ -75,15 +76,56 @@ def logprobs(
     return selective_log_softmax(response, tokens[:, start:]).float()
 
 
+def plain(model: nn.Module, tokens: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of tokens[:, start:], and the logits, as in TRL's DPOTrainer (trainer/dpo_trainer.py: _compute_loss): log-probabilities of
+    all tokens, of which the response's are taken. Under autocast logits are in fp32, as accelerate gives them (utils/operations.py:
+    convert_outputs_to_fp32)."""
+    made = parts.logits(model, parts.hidden_states(model, parts.Inputs(tokens)))
+    if autocast_dtype(made.device) is not None:
+        made = made.float()
+    every = selective_log_softmax(made[:, :-1], tokens[:, 1:])
+    return every[:, start - 1 :].float(), made
+
+
+def entropies(logits: torch.Tensor, chunk: int = 128) -> torch.Tensor:
+    """[B, T] of logits [B, T, V], as TRL logs them (trainer/utils.py: entropy_from_logits): so many tokens at a time."""
+    found = []
+    for some in logits.reshape(-1, logits.shape[-1]).split(chunk):
+        logprobs = F.log_softmax(some, dim=-1)
+        found.append(-(torch.exp(logprobs) * logprobs).sum(-1))
+    return torch.cat(found).reshape(logits.shape[:-1])
+
+
 def selective_log_softmax(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Log-probabilities [B, R] of tokens [B, R] under logits [B, R, V], in their type."""
     wanted = tokens.unsqueeze(-1)
     if logits.dtype in (torch.float32, torch.float64):
-        selected = torch.gather(logits, dim=-1, index=wanted)
+        selected = gathered(logits, wanted)
         sums = torch.stack([torch.logsumexp(row, dim=-1) for row in logits])
         return (selected - sums.unsqueeze(-1)).squeeze(-1)
     rows = []
     for row, words in zip(logits, wanted, strict=True):
         row_logprobs = F.log_softmax(row, dim=-1)
-        rows.append(row_logprobs.gather(dim=-1, index=words))
+        rows.append(gathered(row_logprobs, words))
     return torch.stack(rows).squeeze(-1)
+
+
+def gathered(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """torch.gather in the last dimension."""
+    found: torch.Tensor = _Gather.apply(values, places)
+    return found
+
+
+class _Gather(torch.autograd.Function):
+    """What torch's own does. But while a tracer listens, that scatters the gradient into a copy of its zeros, so that there is one
+    more tensor of all logits than without (ATen/native/TensorAdvancedIndexing.cpp: gather_backward)."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(values, places)
+        return torch.gather(values, -1, places)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        values, places = ctx.saved_tensors
+        return gradient.new_zeros(values.shape).scatter_add_(-1, places, gradient), None

@@ -13,6 +13,7 @@ ORDER = (
     "tradeoff",
     "ledger",
     "learning",
+    "claims",
     "environment",
 )
 

@@ -8,6 +8,7 @@ from functools import partial
 from statistics import median
 from typing import Any
 
+from vrambench.bench.results.curves import quarters
 from vrambench.bench.results.records import Memory, Sample
 from vrambench.methods.workload import AXIS_NAMES
 from vrambench.reports import units
@@ -271,7 +272,7 @@ def _facts(row: Row) -> tuple[tuple[str, str], ...]:
                 None if rates.energy_joules is None else f"{units.rate(rates.energy_joules)} J over the timed steps",
             )
         )
-        kl = units.quarters(result.learning.kl)
+        kl = quarters(result.learning.kl)
         facts.append(("KL", None if kl is None else units.change(kl)))
         retries = result.memory.num_alloc_retries
         facts.append(("allocator retries", f"{retries:,}" if retries else None))

@@ -38,7 +38,7 @@ def test_nothing_typed_shows_help_and_is_wrong_usage(capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ("plam", "no such command 'plam'. Did you mean 'plan'?"),
+        ("dcotor", "no such command 'dcotor'. Did you mean 'doctor'?"),
         ("plan --foo", "no such option: --foo"),
         ("plan --set batch_size 4", "--set batch_size 4: write --set batch_size=4, without a blank"),
         ("run --timeout inf", "invalid value for '--timeout': 'inf': must be a finite number of seconds"),
@@ -222,6 +222,30 @@ def test_all_mistakes_are_told_at_once(matrix: Path, capsys: pytest.CaptureFixtu
         "--repeat 0",
     ]
     assert told[0][1].startswith("matrix.yaml:")
+
+
+def test_a_mistake_in_a_file_hides_no_other(matrix: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    matrix.write_text(
+        "model: tiny\n"
+        "workload: {batch_sice: 4, steps: 0}\n"
+        "axes: {precision: [bf61], adapter: lora}\n"
+        "repeat: 0\n"
+        "default_profile: {cpu: smoke}\n"
+        "profiles:\n"
+        "  smoke: {coverage: pairs, axes: {optimiser: [adamw]}}\n"
+    )
+    assert main(["plan", "--profile", "smoke", "--set", "seed=-1"]) == 2
+    assert [line.removeprefix("error: ").split(": ")[:2] for line in capsys.readouterr().err.splitlines()] == [
+        ["matrix.yaml:1", "model"],
+        ["matrix.yaml:3", "axes.adapter"],
+        ["matrix.yaml:4", "repeat"],
+        ["matrix.yaml:7", "profiles.smoke.coverage"],
+        ["matrix.yaml:7", "profiles.smoke.axes"],
+        ["--set seed=-1", "seed"],
+        ["matrix.yaml:3", "axes.precision"],
+        ["matrix.yaml:2", "workload"],
+        ["matrix.yaml:2", "workload.steps"],
+    ]
 
 
 def test_control_characters_are_not_obeyed(matrix: Path, capsys: pytest.CaptureFixture[str]) -> None:

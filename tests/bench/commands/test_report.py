@@ -41,6 +41,12 @@ def test_what_is_no_run_is_said(matrix: Path, capsys: pytest.CaptureFixture[str]
     (matrix.parent / "nothing").mkdir()
     assert main(["report", "nothing"]) == 2
     assert capsys.readouterr().err == "error: nothing is not a run's folder: it has no run.json\n"
+    for name in "fabecgd":
+        (matrix.parent / "nothing" / name).mkdir()
+        (matrix.parent / "nothing" / name / "run.json").touch()
+    assert main(["report", "nothing"]) == 2
+    said = "it has no run.json; runs inside are nothing/c, nothing/d, nothing/e, nothing/f, nothing/g and 2 more"
+    assert capsys.readouterr().err == f"error: nothing is not a run's folder: {said}\n"
 
 
 def test_results_that_cannot_be_read_are_told(

@@ -154,6 +154,38 @@ def test_an_option_beside_a_namespace_that_is_no_mapping_is_explained(tmp_path: 
 @pytest.mark.parametrize(
     ("more", "selectors", "warned"),
     [
+        ("workload: {ppo: {epochs: 2}}", {}, []),
+        ("workload: {ppo: {epochs: 2}}", {"axes": {"algorithm": "sft"}}, []),
+        ("workload: {ppo: {epochs: 2}}", {"only": ("algorithm=sft",)}, []),
+        ("workload: {galore: {rank: 2}}", {}, ["workload.galore.rank"]),
+        ("workload: {galore: {rank: 2}}", {"axes": {"optimizer": "galore_adamw"}}, []),
+        ("workload: {galore: {rank: 2}}", {"axes": {"algorithm": "sft"}}, ["workload.galore.rank"]),
+        ("workload: {galore: {rank: 2}}\nprofiles: {p: {axes: {optimizer: [galore_adamw]}}}", {}, []),
+        ("workload: {reward_model: gpt2}", {}, ["workload.reward_model"]),
+        ("workload: {reward_model: gpt2}", {"axes": {"algorithm": "sft"}}, []),
+        ("workload: {reward_model: gpt2}\nprofiles: {p: {workload: {reward: model}}}", {"profile": "p"}, []),
+        ("workload: {max_eval_samples: 4}", {}, ["workload.max_eval_samples"]),
+        ("profiles: {p: {workload: {lora_r: 4}}}", {"profile": "p"}, ["profiles.p.workload.lora_r"]),
+        ("profiles: {p: {workload: {lora_r: null}}}", {"profile": "p"}, []),
+    ],
+)
+def test_a_setting_that_no_cell_uses_is_warned_of(
+    tmp_path: Path, more: str, selectors: dict[str, Any], warned: list[str]
+) -> None:
+    plan = select(matrix_of(tmp_path, AXES_YAML + more + "\n"), Selection(**selectors), "cpu")
+    assert [one.split(": ")[1] for one in plan.warnings] == warned
+
+
+@pytest.mark.parametrize("profile", ["smoke", "24gb", "20b"])
+@pytest.mark.parametrize("algorithm", [{}, {"algorithm": "sft"}])
+def test_the_shipped_matrix_warns_of_none(profile: str, algorithm: dict[str, str]) -> None:
+    selection = Selection(profile=profile, axes=algorithm | {"precision": "int8", "adapter": "lora"})
+    assert select(load_matrix(Path(__file__).parents[3] / "matrix.yaml"), selection, "cuda").warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("more", "selectors", "warned"),
+    [
         ("exclude: [{precision: fp16}]", {}, ["exclude[0]"]),
         ("exclude: [{precision: fp32}, {precision: bf16, adapter: lora}]", {}, ["exclude[1]"]),
         ("exclude: [{precision: fp32}]", {}, []),

@@ -186,8 +186,74 @@ def test_mistakes_on_the_command_line(small: Make, selectors: dict[str, Any], me
     assert str(error.value).startswith(message)
 
 
+WHOLE = """
+profiles:
+  parts: {workload: {prompt_tokens: 20, response_tokens: 30}}
+  whole: {workload: {prompt_tokens: 20, max_length: 50}}
+  both: {workload: {prompt_tokens: 20, response_tokens: 30, max_length: 60}}
+  added:
+    workload: {prompt_tokens: 20, response_tokens: 30}
+    include: [{algorithm: sft, max_length: 60}]
+  several: {workload: {lengths: {16: 0.5, 40: 0.5}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("profile", "typed", "parts"),
+    [
+        ("parts", (), (20, 30)),
+        ("parts", ("max_length=64",), (20, 44)),
+        ("whole", ("max_length=64",), (20, 44)),
+        ("whole", ("prompt_tokens=10",), (10, 40)),
+        ("whole", ("response_tokens=30",), (20, 30)),
+        ("added", (), (20, 40)),
+        ("added", ("max_length=64",), (20, 44)),
+        ("several", (), (1, 39)),
+        ("parts", ("lengths={16: 0.5, 40: 0.5}",), (1, 39)),
+    ],
+)
+def test_max_length_overrules_what_is_laid_below(
+    small: Make, profile: str, typed: tuple[str, ...], parts: tuple[int, int]
+) -> None:
+    plan = small(
+        WHOLE, profile=profile, set=typed, axes={"precision": "bf16", "adapter": "none", "algorithm": "sft,ppo"}
+    )
+    sft, ppo = (one.cell.workload for one in plan.cells)
+    assert (sft.prompt_tokens, sft.response_tokens) == parts
+    if profile in ("parts", "added"):
+        assert (ppo.prompt_tokens, ppo.response_tokens, ppo.max_length) == (20, 30, None)
+
+
+@pytest.mark.parametrize(
+    ("profile", "typed", "said"),
+    [
+        ("both", (), "profiles.both.workload.response_tokens: 30 with prompt_tokens 20 is not max_length, 60; leave "),
+        (
+            "whole",
+            ("response_tokens=40",),
+            "--set response_tokens=40: response_tokens: 40 with prompt_tokens 20 is not ",
+        ),
+        ("parts", ("max_length=20",), "profiles.parts.workload.prompt_tokens: 20 must be less than max_length, 20, "),
+        (
+            "several",
+            ("response_tokens=8",),
+            "--set response_tokens=8: response_tokens: 8 says nothing beside lengths, ",
+        ),
+        (None, ("max_length=256",), "--set max_length=256: prompt_tokens: 256 must be less than max_length, 256, "),
+    ],
+)
+def test_lengths_that_disagree_are_a_mistake(
+    small: Make, profile: str | None, typed: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        small(WHOLE, profile=profile, set=typed)
+    assert said in str(error.value)
+
+
 def test_an_unknown_profile_names_the_nearest(shipped: Matrix) -> None:
-    with pytest.raises(UnknownValue, match=r"profile: 'smok' is not one of smoke, 24gb, 20b; did you mean 'smoke'\?"):
+    with pytest.raises(
+        UnknownValue, match=r"profile: 'smok' is not one of smoke, 24gb, 20b, rlhf-20b; did you mean 'smoke'\?"
+    ):
         select(shipped, Selection(profile="smok"), "cpu")
 
 

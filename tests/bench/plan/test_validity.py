@@ -70,10 +70,85 @@ TORCHAO = {"offload": "torchao_optimizer", "max_grad_norm": 0}
 EXPERTS = {"model": str(Path(__file__).parent / "experts"), "adapter": "lora", "lora_target_modules": ["q_proj"]}
 """Mixtral in miniature."""
 
+MERGE: dict[str, Any] = {"algorithm": "merge", "adapter": "lora", "adapter_weights": "saved:sft", "save": "merged"}
+TRL = {"algorithm": "trl_sft", "loss": "nll"}
+TRL_ADAPTED = {**TRL, "precision": "int8", "adapter": "lora"}
+
 CASES = [
+    Case("trainer-offload", {**TRL, "offload": "zero2_optimizer"}, {"offload": "none"}),
+    Case("trainer-offload", {**TRL, "offload": "zero2_optimizer"}, {"algorithm": "sft"}),
+    Case("trainer-optimizer", {**TRL, "optimizer": "galore_adamw"}, {"optimizer": "adafactor"}),
+    Case("trainer-optimizer", {**TRL, "optimizer": "adafactor", "adafactor": {"beta1": 0.9}}, {"adafactor": {}}),
+    Case("trainer-optimizer", {**TRL, "optimizer": "tests.bench.plan.lacking:OTHER"}, {"algorithm": "sft"}),
+    Case("trainer-loss", {**TRL, "loss": "scored"}, {"loss": "chunked_nll"}),
+    Case("trainer-loss", {"algorithm": "trl_dpo", "loss": "nll"}, {"loss": "scored"}),
+    Case("trainer-lengths", {**TRL, "lengths": {8: 1.0}}, {"algorithm": "sft"}),
+    Case("trainer-settings", {**TRL, "trl": {"betas": 0.1}}, {"trl": {"neftune_noise_alpha": 5}}),
+    Case("trainer-settings", {**TRL, "trl": {"learning_rate": 0.1}}, {"trl": {}}),
+    Case("trainer-settings", {**TRL, "trl": {"beta": 0.1}}, {"algorithm": "trl_dpo", "loss": "scored"}),
+    Case("trainer-activation-offloading", {**TRL, "activation_offloading": True}, {}, near_device="cuda", alone=False),
+    Case(
+        "trainer-activation-offloading",
+        {"algorithm": "trl_grpo", "activation_offloading": True},
+        {"activation_offloading": False},
+        "cuda",
+        "cuda",
+        alone=False,
+    ),
+    Case("trainer-adapter-dtype", TRL_ADAPTED, {"adapter_dtype": "bf16"}),
+    Case("trainer-adapter-dtype", TRL_ADAPTED, {"algorithm": "sft"}),
+    Case("trainer-fp16-cpu", {**TRL, "precision": "fp16_amp"}, {}, near_device="cuda"),
+    Case("not-installed", {"optimizer": "tests.bench.plan.lacking:OPTIMIZER"}, {"optimizer": "adamw_torch"}),
     Case("loss-logprobs", FROM_LABELS, {"loss": "nll"}),
     Case("loss-logprobs", FROM_LABELS, {"algorithm": "sft"}),
     Case("loss-logprobs", {"algorithm": "remax", "loss": "liger"}, {"algorithm": "sft"}, "cuda", "cuda"),
+    Case("loss-logprobs", {"algorithm": "dpo", "loss": "nll_4_45"}, {"loss": "nll"}),
+    Case("loss-scores", {"algorithm": "reward", "loss": "nll"}, {"loss": "scored"}),
+    Case("loss-scores", {"algorithm": "reward", "loss": "chunked_nll"}, {"algorithm": "dpo"}),
+    Case("reference-needed", {"algorithm": "dpo", "reference": "none"}, {"reference": "copy"}),
+    Case("reference-needed", {"algorithm": "dpo", "reference": "none"}, {"dpo": {"loss_type": "simpo"}}),
+    Case("reference-needed", {"algorithm": "dpo", "reference": "none"}, {"algorithm": "ppo"}),
+    Case(
+        "reference-unused",
+        {"algorithm": "dpo", "reference": "copy", "dpo": {"loss_type": "orpo"}},
+        {"reference": "auto"},
+    ),
+    Case(
+        "reference-unused", {"algorithm": "dpo", "reference": "precomputed", "dpo": {"loss_type": "cpo"}}, {"dpo": {}}
+    ),
+    Case("reference-precomputed", {"algorithm": "ppo", "reference": "precomputed"}, {"algorithm": "dpo"}),
+    Case("reference-precomputed", {"algorithm": "remax", "reference": "precomputed"}, {"reference": "copy"}),
+    Case("reference-dtype", {"algorithm": "dpo", "adapter": "lora", "reference_dtype": "fp32"}, {"reference": "copy"}),
+    Case(
+        "reference-dtype",
+        {"algorithm": "ppo", "reference": "none", "reference_dtype": "fp32"},
+        {"reference_dtype": None},
+    ),
+    Case(
+        "reference-flash",
+        {"algorithm": "dpo", "reference_dtype": "fp32", "attention": "flash"},
+        {"attention": "sdpa"},
+    ),
+    Case(
+        "reference-flash",
+        {"algorithm": "dpo", "reference_dtype": "fp32", "attention": "flash"},
+        {"autocast": "bf16"},
+    ),
+    Case("reference-adapter-off", {"algorithm": "dpo", "reference": "adapter_off"}, {"adapter": "lora"}),
+    Case("lengths-algorithm", {"algorithm": "dpo", "lengths": {64: 1}}, {"algorithm": "sft"}, alone=False),
+    Case("lengths-algorithm", {"algorithm": "reward", "lengths": {64: 1}}, {"algorithm": "sft"}, alone=False),
+    Case(
+        "pairs-dropout",
+        {"algorithm": "dpo", "adapter": "lora", "lora_dropout": 0.1},
+        {"lora_dropout": 0},
+        kind="warn",
+    ),
+    Case(
+        "pairs-dropout",
+        {"algorithm": "reward", "adapter": "lora", "lora_dropout": 0.1},
+        {"algorithm": "sft"},
+        kind="warn",
+    ),
     Case("loss-cuda-only", {"loss": "liger"}, {}, near_device="cuda"),
     Case("loss-cuda-only", {"loss": "liger"}, {"loss": "chunked_nll"}),
     Case(
@@ -386,6 +461,11 @@ CASES = [
     Case("remax-greedy", {"algorithm": "remax", "remax": {"temperature": 0}}, {"remax": {"temperature": 0.5}}),
     Case("save-merged", {"save": "merged"}, {"save": "model"}),
     Case("save-merged", {"save": "merged"}, {"adapter": "lora"}),
+    Case("save-as-nothing", {"save_as": "base"}, {"save": "model"}),
+    Case("merge-quantized", MERGE | {"precision": "int8"}, {"precision": "bf16"}),
+    Case("merge-nothing", MERGE | {"adapter_weights": "initial"}, {"adapter_weights": "saved:sft"}),
+    Case("merge-nothing", MERGE | {"save": "model"}, {"save": "merged"}),
+    Case("merge-nothing", MERGE | {"adapter": "none"}, {"adapter": "lora"}, alone=False),
     Case("too-long", {"prompt_tokens": 2000, "response_tokens": 49}, {"response_tokens": 48}),
     Case("too-long", {"model": "tiny-gpt2", "prompt_tokens": 1024}, {"model": "tiny-opt"}),
     Case("too-long", {"lengths": {64: 1}, "pad_to_multiple_of": 3000}, {"pad_to_multiple_of": 2048}, alone=False),
@@ -446,6 +526,24 @@ CASES = [
         bf16=False,
     ),
     Case("fp32-flash", {"precision": "fp32", "attention": "flash_attention_2"}, {"precision": "bf16"}, "cuda", "cuda"),
+    Case("group-of-one", {"algorithm": "grpo", "group_size": 1}, {"group_size": 2}),
+    Case("group-of-one", {"algorithm": "rloo", "group_size": 1}, {"algorithm": "ppo"}),
+    Case("reference-idle", {"algorithm": "grpo", "reference": "copy"}, {"reference": "auto"}, kind="warn"),
+    Case("reference-idle", {"algorithm": "grpo", "reference": "copy"}, {"grpo": {"beta": 0.1}}, kind="warn"),
+    Case(
+        "reference-idle",
+        {"algorithm": "rloo", "adapter": "lora", "reference": "adapter_off", "rloo": {"beta": 0}},
+        {"reference": "none"},
+        kind="warn",
+    ),
+    Case(
+        "k1-loss",
+        {"algorithm": "reinforce", "reinforce": {"use_kl_loss": True}},
+        {"reinforce": {"use_kl_loss": True, "kl_estimator": "k3"}},
+        kind="warn",
+    ),
+    Case("k1-loss", {"algorithm": "ppo", "ppo": {"use_kl_loss": True}}, {"ppo": {}}, kind="warn"),
+    Case("rollout-batch", {"algorithm": "grpo", "rollout_batch": 3, "batch_size": 16}, {"rollout_batch": 2}),
     Case("rollout-batch", {"algorithm": "ppo", "rollout_batch": 8, "batch_size": 3}, {"rollout_batch": 9}),
     Case(
         "rollout-batch",

@@ -46,6 +46,22 @@ def test_a_gradient_that_somebody_holds_is_not(device: str) -> None:
     assert "aten.add.Tensor" in backward_allocations(shared, device)
 
 
+PUTS: dict[str, Function] = {
+    "gather": lambda value: value.gather(1, torch.zeros(4, 1, dtype=torch.long, device=value.device)),
+    "index_select": lambda value: value.index_select(0, torch.zeros(2, dtype=torch.long, device=value.device)),
+    "max": lambda value: value.max(dim=1).values,
+    "index": lambda value: value[torch.zeros(2, dtype=torch.long, device=value.device)],
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("name", PUTS)
+def test_what_is_put_into_zeros_is_no_second_tensor(name: str, device: str) -> None:
+    made = backward_allocations(lambda value: PUTS[name](value * 1.0), device)
+    assert sum("zeros" in operator for operator in made) == 1
+    assert not [operator for operator in made if "scatter" in operator or "index" in operator]
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_additions_written_in_python_stay_as_they_are(device: str) -> None:
     class Sums(torch.autograd.Function):
@@ -68,7 +84,8 @@ def test_gradients_have_their_values_all_the_same() -> None:
     def gradients(traced: bool) -> list[torch.Tensor]:
         layer.zero_grad()
         hidden = layer(inputs)
-        loss = (hidden * hidden + layer(hidden) + hidden.exp()).sum()
+        put = hidden.gather(1, torch.ones(4, 1, dtype=torch.long)) + hidden[[0, 0, 1, 2]] + hidden.amax()
+        loss = (hidden * hidden + layer(hidden) + hidden.exp() + put + hidden.max(dim=1, keepdim=True).values).sum()
         if traced:
             with Tracer("cpu"):
                 loss.backward()

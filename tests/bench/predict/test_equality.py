@@ -1,6 +1,6 @@
 """The proof that needs no GPU: the same job, traced on the CPU, where it computes, and on the simulated device, where it does not.
 
-Cells cover every pair of axis values that a CPU can run. Peaks are equal within 0.2 %, and the streams of allocations in the steps
+Cells cover every pair of axis values that a CPU can run. Peaks are equal within 0.25 %, and the streams of allocations in the steps
 are the same, operator by operator and byte by byte, but for the differences named here:
 
 * attention is another operator on the simulated device (the one that a GPU takes), with side outputs of its own;
@@ -29,6 +29,7 @@ from tests.bench.predict.traces import traced
 from vrambench.bench.plan.matrix import load_matrix
 from vrambench.bench.plan.plan import PlannedCell, select
 from vrambench.bench.plan.selection import Selection
+from vrambench.bench.predict.changes import changed
 from vrambench.bench.predict.tracing.trace import ALLOC, FREE, Trace
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import get_device
@@ -42,7 +43,21 @@ TABLES = 4096
 """Bytes by which 8-bit optimizers' tables and what makes them count on the CPU alone."""
 
 # Few enough minibatches and decoded tokens that the simulated device leaves none out.
-SETTINGS = ("response_tokens=2", "batch_size=2", "rollout_batch=4", "ppo.epochs=1", "steps=1", "warmup_steps=1")
+SETTINGS = (
+    "response_tokens=2",
+    "batch_size=2",
+    "rollout_batch=4",
+    "group_size=2",
+    "ppo.epochs=1",
+    "steps=1",
+    "warmup_steps=1",
+)
+
+
+def of_few(planned: PlannedCell) -> PlannedCell:
+    """With as many samples, whether or not there are several to a prompt."""
+    group = planned.cell.workload.group_size
+    return dataclasses.replace(planned, cell=changed(planned.cell, {"rollout_batch": 4 // group})) if group else planned
 
 
 def cells() -> dict[str, PlannedCell]:
@@ -53,21 +68,21 @@ def cells() -> dict[str, PlannedCell]:
         work = planned.cell.workload
         if planned.verdict == "valid" and not planned.cell.offload_value.zero_stage and work.seed == 0:
             words = [planned.cell.name, work.model, work.value or "", work.reward or ""]
-            chosen.setdefault(" ".join([*words, "checkpointed" if work.gradient_checkpointing else ""]), planned)
+            chosen.setdefault(
+                " ".join([*words, "checkpointed" if work.gradient_checkpointing else ""]), of_few(planned)
+            )
+    quantised = {"precision": "nf4", "adapter": "lora", "optimizer": "adamw_torch", "offload": "none"}
     for said in (
         ("fp32_modules=all", "attention=math"),
         ("autocast=bf16", "fp32_modules=all", "gradient_checkpointing=true"),
     ):
-        wanted = Selection(
-            profile="smoke",
-            set=(*SETTINGS, *said),
-            only=("precision=nf4", "adapter=lora", "optimizer=adamw_torch", "offload=none"),
-            coverage="full",
-        )
+        axes = quantised | {"algorithm": "sft,ppo,remax,grpo,dpo,reward"}
+        wanted = Selection(profile="smoke", axes=axes, coverage="full", set=(*SETTINGS, *said))
         some = [planned for planned in select(matrix, wanted, "cpu").cells if planned.verdict == "valid"]
-        chosen |= {f"{planned.cell.name} {' '.join(said)}": planned for planned in some}
-    galore = Selection(profile="smoke", set=(*SETTINGS, "galore.svd=randomized"), only=("optimizer=galore_adamw",))
-    first = next(planned for planned in select(matrix, galore, "cpu").cells if planned.verdict == "valid")
+        chosen |= {f"{planned.cell.name} {' '.join(said)}": of_few(planned) for planned in some}
+    projected = {"precision": "bf16", "adapter": "none", "optimizer": "galore_adamw", "offload": "none"}
+    galore = Selection(profile="smoke", axes=projected | {"algorithm": "sft"}, set=("galore.svd=randomized",))
+    (first,) = select(matrix, galore, "cpu").cells
     return chosen | {f"{first.cell.name} randomized": first}
 
 
@@ -80,8 +95,9 @@ def loss_cells() -> dict[str, Cell]:
     work = {"prompt_tokens": 300, "response_tokens": 2, "batch_size": 2, "rollout_batch": 4, "ppo": {"epochs": 1}}
     chosen = {}
     for loss, axes in itertools.product(LOSSES, ({}, {"precision": "bf16_amp", "adapter": "none"})):
-        for algorithm in ("sft", "ppo", "remax") if LOSSES[loss].scorer else ("sft",):
-            cell = resolve(plain | axes | {"algorithm": algorithm}, work | {"loss": loss})
+        for algorithm in ("sft", "ppo", "remax", "grpo", "dpo") if LOSSES[loss].scorer else ("sft",):
+            of_groups = {"rollout_batch": 2, "group_size": 2} if algorithm == "grpo" else {}
+            cell = resolve(plain | axes | {"algorithm": algorithm}, work | {"loss": loss} | of_groups)
             chosen[f"{loss} {cell.name}"] = cell
     return chosen
 
@@ -132,7 +148,7 @@ def test_the_simulated_job_allocates_what_the_real_one_does(name: str) -> None:
     real = traced(cell, get_device("cpu"))
     simulated = traced(cell, dataclasses.replace(get_device("meta"), stands_for="cpu"))
     peak = real.peak_bytes()
-    allowed = 0.002 * peak + (TABLES if cell.optimizer_value.eight_bit else 0)
+    allowed = 0.0025 * peak + (TABLES if cell.optimizer_value.eight_bit else 0)
     if cell.precision == "int8":
         allowed = 0.05 * peak
     assert abs(simulated.peak_bytes() - peak) <= allowed
@@ -159,7 +175,9 @@ PHASES: tuple[tuple[dict[str, str], dict[str, Any]], ...] = (
 @pytest.mark.parametrize(("axes", "more"), PHASES, ids=lambda given: "-".join(map(str, given.values())))
 def test_evaluating_and_saving_are_simulated(axes: dict[str, str], more: dict[str, Any]) -> None:
     """Known differences: nf4's table of 16 values is read there and computed here, and int8's CPU code is another."""
-    cell = resolve(AXES | axes, {"model": "tiny", "max_length": 16, "batch_size": 2, "lora_r": 4} | more)
+    cell = resolve(
+        AXES | axes, {"model": "tiny", "prompt_tokens": 8, "max_length": 16, "batch_size": 2, "lora_r": 4} | more
+    )
     real = traced(cell, get_device("cpu"))
     simulated = traced(cell, dataclasses.replace(get_device("meta"), stands_for="cpu"))
     assert simulated.peak_bytes() == pytest.approx(real.peak_bytes(), rel=0.05 if cell.precision == "int8" else 0.002)
@@ -204,6 +222,43 @@ OF_LENGTHS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
 @pytest.mark.parametrize(("axes", "more"), OF_LENGTHS.values(), ids=OF_LENGTHS)
 def test_batches_of_several_lengths_are_simulated(axes: dict[str, str], more: dict[str, Any]) -> None:
     cell = resolve(AXES | axes, LENGTHS | more)
+    real = traced(cell, get_device("cpu"))
+    simulated = traced(cell, dataclasses.replace(get_device("meta"), stands_for="cpu"))
+    assert simulated.peak_bytes() == pytest.approx(real.peak_bytes(), rel=0.002)
+    assert not differences(cell, real, simulated)
+
+
+ROLLOUTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "one update": ("grpo", {"gradient_accumulation_steps": 2}),
+    "several updates": ("grpo", {"batch_size": 4, "grpo": {"num_iterations": 2}}),
+    "a reference": ("grpo", {"adapter": "none", "grpo": {"beta": 0.1}}),
+    "ratios of responses": (
+        "grpo",
+        {"grpo": {"importance_sampling_level": "sequence", "loss_type": "grpo", "delta": 3}},
+    ),
+    "another scale": ("grpo", {"grpo": {"scale_rewards": "batch", "loss_type": "dr_grpo", "top_p": 0.9}}),
+    "no reference": ("rloo", {"rloo": {"beta": 0}}),
+    "clipped and normalised": ("rloo", {"rloo": {"reward_clip_range": [0, 1], "normalize_advantages": True}}),
+    "k3 in the loss": ("reinforce", {"reinforce": {"kl_estimator": "k3", "use_kl_loss": True}}),
+    "whitened": ("reinforce", {"reinforce": {"kl_estimator": "k2", "whiten_advantages": True}}),
+    "ppo's": ("ppo", {"ppo": {"epochs": 1, "use_kl_loss": True, "kl_estimator": "k3", "clip_ratio_c": 3}}),
+    "ppo's rewards": ("ppo", {"ppo": {"epochs": 1, "whiten_rewards": True}}),
+    "remax's": ("remax", {"remax": {"use_kl_loss": True, "kl_estimator": "k3", "whiten_advantages": True}}),
+    "remax's repository": ("remax", {"remax": {"advantage": "repository", "kl_estimator": "k2"}}),
+    **{
+        f"{name}, in batches": (name, {"micro_rollout_batch_size": 2, "ppo": {"epochs": 1}})
+        for name in ("ppo", "remax", "reinforce", "rloo", "grpo")
+    },
+}
+
+
+@pytest.mark.parametrize(("algorithm", "more"), ROLLOUTS.values(), ids=ROLLOUTS)
+def test_options_of_algorithms_that_generate_are_simulated(algorithm: str, more: dict[str, Any]) -> None:
+    work: dict[str, Any] = {"model": "tiny", "prompt_tokens": 16, "response_tokens": 2, "batch_size": 2, "lora_r": 4}
+    each = 1 if algorithm in ("ppo", "remax", "reinforce") else 2
+    axes = AXES | {"algorithm": algorithm} | ({"adapter": more["adapter"]} if "adapter" in more else {})
+    settings = {name: value for name, value in more.items() if name not in axes}
+    cell = resolve(axes, work | {"rollout_batch": 4 // each, "group_size": 2} | settings)
     real = traced(cell, get_device("cpu"))
     simulated = traced(cell, dataclasses.replace(get_device("meta"), stands_for="cpu"))
     assert simulated.peak_bytes() == pytest.approx(real.peak_bytes(), rel=0.002)
@@ -268,6 +323,9 @@ def test_every_value_that_a_cpu_can_run_is_compared() -> None:
         "sft",
         "ppo",
         "remax",
+        "reinforce",
+        "rloo",
+        "grpo",
     } <= seen
     optimizers = {planned.cell.optimizer for planned in CELLS.values()}
     assert len(optimizers) == 7

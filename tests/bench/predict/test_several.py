@@ -84,7 +84,7 @@ def test_the_text_and_the_document_say_which_batch(capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     assert "batch_size 4, 64 to 512 tokens, padded" in out
     assert "worst batch: 4 x 512 tokens: " in out
-    assert "which 1 in 3 batches is; a usual batch is 4 x 256 tokens: " in out
+    assert ", and 1 in 3 batches has as many tokens; a usual batch is 4 x 256 tokens: " in out
     assert "reserved memory goes with the order in which lengths come" in out
     assert cli.main([*typed, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -97,7 +97,7 @@ def test_the_text_and_the_document_say_which_batch(capsys: pytest.CaptureFixture
     ("more", "said"),
     [
         (["packing=bfd", "max_length=600"], "64 to 512 tokens, packing bfd to 600"),
-        (["padding_free=true"], "worst batch: 1 x 2,048 tokens: "),
+        (["padding_free=true"], "worst batch: 1 x 2,048 tokens of 4 sequences: "),
     ],
 )
 def test_packs_are_told_by_their_tokens(more: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from vrambench.methods.algorithms import ppo, remax
-from vrambench.methods.rewards import token_rewards
+from vrambench.methods.algorithms import dpo, grpo, ppo, reinforce, remax, reward, rloo
+from vrambench.methods.rewards import kl_estimates, token_rewards, whiten
 
 GOLDEN: dict[str, Any] = json.loads(Path(__file__).with_name("golden.json").read_text())
 INPUTS = {name: torch.tensor(values, dtype=torch.float64) for name, values in GOLDEN["inputs"].items()}
@@ -63,7 +63,7 @@ def test_advantages_before_whitening(key: str, gamma: float, lam: float) -> None
 @pytest.mark.parametrize("gamma", [1.0, 0.99])
 def test_whitened_advantages(gamma: float) -> None:
     raw, _ = ppo.gae(rewards(), INPUTS["values"], MASK, gamma, 0.95)
-    whitened = ppo.whiten(raw, MASK)
+    whitened = whiten(raw, MASK)
     near(whitened, golden(f"gae_trl_whiten_of_raw_g{gamma}_l0.95"), MASK)
     near(whitened, golden(f"gae_verl_g{gamma}_l0.95", "adv_whitened"), MASK)
 
@@ -97,3 +97,48 @@ def test_remax_loss() -> None:
     difference = INPUTS["score"] - INPUTS["greedy_score"]
     advantages = remax.repository_advantages(difference, kl, MASK, 0.05, 0.99)
     near(remax.policy_loss(golden("new_logprobs"), advantages, MASK), golden("remax_loss_repo"))
+
+
+def test_dpo() -> None:
+    pairs = {name: golden("dpo_sigmoid_beta.1", name) for name in ("pc", "pr", "rc", "rr", "loss")}
+    ones = torch.ones_like(pairs["pc"])
+    compared = dpo.Compared(pairs["pc"] - pairs["rc"], pairs["pr"] - pairs["rr"], ones, ones)
+    near(dpo.preference_losses(compared, dpo.DPOOptions(beta=0.1)).mean(), pairs["loss"])
+
+
+@pytest.mark.parametrize(("key", "coefficient"), [("loss", 0.0), ("loss_center_001", 0.01)])
+def test_reward_model(key: str, coefficient: float) -> None:
+    losses = reward.pair_losses(golden("rm_bt", "chosen"), golden("rm_bt", "rejected"), coefficient)
+    near(losses.mean(), golden("rm_bt", key))
+
+
+def test_k3() -> None:
+    near(kl_estimates(INPUTS["logprobs"], INPUTS["ref_logprobs"], "k3") * MASK, golden("k3"), MASK)
+
+
+@pytest.mark.parametrize(("key", "gamma"), [("g1", 1.0), ("g.99", 0.99)])
+def test_what_is_rewarded_later(key: str, gamma: float) -> None:
+    near(reinforce.returns(rewards(), MASK, gamma), golden(f"reinforce_openrlhf_returns_{key}"), MASK)
+
+
+def test_reinforce_plus_plus() -> None:
+    returns = reinforce.returns(rewards(), MASK, 1.0)
+    near(returns, golden("reinforce_pp_verl_g1", "returns"), MASK)
+    near(whiten(returns, MASK), golden("reinforce_pp_verl_g1", "adv"), MASK)
+
+
+@pytest.mark.parametrize(
+    ("key", "scale", "eps"),
+    [
+        ("grpo_trl_eps1e-4_unbiased_std", "group", 1e-4),
+        ("grpo_verl_eps1e-6", "group", 1e-6),
+        ("dr_grpo_verl_nostd", "none", 1e-4),
+    ],
+)
+def test_advantages_in_a_group(key: str, scale: str, eps: float) -> None:
+    near(grpo.group_advantages(golden("group_rewards"), 4, scale, eps), golden(key))
+
+
+@pytest.mark.parametrize("key", ["rloo_trl", "rloo_verl"])
+def test_advantages_over_the_others(key: str) -> None:
+    near(rloo.leave_one_out(golden("group_rewards"), 4), golden(key))

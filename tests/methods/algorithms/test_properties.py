@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vrambench.methods.algorithms import ppo, remax
-from vrambench.methods.rewards import token_rewards
+from vrambench.methods.algorithms import grpo, ppo, reinforce, remax, rloo
+from vrambench.methods.rewards import kl_estimates, token_rewards, whiten
 
 NUMBERS = st.floats(-10, 10, allow_nan=False, width=32)
 FRACTIONS = st.floats(0.0078125, 1, width=32)
@@ -72,13 +72,13 @@ def test_advantages_see_nothing_outside_the_mask(data: Any, gamma: float, lam: f
 def test_whitening_gives_mean_zero_and_variance_one(data: Any) -> None:
     values, mask = data
     spread = values[mask.bool()].std()
-    whitened = ppo.whiten(values, mask)
+    whitened = whiten(values, mask)
     assert not (whitened * (1 - mask)).any()
     inside = whitened[mask.bool()]
     torch.testing.assert_close(inside.mean(), torch.zeros((), dtype=inside.dtype), rtol=0, atol=1e-6)
     if spread > 0.1:  # eps 1e-8 beside it
         torch.testing.assert_close(inside.var(), torch.ones((), dtype=inside.dtype), rtol=1e-5, atol=0)
-    torch.testing.assert_close(ppo.whiten(garbage(values, mask), mask), whitened)
+    torch.testing.assert_close(whiten(garbage(values, mask), mask), whitened)
 
 
 @given(batches(1), st.lists(NUMBERS, min_size=4, max_size=4))
@@ -146,3 +146,81 @@ def test_the_policy_gradient_of_remax_is_minus_the_advantage(data: Any) -> None:
     logprobs.requires_grad_()
     remax.policy_loss(logprobs, advantages * mask, mask).backward()
     torch.testing.assert_close(logprobs.grad, -advantages * mask / mask.sum())
+
+
+def test_the_dual_clip_bounds_the_loss_of_what_is_unwanted() -> None:
+    old, advantages = torch.zeros(1, 4), torch.tensor([[-1.0, -1.0, 1.0, -1.0]])
+    ratios, mask = torch.tensor([[5.0, 1.1, 5.0, 0.5]]), torch.ones(1, 4)
+    loss = ppo.policy_loss(ratios.log(), old, advantages, mask, 0.2, 3.0)
+    torch.testing.assert_close(loss, torch.tensor((3.0 + 1.1 - 1.2 + 0.8) / 4))
+
+
+@given(batches(1), FRACTIONS)
+def test_returns_are_what_is_still_to_come(data: Any, gamma: float) -> None:
+    rewards, mask = data
+    found = reinforce.returns(rewards, mask, gamma)
+    following = torch.cat([found[:, 1:], torch.zeros(len(found), 1, dtype=found.dtype)], dim=1)
+    torch.testing.assert_close(found, (rewards + gamma * following) * mask)
+    torch.testing.assert_close(reinforce.returns(garbage(rewards, mask), mask, gamma), found)
+    torch.testing.assert_close(reinforce.returns(rewards, mask, 1.0), later_sums(rewards * mask) * mask)
+
+
+@given(st.integers(1, 3), st.lists(NUMBERS, min_size=12, max_size=12))
+def test_advantages_in_a_group_add_up_to_nothing(prompts: int, scores: list[float]) -> None:
+    score = torch.tensor(scores[: 4 * prompts], dtype=torch.float64)
+    none = torch.zeros(prompts, dtype=torch.float64)
+    for made in (
+        rloo.leave_one_out(score, 4),
+        *(grpo.group_advantages(score, 4, s) for s in ("group", "batch", "none")),
+    ):
+        torch.testing.assert_close(made.view(-1, 4).sum(dim=1), none, rtol=0, atol=1e-6)
+    torch.testing.assert_close(rloo.leave_one_out(score, 4) * 3 / 4, grpo.group_advantages(score, 4, "none"))
+    shifted = score + torch.arange(prompts).repeat_interleave(4)
+    torch.testing.assert_close(grpo.group_advantages(shifted, 4, "none"), grpo.group_advantages(score, 4, "none"))
+
+
+@given(batches(2))
+def test_every_estimate_of_a_divergence_is_near_the_others_where_it_is_small(data: Any) -> None:
+    logprobs, difference, _ = data
+    reference = logprobs + difference / 1e4
+    k1, k2, k3 = (kl_estimates(logprobs, reference, kind) for kind in ("k1", "k2", "k3"))
+    torch.testing.assert_close(k1, -difference / 1e4)
+    assert (k2 >= 0).all()
+    assert (k3 >= -1e-15).all()
+    torch.testing.assert_close(k2, k3, rtol=1e-2, atol=1e-12)
+
+
+LOSS_TYPES = ("dapo", "grpo", "dr_grpo", "bnpo")
+
+
+@given(batches(2), st.sampled_from(LOSS_TYPES), st.sampled_from(["token", "sequence"]))
+def test_the_gradient_of_a_first_group_relative_step_is_minus_the_advantage(data: Any, kind: str, level: str) -> None:
+    """Where nothing has been learnt yet, whatever is clipped, each token's weight is one over what its loss is divided by."""
+    logprobs, advantages, mask = data
+    logprobs.requires_grad_()
+    options = grpo.GRPOOptions(loss_type=kind, importance_sampling_level=level)
+    losses = grpo.token_losses(logprobs, logprobs.detach(), advantages[:, 0], None, mask, options)
+    loss = grpo.mean_loss(losses, mask, kind, mask.sum())
+    loss.backward()
+    of_all = {
+        "dapo": mask.sum(),
+        "bnpo": mask.sum(),
+        "dr_grpo": mask.numel(),
+        "grpo": len(mask) * mask.sum(1, keepdim=True),
+    }
+    torch.testing.assert_close(logprobs.grad, -advantages[:, :1] * mask / of_all[kind])
+
+
+@given(batches(3), st.sampled_from(LOSS_TYPES))
+def test_group_relative_losses_see_nothing_outside_the_mask(data: Any, kind: str) -> None:
+    logprobs, old, reference, mask = data
+    options = grpo.GRPOOptions(loss_type=kind, beta=0.1, delta=4.0)
+    advantages = logprobs[:, 0]
+
+    def loss(*given: torch.Tensor) -> torch.Tensor:
+        new, before, base = (one.clamp(-2, 2) for one in given)
+        losses = grpo.token_losses(new, before, advantages, base, mask, options)
+        return grpo.mean_loss(losses, mask, kind, mask.sum())
+
+    outside = (garbage(one, mask) for one in (logprobs, old, reference))
+    torch.testing.assert_close(loss(*outside), loss(logprobs, old, reference))

@@ -1,0 +1,277 @@
+"""What becomes of claims: predicted for a GPU without one, and measured by runs that hold their cells.
+
+    ran = Ran.of("first", folder.info, folder.results())
+    for one in answer(load_claims(path), [ran], predict_all):
+        one.claim.id, one.predicted, one.measured, one.verdicts
+
+A claim is measured by one run at a time, which must hold all its cells: of a run on a GPU those that the claim names, of a run on
+a CPU those of its part `cpu`, which are other, smaller jobs and are marked so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vrambench.bench.claims.cells import Cells, cells_of, has_bf16, on_cpu
+from vrambench.bench.claims.claimed import Verdict, judge, told
+from vrambench.bench.claims.file import Claim, Claims, Layers
+from vrambench.bench.claims.formula import Name
+from vrambench.bench.claims.values import Values, of_forecast, of_results
+from vrambench.bench.plan.validity import check
+from vrambench.bench.results.forecast import Outcome
+from vrambench.bench.results.records import Result
+from vrambench.methods.cell import Cell, from_flat
+from vrambench.methods.errors import ConfigurationError
+
+Predict = Callable[[Sequence[Cell]], Mapping[str, Outcome]]
+PREDICTED = "predicted"
+NOT_MEASURED = "not measured here"
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A run, as claims see it. `where`: on what it ran; `models`: of its cells; `capacity_bytes`: what its GPU offers."""
+
+    name: str
+    where: str
+    on_cpu: bool
+    results: tuple[Result, ...]
+    models: frozenset[str]
+    capacity_bytes: int | None = None
+    _today: dict[str, str | None] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, name: str, info: Mapping[str, Any], results: Iterable[Result]) -> Ran:
+        """`info`: run.json's content."""
+        gpu = (info.get("environment") or {}).get("gpu") or {}
+        cpu = str(info.get("device") or "cpu").startswith("cpu")
+        kept = tuple(results)
+        return cls(
+            name=name,
+            where="the CPU" if cpu else str(gpu.get("name") or info.get("device")),
+            on_cpu=cpu,
+            results=kept,
+            models=frozenset(str(result.cell.get("model")) for result in kept),
+            capacity_bytes=gpu.get("usable_bytes") or gpu.get("total_bytes"),
+        )
+
+    def result(self, cell: Cell) -> Result | None:
+        """What the cell gave. A file's id is that of the version which wrote it, so it is made anew."""
+        wanted = cell.axes | {"model": cell.workload.model}
+        alike = (one for one in self.results if all(one.cell.get(name) == value for name, value in wanted.items()))
+        return next((one for one in alike if self._id_today(one) == cell.id), None)
+
+    def _id_today(self, result: Result) -> str | None:
+        """The id of the result's cell; None where this version does not know what it says."""
+        if result.id not in self._today:
+            try:
+                self._today[result.id] = from_flat(result.cell).id
+            except (ConfigurationError, KeyError):
+                self._today[result.id] = None
+        return self._today[result.id]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a formula came to. `where`: `predicted`, or on what it was measured; `run` the run's name. `value` and `verdict` are
+    None where it came to nothing, and `reason` says why. `device_bytes`, `budget_bytes` and `tight` where one cell is asked
+    whether it fits."""
+
+    where: str
+    value: float | bool | None = None
+    verdict: Verdict | None = None
+    reason: str | None = None
+    run: str | None = None
+    device_bytes: int | None = None
+    budget_bytes: int | None = None
+    tight: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A claim with what was found. `cells`: those on a GPU, by the formula's names."""
+
+    claim: Claim
+    cells: Cells
+    predicted: Found | None = None
+    measured: tuple[Found, ...] = ()
+
+    @property
+    def found(self) -> tuple[Found, ...]:
+        return (*((self.predicted,) if self.predicted else ()), *self.measured)
+
+    @property
+    def verdicts(self) -> dict[Verdict, list[str]]:
+        """Each verdict that was come to, and where. One means that all agree."""
+        verdicts: dict[Verdict, list[str]] = {}
+        for one in self.found:
+            if one.verdict and one.where not in verdicts.setdefault(one.verdict, []):
+                verdicts[one.verdict].append(one.where)
+        return verdicts
+
+    @property
+    def reason(self) -> str | None:
+        """Why there is no verdict, or why one that was looked for is lacking."""
+        if self.claim.not_here:
+            return self.claim.not_here
+        reasons = list(dict.fromkeys(one.reason for one in self.found if one.reason and not one.verdict))
+        if reasons:
+            return "; ".join(reasons)
+        return None if self.verdicts else _how(self.claim)
+
+    def document(self) -> dict[str, Any]:
+        """As `claims --json` prints it; numbers as the formula gives them."""
+        claim = self.claim
+        cells = {name: {"id": cell.id, "cell": cell.flat()} for name, (cell, *_) in self.cells.items()}
+        return {
+            "id": claim.id,
+            "claim": claim.claim,
+            "source": claim.source,
+            "claimed": claim.claimed.text,
+            "claimed_value": claim.claimed.value,
+            "unit": claim.claimed.unit,
+            "formula": claim.formula.text if claim.formula else None,
+            "assumed": claim.assumed,
+            "note": claim.note,
+            "predicted": _row(self.predicted, claim) if self.predicted else None,
+            "measured": [_row(one, claim) for one in self.measured],
+            "verdict": next(iter(self.verdicts)) if len(self.verdicts) == 1 else None,
+            "verdicts": self.verdicts,
+            "reason": self.reason,
+            "cells": cells,
+        }
+
+
+def answer(claims: Claims, runs: Sequence[Ran] = (), predict: Predict | None = None) -> tuple[Answer, ...]:
+    """What becomes of each claim. Without `predict` nothing is predicted, and cells of claims that no run can hold are not looked
+    at. Raises ConfigurationError where a claim's cells cannot be."""
+    cells: dict[str, Cells] = {}
+    for claim in claims.claims.values():
+        asked = predict is not None or any(not ran.on_cpu and _may_hold(ran, claim.cells) for ran in runs)
+        cells[claim.id] = cells_of(claim, claim.cells) if claim.cells and asked else {}
+    outcomes = predict(_to_predict(claims, cells)) if predict else {}
+    return tuple(
+        Answer(
+            claim,
+            cells[claim.id],
+            _predicted(claim, cells[claim.id], outcomes) if predict and _predictable(claim) else None,
+            tuple(found for ran in runs if (found := _measured(claim, cells[claim.id], ran))),
+        )
+        for claim in claims.claims.values()
+    )
+
+
+def measured(claims: Claims, runs: Sequence[Ran]) -> tuple[Answer, ...]:
+    """The claims that runs answer by what they measured."""
+    return tuple(one for one in answer(claims, runs) if one.verdicts)
+
+
+def _predictable(claim: Claim) -> bool:
+    return claim.formula is not None and claim.formula.predictable
+
+
+def _to_predict(claims: Claims, cells: Mapping[str, Cells]) -> list[Cell]:
+    wanted = [one for claim in claims.claims.values() if _predictable(claim) for (one, *_) in cells[claim.id].values()]
+    return [cell for cell in wanted if _refused(cell) is None]
+
+
+def _refused(cell: Cell) -> str | None:
+    """The rule that forbids the cell on CUDA, and why."""
+    found = check(cell, "cuda", bf16=has_bf16(cell))
+    return next((f"the rule {one.rule} forbids it: {one.reason}" for one in found if one.kind == "reject"), None)
+
+
+def _predicted(claim: Claim, cells: Cells, outcomes: Mapping[str, Outcome]) -> Found:
+    values: dict[str, Values] = {}
+    reasons: dict[str, str] = {}
+    for name, (cell, *_) in cells.items():
+        outcome = outcomes.get(cell.id) or Outcome(reason=_refused(cell) or "no prediction was made")
+        if outcome.forecast is None:
+            reasons[name] = outcome.reason or "it cannot be predicted"
+            continue
+        values[name] = of_forecast(outcome.forecast)
+        if outcome.forecast.verdict == "unsure" and outcome.forecast.unmodelled:
+            reasons[name] = f"not sure whether it fits: {outcome.forecast.unmodelled[0].reason}"
+    found = _found(claim, values, reasons, PREDICTED)
+    asked = claim.formula.fits_of if claim.formula else None
+    forecast = outcomes[cells[asked][0].id].forecast if asked and asked in values else None
+    if forecast is None:
+        return found
+    device, budget = forecast.memory.device_bytes, forecast.budget_bytes
+    return replace(found, device_bytes=device, budget_bytes=budget, tight=forecast.verdict == "tight")
+
+
+def _measured(claim: Claim, cells: Cells, ran: Ran) -> Found | None:
+    """What a run gave; None where it has none of the claim's cells."""
+    if claim.formula is None:
+        return None
+    where = ran.where
+    if ran.on_cpu:
+        if not _may_hold(ran, claim.on_cpu or {}):
+            return None
+        cells = on_cpu(claim)
+        models = dict.fromkeys(cell.workload.model for several in cells.values() for cell in several)
+        where = f"{where}, at {' and '.join(models)}"
+    there = {name: [held for cell in several if (held := ran.result(cell))] for name, several in cells.items()}
+    if not any(there.values()):
+        return None
+    values: dict[str, Values] = {}
+    reasons: dict[str, str] = {}
+    for name, results in there.items():
+        if len(results) < len(cells[name]):
+            reasons[name] = (
+                f"the run {ran.name} has {len(results)} of its {len(cells[name])} cells"
+                if results
+                else f"the run {ran.name} lacks it"
+            )
+            continue
+        values[name] = of_results(results, ran.capacity_bytes)
+        ended = next((one for one in results if one.status != "ok"), None)
+        if ended:
+            reasons[name] = f"it ended as {ended.status}" + (f": {ended.reason}" if ended.reason else "")
+    return _found(claim, values, reasons, where, ran.name)
+
+
+def _found(
+    claim: Claim, values: Mapping[str, Values], reasons: Mapping[str, str], where: str, run: str | None = None
+) -> Found:
+    assert claim.formula is not None
+    given: dict[Name, float | bool] = {}
+    for name in sorted(claim.formula.names):
+        value = values.get(name[0], {}).get(name[1:])
+        if value is None:
+            why = reasons.get(name[0], f"{'.'.join(name[1:])} is not known")
+            return Found(where, reason=f"{name[0]}: {why} ({where})", run=run)
+        given[name] = value
+    try:
+        value = claim.formula.value(given)
+    except ZeroDivisionError:
+        return Found(where, reason=f"the formula divides by zero ({where})", run=run)
+    return Found(where, value, judge(value, claim.claimed), run=run)
+
+
+def _how(claim: Claim) -> str:
+    """How a claim that nothing answered yet can be."""
+    if _predictable(claim):
+        return "nothing was predicted, and no run that was named has its cells"
+    cpu = f", or on a CPU with: vrambench run --device cpu --claims {claim.id}" if claim.on_cpu else ""
+    return f"no prediction tells it; a run on a GPU does: vrambench run --claims {claim.id}{cpu}"
+
+
+def _may_hold(ran: Ran, layers: Mapping[str, Layers]) -> bool:
+    """Whether the run has a cell of a model of these: told without making the cells."""
+    named = {setting.value for one in layers.values() if (setting := one.all.get("model"))}
+    return bool(layers) and (not named or bool(named & ran.models))
+
+
+def _row(found: Found, claim: Claim) -> dict[str, Any]:
+    return {
+        "where": found.where,
+        "run": found.run,
+        "value": found.value,
+        "told": told(found.value, claim.claimed) or None,
+        "verdict": found.verdict,
+        "reason": found.reason,
+    }

@@ -1,0 +1,98 @@
+"""The cells that a claim is about, with nothing left open.
+
+cells_of(claim, claim.cells)        by name, each as often as it has seeds
+planned(claims, "cpu")              what `vrambench run --claims` runs, for both kinds of device
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from vrambench.bench.claims.file import Claim, Claims, Layers
+from vrambench.bench.plan.matrix import Setting, check_value
+from vrambench.bench.plan.plan import PlannedCell, resolved
+from vrambench.bench.plan.used import check_used
+from vrambench.bench.plan.validity import check
+from vrambench.methods.cards import CARDS, FIRST_BF16
+from vrambench.methods.cell import Cell
+from vrambench.methods.device import Kind
+from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.workload import AXIS_NAMES
+
+Cells = Mapping[str, tuple[Cell, ...]]
+"""By the formula's names; several of one name differ in the seed."""
+
+
+def cells_of(claim: Claim, layers: Mapping[str, Layers], seeds: int | None = None) -> Cells:
+    """The cells of a claim. Raises ConfigurationError, with where it was written, for a setting that no cell can have or that
+    has no effect on any."""
+    cells = {name: _seeded(claim, one, seeds) for name, one in layers.items()}
+    for name, one in layers.items():
+        check_used(_work(one.cell), cells=cells[name])
+    shared = next(iter(layers.values())).claim
+    check_used(_work(shared), cells=[cell for several in cells.values() for cell in several])
+    return cells
+
+
+def on_cpu(claim: Claim) -> Cells:
+    """The cells by which the claim is measured on a CPU; none where it does not say."""
+    return cells_of(claim, claim.on_cpu, claim.seeds) if claim.on_cpu else {}
+
+
+def has_bf16(cell: Cell) -> bool:
+    """Whether the card that the cell's budget names has bf16 arithmetic; where it names none, it has."""
+    card = next((card for card in CARDS.values() if card.usable_bytes == cell.workload.budget), None)
+    return card is None or card.capability >= FIRST_BF16
+
+
+def planned(claims: Claims, kind: Kind, *, bf16: bool = True) -> list[PlannedCell]:
+    """Every cell of the claims on a device of that kind, once. Raises ConfigurationError where there is none."""
+    found: dict[str, PlannedCell] = {}
+    for claim in claims.claims.values():
+        cells = on_cpu(claim) if kind == "cpu" else cells_of(claim, claim.cells) if claim.cells else {}
+        for name, cell in _each(cells):
+            seed = f" seed={cell.workload.seed}" if len(cells[name]) > 1 else ""
+            one = PlannedCell(cell, f"{cell.name} {claim.id}.{name}{seed}", check(cell, kind, bf16=bf16))
+            found.setdefault(one.id, one)
+    if not found:
+        where = "on a CPU (none has a part `cpu`)" if kind == "cpu" else "by cells"
+        raise ConfigurationError(f"{claims.name}: none of these claims is measured {where}", field="claims")
+    return list(found.values())
+
+
+def _each(cells: Cells) -> Iterator[tuple[str, Cell]]:
+    for name, several in cells.items():
+        for cell in several:
+            yield name, cell
+
+
+def _seeded(claim: Claim, layers: Layers, seeds: int | None) -> tuple[Cell, ...]:
+    if seeds is None:
+        return (_resolved(claim, layers.all),)
+    said = {number: {**layers.all, "seed": Setting(number, claim.where + ": ")} for number in range(seeds)}
+    return tuple(_resolved(claim, settings) for settings in said.values())
+
+
+def _resolved(claim: Claim, settings: Mapping[str, Setting]) -> Cell:
+    """The cell; an error in it names where the field at fault was written."""
+    axes: dict[str, str] = {}
+    for axis in AXIS_NAMES:
+        if axis not in settings:
+            raise ConfigurationError(
+                f"{claim.where}: its cells have no {axis}; name it in common, or of each cell", field=axis
+            )
+        axes[axis] = settings[axis].value
+        check_value(axis, axes[axis], settings[axis].origin)
+    work = _work(settings)
+    budget = work["budget"].value if "budget" in work else None
+    card = CARDS.get(budget.lower()) if isinstance(budget, str) else None
+    try:
+        return resolved(axes, work, flash=card is None or card.capability >= FIRST_BF16)
+    except ConfigurationError as error:
+        told = error.message.startswith(tuple(one.origin.partition(": ")[0] for one in work.values()))
+        raise error if told else ConfigurationError(f"{claim.where}: {error.message}", field=error.field) from None
+
+
+def _work(settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """Those that are of the workload."""
+    return {name: setting for name, setting in settings.items() if name not in AXIS_NAMES}

@@ -1,0 +1,78 @@
+"""A transformers Trainer as the learner of what it trains, and a cell's optimizer in the words of its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from vrambench.methods.offload.learner import skipped_by, tensors_in
+from vrambench.methods.optimizers import OPTIMIZERS, Optimizer, trainable
+from vrambench.methods.setup import Setup
+
+ADAM = {"eps": "adam_epsilon", "weight_decay": "weight_decay"}
+"""TrainingArguments' names of an optimizer's options; `betas` are two of them."""
+
+
+class TrainerLearner:
+    """What a measurement asks of a learner. Backward passes and optimizer steps are the trainer's own."""
+
+    def __init__(self, module: Any, trainer: Any) -> None:
+        self.module = module
+        self.trainer = trainer
+        self._scale: float | None = None
+
+    def forward(self) -> AbstractContextManager[Any]:
+        raise NotImplementedError("the trainer calls its model itself")
+
+    def backward(self, loss: torch.Tensor) -> None:
+        raise NotImplementedError("the trainer calls backward itself")
+
+    def gradients(self) -> Iterator[torch.Tensor]:
+        return (parameter.grad for parameter in trainable(self.module) if parameter.grad is not None)
+
+    def optimizer_state(self) -> Iterator[torch.Tensor]:
+        return tensors_in(self.trainer.optimizer.state)
+
+    def optimizer_steps(self) -> int:
+        steps: int = self.trainer.state.global_step
+        return steps
+
+    def skipped_steps(self) -> int:
+        scaler = self.trainer.accelerator.scaler
+        return skipped_by(scaler, scaler._init_scale) if scaler is not None else 0
+
+
+def optimizer_name(optimizer: Optimizer) -> str | None:
+    """transformers' name of the optimizer, which is ours; None where it is not one of ours."""
+    return next((name for name, value in OPTIMIZERS.values().items() if value is optimizer), None)
+
+
+def optimizer_arguments(setup: Setup) -> dict[str, Any]:
+    """TrainingArguments that make the cell's optimizer."""
+    arguments: dict[str, Any] = {"optim": optimizer_name(setup.optimizer)}
+    options = dict(setup.workload.of(setup.optimizer.options)) if setup.optimizer.options else {}
+    for name, value in options.items():
+        if name == "betas" and len(value) == 2:
+            arguments |= {"adam_beta1": value[0], "adam_beta2": value[1]}
+        elif name in ADAM:
+            arguments[ADAM[name]] = value
+    return arguments
+
+
+def unable_to_make(optimizer: Optimizer, options: dict[str, Any]) -> str | None:
+    """Why a Trainer that is told `optimizer_arguments` would not make this optimizer with these options; None where it would."""
+    from transformers.training_args import OptimizerNames
+
+    name = optimizer_name(optimizer)
+    if name not in {one.value for one in OptimizerNames}:
+        return "transformers has no such optimizer"
+    if optimizer.projects_gradients:
+        return "which of its layers are projected, and how, is not told to it"
+    usual = optimizer.options().model_dump(mode="json") if optimizer.options else {}
+    for option, value in options.items():
+        if value != usual.get(option) and option not in (*ADAM, "betas"):
+            return f"{option} is not told to it"
+    return None

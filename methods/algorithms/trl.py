@@ -1,0 +1,459 @@
+"""TRL's own trainers as they are, on this harness' models, data and meters: what they take and give beside our algorithms.
+
+`trainer.train()` runs in a greenlet of the job's thread (paused.py). A step is what it does from one optimizer step's end to the
+next one's, or to that of a rollout's last one, what it logs included. A callback hands over where it is, and rewards are computed
+where the step was asked for. The model is the job's, adapter and all. The reference is what TRL makes of it: an adapter `ref`
+beside the trained one, else a copy, which is loaded as the job loads it, since a preset has no weights that TRL could read.
+Sequences are the job's token ids, with a tokenizer of as many words, and each response has all its tokens: none of them ends it.
+
+Source: TRL 1.12, trainer/*_trainer.py; transformers 5.23, trainer.py (Trainer._run_epoch).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from unittest import mock
+
+import torch
+from pydantic import ConfigDict
+
+from vrambench.methods.algorithms import Algorithm, Metrics, Stage
+from vrambench.methods.algorithms.foreign import Foreign
+from vrambench.methods.algorithms.paused import Paused, hand_over
+from vrambench.methods.algorithms.trainer_learner import TrainerLearner, optimizer_arguments
+from vrambench.methods.device import Device
+from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.models.parts import unwrapped
+from vrambench.methods.registry import Options
+from vrambench.methods.rewards import Reward
+from vrambench.methods.setup import Setup
+
+if TYPE_CHECKING:
+    from vrambench.methods.offload.learner import PhaseMarker
+    from vrambench.methods.workload import Workload
+
+ENDLESS = 10**9
+"""Optimizer steps: the job takes as many as it wants."""
+METRICS = {
+    "loss": "loss",
+    "reward": "reward",
+    "kl": "kl",
+    "grad_norm": "grad_norm",
+    "entropy": "entropy",
+    "mean_token_accuracy": "mean_token_accuracy",
+    "accuracy": "accuracy",
+    "margin": "margin",
+    "rewards/accuracies": "accuracy",
+    "rewards/margins": "margin",
+}
+"""Of what TRL logs, by its names, what is told."""
+
+
+class TRLOptions(Options):
+    """Whatever SFTConfig, DPOConfig, RewardConfig, GRPOConfig or RLOOConfig has, by its own name (`trl: {beta: 0.1}`), where no
+    field says it."""
+
+    model_config = ConfigDict(extra="allow")
+    namespace: ClassVar[str] = "trl"
+
+
+class Score(NamedTuple):
+    """What TRL wants scored: texts of prompts, tokens of responses."""
+
+    prompts: list[str]
+    responses: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`rows`: the training set of a step, of so many samples or prompts. `copies`: sequences that the model
+    sees of each sample. `classifies`: it trains a classifier. `generates`: it samples, so many responses to a prompt unless it is
+    told. `ends`: TRL ends its responses with a token, the model's last."""
+
+    foreign: Foreign
+    rows: Callable[[Stage, int, int], dict[str, list[Any]]]
+    copies: int = 1
+    classifies: bool = False
+    generates: int = 0
+    ends: bool = False
+
+    def generations(self, workload: Workload) -> int:
+        """Responses to each prompt."""
+        return int(self.foreign.said(workload).get("num_generations") or self.generates or 1)
+
+
+class TRLTrainer:
+    """One of TRL's trainers at work."""
+
+    data_tokens = 0
+
+    def __init__(self, kind: Kind, stage: Stage) -> None:
+        work = stage.workload
+        self.stage = stage
+        self._kind = kind
+        step = work.batch_size * work.gradient_accumulation_steps
+        self.samples = (work.rollout_batch or 0) * kind.generations(work) or step
+        self.train_tokens = self.samples * kind.copies * work.sequence_tokens
+        self.generated_tokens = self.samples * work.response_tokens if kind.generates else 0
+        iterations = int(kind.foreign.said(work).get("num_iterations", 1))
+        self._optimizer_steps = self.samples * iterations // step
+        self._reward: Reward | None = stage.reward() if kind.generates else None
+        learner: Any = (stage.classifier if kind.classifies else stage.policy)(learner=self._learner)
+        self._run = Paused(learner.trainer.train)
+        self._run.resume()  # until all is there that training needs
+
+    def step(self, index: int) -> Metrics:
+        """`loss` is the mean over the step's optimizer steps of what TRL logs for each."""
+        self.stage.phase("rollout" if self._kind.generates else "learn")
+        logs: list[dict[str, float]] = []
+        answer = None
+        while len(logs) < self._optimizer_steps:
+            message = self._run.resume(answer)
+            answer = None
+            if isinstance(message, Score):
+                self.stage.phase("score")
+                answer = self._scores(message)
+            elif isinstance(message, str):
+                self.stage.phase(message)
+            else:
+                logs.append(message)
+        return _metrics(logs)
+
+    def _scores(self, asked: Score) -> list[float]:
+        assert self._reward is not None
+        device = self.stage.device.torch
+        prompts = torch.tensor([[int(word[1:]) for word in text.split()] for text in asked.prompts], device=device)
+        scores: list[float] = self._reward(prompts, torch.tensor(asked.responses, device=device)).tolist()
+        return scores
+
+    def _learner(self, module: Any, setup: Setup, device: Device, phase: PhaseMarker) -> TrainerLearner:
+        """TRL's trainer of `module`'s model."""
+        from datasets import Dataset
+
+        kind, work = self._kind, setup.workload
+        model = module.model
+        vocabulary = unwrapped(model).config.get_text_config().vocab_size
+        rows: dict[str, list[Any]] = {}
+        for index in range(work.warmup_steps + work.steps + 1):  # the last is the one in which bytes are counted
+            for name, values in kind.rows(self.stage, index, self.samples // kind.generations(work)).items():
+                rows.setdefault(name, []).extend(values)
+        more: dict[str, Any] = {}
+        if kind.generates:
+            more["reward_funcs"] = _score
+            model.generate = partial(_sampled, model.generate)
+        with tempfile.TemporaryDirectory() as folder, self._aside():
+            arguments = _arguments(kind, setup, device) | {"output_dir": folder}
+            config = kind.foreign.load(kind.foreign.config)(**arguments)
+            config._n_gpu = min(config.n_gpu, 1)  # the Trainer would spread a batch over all that it sees
+            trainer = kind.foreign.load(kind.foreign.trainer)(
+                model=model,
+                args=config,
+                train_dataset=Dataset.from_dict(rows),
+                processing_class=_tokenizer(vocabulary, ends=kind.ends),
+                **more,
+            )
+        trainer.add_callback(_callback(device))
+        trainer.remove_callback(importlib.import_module("transformers").PrinterCallback)
+        trainer.compute_loss = partial(_learning, trainer.compute_loss)
+        return TrainerLearner(module, trainer)
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Nothing is sent, no bars are drawn, the environment stays as it was, and where TRL would read a reference by its name, it
+        is given the job's copy."""
+        import datasets
+        from huggingface_hub import constants
+
+        module = importlib.import_module(self._kind.foreign.load(self._kind.foreign.trainer).__module__)
+        drawn = not datasets.are_progress_bars_disabled()
+        datasets.disable_progress_bars()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.dict(os.environ))
+            stack.enter_context(mock.patch.object(constants, "HF_HUB_DISABLE_TELEMETRY", True))
+            if hasattr(module, "create_model_from_path"):
+                stack.enter_context(mock.patch.object(module, "create_model_from_path", self._first_policy))
+            try:
+                yield
+            finally:
+                if drawn:
+                    datasets.enable_progress_bars()
+
+    def _first_policy(self, *args: Any, **kwargs: Any) -> Any:
+        return self.stage.first_policy().model
+
+
+def _arguments(kind: Kind, setup: Setup, device: Device) -> dict[str, Any]:
+    """What the trainer's configuration is told: what the cell says, and what a measurement needs."""
+    work = setup.workload
+    autocast = setup.precision.autocast(work)
+    arguments: dict[str, Any] = {
+        "per_device_train_batch_size": work.batch_size,
+        "gradient_accumulation_steps": work.gradient_accumulation_steps,
+        "gradient_checkpointing": work.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": work.use_reentrant},
+        "learning_rate": work.learning_rate,
+        "max_grad_norm": work.max_grad_norm,
+        "torch_empty_cache_steps": work.torch_empty_cache_steps or None,
+        "bf16": autocast == torch.bfloat16,
+        "fp16": autocast == torch.float16,
+        "seed": work.seed,
+        "lr_scheduler_type": "constant",
+        "max_steps": ENDLESS,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": device.kind == "cpu",
+        "dataloader_pin_memory": device.kind != "cpu",
+    }
+    if work.activation_offloading:
+        arguments["activation_offloading"] = True
+    if kind.generates:
+        arguments |= {"shuffle_dataset": False, "max_completion_length": work.response_tokens}
+        arguments |= {
+            "num_generations": kind.generations(work),
+            "generation_batch_size": (work.rollout_batch or 1) * kind.generations(work),
+        }
+    else:
+        arguments |= {"train_sampling_strategy": "sequential", "max_length": work.sequence_tokens}
+    arguments |= optimizer_arguments(setup)
+    if work.loss not in kind.foreign.losses:
+        raise ConfigurationError(f"loss: {work.loss!r}: {kind.foreign.no_loss}", field="loss")
+    arguments |= kind.foreign.losses[work.loss]
+    return arguments | dict(kind.foreign.said(work))
+
+
+def _tokenizer(vocabulary: int, *, ends: bool) -> Any:
+    """A word `w12` for token 12, and so on. No token of the model's is padding; the last is the end of a text where it `ends`, and
+    elsewhere in it stands token 0 for that; else none is."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{token}": token for token in range(vocabulary - ends)}
+    words |= {"<eos>": len(words), "<pad>": vocabulary + 1}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+def _callback(device: Device) -> Any:
+    """Hands over where the trainer is. It holds nothing, so that nothing is held by it."""
+    from transformers import TrainerCallback
+
+    class Callback(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if device.kind == "cpu":  # as torch itself takes it on CUDA
+                for group in kwargs["optimizer"].param_groups:
+                    if group.get("foreach", False) is None and not group.get("fused"):
+                        group["foreach"] = True
+            hand_over("begun")
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            hand_over("optimizer_step")
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if "loss" in logs:
+                hand_over(dict(logs))
+
+    return Callback()
+
+
+def _sampled(generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """transformers' generate."""
+    hand_over("rollout")
+    tokens = generate(*args, **kwargs)
+    hand_over("score")
+    return tokens
+
+
+def _learning(compute_loss: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The trainer's own compute_loss."""
+    hand_over("learn")
+    return compute_loss(*args, **kwargs)
+
+
+def _score(prompts: list[str], completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    """A reward function as TRL wants it."""
+    scores: list[float] = hand_over(Score(prompts, completion_ids))
+    return scores
+
+
+def _metrics(logs: list[dict[str, float]]) -> Metrics:
+    """The means of what was logged; `loss`, `reward` and `kl` even where they are not finite."""
+    found: Metrics = {}
+    for name, ours in METRICS.items():
+        values = [float(one[name]) for one in logs if name in one]
+        if values and (ours in ("loss", "reward", "kl") or all(map(math.isfinite, values))):
+            found[ours] = torch.tensor(sum(values) / len(values))
+    return found
+
+
+# --- rows of a step ---
+
+
+def _texts(tokens: torch.Tensor) -> list[str]:
+    return [" ".join(f"w{token}" for token in row) for row in tokens.tolist()]
+
+
+def _sequences(stage: Stage, index: int, count: int) -> dict[str, list[Any]]:
+    return {"input_ids": stage.data.sequences(index, count, stage.workload.sequence_tokens).tolist()}
+
+
+def _prompts(stage: Stage, index: int, count: int) -> dict[str, list[Any]]:
+    return {"prompt": _texts(stage.data.sequences(index, count, stage.workload.prompt_tokens))}
+
+
+def _pairs(stage: Stage, index: int, count: int) -> dict[str, list[Any]]:
+    """A sequence's own response is preferred to that of another; TRL puts the end in the place of the last token."""
+    start = stage.workload.prompt_tokens
+    chosen, other = stage.data.sequences(index, 2 * count, stage.workload.sequence_tokens)[:, :-1].chunk(2)
+    responses = {"chosen": chosen[:, start:], "rejected": other[:, start:]}
+    ended = {
+        name: [f" {text} <eos>".replace("  ", " ") for text in _texts(tokens)] for name, tokens in responses.items()
+    }
+    return {"prompt": _texts(chosen[:, :start]), **ended}
+
+
+# --- the five ---
+
+TOLD = {
+    "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "gradient_checkpointing": "gradient_checkpointing",
+    "gradient_checkpointing_kwargs": "use_reentrant",
+    "activation_checkpointing": "gradient_checkpointing",
+    "activation_offloading": "activation_offloading",
+    "learning_rate": "learning_rate",
+    "max_grad_norm": "max_grad_norm",
+    "torch_empty_cache_steps": "torch_empty_cache_steps",
+    "bf16": "the axis precision, or autocast",
+    "fp16": "the axis precision, or autocast",
+    "seed": "seed",
+    "optim": "the axis optimizer",
+    "weight_decay": "the optimizer's options",
+    "adam_beta1": "the optimizer's options",
+    "adam_beta2": "the optimizer's options",
+    "adam_epsilon": "the optimizer's options",
+    "max_steps": "steps",
+    "use_liger_kernel": "loss",
+    "max_length": "max_length, or prompt_tokens and response_tokens",
+    "max_completion_length": "response_tokens",
+    "generation_batch_size": "rollout_batch",
+    "steps_per_generation": "rollout_batch",
+    "model_init_kwargs": "the axis precision, and attention",
+}
+KEPT = (
+    "output_dir",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "warmup_ratio",
+    "num_train_epochs",
+    "logging_strategy",
+    "logging_steps",
+    "logging_first_step",
+    "logging_nan_inf_filter",
+    "report_to",
+    "disable_tqdm",
+    "save_strategy",
+    "save_steps",
+    "push_to_hub",
+    "eval_strategy",
+    "do_eval",
+    "use_cpu",
+    "deepspeed",
+    "fsdp",
+    "auto_find_batch_size",
+    "train_sampling_strategy",
+    "shuffle_dataset",
+    "packing",
+    "padding_free",
+    "resume_from_checkpoint",
+)
+
+
+def _foreign(
+    name: str,
+    losses: Mapping[str, Mapping[str, Any]],
+    no_loss: str,
+    told: Mapping[str, str] = TOLD,
+    *,
+    offloads_activations: bool = True,
+) -> Foreign:
+    return Foreign(
+        "TRL",
+        "trl",
+        f"{name}Trainer",
+        f"{name}Config",
+        name.lower(),
+        "trl",
+        losses,
+        no_loss,
+        told,
+        KEPT,
+        offloads_activations,
+    )
+
+
+NO_OWN_LOSS = (
+    "the trainer takes the logits of what it scores in a way of its own (loss: scored), or by Liger's kernel (liger)"
+)
+OWN_LOSSES: dict[str, dict[str, Any]] = {"scored": {}, "liger": {"use_liger_kernel": True}}
+SFT = Kind(
+    _foreign(
+        "SFT",
+        {
+            "nll": {"loss_type": "nll"},
+            "chunked_nll": {"loss_type": "chunked_nll"},
+            "liger": {"loss_type": "nll", "use_liger_kernel": True},
+        },
+        "SFTTrainer has nll, chunked_nll (its own choice) and liger (loss: nll)",
+        TOLD | {"loss_type": "loss", "pad_to_multiple_of": "lengths"},
+    ),
+    _sequences,
+)
+DPO = Kind(_foreign("DPO", OWN_LOSSES, NO_OWN_LOSS), _pairs, copies=2, ends=True)
+REWARD = Kind(
+    _foreign("Reward", {"scored": {}}, "its model has a score in the place of logits (loss: scored)"),
+    _pairs,
+    copies=2,
+    ends=True,
+    classifies=True,
+)
+GRPO = Kind(_foreign("GRPO", OWN_LOSSES, NO_OWN_LOSS, offloads_activations=False), _prompts, generates=8)
+RLOO = Kind(_foreign("RLOO", {"scored": {}}, NO_OWN_LOSS, offloads_activations=False), _prompts, generates=2)
+
+
+def _algorithm(kind: Kind, summary: str, learning_rate: float) -> Algorithm:
+    fields = ("rollout_batch", "reward", "reward_model") if kind.generates else ("max_length",)
+    return Algorithm(
+        summary=summary,
+        trainer=partial(TRLTrainer, kind),
+        learning_rate=learning_rate,
+        sequences_per_prompt=kind.generations,
+        from_logprobs=False,
+        foreign=kind.foreign,
+        options=TRLOptions,
+        fields=fields,
+        requires=("trl", "datasets", "greenlet", *(("requests",) if kind.generates else ())),
+        extra="trl",
+    )
+
+
+TRL_SFT = _algorithm(SFT, "TRL's SFTTrainer as it is", 2e-5)
+TRL_DPO = _algorithm(DPO, "TRL's DPOTrainer as it is", 1e-6)
+TRL_REWARD = _algorithm(REWARD, "TRL's RewardTrainer as it is", 1e-4)
+TRL_GRPO = _algorithm(GRPO, "TRL's GRPOTrainer as it is", 1e-6)
+TRL_RLOO = _algorithm(RLOO, "TRL's RLOOTrainer as it is", 1e-6)
