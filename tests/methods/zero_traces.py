@@ -1,7 +1,7 @@
 """What ZeRO's engine and its stand-ins do to memory, traced and compared: the tools of test_simulated_zero.py.
 
-As a script it compares cells on the CPU: `python zero_traces.py '[{cell}, ...]'`, JSON on the last line. An engine needs a process of
-its own: a process group, once there, is there for every later test.
+As a script it compares cells on the CPU: `python zero_traces.py '[{cell}, ...]'`, JSON on the last line. An engine needs a process
+of its own: a process group, once there, is there for every later test.
 """
 
 from __future__ import annotations
