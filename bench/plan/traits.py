@@ -143,6 +143,7 @@ def not_installed(cell: Cell) -> str:
     return "; ".join(told)
 
 
+@functools.cache
 def installed(module: str) -> bool:
     """Whether the package that `module` is in is here."""
     try:
