@@ -71,7 +71,8 @@ def cells() -> dict[str, PlannedCell]:
     chosen: dict[str, PlannedCell] = {}
     for planned in plan.cells:
         work = planned.cell.workload
-        if planned.verdict == "valid" and not planned.cell.offload_value.zero_stage and work.seed == 0:
+        ours = planned.cell.algorithm_value.foreign is None
+        if planned.verdict == "valid" and ours and not planned.cell.offload_value.zero_stage and work.seed == 0:
             words = [planned.cell.name, work.model, work.value or "", work.reward or ""]
             chosen.setdefault(
                 " ".join([*words, "checkpointed" if work.gradient_checkpointing else ""]), of_few(planned)
