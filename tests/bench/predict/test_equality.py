@@ -9,8 +9,8 @@ are the same, operator by operator and byte by byte, but for the differences nam
   are one, so these count twice there;
 * AdamW's count of steps, four bytes for each parameter, is made on the host (torch.optim.AdamW's _init_group);
 * APOLLO's projectors are random numbers of a seed on the CPU, and of none where there are no values;
-* torchao's step and StableAdamW's are one kernel on CUDA, which takes nothing, and many operators on the CPU: there states are
-   compared and not what the step computes with;
+* torchao's step and StableAdamW's are one kernel on CUDA, which takes nothing, and many operators on the CPU: states are compared
+  there, and not what the step computes with;
 * int8's products are bitsandbytes' own: its CPU code makes fp32 copies of weights that no GPU makes;
 * a real loss scaler skips steps whose gradients overflow, and the simulated one never does;
 * a tensor that lies as it is wanted is not copied: for single prompts and short caches, strides differ where nothing is in between.
@@ -71,7 +71,8 @@ def cells() -> dict[str, PlannedCell]:
     chosen: dict[str, PlannedCell] = {}
     for planned in plan.cells:
         work = planned.cell.workload
-        if planned.verdict == "valid" and not planned.cell.offload_value.zero_stage and work.seed == 0:
+        ours = planned.cell.algorithm_value.foreign is None
+        if planned.verdict == "valid" and ours and not planned.cell.offload_value.zero_stage and work.seed == 0:
             words = [planned.cell.name, work.model, work.value or "", work.reward or ""]
             chosen.setdefault(
                 " ".join([*words, "checkpointed" if work.gradient_checkpointing else ""]), of_few(planned)
@@ -153,6 +154,8 @@ def differences(cell: Cell, real: Trace, simulated: Trace) -> Counter[tuple[str,
             named = named or (nbytes == 1024 and operator == "aten._to_copy.default")
         if cell.precision == "nf4":
             named = named or (nbytes == 64 and operator == "aten.div_.Tensor")
+        if cell.adapter_value.virtual_tokens(cell.workload):  # PEFT keeps their numbers on the host
+            named = named or (where == "meta" and operator == "aten._to_copy.default")
         if "neox" in cell.workload.model:
             named = named or operator == "aten.clone.default"
         if named:
