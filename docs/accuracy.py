@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from measured import sections
-from published import LEFT, ROWS, SEEDS, VERDICT_SETTINGS, VERDICTS, Row, VerdictRow
+from published import LEFT, ROWS, VERDICT_SETTINGS, VERDICTS, Row, VerdictRow
 
 from vrambench.bench.predict.band import PUBLISHED, Kind, bands, error_band, kind_of
 from vrambench.bench.predict.forecast import Predictor
@@ -67,7 +67,12 @@ def render(predict: Predict, results: Path = RESULTS) -> str:
     lines += ["## Re-created in part", ""]
     lines += ["The source used techniques that no value of our axes has, so the error is not the predictor's.", ""]
     lines += [*_table(other), "", "## Verdicts", "", VERDICT_SETTINGS, "", *_verdicts(verdicts), ""]
-    lines += ["## Seed claims, predicted only", "", *_seeds(predict), "", "## Not re-created", ""]
+    lines += [
+        "What others claim of one method against another is in [claims.md](claims.md).",
+        "",
+        "## Not re-created",
+        "",
+    ]
     lines += [f"- {left.what}: {left.reason}." for left in LEFT]
     lines += ["", "## Row by row", "", *_details(compared)]
     return "\n".join(lines).rstrip() + "\n"
@@ -182,27 +187,6 @@ def _verdicts(rows: list[tuple[VerdictRow, Forecast]]) -> list[str]:
     lines += ["", *(f"- {row.id}: {row.why or 'not explained.'}" for row in missed)]
     unsure = [(row, one.reason) for row, told in rows if told.verdict == "unsure" for one in told.unmodelled]
     return [*lines, *(f"- {row.id}: unsure, {reason}." for row, reason in unsure)]
-
-
-def _seeds(predict: Predict) -> list[str]:
-    lines = ["| claim | job | allocated | reserved | device | on its card |", "|---|---|--:|--:|--:|---|"]
-    comments = []
-    for seed in SEEDS:
-        devices = []
-        for name, job in seed.jobs.items():
-            found = predict(job.cell(), CARDS[job.card])
-            memory = found.memory
-            sizes = " | ".join(
-                _size(size or 0) for size in (memory.allocated_bytes, memory.reserved_bytes, memory.device_bytes)
-            )
-            lines.append(f"| {seed.id} | {name} | {sizes} | {found.verdict} ({job.card}) |")
-            devices.append((memory.allocated_bytes or 0, memory.device_bytes or 0))
-        saved = ""
-        if seed.ratio:
-            shares = [_percent(first / second - 1) for first, second in zip(*devices, strict=True)]
-            saved = f" Predicted: {shares[0]} allocated, {shares[1]} on the device."
-        comments.append(f"- **{seed.id}**: claimed: {seed.claim}.{saved} {seed.comment}")
-    return [*lines, "", *comments]
 
 
 def _details(compared: list[Compared]) -> list[str]:

@@ -136,8 +136,9 @@ def details(one: Answer, written: Mapping[str, object]) -> Iterator[str]:
         yield f"- Assumed: {claim.assumed}."
     if claim.note:
         yield f"- {capital(claim.note).removesuffix('.')}."
-    if one.reason:
-        yield f"- {capital(one.reason)}."
+    reasons = [found.reason for found in one.found if found.reason and not found.verdict]
+    for reason in dict.fromkeys(reasons or ([one.reason] if one.reason else [])):
+        yield f"- {capital(reason)}."
 
 
 def capital(text: str) -> str:

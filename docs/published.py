@@ -6,10 +6,13 @@ where a prediction is off, `why` says what is known of the reason.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import reported
-from rows import Job, Key, Left, Row, Seed, VerdictRow, sequences
+from rows import Job, Key, Left, Row, VerdictRow, claimed, sequences
+
+from vrambench.bench.claims.file import load_claims
 
 GALORE = "GaLore, arXiv 2403.03507, Table 11"
 GALORE_SETTINGS = (
@@ -193,99 +196,12 @@ ROWS: tuple[Row, ...] = (
 )  # fmt: skip
 
 
-def t4(
-    ident: str, what: str, fits: bool, model: str, precision: str, tokens: int, why: str = "", **settings: Any
-) -> VerdictRow:
-    adapter = {"lora_r": 64, "lora_alpha": 16, "lora_target_modules": ["q_proj", "v_proj"]}
-    more = {"gradient_accumulation_steps": 4, "compute_dtype": "fp16", "attention": "math"} | adapter | settings
-    more = {"fp32_modules": "all", "autocast": "fp16", "loss": "nll_4_45"} | more
-    job = Job(axes=f"{precision} lora adamw_torch none sft", card="t4", settings=sequences(model, 1, tokens, **more))
-    return VerdictRow(id=ident, what=what, fits=fits, job=job, why=why)
-
-
-GC: dict[str, Any] = {"gradient_checkpointing": True}
+CLAIMS = load_claims(Path(__file__).resolve().parents[1] / "claims.yaml").claims
 VERDICTS: tuple[VerdictRow, ...] = (
     *reported.VERDICTS,
-    t4("t4-7b-int8-512", "7B int8, checkpointing, 512", True, "llama-2-7b", "int8", 512, **GC),
-    t4("t4-7b-int8-1024", "7B int8, checkpointing, 1024", False, "llama-2-7b", "int8", 1024,
-       "Not explained: 1.7 GiB or more are missing.", **GC),
-    t4("t4-7b-nf4-512", "7B nf4, 512", True, "llama-2-7b", "nf4", 512),
-    t4("t4-7b-nf4-1024", "7B nf4, 1024", False, "llama-2-7b", "nf4", 1024),
-    t4("t4-7b-nf4-gc-1024", "7B nf4, checkpointing, 1024", True, "llama-2-7b", "nf4", 1024, **GC),
-    t4("t4-13b-int8-512", "13B int8, checkpointing, 512", False, "llama-2-13b", "int8", 512, **GC),
-    t4("t4-13b-nf4-512", "13B nf4, checkpointing, 512", True, "llama-2-13b", "nf4", 512, **GC),
-    t4("t4-13b-nf4-1024", "13B nf4, checkpointing, 1024", False, "llama-2-13b", "nf4", 1024,
-       "Not explained: 3.5 GiB or more are missing. Their next row fits with double quantisation, which saves 0.55 GiB, so their "
-       "peak was just above the limit.", **GC),
-    t4("t4-13b-nf4-dq-1024", "13B nf4 double, checkpointing, 1024", True, "llama-2-13b", "nf4", 1024, **GC,
-       nf4={"double_quant": True}),
-)  # fmt: skip
-VERDICT_SETTINGS = (
-    "Rows t4-...: Hugging Face's blog on 4-bit transformers, one T4 of 16 GB, LLaMA 7B and 13B, AdamW, batch 1, accumulation 4. "
-    "Assumed: LoRA r 64 "
-    "on q_proj and v_proj, adapter in fp32; fp16 compute (a T4 has no bf16; the table says bf16 for 7B, of the same "
-    "size); attention "
-    "by explicit products and the loss as transformers had them then; prepared by PEFT, and fp16 autocast; Llama-2's "
-    "shapes, which are LLaMA's. Budget: what the driver offers on a T4."
+    *(claimed(claim, card="t4") for name, claim in CLAIMS.items() if name.startswith("t4-")),
 )
-
-
-def pretraining(tokens: int, batch: int, **more: Any) -> Job:
-    settings = sequences("llama-2-7b", batch, tokens, max_grad_norm=0.0, galore={"rank": 1024}, **more)
-    return Job(axes="bf16 none galore_adamw_8bit_layerwise none sft", card="rtx-4090", settings=settings)
-
-
-def tuning(precision: str) -> Job:
-    return Job(axes=f"{precision} none adamw_torch none sft", settings=sequences("llama-2-7b", 1, 512, **GC))
-
-
-def rlhf(algorithm: str, model: str, **more: Any) -> Job:
-    settings = (
-        {"model": model, "prompt_tokens": 256, "response_tokens": 256, "batch_size": 1, "rollout_batch": 4} | GC | more
-    )
-    settings |= {"value": "separate"} if algorithm == "ppo" else {}
-    return Job(axes=f"bf16 none adamw_torch none {algorithm}", settings=settings)
-
-
-def neox(prompt: int, response: int, **more: Any) -> Job:
-    settings = {"model": "gpt-neox-20b", "prompt_tokens": prompt, "response_tokens": response, "batch_size": 16,
-                "rollout_batch": 256, "lora_r": 16, "lora_target_modules": ["query_key_value"], "value": "head"}  # fmt: skip
-    return Job(axes="int8 lora adamw_torch none ppo", card="rtx-4090", settings=settings | more)
-
-
-RM: dict[str, Any] = {"reward": "model", "reward_model": "llama-2-7b"}
-SEEDS: tuple[Seed, ...] = (
-    Seed(id="galore-7b-24gb", claim="7B pre-training fits a 24 GB RTX 4090: 22.72 GB at batch 1, 256 tokens; 22.0 "
-        "GB up to 500 "
-         "tokens (paper); 22.8 G at batch 16 with checkpointing (repository)",
-         jobs={"256 tokens, batch 1": pretraining(256, 1), "500 tokens, batch 1": pretraining(500, 1),
-               "256 tokens, batch 16, checkpointing": pretraining(256, 16, gradient_checkpointing=True)},
-         comment="8-bit GaLore layer by layer, rank 1024. The SVD's own workspace is not known and not counted."),
-    Seed(id="sft-7b-80gb", claim="full SFT of Llama-2-7B takes more than 80 GB",
-         jobs={"fp32 weights, bf16 autocast": tuning("bf16_amp"), "bf16 throughout": tuning("bf16")},
-         comment="True of fp32 weights and states; pure bf16 halves them. Batch 1, 512 tokens, checkpointing."),
-    Seed(id="remax-memory", claim="ReMax needs about 50 % less GPU memory than PPO (46 % in the later version)", ratio=True,
-         jobs={"ReMax": rlhf("remax", "llama-2-7b"), "PPO, separate value model": rlhf("ppo", "llama-2-7b")},
-         comment="Llama-2-7B, bf16, reference as a copy, a rule as reward. The value model, its gradients and "
-                 "states go; the policy's "
-         "own states and the reference stay. Policy and value alone would be 10 against 18 bytes a parameter "
-         "(weights, gradients, states, and one copy in a step): -44 %."),
-    Seed(id="remax-memory-reward", claim="the same with a 7B reward model", ratio=True,
-         jobs={"ReMax": rlhf("remax", "llama-2-7b", **RM), "PPO, separate value model": rlhf("ppo", "llama-2-7b", **RM)},
-         comment="The reward model is in both, which makes the share saved smaller."),
-    Seed(id="remax-memory-gpt2", claim="60 % less for GPT-2", ratio=True,
-         jobs={"ReMax": rlhf("remax", "gpt2"), "PPO, separate value model": rlhf("ppo", "gpt2")},
-         comment="At this size what lies outside the allocator, the same in both, weighs more than a model."),
-    Seed(id="20b-on-24gb", claim="GPT-NeoX-20B with PPO on an int8 base and LoRA on a 24 GB card",
-         jobs={"query 2, response 4, checkpointing": neox(2, 4, **GC), "query 8, response 16, checkpointing": neox(8, 16, **GC),
-               "query 2, response 4": neox(2, 4), "query 8, response 16": neox(8, 16),
-               "query 8, response 16, checkpointing, rollouts of 16": neox(8, 16, rollout_batch=16, **GC)},
-         comment="LoRA r 16 on query_key_value, rollouts of 256, forward batch 16, reference by switching the "
-                 "adapter off. Weights are "
-         "19.8 GiB. Ours generates all 256 responses at once, whose cache and logits are the peak where there is "
-         "checkpointing; the last "
-         "row shows what is left with 16 at a time."),
-)  # fmt: skip
+VERDICT_SETTINGS = "Rows t4-... are claims, whose settings and source are in [claims.md](claims.md)."
 
 LEFT: tuple[Left, ...] = (
     *reported.LEFT,
@@ -299,8 +215,7 @@ LEFT: tuple[Left, ...] = (
     Left("torchao, 4-bit AdamW 33.2 GB and its own 8-bit 39.1 GB",
          "not asked yet: adamw_torch_4bit and adamw_torch_8bit are values now"),
     Left("torchao offload, 1.1B, 16 GB card", "a vision model; torchao's offload is no value of our axis"),
-    Left("QLoRA Figure 6, 13B to 65B (8.5, 19.3, 37.1 GB)", "arithmetic by the same formula as 7B; presets for 33B "
-        "and 65B are missing"),
+    Left("QLoRA Figure 6, 33B and 65B (19.3, 37.1 GB)", "presets for them are missing; 13B is a claim"),
     Left("T4 table, FP4 rows and two T4", "fp4 is no precision here; one GPU only"),
     Left("ReMax repository, maximum batch 32 against 42", "ZeRO-3 with offload of reward and reference is no value "
         "of our axis yet"),

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vrambench.bench.claims.cells import cells_of
+from vrambench.bench.claims.file import Claim
 from vrambench.methods.cell import Cell, resolve
 
 Key = Literal["allocated", "active", "reserved", "device"]
@@ -22,6 +24,18 @@ class Job:
     def cell(self) -> Cell:
         names = ("precision", "adapter", "optimizer", "offload", "algorithm")
         return resolve(dict(zip(names, self.axes.split(), strict=True)), self.settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimedJob:
+    """The one cell of a claim of claims.yaml; `card` by name."""
+
+    claim: Claim
+    card: str
+
+    def cell(self) -> Cell:
+        ((cell,),) = cells_of(self.claim, self.claim.cells).values()
+        return cell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,20 +67,8 @@ class VerdictRow:
     id: str
     what: str
     fits: bool
-    job: Job
+    job: Job | ClaimedJob
     why: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seed:
-    """A claim of which there is no measurement to compare with: what it says and what is predicted for its `jobs`, by name.
-    Where `ratio` is set, the first job's bytes over the second's are given too."""
-
-    id: str
-    claim: str
-    jobs: Mapping[str, Job]
-    comment: str
-    ratio: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,3 +82,11 @@ class Left:
 def sequences(model: str, batch: int, tokens: int, **more: Any) -> dict[str, Any]:
     """A workload of `batch` sequences of `tokens` tokens, all trained on but the first."""
     return {"model": model, "batch_size": batch, "prompt_tokens": 1, "response_tokens": tokens - 1, **more}
+
+
+def claimed(claim: Claim, card: str) -> VerdictRow:
+    """A claim that one job fits on a card or does not."""
+    fits = claim.claimed.value is True
+    return VerdictRow(
+        id=claim.id, what=claim.claim, fits=fits, job=ClaimedJob(claim=claim, card=card), why=claim.note or ""
+    )

@@ -73,7 +73,8 @@ class Batches:
         self._work = workload
         self._order = tuple(order) or ("drawn",) * (workload.warmup_steps + workload.steps)
         self._limit = workload.max_length
-        cut = truncated(workload.lengths, self._limit) if workload.packing != "wrapped" else workload.lengths
+        whole = workload.packing in ("bfd_split", "wrapped")
+        cut = workload.lengths if whole else truncated(workload.lengths, self._limit)
         self._lengths = np.array(sorted(cut))
         shares = np.array([cut[length] for length in sorted(cut)])
         self._shares = shares / shares.sum()
@@ -151,7 +152,9 @@ class Batches:
 
     def _packed(self, random: np.random.Generator) -> list[Row]:
         drawn = random.choice(self._lengths, POOLED, p=self._shares).tolist()
-        return best_fit_decreasing(drawn, self._limit) if self._work.packing == "bfd" else wrapped(drawn, self._limit)
+        if self._work.packing == "wrapped":
+            return wrapped(drawn, self._limit)
+        return best_fit_decreasing(split(drawn, self._limit), self._limit)
 
     def _batch(self, rows: Sequence[Row]) -> Batch:
         if self._work.one_row:
@@ -179,6 +182,12 @@ def best_fit_decreasing(lengths: Iterable[int], limit: int) -> list[Row]:
             insort(spaces, space - length)
             with_space[space - length].append(pack)
     return [tuple(pack) for pack in packs]
+
+
+def split(lengths: Iterable[int], limit: int) -> list[int]:
+    """Pieces of `limit` tokens, and what is left at the end of each length (`_pack_bfd`, on_seq_length_overflow="split"). Of bfd
+    none is longer, since it truncates them."""
+    return [min(limit, length - start) for length in lengths for start in range(0, length, limit)]
 
 
 def wrapped(lengths: Iterable[int], limit: int) -> list[Row]:

@@ -31,7 +31,7 @@ from vrambench.methods.precision import PRECISIONS, Precision
 from vrambench.methods.registry import AxisValue, Options
 from vrambench.methods.setup import Setup
 from vrambench.methods.validated import unknown_field, validated
-from vrambench.methods.workload import FIELDS, PARTS, Workload
+from vrambench.methods.workload import BEST_FIT, FIELDS, PARTS, Workload
 
 
 class Cell(BaseModel):
@@ -180,6 +180,8 @@ def _options(
     options: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys((*given, *own)):
         if name not in namespaces:
+            if any(name in registry.families for registry in AXES.values()):
+                continue  # another cell's: which options it has, its value says
             raise unknown_field(name, namespaces)
         said = given.get(name)
         made = validated(namespaces[name], {} if said is None else said, prefix=name + ".")
@@ -206,7 +208,8 @@ def _decided(
     decided["attention"] = attention_of(workload.model, workload.attention, preferred)
     if workload.reference == "auto":
         used = algorithm.uses_reference(workload) != "unused"
-        decided["reference"] = ("adapter_off" if adapter.can_switch_off else "copy") if used else "none"
+        switched_off = adapter.can_switch_off and not adapter.changes_base(workload)
+        decided["reference"] = ("adapter_off" if switched_off else "copy") if used else "none"
     if workload.reward != "model":
         decided["reward_model"] = None
     if workload.eval_batch_size is None:
@@ -250,14 +253,14 @@ def _several_lengths(lengths: Mapping[int, float], limit: int | None, packing: s
     if limit is None and packing != "none":
         raise ConfigurationError(
             f"max_length: packing {packing} needs it: the tokens that a row has at most (TRL's default is 1024)",
-            field="max_length",
+            field="packing",
         )
     limit = limit or max(lengths)
     if packing == "wrapped":
         return {"max_length": limit, "prompt_tokens": 1, "response_tokens": limit - 1}
-    cut = truncated(lengths, limit)
-    longest = max(cut)
-    whole = limit if packing == "bfd" else longest
+    cut = dict(lengths) if packing == "bfd_split" else truncated(lengths, limit)
+    longest = min(max(cut), limit)
+    whole = limit if packing in BEST_FIT else longest
     return {"lengths": cut, "max_length": whole, "prompt_tokens": 1, "response_tokens": longest - 1}
 
 

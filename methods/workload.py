@@ -159,7 +159,8 @@ def _check_modules(value: object) -> object:
     if not isinstance(value, str) or not value:
         raise ValueError(unlike)
     if re.fullmatch(r"[\w-]+", value):  # to PEFT a regular expression for a whole path, which matches none
-        raise ValueError(f"{unlike}; write [{brief(value)}] for the layers of that name")
+        meant = did_you_mean(value, ("auto", "all-linear"))
+        raise ValueError(unlike + (meant or f"; write [{brief(value)}] for the layers of that name"))
     try:
         re.compile(value)
     except re.error as error:
@@ -179,6 +180,7 @@ Share = Annotated[float, Field(ge=0, lt=1, strict=True, allow_inf_nan=False)]
 Switch = Annotated[bool, Field(strict=True)]
 Name = Annotated[str, AfterValidator(_check_name)]
 Size = Annotated[int, BeforeValidator(parse_size)]
+OptionalSize = Annotated[int | None, BeforeValidator(lambda value: None if value is None else parse_size(value))]
 Fp32Modules = Annotated[
     Literal["none", "all"] | tuple[Literal["norms", "embeddings", "head"], ...] | None,
     BeforeValidator(_check_fp32_modules),
@@ -222,9 +224,10 @@ class Workload(BaseModel):
     """With `lengths`: rows are padded to the longest of their batch, and to a multiple of so many tokens."""
     padding_free: Switch = False
     """With `lengths`: the sequences of a batch are one row, without padding, and kept apart by their positions."""
-    packing: Literal["none", "bfd", "wrapped"] = "none"
+    packing: Literal["none", "bfd", "bfd_split", "wrapped"] = "none"
     """With `lengths`: TRL's `packing_strategy`. `bfd`: several sequences fill a row of `max_length` tokens, as a best fit, and all
-    rows of a batch are one, padding-free. `wrapped`: rows of `max_length` tokens, wherever sequences end."""
+    rows of a batch are one, padding-free. `bfd_split`: the same, and longer sequences are split instead of truncated. `wrapped`:
+    rows of `max_length` tokens, wherever sequences end."""
     gradient_accumulation_steps: Count = 1
     """Backward passes for one optimizer step."""
     gradient_checkpointing: Switch = False
@@ -283,21 +286,27 @@ class Workload(BaseModel):
     """Responses to each prompt, of algorithms that compare them (TRL's num_generations); null is the algorithm's usual number."""
     micro_rollout_batch_size: Count | None = None
     """Responses that are generated at a time, as OpenRLHF calls it; null generates all of a rollout at once, as TRL does."""
-    value: Literal["head", "separate"] | None = "head"
-    """The value model: a scalar head on the policy's trunk, or a separate model with an optimizer of its own."""
+    value: Literal["head", "adapter", "separate"] | None = "head"
+    """The value model: a scalar head on the policy's trunk; an adapter and a head of its own on the policy's base, or a separate
+    model, both with an optimizer of their own."""
     reference: Literal["auto", "adapter_off", "copy", "precomputed", "none"] | None = "auto"
     """The frozen policy of before: the policy with its adapter off, a copy, or none, and then no KL term. `auto` is the first
     that can be. `precomputed`: of pairs, its log-probabilities are computed before training, and no copy is held
     (TRL's precompute_ref_log_probs)."""
     reference_dtype: Literal["fp32", "bf16", "fp16"] | None = None
     """The type of the weights of a `reference: copy`; null: the policy's, quantised where they are. TRL reads a reference of its
-    own in fp32 unless model_init_kwargs says otherwise."""
+    own in fp32 unless model_init_kwargs says otherwise, and autocast casts it whole in each pass."""
     reward: Annotated[Name | None, AfterValidator(_check_reward)] = "tokens"
     """What scores a response: `tokens` (the share of its ids in the vocabulary's first quarter), `reviews` (how positive a review
     of `data: reviews` is), `model` (a scalar model of `reward_model`'s shape), a classifier's folder or hub id, or your own
     `module:attribute`."""
     reward_model: Name | None = "tiny"
     """With `reward: model`, its shape, named as `model` is."""
+    ref_reward_offload: Switch | None = False
+    """Whether a reference that is a copy, and a reward model, are on the host while nothing asks them (OpenRLHF's name; verl's
+    param_offload)."""
+    empty_cache_between_phases: Switch | None = False
+    """Whether cached memory goes back to the driver before each step's rollout, scoring and learning."""
     eval_batch_size: Count | None = None
     """Sequences (or pairs) in one forward pass of an evaluation, which follows the timed steps; null does not evaluate."""
     max_eval_samples: Count | None = 16
@@ -323,6 +332,8 @@ class Workload(BaseModel):
     """Of weights, data and sampling."""
     budget: Size = 24 * 2**30
     """The device memory that the job may use: a size, or a card's name for its usable capacity."""
+    reserved_elsewhere: OptionalSize = None
+    """How much of the budget another process holds beside the job, such as an inference engine (vLLM); the job has the rest."""
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Axis values' own settings, under their namespaces."""
 
@@ -330,6 +341,11 @@ class Workload(BaseModel):
     def starts_from(self) -> tuple[str, ...]:
         """What it starts from, by the names under which other cells save it."""
         return tuple(name for name in (saved_name(self.weights), saved_name(self.adapter_weights)) if name)
+
+    @property
+    def own_budget(self) -> int:
+        """What the budget leaves to the job, in bytes."""
+        return self.budget - (self.reserved_elsewhere or 0)
 
     @property
     def sequence_tokens(self) -> int:
@@ -341,7 +357,7 @@ class Workload(BaseModel):
         """Whether a batch may need a mask: for padding, or for several sequences in a row."""
         if self.lengths is None:
             return False
-        if self.packing == "bfd":
+        if self.packing in BEST_FIT:
             return True
         several = self.batch_size > 1 or (self.eval_batch_size or 1) > 1
         apart = self.padding_free or self.packing == "wrapped" or len(self.lengths) > 1
@@ -350,7 +366,7 @@ class Workload(BaseModel):
     @property
     def one_row(self) -> bool:
         """Whether all sequences of a batch are in one row, kept apart by their positions: TRL's packs by bfd are padding-free."""
-        return self.padding_free or self.packing == "bfd"
+        return self.padding_free or self.packing in BEST_FIT
 
     def padded(self, tokens: int) -> int:
         """A row's tokens, padding to `pad_to_multiple_of` included."""
@@ -367,6 +383,8 @@ class Workload(BaseModel):
 
 
 FIELDS = tuple(name for name in Workload.model_fields if name != "options")
+BEST_FIT = ("bfd", "bfd_split")
+"""Of `packing`."""
 PARTS = ("prompt_tokens", "response_tokens")
 """What a sequence's tokens are made of."""
 AXIS_NAMES = ("precision", "adapter", "optimizer", "offload", "algorithm")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vrambench.bench.claims.answer import NOT_MEASURED, PREDICTED, Answer, Found, Ran, measured
+from vrambench.bench.claims.answer import NOT_MEASURED, ON_CPU, PREDICTED, Answer, Found, Ran, measured
 from vrambench.bench.claims.claimed import told
 from vrambench.bench.claims.file import Claim, default_claims, load_claims
 from vrambench.reports import units
@@ -17,13 +17,15 @@ def answered(runs: Sequence[Run]) -> tuple[Answer, ...]:
 
 
 def verdict_words(one: Answer) -> str:
-    """The verdict, with where it was come to unless all agree on a measured one: `partly (predicted); refuted (NVIDIA H200)`."""
+    """The verdict, with where it was come to unless all agree on one that was measured on a GPU: `refuted`, `partly (predicted)`,
+    `reproduced (predicted); refuted (NVIDIA H200)`."""
     verdicts = one.verdicts
     if not verdicts:
         return NOT_MEASURED
     if len(verdicts) == 1:
         (verdict, where), *_ = verdicts.items()
-        return f"{verdict} ({PREDICTED})" if where == [PREDICTED] else verdict
+        if any(one != PREDICTED and not one.startswith(ON_CPU) for one in where):
+            return verdict
     return "; ".join(f"{verdict} ({', '.join(where)})" for verdict, where in verdicts.items())
 
 

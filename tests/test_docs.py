@@ -7,7 +7,6 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import accuracy
 import published
@@ -22,14 +21,10 @@ from vrambench.methods.cell import Cell
 
 DOCS = Path(__file__).parents[1] / "docs"
 GIB = 2**30
-RECORDS = (*published.ROWS, *published.VERDICTS, *published.SEEDS)
+RECORDS = (*published.ROWS, *published.VERDICTS)
 
 
-def jobs_of(record: Any) -> dict[str, Any]:
-    return dict(record.jobs) if isinstance(record, published.Seed) else {"": record.job}
-
-
-JOBS = {f"{record.id} {name}".strip(): job for record in RECORDS for name, job in jobs_of(record).items()}
+JOBS = {record.id: record.job for record in RECORDS}
 
 
 def forecast(cell: Cell, card: Card) -> Forecast:
@@ -146,7 +141,7 @@ def test_the_committed_page_has_the_scripts_rows_and_figures() -> None:
         return [*tables, *sources]
 
     assert given(page) == given(rendered)
-    for record in (*published.VERDICTS, *published.SEEDS):
+    for record in published.VERDICTS:
         assert f"| {record.id} |" in page
     for row in published.ROWS:
         assert row.why.strip() in page

@@ -23,7 +23,7 @@ from vrambench.methods.workload import Workload
 
 ROOT = Path(__file__).parents[1]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
-LINKED = TEXTS | {"docs/accuracy.md": (ROOT / "docs/accuracy.md").read_text()}
+LINKED = TEXTS | {f"docs/{name}.md": (ROOT / "docs" / f"{name}.md").read_text() for name in ("accuracy", "claims")}
 EXAMPLES = [
     pytest.param(one, id=f"{name}: {one.command[:60]}") for name, text in TEXTS.items() for one in examples(text)
 ]

@@ -27,6 +27,7 @@ from vrambench.methods.errors import ConfigurationError
 
 Predict = Callable[[Sequence[Cell]], Mapping[str, Outcome]]
 PREDICTED = "predicted"
+ON_CPU = "the CPU"
 NOT_MEASURED = "not measured here"
 
 
@@ -50,7 +51,7 @@ class Ran:
         kept = tuple(results)
         return cls(
             name=name,
-            where="the CPU" if cpu else str(gpu.get("name") or info.get("device")),
+            where=ON_CPU if cpu else str(gpu.get("name") or info.get("device")),
             on_cpu=cpu,
             results=kept,
             models=frozenset(str(result.cell.get("model")) for result in kept),
@@ -76,8 +77,8 @@ class Ran:
 @dataclass(frozen=True)
 class Found:
     """What a formula came to. `where`: `predicted`, or on what it was measured; `run` the run's name. `value` and `verdict` are
-    None where it came to nothing, and `reason` says why. `device_bytes`, `budget_bytes` and `tight` where one cell is asked
-    whether it fits."""
+    None where it came to nothing, and `reason` says why. `device_bytes` (without a limit), `budget_bytes` and `tight` where
+    one cell is asked whether it fits."""
 
     where: str
     value: float | bool | None = None
@@ -199,7 +200,7 @@ def _predicted(claim: Claim, cells: Cells, outcomes: Mapping[str, Outcome]) -> F
     forecast = outcomes[cells[asked][0].id].forecast if asked and asked in values else None
     if forecast is None:
         return found
-    device, budget = forecast.memory.device_bytes, forecast.budget_bytes
+    device, budget = forecast.unlimited_bytes, forecast.budget_bytes
     return replace(found, device_bytes=device, budget_bytes=budget, tight=forecast.verdict == "tight")
 
 

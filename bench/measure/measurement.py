@@ -213,6 +213,9 @@ class Measurement:
         self.seconds[name] = now - began
         return now
 
+    def _memory(self) -> Memory:
+        return self.meter.memory().model_copy(update={"elsewhere_bytes": self.cell.workload.reserved_elsewhere})
+
     def _check_finite(self) -> None:
         names = dict.fromkeys(("reward", "loss", *self._metric_names()))  # a NaN reward makes the loss NaN
         for name in names:
@@ -221,7 +224,7 @@ class Measurement:
                     raise NotFinite(f"the {name} of step {step} is not a finite number")
 
     def _progress(self, phases: tuple[Phase, ...], **more: Any) -> Progress:
-        return Progress(self.meter.memory(), phases, source=self.meter.source, notes=self.meter.notes(), **more)
+        return Progress(self._memory(), phases, source=self.meter.source, notes=self.meter.notes(), **more)
 
     def _learning(self) -> Learning:
         given = [{name: value for name, value in step.items() if math.isfinite(value)} for step in self.learning]
@@ -275,7 +278,7 @@ class Measurement:
             {
                 "status": status,
                 "source": self.meter.source,
-                "memory": self.meter.memory(),
+                "memory": self._memory(),
                 "phases": self.recorder.phases,
                 "roles": self.roles,
                 "throughput": self._throughput(),

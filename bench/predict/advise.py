@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from vrambench.bench.plan.traits import packs_experts
@@ -23,6 +24,7 @@ from vrambench.bench.predict.changes import (
     changed,
     differences,
     halved,
+    quartered,
 )
 from vrambench.bench.predict.reach import Ask, rejection
 from vrambench.bench.results.forecast import Forecast, Verdict
@@ -40,6 +42,9 @@ MORE_ROOM = 0.05
 
 EXPANDABLE = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 EXPANDABLE_PRICE = "nothing of the job changes: the allocator maps memory page by page (not on Windows)"
+
+
+_Bulk = tuple[str, str, bool, bool, bool]
 
 
 class Suggestion(Record):
@@ -75,6 +80,7 @@ def advise(
     wanted: int,
     ask: Ask,
     *,
+    quick: Ask | None = None,
     expandable: Ask | None = None,
     bf16: bool = True,
     said: Mapping[str, Any] | None = None,
@@ -88,65 +94,105 @@ def advise(
     fit, since weights (and the gradients that an optimizer steps on together) of its precision and adapter exceed the budget
     alone, with what lies outside the allocator, and what cannot be run. Stops at `most` predictions.
 
-    `said`: what the matrix says of fields and options that the cell does not use, for changes that do.
-
-    `expandable` predicts with expandable segments: suggested first of all where it is fragmentation that breaks the budget.
+    `quick` predicts the least that a configuration takes: what that is too much for is not asked of `ask`. `expandable` predicts
+    with expandable segments: suggested first of all where it is fragmentation that breaks the budget. `said`: what the matrix says
+    of fields and options that the cell does not use, for changes that do.
     """
     own = ask(cell)
     if own.verdict == "fits":
         return Advice(suggestions=(), predictions=1, ending="nothing needs to change: it fits as it is")
-    held = {_bulk(cell): _held_bytes(cell, own)}
-    outside = own.memory.context_bytes or 0
-    found: list[tuple[frozenset[Change], Suggestion]] = []
-    unchanged, predictions = [], 1
+    search = _Search(cell, own, wanted, most, ask, quick, tell)
     if expandable and _broken_by_fragmentation(own):
-        predictions += 1
-        unchanged = _with_expandable_segments(cell, own, expandable(cell))
-        if len(unchanged) == wanted:
-            return Advice(suggestions=tuple(unchanged), predictions=predictions, ending=f"{wanted} found")
-    ending = "all other changes that are known do not fit, or add to these for little more room"
-    later: list[Variant] = []
-    first = ((variant, False) for variant in _variants(cell, bf16, said))
-    again = ((variant, True) for variant in later)  # read when the first are through
-    for variant, second in itertools.chain(first, again):
-        changes = variant.changes
-        within = [given for smaller, given in found if smaller < changes and given.verdict == "fits"]
-        if within and not second:
-            later.append(variant)
-            continue
-        if held.get(_bulk(variant.cell), 0) + outside > own.budget_bytes:
-            continue
-        if predictions >= most:
-            ending = f"stopped at the limit of {most} predictions, with {len(unchanged) + len(found)} of {wanted} found"
-            break
-        predictions += 1
-        forecast = _asked(cell, variant, ask, tell)
-        if forecast is None:
-            continue
-        bulk = _bulk(variant.cell)
-        held[bulk] = max(held.get(bulk, 0), _held_bytes(variant.cell, forecast))
-        enough = max((given.margin_bytes for given in within), default=-own.budget_bytes) + MORE_ROOM * own.budget_bytes
-        if within and forecast.margin_bytes < enough:
-            continue
-        if forecast.verdict == "fits" or (own.verdict == "does not fit" and _worth(forecast, changes, found)):
-            found.append((changes, _suggestion(cell, variant, forecast)))
-            if len(unchanged) + len(found) == wanted:
-                ending = f"{wanted} found"
+        search.predictions += 1
+        search.unchanged = _with_expandable_segments(cell, own, expandable(cell))
+    ending = search.ending(_variants(cell, bf16, said))
+    found = (*search.unchanged, *(given for _, given in search.found))
+    return Advice(suggestions=found, predictions=search.predictions, ending=ending)
+
+
+@dataclass
+class _Search:
+    """One search for `wanted` configurations of `cell`, whose forecast is `own`; the others are as in `advise`. `held`: what every
+    cell of a bulk holds at one moment."""
+
+    cell: Cell
+    own: Forecast
+    wanted: int
+    most: int
+    ask: Ask
+    quick: Ask | None
+    tell: Callable[[str], None]
+    predictions: int = 1
+    unchanged: list[Suggestion] = field(default_factory=list)
+    found: list[tuple[frozenset[Change], Suggestion]] = field(default_factory=list)
+    held: dict[_Bulk, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.held[_bulk(self.cell)] = _held_bytes(self.cell, self.own)
+
+    @property
+    def _number(self) -> int:
+        return len(self.unchanged) + len(self.found)
+
+    def ending(self, variants: Iterator[Variant]) -> str:
+        """Goes through `variants`, and says why it stops."""
+        later: list[Variant] = []
+        first = ((variant, False) for variant in variants)
+        again = ((variant, True) for variant in later)  # read when the first are through
+        for variant, second in itertools.chain(first, again):
+            if self._number == self.wanted:
                 break
-    if not unchanged and not found and predictions < most:
-        ending = "no change that is known makes it fit"
-    return Advice(suggestions=(*unchanged, *(given for _, given in found)), predictions=predictions, ending=ending)
+            if not second and self._within(variant.changes):
+                later.append(variant)
+            elif not self._too_large(variant.cell):
+                if self.predictions >= self.most:
+                    return (
+                        f"stopped at the limit of {self.most} predictions, with {self._number} of {self.wanted} found"
+                    )
+                self._try(variant)
+        if self._number == self.wanted:
+            return f"{self.wanted} found"
+        if self._number:
+            return "all other changes that are known do not fit, or add to these for little more room"
+        return "no change that is known makes it fit"
 
+    def _within(self, changes: frozenset[Change]) -> list[Suggestion]:
+        """What fits with a part of `changes`."""
+        return [given for smaller, given in self.found if smaller < changes and given.verdict == "fits"]
 
-def _asked(cell: Cell, variant: Variant, ask: Ask, tell: Callable[[str], None]) -> Forecast | None:
-    """What is predicted of `variant`, told with its changes; None where it cannot be run."""
-    try:
-        forecast = ask(variant.cell)
-    except (ConfigurationError, NotPredicted) as error:
-        tell(f"{_words(cell, variant)}: {error}")
-        return None
-    tell(f"{_words(cell, variant)}: {forecast.verdict}")
-    return forecast
+    def _too_large(self, cell: Cell) -> bool:
+        outside = self.own.memory.context_bytes or 0
+        return self.held.get(_bulk(cell), 0) + outside > self.own.budget_bytes
+
+    def _try(self, variant: Variant) -> None:
+        """Predicts `variant`, and keeps it where it is worth a line."""
+        forecast = self._asked(variant)
+        if forecast is None:
+            return
+        bulk = _bulk(variant.cell)
+        self.held[bulk] = max(self.held.get(bulk, 0), _held_bytes(variant.cell, forecast))
+        within = self._within(variant.changes)
+        more = MORE_ROOM * self.own.budget_bytes
+        if within and forecast.margin_bytes < max(given.margin_bytes for given in within) + more:
+            return
+        tight = self.own.verdict == "does not fit" and _worth(forecast, variant.changes, self.found)
+        if forecast.verdict == "fits" or tight:
+            self.found.append((variant.changes, _suggestion(self.cell, variant, forecast)))
+
+    def _asked(self, variant: Variant) -> Forecast | None:
+        """What is predicted of `variant`, told with its changes; None where it cannot be run."""
+        words = _words(self.cell, variant)
+        try:
+            self.predictions += 1
+            forecast = (self.quick or self.ask)(variant.cell)
+            if self.quick and forecast.fits:
+                self.predictions += 1
+                forecast = self.ask(variant.cell)
+        except (ConfigurationError, NotPredicted) as error:
+            self.tell(f"{words}: {error}")
+            return None
+        self.tell(f"{words}: {forecast.verdict}")
+        return forecast
 
 
 def _broken_by_fragmentation(own: Forecast) -> bool:
@@ -183,6 +229,8 @@ def _variants(cell: Cell, bf16: bool, said: Mapping[str, Any] | None) -> Iterato
         settings = {name: value for change in chosen for name, value in change.settings.items()}
         if any(change.what == "batch_size" for change in chosen):
             settings |= halved(cell)
+        if any(change.what == "micro_rollout_batch_size" for change in chosen):
+            settings |= quartered(cell)
         try:
             variant = changed(cell, settings, flash=bf16, said=said)
             if PACKED in settings and (more := beside_packed(variant)):
@@ -195,7 +243,7 @@ def _variants(cell: Cell, bf16: bool, said: Mapping[str, Any] | None) -> Iterato
             yield Variant(variant, frozenset(chosen), settings)
 
 
-def _bulk(cell: Cell) -> tuple[str, str, bool, bool, bool]:
+def _bulk(cell: Cell) -> _Bulk:
     """What decides a cell's weights and gradients: precision, adapter, whether experts are packed, whether all gradients are there
     at once, and whether weights are elsewhere."""
     elsewhere = cell.offload_value.parameters_on_host

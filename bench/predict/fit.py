@@ -99,6 +99,9 @@ def fit(
     def expandable(one: Cell) -> Forecast:
         return predictor.forecast(one, card=card, expandable=True)
 
+    def worst_alone(one: Cell) -> Forecast:
+        return predictor.forecast(one, card=card, worst_alone=True)
+
     with ExitStack() as stack:
         stack.callback(gc.unfreeze)
         forecast = ask(cell)
@@ -106,7 +109,10 @@ def fit(
         if len(events) <= MOST_EVENTS and (jumps := spread(cell, forecast, ask)):
             forecast = forecast.model_copy(update={"notes": (*forecast.notes, jumps)})
         reach = largest(cell, maximum, ask, bf16=bf16, tell=tell) if maximum is not None else None
-        advice = advise(cell, advices, ask, expandable=expandable, bf16=bf16, said=said, tell=tell) if advices else None
+        advice = None
+        if advices:
+            quick = None if cell.workload.lengths is None else worst_alone
+            advice = advise(cell, advices, ask, quick=quick, expandable=expandable, bf16=bf16, said=said, tell=tell)
     warned = tuple(finding for finding in check(cell, "cuda", bf16=bf16) if finding.kind == "warn")
     return Answer(cell, card, forecast, warned, reach, advice)
 

@@ -42,42 +42,58 @@ class Predictor:
     def __init__(self, alloc_conf: str | None = None) -> None:
         self._conf = read(alloc_conf)
         self._simulator = Simulator()
-        self._simulations: dict[tuple[str, str | None], Simulation] = {}
+        self._simulations: dict[tuple[str, str | None, bool], Simulation] = {}
 
     def forecast(
-        self, cell: Cell, budget_bytes: int | None = None, card: Card | None = None, *, expandable: bool = False
+        self,
+        cell: Cell,
+        budget_bytes: int | None = None,
+        card: Card | None = None,
+        *,
+        expandable: bool = False,
+        worst_alone: bool = False,
     ) -> Forecast:
         """The prediction for `cell` under a budget (its own unless another is given) on `card`; without one, for a card that is not
-        known. `expandable`: with expandable segments, whatever the options say. Raises ConfigurationError as the job would,
-        and NotPredicted where it fails in another way."""
+        known. `expandable`: with expandable segments, whatever the options say. `worst_alone`: of several lengths, the largest
+        batches alone, without what the lengths of others leave cached. Raises ConfigurationError as the job would, and NotPredicted
+        where it fails in another way."""
         began = time.perf_counter()
         _check_predicted(cell)
-        budget = budget_bytes or cell.workload.budget
-        card = card or card_of(budget)
+        whole = budget_bytes or cell.workload.budget
+        elsewhere = cell.workload.reserved_elsewhere or 0
+        budget = whole - elsewhere
+        card = card or card_of(whole)
         settings = replace(self._conf.settings, expandable_segments=True) if expandable else self._conf.settings
         with collector_held(collect=False):  # hundreds of thousands of small records, none of them in a cycle
             outside = outside_allocator(card, sum(value.library_bytes for value in cell.values.values()))
-            trace = self.simulation(cell, card).trace
+            simulation = self.simulation(cell, card, worst_alone=worst_alone)
+            trace = simulation.trace
             judged = judge(trace, settings, budget, outside, error_band(kind_of(cell)))
             notes = [*self._conf.notes, *_settings_notes(judged, settings)]
-            notes += [order_note(judged.replay, settings)] if cell.workload.lengths is not None else []
-            made = _forecast(self.simulation(cell, card), judged, budget, outside, notes)
-            made = made.model_copy(update={"batches": predicted_batches(cell, judged.replay.phases)})
+            several = cell.workload.lengths is not None and not worst_alone
+            notes += [order_note(judged.replay, settings)] if several else []
+            made = _forecast(simulation, judged, budget, outside, notes)
+            batches = predicted_batches(cell, judged.replay.phases) if several else None
+            made = made.model_copy(update={"batches": batches})
             made = doubted(made, unmodelled(cell, trace), judged.error)
-        return made.model_copy(update={"alloc_conf": settings.text(), "seconds": time.perf_counter() - began})
+        told = {"alloc_conf": settings.text(), "seconds": time.perf_counter() - began}
+        if elsewhere:
+            memory = made.memory.model_copy(update={"elsewhere_bytes": elsewhere})
+            told |= {"budget_bytes": whole, "memory": memory}
+        return made.model_copy(update=told)
 
     def forget(self) -> None:
         """The simulations; what was learnt of operators stays."""
         self._simulations.clear()
 
-    def simulation(self, cell: Cell, card: Card | None = None) -> Simulation:
+    def simulation(self, cell: Cell, card: Card | None = None, *, worst_alone: bool = False) -> Simulation:
         """The simulated job, kept for the next question about the same cell."""
         work = cell.workload.model_copy(update={"budget": 1})
-        key = (cell.model_copy(update={"workload": work}).id, card.name if card else None)
+        key = (cell.model_copy(update={"workload": work}).id, card.name if card else None, worst_alone)
         if key not in self._simulations:
             self.forget()
             try:
-                self._simulations[key] = self._simulator.run(cell, card)
+                self._simulations[key] = self._simulator.run(cell, card, worst_alone=worst_alone)
             except ConfigurationError:
                 raise
             except Exception as error:

@@ -25,14 +25,16 @@ Peaks = Mapping[tuple[str, int | None], tuple[int, int]]
 """Allocated and reserved bytes, by phase and step."""
 
 
-def order_of(cell: Cell) -> tuple[Kind, ...]:
+def order_of(cell: Cell, *, worst_alone: bool = False) -> tuple[Kind, ...]:
     """Which batches the simulated steps have, the last of them in the memory that an evaluation leaves; none where all sequences
-    are as long."""
+    are as long. `worst_alone`: each of the worst, and before them one, with which optimizer state comes into being."""
     work = cell.workload
     if work.lengths is None:
         return ()
     drawn: tuple[Kind, ...] = ("drawn",)
     worst: tuple[Kind, ...] = ("worst",)
+    if worst_alone:
+        return worst * (1 + len(Batches(work).worst))
     steps = min(work.warmup_steps + work.steps, MOST_DRAWN // work.gradient_accumulation_steps)
     after = () if work.eval_batch_size is None else worst
     return (*drawn * max(2, steps), *worst * len(Batches(work).worst), "usual", *after)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vrambench.bench.measure.ledger import count_parameters, elements, largest_gradients, paged_state, whole_bytes
+from vrambench.bench.measure.ledger import count_parameters, largest_gradients, paged_state, whole_bytes
 from vrambench.bench.predict.several import order_of
 from vrambench.bench.predict.tracing.decode_steps import NotRegular, with_all_steps, without_marks
 from vrambench.bench.predict.tracing.hidden import HiddenMemory, Kept
@@ -33,13 +33,13 @@ from vrambench.bench.predict.tracing.tracer import Tracer
 from vrambench.bench.predict.unseen.matmuls import LT_MATMULS, MATMULS, cublas_workspace_bytes, cublaslt_workspace
 from vrambench.bench.predict.unseen.workspaces import EARLY, workspaces
 from vrambench.bench.results.records import Parameters, RoleBytes
+from vrambench.methods.batches import Kind
 from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
 from vrambench.methods.models.parts import layer_stacks
 from vrambench.methods.offload.host import HostMemory
-from vrambench.methods.offload.simulated import SimulatedEngine
 from vrambench.methods.registry import Workspace
 
 STEPS = 2
@@ -67,22 +67,23 @@ class Simulator:
     def __init__(self) -> None:
         self._shapes = KnownShapes()
 
-    def run(self, cell: Cell, card: Card | None = None) -> Simulation:
-        """`cell` on `card`'s hardware (an RTX 3090's where none is named). Raises ConfigurationError as the job itself would."""
+    def run(self, cell: Cell, card: Card | None = None, *, worst_alone: bool = False) -> Simulation:
+        """`cell` on `card`'s hardware (an RTX 3090's where none is named), with the batches of `order_of`. Raises
+        ConfigurationError as the job itself would."""
+        order = order_of(cell, worst_alone=worst_alone)
         work = cell.workload
         try:
             if work.activation_offloading and work.gradient_checkpointing:
                 raise NotAlike("offloading holds the inputs of five layers at once")
             if cell.offload_value.across_layers:
                 raise NotAlike(f"{cell.offload} works on several layers' weights or gradients at once")
-            return self._simulated(cell, card, BUILT)
+            return self._simulated(cell, card, BUILT, order)
         except NotAlike as difference:
-            simulation = self._simulated(cell, card, None)
+            simulation = self._simulated(cell, card, None, order)
             note = f"every layer was traced, since not all do the same ({difference})"
             return replace(simulation, notes=(note, *simulation.notes))
 
-    def _simulated(self, cell: Cell, card: Card | None, layers: int | None) -> Simulation:
-        order = order_of(cell)
+    def _simulated(self, cell: Cell, card: Card | None, layers: int | None, order: tuple[Kind, ...]) -> Simulation:
         steps = len(order) - (cell.workload.eval_batch_size is not None) if order else STEPS
         device = replace(get_device("meta"), layers=layers, capability=card.capability if card else None, order=order)
         tracer = Tracer("meta", hidden=hidden_memory(cell, card), shapes=self._shapes)
@@ -112,7 +113,8 @@ class Simulator:
         except NotRegular as difference:
             trace = without_marks(trace)
             notes.append(f"of decoding, only the first and the last step are followed ({difference})")
-        offloads = cell.workload.activation_offloading or cell.offload_value.activations_on_host
+        work = cell.workload
+        offloads = work.activation_offloading or cell.offload_value.activations_on_host or work.ref_reward_offload
         activations = offloaded_bytes(trace) if offloads else 0
         return Simulation(
             trace=trace,
@@ -184,14 +186,15 @@ def _parameters(job: Job) -> Parameters:
 def _host_memory(job: Job) -> Iterator[HostMemory]:
     """What each trained model's offload holds on the host, all layers counted."""
     for role in job.roles.values():
-        if isinstance(role.learner, SimulatedEngine):
+        learner: Any = role.learner
+        if hasattr(learner, "host_memory_of"):
             more = [(parameter, count) for layer, count in _left_out(role.module) for parameter in layer.parameters()]
             times = dict(more)
-            sizes = [
-                [size for parameter in group for size in [elements(parameter)] * (1 + times.get(parameter, 0))]
-                for group in role.learner.parameter_groups
+            groups = [
+                [each for parameter in group for each in [parameter] * (1 + times.get(parameter, 0))]
+                for group in learner.parameter_groups
             ]
-            yield role.learner.host_memory_of(sizes)
+            yield learner.host_memory_of(groups)
 
 
 def _held_on_host(job: Job) -> int:

@@ -35,6 +35,8 @@ class Memory(Record):
     reserved_bytes: int | None = None
     device_bytes: int | None = None
     context_bytes: int | None = None
+    elsewhere_bytes: int | None = None
+    """What another process holds beside the job, as the workload says; in no other line."""
     managed_bytes: int | None = None
     host_rss_bytes: int | None = None
     host_pinned_bytes: int | None = None
@@ -85,6 +87,11 @@ class Learning(Record):
     kl: tuple[float | None, ...] = ()
     metrics: dict[str, tuple[float | None, ...]] = Field(default_factory=dict)
     """What else the algorithm tells of each step, by the name that it gives it."""
+
+    def of(self, name: str) -> tuple[float | None, ...]:
+        """The series called `name`; none where it was not told."""
+        found: tuple[float | None, ...] = getattr(self, name) if name in ("loss", "reward", "kl") else ()
+        return found or self.metrics.get(name, ())
 
 
 class Parameters(Record):

@@ -108,7 +108,7 @@ def work(order: Order, threads: int, board: Any, pipe: Connection) -> None:
         import torch
 
         torch.set_num_threads(threads)
-    meter = make_meter(cell.workload.budget, device)
+    meter = make_meter(cell.workload.own_budget, device)
 
     def listen(phase: str, step: int | None) -> None:
         write_board(board, phase, step, meter.live_bytes())

@@ -58,7 +58,7 @@ class ProximalPolicyOptimisation:
         self.options: PPOOptions = stage.workload.of(PPOOptions)
         self.policy = stage.policy(value_head=work.value == "head")
         self.reference = stage.reference(self.policy)
-        self.critic = stage.critic() if work.value == "separate" else None
+        self.critic = None if work.value == "head" else stage.critic()
         self.reward = stage.reward()
         self.samples = work.rollout_batch
         self.train_tokens = work.rollout_batch * work.sequence_tokens

@@ -81,10 +81,7 @@ class LeaveOneOut:
             reference = self.reference.logprobs(tokens, start, temperature) if self.reference else None
             score = self.reward(prompts, tokens[:, start:])
             kl = torch.zeros_like(score) if reference is None else ((old_logprobs - reference) * mask).sum(dim=1)
-            rewards = score if options.reward_clip_range is None else score.clamp(*options.reward_clip_range)
-            advantages = leave_one_out(rewards - options.beta * kl, self.group_size)
-            if options.normalize_advantages:
-                advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-4)
+            advantages = advantages_of(score, kl, self.group_size, options)
             old_sums = (old_logprobs * mask).sum(dim=1)
 
         losses = []
@@ -98,6 +95,15 @@ class LeaveOneOut:
             self.policy.backward(loss)
             losses.append(loss.detach())
         return {"loss": torch.stack(losses).mean(), "reward": score.mean(), "kl": kl.mean()}
+
+
+def advantages_of(score: torch.Tensor, kl: torch.Tensor, group_size: int, options: RLOOOptions) -> torch.Tensor:
+    """[N], from the scores [N] and the KL divergences [N] of N responses, `group_size` to each prompt one after the other."""
+    rewards = score if options.reward_clip_range is None else score.clamp(*options.reward_clip_range)
+    advantages = leave_one_out(rewards - options.beta * kl, group_size)
+    if options.normalize_advantages:
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-4)
+    return advantages
 
 
 def leave_one_out(rewards: torch.Tensor, group_size: int) -> torch.Tensor:

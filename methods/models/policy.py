@@ -6,6 +6,7 @@ The trunk runs over the whole sequence. For which positions the head makes logit
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -25,13 +26,21 @@ class Scores(NamedTuple):
 
 
 class Policy(nn.Module):
-    """`model`: a transformers causal language model, adapter and all. `value_head`: [hidden -> 1], trained with it, or None."""
+    """`model`: a transformers causal language model, adapter and all. `value_head`: [hidden -> 1], trained with it, or None.
+    `penalty`: what an adapter adds to the mean loss of labels."""
 
-    def __init__(self, model: nn.Module, value_head: nn.Linear | None = None, loss: Loss = LOSSES["scored"]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        value_head: nn.Linear | None = None,
+        loss: Loss = LOSSES["scored"],
+        penalty: Callable[[nn.Module], torch.Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.value_head = value_head
         self.loss = loss
+        self.penalty = penalty
 
     def forward(
         self, tokens: torch.Tensor | Inputs, start: int | None = None, temperature: float | None = 1.0
@@ -40,7 +49,8 @@ class Policy(nn.Module):
         `start`, the mean cross-entropy of all tokens but the first, or of what inputs have as labels, a scalar."""
         inputs = tokens if isinstance(tokens, Inputs) else Inputs(tokens)
         if start is None:
-            return self.loss.mean(self.model, inputs)
+            mean = self.loss.mean(self.model, inputs)
+            return mean if self.penalty is None else mean + self.penalty(self.model)
         tokens = inputs.tokens
         scorer = self.loss.scorer
         assert scorer is not None, "a rule rejects such cells"
@@ -64,6 +74,19 @@ class Critic(nn.Module):
     def forward(self, tokens: torch.Tensor, start: int) -> torch.Tensor:
         """Values [B, T - start] fp32: the expected return before each of tokens[:, start:]."""
         return self.model(tokens)[:, start - 1 : -1]
+
+
+class HeadedCritic(nn.Module):
+    """A value model that is a language model's trunk, with whatever adapter is at work in it, and a head of its own."""
+
+    def __init__(self, model: nn.Module, value_head: nn.Linear) -> None:
+        super().__init__()
+        self.model = model
+        self.value_head = value_head
+
+    def forward(self, tokens: torch.Tensor, start: int) -> torch.Tensor:
+        """As Critic's."""
+        return scalar(self.value_head, hidden_states(self.model, Inputs(tokens))[:, start - 1 : -1])
 
 
 def scalar(linear: nn.Linear, states: torch.Tensor) -> torch.Tensor:

@@ -38,5 +38,6 @@ OFFLOADS = Registry(
         "zero2_optimizer": "vrambench.methods.offload.deepspeed:ZERO2_OPTIMIZER",
         "zero3_optimizer": "vrambench.methods.offload.deepspeed:ZERO3_OPTIMIZER",
         "zero3_all": "vrambench.methods.offload.deepspeed:ZERO3_ALL",
+        "torchao_optimizer": "vrambench.methods.offload.torchao:TORCHAO_OPTIMIZER",
     },
 )

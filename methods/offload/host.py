@@ -140,8 +140,10 @@ def aligned(elements: int) -> int:
     return -(-elements // ALIGNMENT) * ALIGNMENT
 
 
-def optimizer_state(flat: Sequence[int], setup: Setup) -> Iterator[HostBuffer]:
-    """What the cell's optimizer keeps for fp32 masters of these sizes on the CPU, single numbers left out.
+def optimizer_state(
+    sizes: Sequence[int] | Sequence[tuple[int, ...]], setup: Setup, dtype: torch.dtype = torch.float32
+) -> Iterator[HostBuffer]:
+    """What the cell's optimizer keeps for masters of these sizes and this type on the CPU, single numbers left out.
 
     One step of the optimizer shows it, on tensors that have a size and a device and no memory. DeepSpeed's CPUAdam keeps what
     AdamW keeps, both moments in fp32 (ops/adam/cpu_adam.py, `fp32_optimizer_states`).
@@ -149,7 +151,7 @@ def optimizer_state(flat: Sequence[int], setup: Setup) -> Iterator[HostBuffer]:
     from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second, and few jobs need it
 
     with FakeTensorMode(allow_non_fake_inputs=True):  # bitsandbytes' tables of codes are real
-        masters = nn.ParameterList([nn.Parameter(torch.empty(size)) for size in flat])
+        masters = nn.ParameterList([nn.Parameter(torch.empty(size, dtype=dtype)) for size in sizes])
     for master in masters:
         master.grad = torch.zeros_like(master)
     optimizer = setup.optimizer.build(masters, setup.workload)

@@ -37,7 +37,7 @@ class Learner(Protocol):
         """Every gradient that is held now."""
 
     def optimizer_state(self) -> Iterator[torch.Tensor]:
-        """Every tensor that the optimizer keeps between steps, master weights included."""
+        """Every tensor that the optimizer keeps between steps, master weights and an adapter's schedule included."""
 
     def train(self, mode: bool = True) -> None:
         """Weights are those to train, or those to evaluate and to save, where the optimizer knows two kinds."""
@@ -75,13 +75,18 @@ class PlainLearner:
         self._pending = 0
         self._steps = 0
         self._parameters = trainable(module)
-        self._optimizer = setup.optimizer.build(module, setup.workload)
+        self._optimizer = self._built(module, setup)
         self._steps_in_backward = setup.optimizer.layerwise
         self._has_modes = setup.optimizer.modes
         self._mark = setup.optimizer.mark_phases
         self._scaler = device.grad_scaler(setup.precision.loss_scaling(setup.workload))
         self._initial_scale = self._scaler.get_scale()
+        self._schedule = setup.adapter.schedule(module) if setup.adapter.schedule else None
         self._activations = self._offloading(module, setup, device)
+
+    def _built(self, module: nn.Module, setup: Setup) -> Any:
+        """The optimizer."""
+        return setup.optimizer.build(module, setup.workload)
 
     def _offloading(self, module: nn.Module, setup: Setup, device: Device) -> OffloadsActivations | None:
         return OffloadActivations(module, device) if setup.workload.activation_offloading else None
@@ -112,6 +117,8 @@ class PlainLearner:
             clip_gradients(self._parameters, self._max_grad_norm)
         with self._marking("optimizer_step"):
             self._scaler.step(optimizer)
+            if self._schedule:
+                self._schedule.stepped(self._steps - 1)
         self._scaler.update()
         self._optimizer.zero_grad()
 
@@ -123,7 +130,9 @@ class PlainLearner:
         return (parameter.grad for parameter in self._parameters if parameter.grad is not None)
 
     def optimizer_state(self) -> Iterator[torch.Tensor]:
-        return tensors_in(self._optimizer.state)
+        yield from tensors_in(self._optimizer.state)
+        if self._schedule:
+            yield from self._schedule.state()
 
     def train(self, mode: bool = True) -> None:
         if self._has_modes:

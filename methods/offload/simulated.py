@@ -64,13 +64,14 @@ class SimulatedEngine(ABC):
         self.parameter_groups = parameter_groups(module, setup)
         self._parameters = list(chain.from_iterable(self.parameter_groups))
         self._dtype = self._parameters[0].dtype
-        self.host_memory = self.host_memory_of([[each.numel() for each in group] for group in self.parameter_groups])
+        self.host_memory = self.host_memory_of(self.parameter_groups)
         self._load()
         self._listen()
 
-    def host_memory_of(self, groups: Sequence[Sequence[int]]) -> HostMemory:
-        """With parameters of these sizes (elements, by the optimizer's groups) in place of the module's."""
-        return host_memory(groups, self._dtype, self._setup)
+    def host_memory_of(self, groups: Sequence[Sequence[nn.Parameter]]) -> HostMemory:
+        """With these parameters, by the optimizer's groups, in place of the module's."""
+        sizes = [[getattr(each, "ds_numel", each.numel()) for each in group] for group in groups]
+        return host_memory(sizes, self._dtype, self._setup)
 
     @abstractmethod
     def _load(self) -> None:

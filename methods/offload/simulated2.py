@@ -105,7 +105,8 @@ class Bucketed(SimulatedEngine):
             self._send()
             bucket.index = (bucket.index + 1) % self._bucket_count
         if elements > self._bucket_size:
-            gradient.data = gradient.detach().clone(memory_format=torch.contiguous_format)
+            if self._setup.optimizer_on_host:
+                gradient.data = gradient.detach().clone(memory_format=torch.contiguous_format)
         else:
             place = bucket.buffers[bucket.index].narrow(0, bucket.elements, elements)
             place.copy_(gradient.view(-1))

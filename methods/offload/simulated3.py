@@ -39,7 +39,7 @@ LARGEST_NORM = 250_000_000
 class SimulatedZero3(SimulatedEngine):
     """With the optimizer on the host, and the parameters as well where the offload says so."""
 
-    def host_memory_of(self, groups: Sequence[Sequence[int]]) -> HostMemory:
+    def host_memory_of(self, groups: Sequence[Sequence[nn.Parameter]]) -> HostMemory:
         memory = super().host_memory_of(groups)
         return replace(memory, weights=(*memory.weights, *self._frozen))
 
@@ -224,8 +224,11 @@ class SimulatedZero3(SimulatedEngine):
 
     def _step(self) -> None:
         self._gathering.release_all()
+        if self._host_is_here:  # combine_grad_norm_groups
+            norms = torch.empty(len(self.host_memory.masters), device=self._host_device)
+            torch.isfinite(norms).logical_not().logical_or(norms < 0)
         while self._state_to_come:
-            self._keep(self._state_to_come.pop(0))
+            self._keep(self._state_to_come.pop())
         self._norms.clear()
         self._gathering.gather_persistent()
 

@@ -111,6 +111,8 @@ def _verdict(answer: Answer) -> str:
     need, budget = units.size(forecast.memory.device_bytes), units.size(forecast.budget_bytes)
     if answer.card:
         budget += f" (usable on {answer.card.name})"
+    if forecast.memory.elsewhere_bytes:
+        budget += f", of which another process holds {units.size(forecast.memory.elsewhere_bytes)},"
     band = units.size(forecast.band_bytes)
     if not forecast.fits:
         words = f"{need} of {budget} predicted, {units.size(-forecast.margin_bytes)} too much"
@@ -194,6 +196,12 @@ def _ledger(forecast: Forecast) -> Iterator[tuple[str, str, str]]:
     yield "= reserved", size(memory.reserved_bytes), "held by PyTorch's allocator"
     yield "+ outside", size(memory.context_bytes), "CUDA context, kernels, libraries"
     yield "[bold]= device[/]", f"[bold]{size(memory.device_bytes)}[/]", "what nvidia-smi would show"
+    if memory.elsewhere_bytes:
+        yield (
+            "elsewhere",
+            size(memory.elsewhere_bytes),
+            "another process', as reserved_elsewhere says; the budget holds both",
+        )
     if memory.managed_bytes:
         yield "managed", size(memory.managed_bytes), "paged: on the device as far as there is room, else on the host"
     if memory.host_pinned_bytes:

@@ -23,9 +23,7 @@ import gzip
 import json
 import os
 import pickle
-import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -35,6 +33,7 @@ from typing import Any
 
 import torch
 from gpu_summary import done_before
+from own_process import row_from
 
 from vrambench.bench.allocator import Allocator, AllocatorSettings
 from vrambench.bench.allocator.comparison import replay_snapshot
@@ -183,21 +182,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def row_of(case: Case, chosen: argparse.Namespace) -> dict[str, Any]:
     """A cell's row, from a process of its own; what that process prints goes to stderr."""
-    with tempfile.TemporaryDirectory() as folder:
-        row = Path(folder) / "row.json"
-        command = [sys.executable, __file__, "--one", case.name, "--row", str(row), "--device", chosen.device]
-        command += ["--tiny"] if chosen.tiny else []
-        command += ["--recordings", str(chosen.recordings)] if chosen.recordings else []
-        environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
-        # The name that every torch from 2.8 on reads.
-        environment |= {"PYTORCH_CUDA_ALLOC_CONF": case.conf} if case.conf else {}
-        try:
-            done = subprocess.run(command, env=environment, stdout=sys.stderr.fileno(), timeout=chosen.seconds)
-        except subprocess.TimeoutExpired:
-            return empty_row(case) | {"error": f"not done after {chosen.seconds:g} s"}
-        if done.returncode or not row.exists():
-            return empty_row(case) | {"error": f"its process ended with code {done.returncode}"}
-        return json.loads(row.read_text())
+    command = [__file__, "--one", case.name, "--device", chosen.device]
+    command += ["--tiny"] if chosen.tiny else []
+    command += ["--recordings", str(chosen.recordings)] if chosen.recordings else []
+    environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
+    # The name that every torch from 2.8 on reads.
+    environment |= {"PYTORCH_CUDA_ALLOC_CONF": case.conf} if case.conf else {}
+    row = row_from(command, chosen.seconds, environment)
+    return empty_row(case) | {"error": row} if isinstance(row, str) else row
 
 
 def empty_row(case: Case) -> dict[str, Any]:

@@ -24,7 +24,6 @@ import gzip
 import json
 import math
 import pickle
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +35,7 @@ from typing import Any
 
 import torch
 from gpu_summary import done_before, read_rows
+from own_process import row_from
 
 SECONDS = 150
 """A job's limit, imports included."""
@@ -201,7 +201,7 @@ JOBS = (
         lora=None,
         arguments={"beta": 0.04},
         axes="bf16 none adamw_torch_fused none grpo",
-        settings=GENERATED | {"group_size": GENERATIONS, "grpo": {"beta": 0.04}},
+        settings=GENERATED | {"group_size": GENERATIONS, "reference_dtype": "fp32", "grpo": {"beta": 0.04}},
         recorded=False,
     ),
     replace(GRPO, name="rloo", trainer="rloo", axes="bf16 lora adamw_torch_fused none rloo", recorded=False),
@@ -259,19 +259,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def row_of(job: Trained, chosen: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
     """A job's row, from a process of its own; what that prints goes to stderr."""
-    with tempfile.TemporaryDirectory() as folder:
-        row = Path(folder) / "row.json"
-        command = [sys.executable, __file__, "--one", job.name, "--row", str(row), "--device", chosen.device]
-        command += ["--checkpoint", str(checkpoint), *["--tiny"] * chosen.tiny]
-        command += ["--recordings", str(chosen.recordings)] if chosen.recordings else []
-        try:
-            done = subprocess.run(command, stdout=2, timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            return {"job": job.name, "failed": f"not done after {SECONDS} s"}
-        if done.returncode or not row.exists():
-            return {"job": job.name, "failed": f"its process ended with code {done.returncode}"}
-        found: dict[str, Any] = json.loads(row.read_text())
-        return found
+    command = [__file__, "--one", job.name, "--device", chosen.device, "--checkpoint", str(checkpoint)]
+    command += ["--tiny"] * chosen.tiny
+    command += ["--recordings", str(chosen.recordings)] if chosen.recordings else []
+    row = row_from(command, SECONDS)
+    return {"job": job.name, "failed": row} if isinstance(row, str) else row
 
 
 @dataclass(frozen=True)

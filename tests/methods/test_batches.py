@@ -13,7 +13,7 @@ from datasets import Dataset
 from trl.data_utils import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from vrambench.methods.batches import Batch, Batches, best_fit_decreasing, wrapped
+from vrambench.methods.batches import Batch, Batches, best_fit_decreasing, split, wrapped
 from vrambench.methods.cell import Cell
 from vrambench.methods.job import Job
 from vrambench.methods.models.losses import LOSSES
@@ -30,14 +30,17 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("strategy", ["bfd", "wrapped"])
-@pytest.mark.parametrize("limit", [100, 128, 500])
+@pytest.mark.parametrize("strategy", ["bfd", "bfd_split", "wrapped"])
+@pytest.mark.parametrize("limit", [30, 100, 128, 500])
 def test_rows_are_packed_as_trl_packs_them(strategy: str, limit: int) -> None:
     lengths = np.random.default_rng(limit).integers(2, 101, 300).tolist()
     rows = Dataset.from_dict({"input_ids": [[0] * length for length in lengths]})
     packed = pack_dataset(rows, limit, strategy)
     if strategy == "bfd":
-        assert best_fit_decreasing(lengths, limit) == [tuple(row) for row in packed["seq_lengths"]]
+        cut = [min(length, limit) for length in lengths]
+        assert best_fit_decreasing(cut, limit) == [tuple(row) for row in packed["seq_lengths"]]
+    elif strategy == "bfd_split":
+        assert best_fit_decreasing(split(lengths, limit), limit) == [tuple(row) for row in packed["seq_lengths"]]
     else:
         assert wrapped(lengths, limit) == [(len(row),) for row in packed["input_ids"]]
 
@@ -125,6 +128,9 @@ def test_the_worst_batches_of_packs(cell: MakeCell) -> None:
     settings: dict[str, Any] = {"lengths": LENGTHS, "batch_size": 2, "max_length": 128}
     (fullest,) = Batches(cell(**settings, packing="bfd").workload).worst
     assert (fullest.flat, fullest.width, fullest.tokens) == (True, 256, 256)
+    split_ones = cell(batch_size=2, lengths={100: 1.0}, max_length=40, packing="bfd_split")
+    assert Batches(split_ones.workload).worst[0].rows == ((20, 20, 20, 20),)
+    assert Batches(split_ones.workload).worst_share == pytest.approx(1, abs=0.01)
     cut, full = Batches(cell(**settings, packing="wrapped").workload).worst
     assert full == Batch(((128,), (128,)), 128)
     assert cut.rows[0] == (128,) != cut.rows[1]

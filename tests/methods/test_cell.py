@@ -75,6 +75,9 @@ OTHER: dict[str, Any] = {
     "warmup_steps": 9,
     "seed": 9,
     "budget": "9GiB",
+    "reserved_elsewhere": "1GiB",
+    "ref_reward_offload": True,
+    "empty_cache_between_phases": True,
 }
 
 
@@ -95,8 +98,8 @@ OTHER_OPTIONS: dict[str, dict[str, object]] = {
         if isinstance(field.default, bool | int | float)
     )
     for space, kind in option_namespaces().items()
-    if kind.model_fields
-} | {"trl": {"beta": 0.5}}
+    if kind.model_fields and space != "ia3"
+} | {"trl": {"beta": 0.5}, "ia3": {"feedforward_modules": ["up_proj"]}}
 
 
 def test_an_id_is_the_same_in_every_version() -> None:
@@ -130,7 +133,7 @@ def test_what_no_axis_value_uses_is_empty() -> None:
     cell = resolve(SFT_AXES, settings)
     empty = {field for field in FIELDS if getattr(cell.workload, field) is None}
     assert (
-        empty - {"eval_accumulation_steps", "lengths", "pad_to_multiple_of", "save_as"}
+        empty - {"eval_accumulation_steps", "lengths", "pad_to_multiple_of", "reserved_elsewhere", "save_as"}
         == unused(SFT_AXES)
         == conditional_fields() - set(AXES["algorithm"].get("sft").fields)
     )

@@ -85,6 +85,8 @@ def test_packing_needs_to_know_how_long_rows_are() -> None:
         resolve(SFT_AXES, {"lengths": {8: 1.0}, "packing": "bfd"})
     work = resolve(SFT_AXES, {"lengths": {8: 1.0}, "packing": "bfd", "max_length": 20}).workload
     assert (work.max_length, work.sequence_tokens) == (20, 8)
+    work = resolve(SFT_AXES, {"lengths": {8: 0.5, 64: 0.5}, "packing": "bfd_split", "max_length": 20}).workload
+    assert (work.max_length, work.sequence_tokens, work.lengths) == (20, 20, {8: 0.5, 64: 0.5})
     assert (
         resolve(SFT_AXES, {"lengths": {8: 1.0}, "packing": "wrapped", "max_length": 20}).workload.sequence_tokens == 20
     )

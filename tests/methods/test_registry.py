@@ -75,7 +75,6 @@ def test_values_keep_the_table_s_order() -> None:
         ("precision", "int4", "; did you mean 'nf4'?"),
         ("precision", "fp8", ""),
         ("adapter", "qlora", "; QLoRA is precision nf4 with adapter lora"),
-        ("algorithm", "grpo", ""),
         ("algorithm", "simpo", "; it is algorithm dpo with dpo: {loss_type: simpo}"),
         (
             "optimizer",
@@ -177,7 +176,7 @@ def test_a_value_of_another_kind_is_refused(here: Path, value: str) -> None:
         ("llama-2-7b-chat", ("llama-3.2-3b", "llama-2-7b"), "llama-2-7b"),
         ("cpu:1", ("auto", "cpu", "cuda:N"), "cpu"),
         ("algo", ("adapter", "algorithm"), "algorithm"),
-        ("num_generations", FIELDS, None),
+        ("num_generations", FIELDS, "group_size"),
         ("torch_compile", FIELDS, None),
         ("loss_type", FIELDS, None),
         ("max_new_tokens", FIELDS, "response_tokens"),

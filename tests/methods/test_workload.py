@@ -41,8 +41,24 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
         "optim",
         "workload: unknown field 'optim'; it is the axis optimizer (--optimizer adamw_torch)",
     ),
-    ({"packing": True}, "packing", "packing: true is not one of none, bfd, wrapped; did you mean 'bfd'?"),
-    ({"packing": False}, "packing", "packing: false is not one of none, bfd, wrapped; did you mean 'none'?"),
+    ({"packing": True}, "packing", "packing: true is not one of none, bfd, bfd_split, wrapped; did you mean 'bfd'?"),
+    ({"packing": False}, "packing", "packing: false is not one of none, bfd, bfd_split, wrapped; did you mean 'none'?"),
+    (
+        {"packing": "bfd-requeue"},
+        "packing",
+        "packing: 'bfd-requeue' is not one of none, bfd, bfd_split, wrapped; did you mean 'bfd_split'?",
+    ),
+    (
+        {"attention": "fa2"},
+        "attention",
+        "attention: 'fa2' is not one of auto, sdpa, flash_attention_2, eager, flash, efficient, math; did you mean "
+        "'flash_attention_2'?",
+    ),
+    (
+        {"lora_target_modules": "all"},
+        "lora_target_modules",
+        f"lora_target_modules: 'all': {MODULES}; did you mean 'all-linear'?",
+    ),
     ({"galor": {}}, "galor", "workload: unknown field 'galor'; did you mean 'galore'?"),
     ({"options": {}}, "options", "workload: unknown field 'options'"),
     (
@@ -96,9 +112,9 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"packing": "bestfit"},
         "packing",
-        "packing: 'bestfit' is not one of none, bfd, wrapped",
+        "packing: 'bestfit' is not one of none, bfd, bfd_split, wrapped",
     ),
-    ({"value": "heads"}, "value", "value: 'heads' is not one of head, separate; did you mean 'head'?"),
+    ({"value": "heads"}, "value", "value: 'heads' is not one of head, adapter, separate; did you mean 'head'?"),
     (
         {"budget": "24XB"},
         "budget",

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import torch
+
 from vrambench.bench.plan.rules.rule import Rule
-from vrambench.bench.plan.traits import full, quantized, quantized_to
+from vrambench.bench.plan.traits import (
+    autocast,
+    full,
+    merges,
+    quantized,
+    quantized_to,
+    trained_dtypes,
+    weight_dtype,
+    zero,
+)
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -16,7 +27,24 @@ RULES: tuple[Rule, ...] = (
         "reference-adapter-off",
         "reject",
         "there is no adapter to switch off, or what is left is not the base: the reference needs a copy of its own",
-        lambda cell, _: cell.workload.reference == "adapter_off" and not cell.adapter_value.can_switch_off,
+        lambda cell, _: (
+            cell.workload.reference == "adapter_off"
+            and (not cell.adapter_value.can_switch_off or cell.adapter_value.changes_base(cell.workload))
+        ),
+    ),
+    Rule(
+        "value-adapter",
+        "reject",
+        "the value model's adapter is put on the policy's base beside the policy's own, and the policy has none (value: head or "
+        "separate)",
+        lambda cell, _: cell.workload.value == "adapter" and full(cell),
+    ),
+    Rule(
+        "value-adapter-zero",
+        "reject",
+        "each of DeepSpeed's engines takes a whole model for itself, and two adapters on one base would need two engines for it "
+        "(value: head or separate)",
+        lambda cell, _: cell.workload.value == "adapter" and zero(cell),
     ),
     Rule(
         "lora-nothing",
@@ -47,7 +75,7 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: cell.workload.save_as is not None and cell.workload.save == "none",
     ),
     Rule(
-        "merge-quantized",
+        "merge-16-bit",
         "reject",
         "an adapter is merged into 16-bit weights, which are quantised anew where they are read: rounding would swallow most of it "
         "(precision bf16 or fp16)",
@@ -62,6 +90,46 @@ RULES: tuple[Rule, ...] = (
             not cell.algorithm_value.trains
             and (full(cell) or cell.workload.adapter_weights == "initial" or cell.workload.save != "merged")
         ),
+    ),
+    Rule(
+        "merge-quantized",
+        "reject",
+        "PEFT merges this adapter into no quantised weight, or into none at all (save: model saves the adapter)",
+        lambda cell, _: cell.workload.save == "merged" and not full(cell) and not merges(cell),
+    ),
+    Rule(
+        "adapter-widens",
+        "reject",
+        "on quantised layers PEFT leaves what this adapter gives in fp32, which attention and norms in 16 bit refuse: take "
+        "autocast, or compute_dtype and adapter_dtype fp32",
+        lambda cell, _: (
+            quantized(cell)
+            and cell.precision_value.bits in cell.adapter_value.widens
+            and autocast(cell) is None
+            and {weight_dtype(cell), *trained_dtypes(cell)} != {torch.float32}
+        ),
+    ),
+    Rule(
+        "virtual-tokens-one-row",
+        "reject",
+        "virtual tokens stand before a row, and where several sequences share one (padding_free, packing: bfd), only the first "
+        "would have them",
+        lambda cell, _: cell.workload.one_row and cell.adapter_value.virtual_tokens(cell.workload) > 0,
+    ),
+    Rule(
+        "zero-buffers",
+        "reject",
+        "ZeRO casts the adapter's vectors to the engine's type, and not its projections, which are buffers: take the model's type "
+        "as adapter_dtype",
+        lambda cell, _: (
+            zero(cell) and cell.adapter_value.projects_by_buffers and trained_dtypes(cell) != {weight_dtype(cell)}
+        ),
+    ),
+    Rule(
+        "adapter-schedule",
+        "reject",
+        "the adapter reads gradients once the optimizer has stepped, and by then ZeRO and layerwise optimizers have dropped them",
+        lambda cell, _: cell.adapter_value.schedule is not None and (zero(cell) or cell.optimizer_value.layerwise),
     ),
     Rule(
         "rollout-dropout",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from vrambench.bench.plan.rules.rule import Rule
-from vrambench.bench.plan.traits import quantized_to
+from vrambench.bench.plan.traits import loss_scaling, quantized, quantized_to
 from vrambench.methods.cell import Cell
+from vrambench.methods.offload.torchao import CpuOffloadOptions
 from vrambench.methods.offload.zero import STAGE_3_ONLY, ZeroOptions
 
 
@@ -19,6 +20,12 @@ def idle_options(cell: Cell) -> tuple[str, ...]:
     return tuple(name for name in idle if getattr(said, name) != getattr(usual, name))
 
 
+def torchao(cell: Cell) -> CpuOffloadOptions | None:
+    """torchao's options, where its optimizer is what offloads."""
+    offload = cell.offload_value
+    return cell.workload.of(CpuOffloadOptions) if offload.options is CpuOffloadOptions else None
+
+
 RULES: tuple[Rule, ...] = (
     Rule(
         "zero3-int8",
@@ -26,6 +33,17 @@ RULES: tuple[Rule, ...] = (
         "bitsandbytes keeps int8 weights of its own on the device, which ZeRO-3 knows nothing of, and nobody has shown both on a "
         "GPU (precision nf4 is documented to work)",
         lambda cell, target: target.kind != "cpu" and cell.offload_value.zero_stage == 3 and quantized_to(cell, 8),
+    ),
+    Rule(
+        "zero3-reads-weights",
+        "reject",
+        "the adapter reads weights of other modules than its own: ZeRO-3 gathers those in the engine's own forward pass alone, "
+        "which a rollout is not, and of quantised ones PEFT makes parameters that ZeRO-3 does not know",
+        lambda cell, _: (
+            cell.offload_value.zero_stage == 3
+            and cell.adapter_value.reads_weights
+            and (quantized(cell) or cell.workload.rollout_batch is not None)
+        ),
     ),
     Rule(
         "merge-zero3",
@@ -40,6 +58,34 @@ RULES: tuple[Rule, ...] = (
         "the host",
         lambda cell, _: bool(idle_options(cell)),
         lambda cell, _: ", ".join(f"zero.{name}" for name in idle_options(cell)),
+    ),
+    Rule(
+        "torchao-clip",
+        "reject",
+        "torchao copies gradients to the host before they could be clipped or unscaled (set max_grad_norm: 0)",
+        lambda cell, _: torchao(cell) is not None and (cell.workload.max_grad_norm > 0 or loss_scaling(cell)),
+    ),
+    Rule(
+        "torchao-accumulation",
+        "reject",
+        "gradients that are freed on the device cannot be added to (cpu_offload.offload_gradients: false)",
+        lambda cell, _: (
+            bool((said := torchao(cell)) and said.offload_gradients) and cell.workload.gradient_accumulation_steps > 1
+        ),
+    ),
+    Rule(
+        "torchao-layerwise",
+        "reject",
+        "a layerwise optimizer steps in the backward pass, and torchao's after it",
+        lambda cell, _: torchao(cell) is not None and cell.optimizer_value.layerwise,
+    ),
+    Rule(
+        "torchao-8bit",
+        "reject",
+        "bitsandbytes' paged and GaLore's optimizers keep or compute their state on CUDA, and torchao's steps on the host",
+        lambda cell, _: (
+            torchao(cell) is not None and (cell.optimizer_value.paged or cell.optimizer_value.projects_gradients)
+        ),
     ),
     Rule(
         "activations-twice",

@@ -22,8 +22,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "galore-adapter",
         "reject",
-        "an adapter's factors are of low rank already: projecting their gradients saves nothing and adds work (GaLore's SVD)",
-        lambda cell, _: projects(cell) and cell.adapter_value.low_rank,
+        "an adapter's weights are few, or of low rank, already: projecting their gradients saves nothing and adds work (an SVD)",
+        lambda cell, _: projects(cell) and not full(cell),
     ),
     Rule(
         "galore-zero",

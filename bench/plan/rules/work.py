@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vrambench.bench.plan.rules.rule import Rule
-from vrambench.bench.plan.traits import algorithm_option, remax_temperature
+from vrambench.bench.plan.traits import algorithm_option, quantized_to, remax_temperature, visitors
 from vrambench.methods.models.losses import LOSSES
 
 RULES: tuple[Rule, ...] = (
@@ -60,7 +60,6 @@ RULES: tuple[Rule, ...] = (
         "the algorithm's loss compares with no reference, which would be held for nothing (reference: none)",
         lambda cell, _: (
             cell.workload.reference not in ("none", None)
-            and cell.algorithm_value.from_pairs
             and cell.algorithm_value.uses_reference(cell.workload) == "unused"
         ),
     ),
@@ -100,7 +99,7 @@ RULES: tuple[Rule, ...] = (
             )
         ),
         lambda cell, _: ", ".join(
-            f"{name} {getattr(cell.workload, name)}"
+            f"{name} {str(getattr(cell.workload, name)).lower()}"
             for name in ("padding_free", "packing", "pad_to_multiple_of")
             if getattr(cell.workload, name) not in (False, "none", None)
         ),
@@ -116,26 +115,45 @@ RULES: tuple[Rule, ...] = (
         ),
     ),
     Rule(
-        "reference-idle",
-        "warn",
-        "the weight of the KL term is 0, so the reference is held and scored for the log alone (reference: auto holds none)",
-        lambda cell, _: (
-            cell.workload.reference not in (None, "none")
-            and not cell.algorithm_value.from_pairs
-            and cell.algorithm_value.uses_reference(cell.workload) == "unused"
-        ),
-    ),
-    Rule(
         "k1-loss",
         "warn",
         "in the loss, the gradient of k1 is zero in the mean, so it holds the policy back by noise alone (kl_estimator: k2 or k3)",
         lambda cell, _: bool(algorithm_option(cell, "use_kl_loss")) and algorithm_option(cell, "kl_estimator") == "k1",
     ),
     Rule(
+        "nothing-left",
+        "reject",
+        "another process holds all of the budget (reserved_elsewhere)",
+        lambda cell, _: cell.workload.own_budget <= 0,
+    ),
+    Rule(
+        "nothing-to-offload",
+        "reject",
+        "ref_reward_offload moves a reference that is a copy and a reward that is a model, and there is neither",
+        lambda cell, _: bool(cell.workload.ref_reward_offload) and not visitors(cell),
+    ),
+    Rule(
+        "ref-reward-offload-int8",
+        "reject",
+        "bitsandbytes' int8 layers keep their weights beside the parameter, so the device would not get rid of them "
+        "(ref_reward_offload: false)",
+        lambda cell, _: bool(cell.workload.ref_reward_offload) and quantized_to(cell, 8),
+    ),
+    Rule(
         "empty-cache-cpu",
         "warn",
-        "a CPU's memory has no cache that could be emptied: torch_empty_cache_steps changes nothing here",
-        lambda cell, target: target.kind == "cpu" and cell.workload.torch_empty_cache_steps > 0,
+        "a CPU's memory has no cache that could be emptied: torch_empty_cache_steps and empty_cache_between_phases change "
+        "nothing here",
+        lambda cell, target: (
+            target.kind == "cpu"
+            and (cell.workload.torch_empty_cache_steps > 0 or bool(cell.workload.empty_cache_between_phases))
+        ),
+    ),
+    Rule(
+        "ref-reward-offload-cpu",
+        "warn",
+        "a CPU's memory is the host's: ref_reward_offload copies weights, and frees nothing for it here",
+        lambda cell, target: target.kind == "cpu" and bool(cell.workload.ref_reward_offload),
     ),
     Rule(
         "activation-offloading-cpu",

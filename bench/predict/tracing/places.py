@@ -24,8 +24,8 @@ from vrambench.methods.offload.simulated import WALKS_PARAMETERS
 
 WALKS = ("Optimizer.step", WALKS_PARAMETERS)
 """How profiler names begin of work that goes through parameters one by one."""
-WALKING_PHASES = ("optimizer_step", "svd", "save")
-"""Phases of such work."""
+WALKING_PHASES = ("learn", "optimizer_step", "svd", "save")
+"""Phases of such work; in `learn`, what an adapter adds to the loss."""
 
 
 class Known(NamedTuple):

@@ -12,14 +12,10 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from vrambench.methods.amp import autocast_dtype, forget_casts
 from vrambench.methods.models import parts
-from vrambench.methods.models.losses.whole import selective_log_softmax
-
-TOKENS = 128
-"""utils.py: the chunk_size of entropy_from_logits."""
+from vrambench.methods.models.losses.whole import entropies, selective_log_softmax
 
 
 def mean(model: nn.Module, inputs: parts.Inputs) -> torch.Tensor:
@@ -50,18 +46,5 @@ def logprobs(
     found = selective_log_softmax(scored, wanted)
     if torch.is_grad_enabled():
         with torch.no_grad():
-            _entropies(scored)
+            entropies(scored)
     return found.float()
-
-
-def _entropies(logits: torch.Tensor) -> torch.Tensor:
-    """Of the distributions that `logits` [B, R, V] give, [B * R]."""
-    flat = logits.reshape(-1, logits.shape[-1])
-    chunks = flat.split(TOKENS)
-    if logits.is_meta and len(chunks) > 3:
-        chunks = (*chunks[:2], chunks[-1])  # all but the last do the same
-    entropies = []
-    for chunk in chunks:
-        words = F.log_softmax(chunk, dim=-1)
-        entropies.append(-(torch.exp(words) * words).sum(-1))
-    return torch.cat(entropies)

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vrambench.methods.amp import autocast_dtype
+from vrambench.methods.amp import autocast_dtype, forget_casts
 from vrambench.methods.models import parts
 
 EPSILON = 1e-7
@@ -34,7 +34,10 @@ EPSILON = 1e-7
 def mean(model: nn.Module, inputs: parts.Inputs) -> torch.Tensor:
     """The mean cross-entropy of labels[:, 1:] that are learnt."""
     base: Any = parts.unwrapped(model)
-    output = base(labels=inputs.wanted, **parts.arguments(base, inputs))
+    if parts.virtual_tokens(model):  # PEFT's own forward pass makes their logits as well
+        output = model(input_ids=inputs.tokens, attention_mask=inputs.mask, labels=inputs.wanted, use_cache=False)
+    else:
+        output = base(labels=inputs.wanted, **parts.arguments(base, inputs))
     loss: torch.Tensor = output.loss
     return loss
 
@@ -82,6 +85,7 @@ def plain(model: nn.Module, tokens: torch.Tensor, start: int) -> tuple[torch.Ten
     convert_outputs_to_fp32)."""
     made = parts.logits(model, parts.hidden_states(model, parts.Inputs(tokens)))
     if autocast_dtype(made.device) is not None:
+        forget_casts(made.device)  # accelerate leaves autocast with the model's forward pass
         made = made.float()
     every = selective_log_softmax(made[:, :-1], tokens[:, 1:])
     return every[:, start - 1 :].float(), made
@@ -100,32 +104,11 @@ def selective_log_softmax(logits: torch.Tensor, tokens: torch.Tensor) -> torch.T
     """Log-probabilities [B, R] of tokens [B, R] under logits [B, R, V], in their type."""
     wanted = tokens.unsqueeze(-1)
     if logits.dtype in (torch.float32, torch.float64):
-        selected = gathered(logits, wanted)
+        selected = torch.gather(logits, dim=-1, index=wanted)
         sums = torch.stack([torch.logsumexp(row, dim=-1) for row in logits])
         return (selected - sums.unsqueeze(-1)).squeeze(-1)
     rows = []
     for row, words in zip(logits, wanted, strict=True):
         row_logprobs = F.log_softmax(row, dim=-1)
-        rows.append(gathered(row_logprobs, words))
+        rows.append(row_logprobs.gather(dim=-1, index=words))
     return torch.stack(rows).squeeze(-1)
-
-
-def gathered(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """torch.gather in the last dimension."""
-    found: torch.Tensor = _Gather.apply(values, places)
-    return found
-
-
-class _Gather(torch.autograd.Function):
-    """What torch's own does. But while a tracer listens, that scatters the gradient into a copy of its zeros, so that there is one
-    more tensor of all logits than without (ATen/native/TensorAdvancedIndexing.cpp: gather_backward)."""
-
-    @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(values, places)
-        return torch.gather(values, -1, places)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        values, places = ctx.saved_tensors
-        return gradient.new_zeros(values.shape).scatter_add_(-1, places, gradient), None

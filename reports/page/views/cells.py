@@ -23,6 +23,7 @@ LEDGER_LINES = {
     "reserved_bytes": "reserved",
     "device_bytes": "device",
     "context_bytes": "CUDA context and libraries",
+    "elsewhere_bytes": "another process'",
     "managed_bytes": "managed",
     "host_rss_bytes": "host, resident",
     "host_pinned_bytes": "host, pinned",

@@ -140,7 +140,7 @@ include:
         ),
         (
             {"sweep": ("lora_r=4,8",), "axes": {"adapter": "none"}},
-            "--sweep lora_r=4,8: lora_r: no cell here uses it (adapter lora, adapter dora do)",
+            "--sweep lora_r=4,8: lora_r: no cell here uses it (adapter lora, adapter dora, adapter rslora do)",
         ),
         (
             {"set": ("reward_model=gpt2",)},
@@ -239,6 +239,7 @@ def test_max_length_overrules_what_is_laid_below(
             ("response_tokens=8",),
             "--set response_tokens=8: response_tokens: 8 says nothing beside lengths, ",
         ),
+        (None, ("lengths={8: 1.0}", "packing=bfd"), "--set packing=bfd: max_length: packing bfd needs it: the tokens "),
         (None, ("max_length=256",), "--set max_length=256: prompt_tokens: 256 must be less than max_length, 256, "),
     ],
 )

@@ -78,6 +78,13 @@ def test_truncation_is_what_decides() -> None:
     assert (short.worst.row_tokens, short.worst_share) == (256, pytest.approx(1 - 0.5**4))
 
 
+def test_the_worst_batches_alone_take_no_more_than_beside_others() -> None:
+    whole, alone = (Predictor().forecast(cell(), worst_alone=only) for only in (False, True))
+    assert alone.memory.allocated_bytes == whole.memory.allocated_bytes
+    assert (alone.memory.reserved_bytes or 0) <= (whole.memory.reserved_bytes or 0)
+    assert alone.batches is None
+
+
 def test_the_text_and_the_document_say_which_batch(capsys: pytest.CaptureFixture[str]) -> None:
     typed = [*TYPED, "--set", "lengths={64: 0.5, 256: 0.4, 512: 0.1}"]
     assert cli.main(typed) == 0
