@@ -66,13 +66,22 @@ def make(groups: list[Group], module: nn.Module, workload: Workload) -> torch.op
 
 def _step_without_values(step: Callable[[], Any]) -> Any:
     """A step on the simulated device, which has no random numbers of a seed and no number to compare: there the norm of a step has
-    always grown by more than a hundredth, and is limited."""
+    always grown by more than a hundredth, and is limited. Projectors are made from gradients, so that a tracer knows whose they
+    are."""
+    from apollo_torch.random_projector import GradientProjector
 
-    def randn(shape: Any, seed: int, device: Any, dtype: torch.dtype) -> torch.Tensor:
-        return torch.randn(shape, device=device, dtype=dtype)
+    draw = GradientProjector.get_orthogonal_matrix
+
+    def drawn(self: Any, gradient: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        def randn(shape: Any, seed: int, device: Any, dtype: torch.dtype) -> torch.Tensor:
+            return gradient.new_empty(shape, dtype=dtype)
+
+        with mock.patch("apollo_torch.random_projector.stable_randn", randn):
+            made: torch.Tensor = draw(self, gradient, *args, **options)
+            return made
 
     with (
-        mock.patch("apollo_torch.random_projector.stable_randn", randn),
+        mock.patch.object(GradientProjector, "get_orthogonal_matrix", drawn),
         mock.patch("apollo_torch.apollo.max", lambda norm, least: norm, create=True),
     ):
         return step()

@@ -77,10 +77,10 @@ def maker(
         paging = {"is_paged": True} if paged else {}  # RMSprop knows nothing of it
         settings = {"lr": workload.learning_rate, **dict(workload.of(options)), "optim_bits": bits, **paging}
         optimizer = getattr(bitsandbytes.optim, kind)(groups, **settings)
+        if kind == "AdEMAMix" and not (paged and any(one.is_cuda for group in groups for one in group["params"])):
+            optimizer._get_state_double_buffer = _double_buffer
         if paged and simulated(groups):
             _simulate_paging(optimizer)
-        elif paged and kind == "AdEMAMix":
-            _page_on_cuda_alone(optimizer)
         manager = with_own_manager(optimizer)
         if bits == 8:
             _keep_embeddings_in_32_bits(manager, groups, module)
@@ -112,17 +112,9 @@ def _simulate_paging(optimizer: Any) -> None:
     optimizer.prefetch_state = lambda parameter: None
 
 
-def _page_on_cuda_alone(optimizer: Any) -> None:
-    """AdEMAMix' two first moments on the CPU are plain memory, as all other state there; bitsandbytes forgets it for these."""
-    double = optimizer._get_state_double_buffer
-
-    def buffer(parameter: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        made: torch.Tensor = (
-            double(parameter, dtype) if parameter.is_cuda else torch.zeros(2, *parameter.shape, dtype=dtype)
-        )
-        return made
-
-    optimizer._get_state_double_buffer = buffer
+def _double_buffer(parameter: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """AdEMAMix' two first moments: plain memory where nothing is paged. bitsandbytes would page them on the CPU too."""
+    return parameter.new_zeros((2, *parameter.shape), dtype=dtype)
 
 
 def with_own_manager(optimizer: Any) -> Any:

@@ -20,6 +20,9 @@ from vrambench.methods.optimizers import Group, Optimizer, simulated
 from vrambench.methods.registry import Options
 from vrambench.methods.workload import Workload
 
+Kind = Literal["AdamW8bit", "AdamW4bit"]
+"""torchao's names."""
+
 
 class TorchAOOptions(Options):
     """Defaults of transformers' TrainingArguments and `optim_args`."""
@@ -37,7 +40,7 @@ class TorchAOOptions(Options):
     """Whether bf16 weights are rounded up or down by chance."""
 
 
-def maker(kind: Literal["AdamW8bit", "AdamW4bit"]) -> Callable[[list[Group], nn.Module, Workload], Any]:
+def maker(kind: Kind) -> Callable[[list[Group], nn.Module, Workload], Any]:
     """What makes torchao's optimizer of that class."""
 
     def make(groups: list[Group], module: nn.Module, workload: Workload) -> Any:
@@ -45,6 +48,7 @@ def maker(kind: Literal["AdamW8bit", "AdamW4bit"]) -> Callable[[list[Group], nn.
 
         optimizer = getattr(torchao.optim, kind)(groups, lr=workload.learning_rate, **dict(workload.of(TorchAOOptions)))
         if simulated(groups):
+            optimizer._subclass_zeros = _zeros(kind)
             optimizer.step = functools.partial(_step_without_kernels, optimizer.step)
         elif not any(parameter.is_cuda for group in groups for parameter in group["params"]):
             optimizer.step = functools.partial(_step_uncompiled, optimizer.step)
@@ -63,17 +67,32 @@ def _nothing(*_: Any) -> None:
 
 
 def _step_without_kernels(step: Callable[[], Any]) -> Any:
-    """A step on the simulated device: state comes into being as for the kernel, which takes no memory and is left out. Each
-    moment's table of values is made by an operator that a tracer sees, as `torch.tensor` is none there."""
-    make = torch.tensor
-
-    def tensor(values: Any, *, dtype: torch.dtype | None = None, device: Any = None) -> torch.Tensor:
-        if device is not None and torch.device(device).type == "meta":
-            return torch.empty(len(values), dtype=dtype, device=device)
-        return make(values, dtype=dtype, device=device)
-
-    with mock.patch("torchao.optim.adam.single_param_adam", _nothing), mock.patch.object(torch, "tensor", tensor):
+    """A step on the simulated device: state comes into being as for the kernel, which takes no memory and is left out."""
+    with mock.patch("torchao.optim.adam.single_param_adam", _nothing):
         return _step_uncompiled(step)
+
+
+def _zeros(kind: Kind) -> Callable[[torch.Tensor, bool, int], torch.Tensor]:
+    """As torchao makes a moment (OptimState8bit.zeros, OptimState4bit.zeros), but from its parameter, so that whoever traces the
+    simulated device knows whose it is."""
+
+    def zeros(parameter: torch.Tensor, signed: bool, block_size: int) -> torch.Tensor:
+        from torchao.optim.subclass_4bit import OptimState4bit
+        from torchao.optim.subclass_8bit import OptimState8bit
+
+        elements = parameter.numel()
+        four = kind == "AdamW4bit"
+        codes = parameter.new_zeros(elements // 2 if four else parameter.shape, dtype=torch.uint8)
+        scale = parameter.new_zeros(elements // block_size, dtype=torch.float32)
+        table = parameter.new_empty(16 if four else 256, dtype=torch.float32)
+        made: torch.Tensor = (
+            OptimState4bit(codes, scale, table, signed, parameter.shape, dtype=parameter.dtype)
+            if four
+            else OptimState8bit(codes, scale, table, signed, dtype=parameter.dtype)
+        )
+        return made
+
+    return zeros
 
 
 def uncertain(workload: Workload) -> str:
@@ -84,7 +103,7 @@ def uncertain(workload: Workload) -> str:
     )
 
 
-def optimizer(summary: str, kind: Literal["AdamW8bit", "AdamW4bit"]) -> Optimizer:
+def optimizer(summary: str, kind: Kind) -> Optimizer:
     """The axis value of torchao's optimizer of that class."""
     return Optimizer(
         summary=summary,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.job import Job
 from vrambench.methods.offload.learner import tensors_in
 from vrambench.methods.optimizers import OPTIMIZERS, undecayed
 
@@ -391,3 +392,21 @@ def test_a_package_that_is_not_installed_is_named(cell: MakeCell, monkeypatch: p
         ConfigurationError, match=r"^optimizer: it needs the package torch-optimi, which is not installed$"
     ):
         OPTIMIZERS.get("stable_adamw").build(net(), cell(optimizer="stable_adamw").workload)
+
+
+def test_a_job_trains_schedule_free_weights_and_evaluates_their_average(job: Callable[..., Job]) -> None:
+    """As Trainer.training_step and evaluation_loop say it to the optimizer."""
+    pytest.importorskip("schedulefree")
+    settings = {"optimizer": "schedule_free_sgd", "learning_rate": 0.5, "max_grad_norm": 0, "eval_batch_size": 2}
+    made = job(**settings, max_eval_samples=2)
+    for index in range(2):
+        made.step(index)
+    parameters = list(made.roles["policy"].module.parameters())
+    trained = [one.detach().clone() for one in parameters]
+    made.evaluate()
+    assert not torch.equal(parameters[0].detach(), trained[0])
+    learner = made.roles["policy"].learner
+    assert learner is not None
+    learner.train()
+    torch.testing.assert_close([one.detach() for one in parameters], trained)
+    made.step(2)

@@ -149,7 +149,7 @@ def differences(cell: Cell, real: Trace, simulated: Trace) -> Counter[tuple[str,
             named = named or (where == "cpu" and operator == "aten.zeros.default")
             named = named or (where == "meta" and operator == "aten._to_copy.default")
         if cell.optimizer_value.projects_gradients:
-            named = named or ".randn." in operator or ".randint." in operator
+            named = named or any(one in operator for one in (".randn.", ".randint.", ".new_empty."))
         if cell.optimizer_value.eight_bit:
             named = named or (nbytes == 1024 and operator == "aten._to_copy.default")
         if cell.precision == "nf4":

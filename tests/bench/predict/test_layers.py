@@ -78,6 +78,21 @@ def described(trace: Trace) -> list[tuple[Any, ...]]:
         {"offload": "zero2_optimizer", "precision": "nf4", "adapter": "lora", "algorithm": "ppo", "value": "separate"},
         {"algorithm": "ppo", "gradient_accumulation_steps": 2, "model": "llama-1b"},
         {"adapter": "lora", "precision": "int8", "model": "gpt-neox-20b", "algorithm": "ppo"},
+        *(
+            {"optimizer": name}
+            for name in ("adamw_torch_8bit", "adamw_torch_4bit", "apollo_adamw", "galore_adafactor", "muon")
+        ),
+        *(
+            {"optimizer": name}
+            for name in ("ademamix", "ademamix_8bit", "lion_8bit", "paged_adamw_32bit", "stable_adamw")
+        ),
+        *({"optimizer": name} for name in ("schedule_free_adamw", "rmsprop", "adagrad")),
+        {"optimizer": "sgd"},
+        {"optimizer": "adamw_torch", "adamw": {"weight_decay": 0.1}},
+        *(
+            {"optimizer": f"{name}_layerwise", "max_grad_norm": 0.0}
+            for name in ("adamw_torch", "adafactor", "apollo_adamw")
+        ),
     ],
     ids=lambda more: " ".join(map(str, more.values())) or "plain",
 )
