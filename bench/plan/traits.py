@@ -143,6 +143,7 @@ def not_installed(cell: Cell) -> str:
     return "; ".join(told)
 
 
+@functools.cache
 def installed(module: str) -> bool:
     """Whether the package that `module` is in is here."""
     try:
@@ -274,8 +275,13 @@ def unable_to_attend(cell: Cell) -> str | None:
 
 def unable_to_generate(cell: Cell) -> str | None:
     """Why the cell's rollouts cannot be, None where they can or there are none."""
-    config = described(cell.workload.model)
-    return config and unable_to_decode(config) if cell.workload.rollout_batch is not None else None
+    return _unable_to_decode(cell.workload.model) if cell.workload.rollout_batch is not None else None
+
+
+@functools.cache
+def _unable_to_decode(model: str) -> str | None:
+    config = described(model)
+    return config and unable_to_decode(config)
 
 
 def beyond_chunks(cell: Cell) -> bool:

@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -73,7 +74,10 @@ def attached(model: Any, workload: Workload, config: Any, device: torch.device) 
         # It compares these names, which are parameters', with those of modules.
         warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
         try:
-            adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+            with mock.patch(
+                "peft.tuners.lora.torchao.is_torchao_available", return_value=False
+            ):  # it would be imported
+                adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
         except (ImportError, TypeError, ValueError) as error:
             raise ConfigurationError(
                 f"adapter: PEFT cannot put it on these layers: {error}", field="adapter"

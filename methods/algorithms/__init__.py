@@ -55,9 +55,6 @@ class Stage(Protocol):
     def policy(self, value_head: bool = False, learner: LearnerFactory | None = None) -> Learner:
         """The trained model, with a scalar head on its trunk if asked for, trained by `learner`, or else as `offload` says."""
 
-    def classifier(self, learner: LearnerFactory) -> Learner:
-        """A classifier of whole sequences with one score, of transformers' own class, which `learner` trains."""
-
     def first_policy(self) -> Policy:
         """A frozen copy of the policy as it is at first, without its adapter."""
 
@@ -73,8 +70,8 @@ class Stage(Protocol):
     def reward(self) -> Reward:
         """Scores of responses, as `reward` says."""
 
-    def reward_model(self) -> Learner:
-        """A model that is trained to give one score for each sequence."""
+    def reward_model(self, learner: LearnerFactory | None = None) -> Learner:
+        """A model that is trained to give one score for each sequence, by `learner` or else as `offload` says."""
 
 
 class Trainer(Protocol):

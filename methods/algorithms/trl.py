@@ -4,7 +4,7 @@
 next one's, or to that of a rollout's last one, what it logs included. A callback hands over where it is, and rewards are computed
 where the step was asked for. The model is the job's, adapter and all. The reference is what TRL makes of it: an adapter `ref`
 beside the trained one, else a copy, which is loaded as the job loads it, since a preset has no weights that TRL could read.
-Sequences are the job's token ids, with a tokenizer of as many words, and each response has all its tokens: none of them ends it.
+Sequences are the job's token ids, with a tokenizer of as many words, and each response has all its tokens.
 
 Source: TRL 1.12, trainer/*_trainer.py; transformers 5.23, trainer.py (Trainer._run_epoch).
 """
@@ -16,7 +16,7 @@ import importlib
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -38,7 +38,6 @@ from vrambench.methods.setup import Setup
 
 if TYPE_CHECKING:
     from vrambench.methods.offload.learner import PhaseMarker
-    from vrambench.methods.workload import Workload
 
 ENDLESS = 10**9
 """Optimizer steps: the job takes as many as it wants."""
@@ -74,20 +73,18 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class Kind:
-    """`rows`: the training set of a step, of so many samples or prompts. `copies`: sequences that the model
-    sees of each sample. `classifies`: it trains a classifier. `generates`: it samples, so many responses to a prompt unless it is
-    told. `ends`: TRL ends its responses with a token, the model's last."""
+    """`rows`: the training set of a step, of so many sequences, pairs or prompts. `each`: sequences of a row. `scores`: what it
+    trains is a reward model. `group_size`: its usual number of responses to each prompt, where it samples some."""
 
     foreign: Foreign
     rows: Callable[[Stage, int, int], dict[str, list[Any]]]
-    copies: int = 1
-    classifies: bool = False
-    generates: int = 0
-    ends: bool = False
+    each: int = 1
+    scores: bool = False
+    group_size: int | None = None
 
-    def generations(self, workload: Workload) -> int:
-        """Responses to each prompt."""
-        return int(self.foreign.said(workload).get("num_generations") or self.generates or 1)
+    @property
+    def generates(self) -> bool:
+        return self.group_size is not None
 
 
 class TRLTrainer:
@@ -100,13 +97,14 @@ class TRLTrainer:
         self.stage = stage
         self._kind = kind
         step = work.batch_size * work.gradient_accumulation_steps
-        self.samples = (work.rollout_batch or 0) * kind.generations(work) or step
-        self.train_tokens = self.samples * kind.copies * work.sequence_tokens
+        self._rows = (work.rollout_batch or 0) * (work.group_size or 1) or step
+        self.samples = self._rows * kind.each
+        self.train_tokens = self.samples * work.sequence_tokens
         self.generated_tokens = self.samples * work.response_tokens if kind.generates else 0
         iterations = int(kind.foreign.said(work).get("num_iterations", 1))
-        self._optimizer_steps = self.samples * iterations // step
+        self._optimizer_steps = self._rows * iterations // step
         self._reward: Reward | None = stage.reward() if kind.generates else None
-        learner: Any = (stage.classifier if kind.classifies else stage.policy)(learner=self._learner)
+        learner: Any = (stage.reward_model if kind.scores else stage.policy)(learner=self._learner)
         self._run = Paused(learner.trainer.train)
         self._run.resume()  # until all is there that training needs
 
@@ -143,7 +141,7 @@ class TRLTrainer:
         vocabulary = unwrapped(model).config.get_text_config().vocab_size
         rows: dict[str, list[Any]] = {}
         for index in range(work.warmup_steps + work.steps + 1):  # the last is the one in which bytes are counted
-            for name, values in kind.rows(self.stage, index, self.samples // kind.generations(work)).items():
+            for name, values in kind.rows(self.stage, index, self._rows // (work.group_size or 1)).items():
                 rows.setdefault(name, []).extend(values)
         more: dict[str, Any] = {}
         if kind.generates:
@@ -157,7 +155,7 @@ class TRLTrainer:
                 model=model,
                 args=config,
                 train_dataset=Dataset.from_dict(rows),
-                processing_class=_tokenizer(vocabulary, ends=kind.ends),
+                processing_class=_tokenizer(vocabulary, _padding(self.stage), ends=kind.generates),
                 **more,
             )
         trainer.add_callback(_callback(device))
@@ -219,11 +217,9 @@ def _arguments(kind: Kind, setup: Setup, device: Device) -> dict[str, Any]:
     if work.activation_offloading:
         arguments["activation_offloading"] = True
     if kind.generates:
+        group, prompts = work.group_size or 1, work.rollout_batch or 1
+        arguments |= {"num_generations": group, "generation_batch_size": prompts * group}
         arguments |= {"shuffle_dataset": False, "max_completion_length": work.response_tokens}
-        arguments |= {
-            "num_generations": kind.generations(work),
-            "generation_batch_size": (work.rollout_batch or 1) * kind.generations(work),
-        }
     else:
         arguments |= {"train_sampling_strategy": "sequential", "max_length": work.sequence_tokens}
     arguments |= optimizer_arguments(setup)
@@ -233,19 +229,23 @@ def _arguments(kind: Kind, setup: Setup, device: Device) -> dict[str, Any]:
     return arguments | dict(kind.foreign.said(work))
 
 
-def _tokenizer(vocabulary: int, *, ends: bool) -> Any:
-    """A word `w12` for token 12, and so on. No token of the model's is padding; the last is the end of a text where it `ends`, and
-    elsewhere in it stands token 0 for that; else none is."""
+def _tokenizer(vocabulary: int, padding: int, *, ends: bool) -> Any:
+    """A word `w12` for token 12, and so on; `<pad>` for `padding`. What `ends` a text is no token of the model's; else nothing is,
+    so that TRL, which ends responses of pairs that have no end, adds nothing to them."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast
 
-    words = {f"w{token}": token for token in range(vocabulary - ends)}
-    words |= {"<eos>": len(words), "<pad>": vocabulary + 1}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
+    class Words(PreTrainedTokenizerFast):
+        eos_token = "<eos>" if ends else ""
+        eos_token_id = vocabulary if ends else None
+
+    words = {f"w{token}": token for token in range(vocabulary) if token != padding}
+    words |= {"<eos>": vocabulary, "<pad>": padding if padding >= 0 else vocabulary + 1}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    return Words(tokenizer_object=tokenizer, pad_token="<pad>")
 
 
 def _callback(device: Device) -> Any:
@@ -303,12 +303,18 @@ def _metrics(logs: list[dict[str, float]]) -> Metrics:
 # --- rows of a step ---
 
 
-def _texts(tokens: torch.Tensor) -> list[str]:
-    return [" ".join(f"w{token}" for token in row) for row in tokens.tolist()]
+def _texts(rows: Iterable[torch.Tensor], padding: int = -1) -> list[str]:
+    """In the words of _tokenizer."""
+    return [" ".join("<pad>" if token == padding else f"w{token}" for token in row.tolist()) for row in rows]
 
 
 def _sequences(stage: Stage, index: int, count: int) -> dict[str, list[Any]]:
     return {"input_ids": stage.data.sequences(index, count, stage.workload.sequence_tokens).tolist()}
+
+
+def _padding(stage: Stage) -> int:
+    """The token behind responses that are shorter than others; -1 where none are."""
+    return stage.data.paired.filler if stage.data.paired else -1
 
 
 def _prompts(stage: Stage, index: int, count: int) -> dict[str, list[Any]]:
@@ -316,14 +322,14 @@ def _prompts(stage: Stage, index: int, count: int) -> dict[str, list[Any]]:
 
 
 def _pairs(stage: Stage, index: int, count: int) -> dict[str, list[Any]]:
-    """A sequence's own response is preferred to that of another; TRL puts the end in the place of the last token."""
-    start = stage.workload.prompt_tokens
-    chosen, other = stage.data.sequences(index, 2 * count, stage.workload.sequence_tokens)[:, :-1].chunk(2)
-    responses = {"chosen": chosen[:, start:], "rejected": other[:, start:]}
-    ended = {
-        name: [f" {text} <eos>".replace("  ", " ") for text in _texts(tokens)] for name, tokens in responses.items()
-    }
-    return {"prompt": _texts(chosen[:, :start]), **ended}
+    """Responses without what fills them up."""
+    start, padding = stage.workload.prompt_tokens, _padding(stage)
+    rows: dict[str, list[Any]] = {}
+    for name, half in zip(("chosen", "rejected"), stage.data.pairs(index, count).halves, strict=True):
+        rows["prompt"] = _texts(half.tokens[:, :start], padding)
+        own = [row[: int(mask.sum())] for row, mask in zip(half.tokens[:, start:], half.mask, strict=True)]
+        rows[name] = [f" {text}" for text in _texts(own, padding)]
+    return rows
 
 
 # --- the five ---
@@ -350,6 +356,7 @@ TOLD = {
     "use_liger_kernel": "loss",
     "max_length": "max_length, or prompt_tokens and response_tokens",
     "max_completion_length": "response_tokens",
+    "num_generations": "group_size",
     "generation_batch_size": "rollout_batch",
     "steps_per_generation": "rollout_batch",
     "model_init_kwargs": "the axis precision, and attention",
@@ -424,26 +431,27 @@ SFT = Kind(
     ),
     _sequences,
 )
-DPO = Kind(_foreign("DPO", OWN_LOSSES, NO_OWN_LOSS), _pairs, copies=2, ends=True)
+DPO = Kind(_foreign("DPO", OWN_LOSSES, NO_OWN_LOSS), _pairs, each=2)
 REWARD = Kind(
     _foreign("Reward", {"scored": {}}, "its model has a score in the place of logits (loss: scored)"),
     _pairs,
-    copies=2,
-    ends=True,
-    classifies=True,
+    each=2,
+    scores=True,
 )
-GRPO = Kind(_foreign("GRPO", OWN_LOSSES, NO_OWN_LOSS, offloads_activations=False), _prompts, generates=8)
-RLOO = Kind(_foreign("RLOO", {"scored": {}}, NO_OWN_LOSS, offloads_activations=False), _prompts, generates=2)
+GRPO = Kind(_foreign("GRPO", OWN_LOSSES, NO_OWN_LOSS, offloads_activations=False), _prompts, group_size=8)
+RLOO = Kind(_foreign("RLOO", {"scored": {}}, NO_OWN_LOSS, offloads_activations=False), _prompts, group_size=2)
 
 
 def _algorithm(kind: Kind, summary: str, learning_rate: float) -> Algorithm:
-    fields = ("rollout_batch", "reward", "reward_model") if kind.generates else ("max_length",)
+    fields = ("rollout_batch", "group_size", "reward", "reward_model") if kind.generates else ("max_length",)
     return Algorithm(
         summary=summary,
         trainer=partial(TRLTrainer, kind),
         learning_rate=learning_rate,
-        sequences_per_prompt=kind.generations,
+        group_size=kind.group_size,
         from_logprobs=False,
+        from_pairs=kind.each > 1,
+        trains_reward=kind.scores,
         foreign=kind.foreign,
         options=TRLOptions,
         fields=fields,

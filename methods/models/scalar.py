@@ -6,8 +6,6 @@ model(tokens)                       [B,T] in fp32
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
@@ -109,21 +107,6 @@ class Classifier(nn.Module):
         # Embeddings, not ids: decoders then score the last position and look for no padding token before it.
         logits = self.model(inputs_embeds=self.model.get_input_embeddings()(tokens)).logits.float()
         return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
-
-
-def new_classifier(setup: Setup, device: Device, *, seed: int) -> nn.Module:
-    """The cell's model as transformers' AutoModelForSequenceClassification with one label, in the cell's precision and with its
-    adapter; the head, which is new, is trained whole."""
-    workload = setup.workload
-    config = copy.deepcopy(model_config(workload.model))
-    config.num_labels = 1
-    with seeded(device, seed):
-        model = load(AutoModelForSequenceClassification, workload.model, config, setup, device)
-        adapted = ready(setup.adapter.attach(model, workload), setup, device)
-    for name, parameter in adapted.named_parameters():
-        if name.rpartition(".")[0].endswith(("score", "classifier")):
-            parameter.requires_grad_(True)
-    return adapted
 
 
 def load_classifier(setup: Setup, device: Device, *, model: str, dtype: torch.dtype) -> Classifier:

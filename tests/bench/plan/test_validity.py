@@ -397,6 +397,12 @@ CASES = [
     ),
     Case(
         "zero3-reads-weights",
+        {"adapter": "dora", "precision": "nf4", "offload": "zero3_all"},
+        {"offload": "zero2_optimizer"},
+        alone=False,
+    ),
+    Case(
+        "zero3-reads-weights",
         {"adapter": "dora", "algorithm": "ppo", "offload": "zero3_all"},
         {"algorithm": "sft"},
         alone=False,

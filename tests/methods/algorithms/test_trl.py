@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import json
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,8 +39,8 @@ TRLS = [name for name, value in ALGORITHMS.values().items() if value.foreign is 
 WORK: dict[str, Any] = {"steps": 2, "warmup_steps": 1, "prompt_tokens": 6, "response_tokens": 6, "batch_size": 4}
 OF: dict[str, dict[str, Any]] = {
     "trl_sft": {"loss": "nll"},
-    "trl_grpo": {"rollout_batch": 2, "trl": {"num_generations": 2}},
-    "trl_rloo": {"rollout_batch": 2, "trl": {"num_generations": 2}},
+    "trl_grpo": {"rollout_batch": 2, "group_size": 2},
+    "trl_rloo": {"rollout_batch": 2, "group_size": 2},
 }
 LORA: dict[str, Any] = {"adapter": "lora", "lora_r": 4, "lora_target_modules": "all-linear"}
 
@@ -99,7 +100,7 @@ def test_each_trains_and_is_measured(cell: MakeCell, algorithm: str) -> None:
     assert (rates.generated_tokens_per_second is not None) == generates
     peaks = [phase.allocated_bytes for phase in sample.phases if phase.step == 3]
     assert sample.memory.allocated_bytes == max(peak for peak in peaks if peak is not None)
-    policy = sample.roles["policy"]
+    policy = sample.roles["reward" if algorithm == "trl_reward" else "policy"]
     assert policy.gradients_bytes > 0
     assert policy.optimizer_bytes is not None
     assert policy.optimizer_bytes >= 2 * policy.gradients_bytes
@@ -113,7 +114,7 @@ def test_each_trains_and_is_measured(cell: MakeCell, algorithm: str) -> None:
         ("trl_sft", {"gradient_accumulation_steps": 3}, 1),
         ("trl_grpo", {"rollout_batch": 4}, 2),
         ("trl_grpo", {"rollout_batch": 4, "gradient_accumulation_steps": 2}, 1),
-        ("trl_grpo", {"trl": {"num_generations": 2, "num_iterations": 3}}, 3),
+        ("trl_grpo", {"trl": {"num_iterations": 3}}, 3),
     ],
 )
 def test_a_step_has_so_many_optimizer_steps(job: MakeJob, algorithm: str, settings: dict[str, Any], each: int) -> None:
@@ -156,6 +157,44 @@ def test_sft_learns_as_ours_does(cell: MakeCell, settings: dict[str, Any]) -> No
     assert theirs.roles == ours.roles
 
 
+PAIRED: dict[str, tuple[str, dict[str, Any]]] = {
+    "dpo": ("dpo", {}),
+    "dpo, accumulated": ("dpo", {"gradient_accumulation_steps": 2, "gradient_checkpointing": True}),
+    "dpo, hinge": ("dpo", {"dpo": {"loss_type": "hinge", "beta": 0.3}, "trl": {"loss_type": ["hinge"], "beta": 0.3}}),
+    "reward": ("reward", {}),
+    "reward, centred": (
+        "reward",
+        {"rm": {"center_rewards_coefficient": 0.01}, "trl": {"center_rewards_coefficient": 0.01}},
+    ),
+    "reward with lora": ("reward", LORA),
+}
+
+
+@pytest.mark.parametrize(("algorithm", "settings"), PAIRED.values(), ids=PAIRED)
+def test_pairs_are_learnt_as_ours_are(job: MakeJob, algorithm: str, settings: dict[str, Any]) -> None:
+    ours, theirs = (job(algorithm=name, **WORK | settings) for name in (algorithm, f"trl_{algorithm}"))
+    assert (ours.trainer.samples, ours.trainer.train_tokens) == (theirs.trainer.samples, theirs.trainer.train_tokens)
+    for index in range(3):
+        found, expected = theirs.step(index), ours.step(index)
+        for name in ("loss", "margin", "accuracy"):
+            assert float(found[name]) == pytest.approx(float(expected[name]), rel=1e-4, abs=2e-6), name
+
+
+def test_pairs_of_a_file_are_learnt_as_ours_are(job: MakeJob, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Of several lengths: what fills responses up is none of them."""
+    file = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    pairs = [("ab", "cd", "e"), ("a longer one", "xy", "much longer"), ("c", "a", "bcd")]
+    file.write_text(
+        "\n".join(json.dumps(dict(zip(("prompt", "chosen", "rejected"), one, strict=True))) for one in pairs)
+    )
+    for algorithm in ("dpo", "reward"):
+        settings = WORK | {"data": str(file), "adapter": "none"}
+        ours, theirs = (job(algorithm=name, **settings) for name in (algorithm, f"trl_{algorithm}"))
+        for index in range(2):
+            expected = float(ours.step(index)["loss"])
+            assert float(theirs.step(index)["loss"]) == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_reward_is_learnt(job: MakeJob) -> None:
     settings = WORK | {
         "prompt_tokens": 8,
@@ -164,16 +203,14 @@ def test_a_reward_is_learnt(job: MakeJob) -> None:
         "rollout_batch": 8,
         "learning_rate": 5e-3,
     }
-    made = job(algorithm="trl_grpo", **settings, trl={"num_generations": 8})
+    made = job(algorithm="trl_grpo", **settings, group_size=8)
     rewards = [float(made.step(index)["reward"]) for index in range(24)]
     assert rewards[0] < 0.4
     assert sum(rewards[-4:]) / 4 > rewards[0] + 0.1, rewards
 
 
 def test_settings_reach_the_trainer(job: MakeJob) -> None:
-    made = job(
-        algorithm="trl_grpo", **WORK | OF["trl_grpo"] | {"trl": {"num_generations": 2, "beta": 0.3, "epsilon": 0.5}}
-    )
+    made = job(algorithm="trl_grpo", **WORK | OF["trl_grpo"] | {"trl": {"beta": 0.3, "epsilon": 0.5}})
     trainer: Any = made.roles["policy"].learner
     assert (trainer.trainer.args.beta, trainer.trainer.args.epsilon) == (0.3, 0.5)
     assert float(made.step(0)["kl"]) == pytest.approx(0, abs=1e-6)
@@ -204,7 +241,7 @@ def test_prompts_and_responses_are_whole(job: MakeJob) -> None:
 @pytest.mark.parametrize("algorithm", ["trl_dpo", "trl_reward"])
 def test_pairs_have_all_their_tokens(job: MakeJob, algorithm: str) -> None:
     made = job(algorithm=algorithm, **WORK)
-    learner: Any = made.roles["policy"].learner
+    learner: Any = made.roles["reward" if algorithm == "trl_reward" else "policy"].learner
     seen: list[torch.Size] = []
     learner.trainer.model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["input_ids"].shape), with_kwargs=True
