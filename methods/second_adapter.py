@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vrambench.methods.adapters.attaching import cast_buffers
 from vrambench.methods.dtypes import DTYPES
 from vrambench.methods.offload.learner import Learner
 from vrambench.methods.optimizers import trainable
@@ -38,6 +39,7 @@ class SecondAdapter:
         own = [parameter for parameter in trainable(model) if parameter not in set(trained)]
         for parameter in own:
             parameter.data = parameter.data.to(dtype)
+        cast_buffers(model, dtype)
         self._trained: list[nn.Parameter] = [*trained, *own]
         self._set(self._first)
 

@@ -88,21 +88,28 @@ def attached(model: Any, workload: Workload, config: Any, device: torch.device) 
 
 def _cast(adapted: nn.Module, dtype: torch.dtype) -> None:
     """What PEFT's autocast_adapter_dtype casts to fp32 goes to `dtype`: weights that are trained, and what goes with them."""
-    from peft.tuners._buffer_dict import BufferDict
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    cast_buffers(adapted, dtype)
     its = {each for name, each in adapted.named_parameters() if each.requires_grad and ".modules_to_save." not in name}
     layers = [layer for layer in adapted.modules() if isinstance(layer, BaseTunerLayer)]
     for held in (part for layer in layers for part in layer.modules()):
         if isinstance(held, nn.ParameterDict):
             its |= set(held.parameters())
-        elif isinstance(held, BufferDict):
-            for name, buffer in list(held.items()):
-                if buffer.is_floating_point() and buffer.dtype != dtype:
-                    held[name] = buffer.to(dtype)
     for parameter in adapted.parameters():
         if parameter in its and parameter.is_floating_point() and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
+
+
+def cast_buffers(adapted: nn.Module, dtype: torch.dtype) -> None:
+    """What adapters keep in buffers, to `dtype`."""
+    from peft.tuners._buffer_dict import BufferDict
+
+    for held in adapted.modules():
+        if isinstance(held, BufferDict):
+            for name, buffer in list(held.items()):
+                if buffer.is_floating_point() and buffer.dtype != dtype:
+                    held[name] = buffer.to(dtype)
 
 
 def target_modules(model: Any, workload: Workload, kind: type) -> list[str] | str | None:

@@ -19,7 +19,9 @@ from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.job import Job
 from vrambench.methods.models.config import model_config
 from vrambench.methods.models.load import load_model
+from vrambench.methods.models.losses import LOSSES
 from vrambench.methods.models.parts import Inputs, hidden_states, logits
+from vrambench.methods.rollout import GREEDY, generate
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to", "ignore:Note that `r` is not used")
 
@@ -30,8 +32,11 @@ THEIRS: dict[str, tuple[type, dict[str, Any]]] = {
     "adalora": (peft.AdaLoraConfig, {"lora_alpha": 8, "total_step": 1000}),
     "vera": (peft.VeraConfig, {}),
     "oft": (peft.OFTConfig, {}),
+    "prompt_tuning": (peft.PromptTuningConfig, {"num_virtual_tokens": 20}),
 }
 """How PEFT alone is told."""
+RATES = {"rslora": 1e-2, "ia3": 5e-2, "adalora": 3e-2, "vera": 5e-2, "oft": 1e-2, "prompt_tuning": 5e-2}
+"""With which each learns something in 20 steps."""
 ARCHITECTURES = ("tiny", "tiny-gpt2", "tiny-neox")
 PAIRS = [(adapter, model) for adapter in THEIRS for model in ARCHITECTURES if (adapter, model) != ("oft", "tiny-gpt2")]
 
@@ -83,7 +88,8 @@ def test_it_gives_what_peft_gives(adapter: str, name: str) -> None:
     theirs = by_peft(adapter, name, torch.float32)
     disturb(ours)
     theirs.load_state_dict(ours.state_dict())
-    torch.testing.assert_close(logits_of(ours), theirs(input_ids=tokens_of()).logits, rtol=1e-5, atol=1e-5)
+    given = theirs(input_ids=tokens_of()).logits[:, -tokens_of().shape[1] :]
+    torch.testing.assert_close(logits_of(ours), given, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8", "nf4"])
@@ -93,11 +99,38 @@ def test_switched_off_it_is_the_base_and_trained_it_is_not(adapter: str, name: s
     setup = cell_of(adapter, precision, model=name, **more).setup
     model: Any = load_model(setup, CPU, seed=0)
     expected = logits_of(load_model(setup, CPU, seed=0, adapter=False))
-    torch.testing.assert_close(logits_of(model), expected)
+    if adapter != "prompt_tuning":
+        torch.testing.assert_close(logits_of(model), expected)
     disturb(model)
     assert not torch.allclose(logits_of(model), expected, atol=0.01)
     with model.disable_adapter():
         torch.testing.assert_close(logits_of(model), expected)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("loss", ["scored", "nll", "chunked_nll"])
+def test_the_loss_of_virtual_tokens_is_pefts(name: str, loss: str) -> None:
+    ours: Any = load_model(cell_of("prompt_tuning", model=name).setup, CPU, seed=0)
+    theirs = by_peft("prompt_tuning", name, torch.float32)
+    theirs.load_state_dict(ours.state_dict())
+    labels = tokens_of()
+    labels[:, 0] = -100  # which PEFT would have the last virtual token predict
+    expected = theirs(input_ids=tokens_of(), labels=labels).loss
+    torch.testing.assert_close(LOSSES[loss].mean(ours, Inputs(tokens_of())), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_virtual_tokens_stay_in_a_rollouts_cache(name: str) -> None:
+    """The same greedy tokens as PEFT generates, and the same log-probabilities as a pass over the whole sequence gives."""
+    ours: Any = load_model(cell_of("prompt_tuning", model=name).setup, CPU, seed=0)
+    theirs = by_peft("prompt_tuning", name, torch.float32).eval()
+    theirs.load_state_dict(ours.state_dict())
+    made = generate(ours, tokens_of(), 6, GREEDY, CPU)
+    torch.testing.assert_close(logits(ours, hidden_states(ours, Inputs(made)))[:, 11:-1].argmax(-1), made[:, 12:])
+    one = tokens_of()[:1]
+    mask = torch.ones_like(one)
+    said = theirs.generate(input_ids=one, attention_mask=mask, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    assert said[0, -6:].tolist() == made[0, -6:].tolist()
 
 
 @pytest.mark.parametrize("algorithm", ["sft", "ppo"])
@@ -116,7 +149,8 @@ def test_a_step_changes_the_adapter_and_nothing_else(adapter: str, algorithm: st
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(
-    ("adapter", "rate"), [("rslora", 1e-2), ("ia3", 5e-2), ("adalora", 3e-2), ("vera", 5e-2), ("oft", 1e-2)]
+    ("adapter", "rate"),
+    [("rslora", 1e-2), ("ia3", 5e-2), ("adalora", 3e-2), ("vera", 5e-2), ("oft", 1e-2), ("prompt_tuning", 5e-2)],
 )
 def test_it_learns(adapter: str, rate: float, seed: int) -> None:
     settings = {"lora_target_modules": "all-linear", "learning_rate": rate, "seed": seed, "batch_size": 8}
@@ -204,6 +238,66 @@ def test_adalora_allocates_as_peft_does() -> None:
     assert sum(ranks) == options["target_r"] * len(ranks)
 
 
+ANY: dict[str, dict[str, Any]] = {
+    "peft:LoraConfig": {"r": 4},
+    "peft:BOFTConfig": {},
+    "peft:C3AConfig": {"block_size": 32},
+    "peft:DeloraConfig": {"r": 4},
+    "peft:FourierFTConfig": {"n_frequency": 50},
+    "peft:HRAConfig": {},
+    "peft:LNTuningConfig": {},
+    "peft:LoHaConfig": {"r": 4},
+    "peft:LoKrConfig": {"r": 4},
+    "peft:MissConfig": {"r": 4},
+    "peft:OSFConfig": {},
+    "peft:PromptEncoderConfig": {"num_virtual_tokens": 5, "encoder_hidden_size": 16},
+    "peft:RandLoraConfig": {"r": 8},
+    "peft:RoadConfig": {"group_size": 32},
+    "peft:ShiraConfig": {"r": 4},
+    "peft:TrainableTokensConfig": {"token_indices": [1, 2, 3]},
+    "peft:VBLoRAConfig": {"vector_length": 16},
+}
+
+
+@pytest.mark.parametrize("adapter", ANY)
+def test_any_other_adapter_trains_and_is_the_base_where_it_is_off(adapter: str) -> None:
+    cell = cell_of(adapter, peft=ANY[adapter], learning_rate=1e-2)
+    base = logits_of(load_model(cell.setup, CPU, seed=0, adapter=False))
+    job = Job(cell, CPU)
+    job.load()
+    model = job.roles["policy"].module.model  # type: ignore[union-attr]
+    its = {name for name, each in model.named_parameters(remove_duplicate=False) if each.requires_grad}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    job.step(0), job.step(1)
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert changed <= its
+    with model.disable_adapter():
+        torch.testing.assert_close(logits_of(model), base)
+    kind = getattr(peft, adapter.removeprefix("peft:"))
+    options = cell.workload.options["peft"]
+    assert {name: options[name] for name in ANY[adapter]} == ANY[adapter]
+    if "PromptEncoder" not in adapter:
+        theirs = get_peft_model(
+            AutoModelForCausalLM.from_config(model_config("tiny"), dtype=torch.float32),
+            kind(task_type="CAUSAL_LM", **ANY[adapter]),
+        )
+        assert sum(each.numel() for each in trained(model).values()) == theirs.get_nb_trainable_parameters()[0]
+
+
+def test_what_begins_with_parts_of_the_base_is_not_the_base_when_it_is_off() -> None:
+    for init, reference in ((True, "adapter_off"), ("gaussian", "adapter_off"), ("pissa", "copy"), ("olora", "copy")):
+        options = {"r": 4, "init_lora_weights": init}
+        cell = cell_of("peft:LoraConfig", algorithm="ppo", rollout_batch=4, peft=options)
+        assert cell.workload.reference == reference
+        model: Any = load_model(cell.setup, CPU, seed=0)
+        base = logits_of(load_model(cell.setup, CPU, seed=0, adapter=False))
+        with model.disable_adapter():
+            off = logits_of(model)
+        assert torch.allclose(off, base, atol=1e-4) == (reference == "adapter_off")
+        torch.testing.assert_close(logits_of(model), base, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("adapter", "settings", "said"),
     [
@@ -213,6 +307,13 @@ def test_adalora_allocates_as_peft_does() -> None:
         ("vera", {"vera": {"rank": 4}}, "vera.rank: no such field"),
         ("ia3", {"lora_target_modules": ["k_porj"]}, "'k_porj' is no layer of the model; did you mean 'k_proj'"),
         ("ia3", {"ia3": {"feedforward_modules": "down_porj"}}, "did you mean 'down_proj'"),
+        ("peft:FourierConfig", {}, "did you mean 'peft:FourierFTConfig'"),
+        ("peft:VeraConfig", {}, "peft:VeraConfig is adapter vera"),
+        ("peft:XLoraConfig", {}, "peft:XLoraConfig mixes adapters that were trained before"),
+        ("peft:LoHaConfig", {"peft": {"rnk": 4}}, "peft.rnk: no such field"),
+        ("peft:ShiraConfig", {"peft": {"r": 4}}, "cannot be predicted"),
+        ("peft:LNTuningConfig", {"precision": "bf16"}, "^adapter_dtype: norms in torch.float32"),
+        ("peft:C3AConfig", {}, "PEFT cannot put it on these layers: The block size should be a factor"),
         ("oft", {"model": "tiny-gpt2"}, r"PEFT cannot put it on these layers: Target module Conv1D"),
     ],
 )

@@ -40,6 +40,12 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: cell.workload.value == "adapter" and full(cell),
     ),
     Rule(
+        "value-adapter-schedule",
+        "reject",
+        "PEFT trains one such adapter on a base alone, since its ranks are those of the whole model (value: head or separate)",
+        lambda cell, _: cell.workload.value == "adapter" and cell.adapter_value.schedule is not None,
+    ),
+    Rule(
         "value-adapter-zero",
         "reject",
         "each of DeepSpeed's engines takes a whole model for itself, and two adapters on one base would need two engines for it "

@@ -514,6 +514,11 @@ CASES = [
     Case("adapter-widens", {"precision": "int8", "adapter": "ia3"}, {"compute_dtype": "fp32"}),
     Case("adapter-widens", {"precision": "nf4", "adapter": "ia3", "model": "tiny-gpt2"}, {"adapter": "adalora"}),
     Case("adapter-schedule", {"adapter": "adalora", "offload": "zero2_optimizer"}, {"adapter": "vera"}, alone=False),
+    Case(
+        "value-adapter-schedule",
+        {"adapter": "adalora", "algorithm": "ppo", "value": "adapter"},
+        {"adapter": "vera"},
+    ),
     Case("zero-buffers", {"adapter": "vera", "offload": "zero2_optimizer"}, {"adapter_dtype": "bf16"}, alone=False),
     Case(
         "virtual-tokens-one-row",

@@ -154,8 +154,8 @@ def differences(cell: Cell, real: Trace, simulated: Trace) -> Counter[tuple[str,
             named = named or (nbytes == 1024 and operator == "aten._to_copy.default")
         if cell.precision == "nf4":
             named = named or (nbytes == 64 and operator == "aten.div_.Tensor")
-        if cell.adapter_value.virtual_tokens(cell.workload):  # PEFT keeps their numbers on the host
-            named = named or (where == "meta" and operator == "aten._to_copy.default")
+        if cell.adapter_value.virtual_tokens(cell.workload):  # PEFT makes their numbers and labels on the host
+            named = named or (where, operator) in (("meta", "aten._to_copy.default"), ("cpu", "aten.full.default"))
         if "neox" in cell.workload.model:
             named = named or operator == "aten.clone.default"
         if named:
