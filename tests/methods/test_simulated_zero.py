@@ -132,7 +132,7 @@ def ran(cell: MakeCell) -> Ran:
         capture_output=True,
         text=True,
         env=os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},
-        timeout=900,
+        timeout=1800,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
