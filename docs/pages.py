@@ -125,7 +125,8 @@ def axes() -> str:
             runs = f"; on CUDA alone ({value.cuda_only})" if value.cuda_only else ""
             options = f"`{value.options.namespace}`" if value.options else ""
             rows.append([axis, f"`{name}`", value.summary + runs, options])
-    return table(("axis", "value", "what it is", "options"), rows)
+    each = "Each optimizer is also `NAME_layerwise`: a parameter steps as soon as its gradient is there, which frees the gradient."
+    return table(("axis", "value", "what it is", "options"), rows) + f"\n\n{each}"
 
 
 def users(uses: Callable[[AxisValue], bool]) -> str:

@@ -206,13 +206,14 @@ VERDICT_SETTINGS = "Rows t4-... are claims, whose settings and source are in [cl
 LEFT: tuple[Left, ...] = (
     *reported.LEFT,
     Left("GaLore Table 11, layer-wise AdamW 9.63, Adafactor 10.32 and 8-bit Adam 6.93 GB",
-         "stepping layer by layer is a value of our optimizer axis for GaLore only"),
+         "not asked yet: adamw_torch_layerwise, adafactor_layerwise and adamw_bnb_8bit_layerwise are values now"),
     Left("torchtune, 25.5 GiB unpacked; compile 51.0; chunked cross entropy 42.9; optimizer in backward 23.1; "
          "activation offloading "
          "21.8", "lengths are not published; the other techniques are no values of our axes"),
     Left("fms-acceleration, nf4 rows", "fp16 autocast over weights of which some were cast to fp32 by PEFT's "
         "preparation"),
-    Left("torchao, 4-bit AdamW 33.2 GB and its own 8-bit 39.1 GB", "no values of our optimizer axis"),
+    Left("torchao, 4-bit AdamW 33.2 GB and its own 8-bit 39.1 GB",
+         "not asked yet: adamw_torch_4bit and adamw_torch_8bit are values now"),
     Left("torchao offload, 1.1B, 16 GB card", "a vision model; torchao's offload is no value of our axis"),
     Left("QLoRA Figure 6, 33B and 65B (19.3, 37.1 GB)", "presets for them are missing; 13B is a claim"),
     Left("T4 table, FP4 rows and two T4", "fp4 is no precision here; one GPU only"),

@@ -154,5 +154,6 @@ LEFT: tuple[Left, ...] = (
     Left("PowerLM-3B, LoRA, 4 x 4096, transformers 4.45.2, A100-80, 30.88 GiB allocated, 40.27 GiB by NVML",
          "neither the model's configuration nor whether there was checkpointing is told"),
     Left("GRPO with LoRA, Qwen2.5-0.5B and 1.5B (5.63 and 12.19 GiB above the context), SmolLM2-1.7B (14,086,569,984 B)",
-         "GRPO is no algorithm here"),
+         "its log-probabilities are made in chunks of another kind, and neither how long prompts and responses are nor whether "
+         "there was checkpointing is told"),
 )  # fmt: skip

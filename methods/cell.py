@@ -180,6 +180,8 @@ def _options(
     options: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys((*given, *own)):
         if name not in namespaces:
+            if any(name in registry.families for registry in AXES.values()):
+                continue  # another cell's: which options it has, its value says
             raise unknown_field(name, namespaces)
         said = given.get(name)
         made = validated(namespaces[name], {} if said is None else said, prefix=name + ".")
@@ -206,7 +208,8 @@ def _decided(
     decided["attention"] = attention_of(workload.model, workload.attention, preferred)
     if workload.reference == "auto":
         used = algorithm.uses_reference(workload) != "unused"
-        decided["reference"] = ("adapter_off" if adapter.can_switch_off else "copy") if used else "none"
+        switched_off = adapter.can_switch_off and not adapter.changes_base(workload)
+        decided["reference"] = ("adapter_off" if switched_off else "copy") if used else "none"
     if workload.reward != "model":
         decided["reward_model"] = None
     if workload.eval_batch_size is None:

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 from torch import nn
@@ -53,6 +53,8 @@ from vrambench.methods.second_adapter import SecondAdapter
 from vrambench.methods.tensors import shapes_only
 from vrambench.methods.visiting import Visitor
 from vrambench.methods.workload import Workload
+
+Context: TypeAlias = Callable[[], AbstractContextManager[None]]
 
 # One random stream for each role, so that no role's weights depend on which others the job holds.
 STREAMS = {"policy": 0, "value": 1, "reward": 2, "steps": 3}
@@ -140,9 +142,9 @@ class Job:
     def save(self) -> None:
         """Saves the policy. Where its adapter is merged, it cannot be trained any more."""
         self.phase("save")
+        self._train(False)
         if self.saved_role.on_host and self.device.simulated:
             return
-        self._train(False)
         save(self.saved_module, self.setup, self.device, self.saved_role.learner)
 
     def _train(self, mode: bool) -> None:
@@ -199,10 +201,10 @@ class Job:
             itself = None if self.cell.adapter_value.can_switch_off else policy.module
             return Reference(policy, itself, sequences, self.device)
         copy: Policy | None = None
-        here: Callable[[], AbstractContextManager[None]] = nullcontext
+        here: Context = nullcontext
         if kind == "copy":
             copy = self.first_policy()
-            here = self._visiting("reference", copy)
+            here = self._visiting(copy)
         else:
             self.roles["reference"] = Role(self.roles["policy"].module, shares="policy")
         cast_whole = self.workload.reference_dtype is not None
@@ -262,19 +264,17 @@ class Job:
             assert self.cell.workload.reward_model is not None
             name, seed = self.cell.workload.reward_model, self._seed("reward")
             scorer = load_scalar_model(self.setup, self.device, model=name, seed=seed, trained=False)
-            here = self._visiting("reward", freeze(scorer))
-            return self._frozen(lambda tokens: scorer(tokens)[:, -1], here)
+            self.roles["reward"] = Role(freeze(scorer))
+            return self._frozen(lambda tokens: scorer(tokens)[:, -1], self._visiting(scorer))
         classifier = load_classifier(self.setup, self.device, model=named, dtype=self._dtype)
-        return self._frozen(classifier, self._visiting("reward", freeze(classifier)))
+        self.roles["reward"] = Role(freeze(classifier))
+        return self._frozen(classifier, self._visiting(classifier))
 
-    def _visiting(self, name: str, module: nn.Module) -> Callable[[], AbstractContextManager[None]]:
-        """Frozen `module` is role `name`: the context in which it is on the device."""
-        self.roles[name] = Role(module)
+    def _visiting(self, module: nn.Module) -> Context:
+        """The context in which frozen `module` is on the device."""
         return Visitor(module, self.device).here if self.workload.ref_reward_offload else nullcontext
 
-    def _frozen(
-        self, score: Callable[[torch.Tensor], torch.Tensor], here: Callable[[], AbstractContextManager[None]]
-    ) -> Reward:
+    def _frozen(self, score: Callable[[torch.Tensor], torch.Tensor], here: Context) -> Reward:
         """`score` of whole sequences, in batches of `batch_size`, in the precision that the policy computes in."""
 
         def reward(prompts: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:

@@ -60,11 +60,15 @@ Value = TypeVar("Value", bound=AxisValue)
 
 
 class Registry(Generic[Value]):
-    """The ordered values of one axis. Modules are imported when a value is first asked for."""
+    """The ordered values of one axis. Modules are imported when a value is first asked for. `families`: by the word before the
+    colon, the `module:attribute` of a function that makes a value from the word behind it."""
 
-    def __init__(self, axis: str, kind: type[Value], values: dict[str, str]) -> None:
+    def __init__(
+        self, axis: str, kind: type[Value], values: dict[str, str], families: Mapping[str, str] | None = None
+    ) -> None:
         self.axis = axis
         self.kind = kind
+        self.families = families or {}
         self._values = values
         self._found: dict[str, Value] = {}
 
@@ -79,7 +83,11 @@ class Registry(Generic[Value]):
         if name not in self._found:
             if name not in self._values and ":" not in name:
                 raise UnknownValue(self.axis, name, self._values)
-            found = load_attribute(self._values.get(name, name), field=self.axis)
+            family, _, member = name.partition(":")
+            if family in self.families:
+                found = load_attribute(self.families[family], field=self.axis)(member)
+            else:
+                found = load_attribute(self._values.get(name, name), field=self.axis)
             if not isinstance(found, self.kind):
                 raise ConfigurationError(
                     f"{self.axis}: {name!r} is of type {type(found).__name__}, not {self.kind.__name__}",

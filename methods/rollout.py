@@ -14,7 +14,7 @@ from torch import nn
 
 from vrambench.methods.device import Device
 from vrambench.methods.kv_cache import cache_argument, cache_for
-from vrambench.methods.models.parts import logits, placed, trunk, without_checkpointing
+from vrambench.methods.models.parts import logits, placed, trunk, virtual_tokens, without_checkpointing
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,15 @@ def _fill(model: nn.Module, tokens: torch.Tensor, prompt_tokens: int, sampling: 
     """Generates tokens[:, prompt_tokens:], with a cache of their own."""
     length = tokens.shape[1]
     config: Any = model.config
-    cache = cache_for(config, length)
+    virtual = virtual_tokens(model)
+    cache = cache_for(config, virtual + length)
     positions = torch.arange(length, device=tokens.device)[None]
     decoder = trunk(model)
     argument = cache_argument(decoder)
     with without_checkpointing(model):
         for end in device.growing(range(prompt_tokens, length)):
             start = 0 if end == prompt_tokens else end - 1
-            cache.rewind(start)  # pretends that skipped steps ran
+            cache.rewind(virtual + start if start else 0)  # pretends that skipped steps ran
             states = decoder(
                 input_ids=tokens[:, start:end],
                 use_cache=True,

@@ -246,7 +246,13 @@ def positions(model: str) -> float:
 def longest_row(cell: Cell) -> int:
     """The most tokens of a row, padding included; where padding is at position 0, those of a sequence."""
     work = cell.workload
-    return work.sequence_tokens if work.one_row else work.padded(work.sequence_tokens)
+    tokens = work.sequence_tokens if work.one_row else work.padded(work.sequence_tokens)
+    return row_tokens(cell) - work.sequence_tokens + tokens
+
+
+def row_tokens(cell: Cell) -> int:
+    """Tokens of every sequence, virtual ones included."""
+    return cell.adapter_value.virtual_tokens(cell.workload) + cell.workload.sequence_tokens
 
 
 def said_by(cell: Cell) -> str:
@@ -269,14 +275,19 @@ def unable_to_attend(cell: Cell) -> str | None:
 
 def unable_to_generate(cell: Cell) -> str | None:
     """Why the cell's rollouts cannot be, None where they can or there are none."""
-    config = described(cell.workload.model)
-    return config and unable_to_decode(config) if cell.workload.rollout_batch is not None else None
+    return _unable_to_decode(cell.workload.model) if cell.workload.rollout_batch is not None else None
+
+
+@functools.cache
+def _unable_to_decode(model: str) -> str | None:
+    config = described(model)
+    return config and unable_to_decode(config)
 
 
 def beyond_chunks(cell: Cell) -> bool:
     """Sequences are longer than what a layer sees of them, and that is no window behind every token."""
     config = described(cell.workload.model)
-    return config is not None and chunked(config) and cell.workload.sequence_tokens > sight(config)
+    return config is not None and chunked(config) and row_tokens(cell) > sight(config)
 
 
 def chosen_kernels(cell: Cell, capability: tuple[int, int] | None) -> tuple[Choice, ...]:
@@ -285,7 +296,7 @@ def chosen_kernels(cell: Cell, capability: tuple[int, int] | None) -> tuple[Choi
     if config is None or cell.workload.attention != "sdpa":
         return ()
     work = cell.workload
-    return choices(config, work.sequence_tokens, product_dtype(cell), capability, masked=work.masks)
+    return choices(config, row_tokens(cell), product_dtype(cell), capability, masked=work.masks)
 
 
 def odd_widths(model: str) -> dict[str, int]:

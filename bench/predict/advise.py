@@ -24,6 +24,7 @@ from vrambench.bench.predict.changes import (
     changed,
     differences,
     halved,
+    quartered,
 )
 from vrambench.bench.predict.reach import Ask, rejection
 from vrambench.bench.results.forecast import Forecast, Verdict
@@ -228,6 +229,8 @@ def _variants(cell: Cell, bf16: bool, said: Mapping[str, Any] | None) -> Iterato
         settings = {name: value for change in chosen for name, value in change.settings.items()}
         if any(change.what == "batch_size" for change in chosen):
             settings |= halved(cell)
+        if any(change.what == "micro_rollout_batch_size" for change in chosen):
+            settings |= quartered(cell)
         try:
             variant = changed(cell, settings, flash=bf16, said=said)
             if PACKED in settings and (more := beside_packed(variant)):

@@ -43,6 +43,9 @@ CHANGES: tuple[Change, ...] = (
         ("scored", "selective", "nll", "nll_4_46", "nll_4_45"),
     ),
     Change("gradient_checkpointing", {"gradient_checkpointing": True}, "each forward pass is computed twice"),
+    Change(
+        "micro_rollout_batch_size", {}, "a quarter of the responses is generated at a time, in four times as many steps"
+    ),
     Change("batch_size", {}, "half the sequences in a forward pass, twice as many passes"),
     Change(
         "optimizer",
@@ -131,6 +134,8 @@ def changed(
 def applies(change: Change, cell: Cell) -> bool:
     if change.what == "batch_size":
         return cell.workload.batch_size % 2 == 0
+    if change.what == "micro_rollout_batch_size":
+        return (cell.workload.group_size or 1) > 1 and at_a_time(cell) > 1
     if change.what == PACKED:
         return not packs_experts(cell) and stacked_weights(cell.workload.model) > 0
     now = cell.axes[change.what] if change.what in AXES else getattr(cell.workload, change.what)
@@ -144,6 +149,17 @@ def halved(cell: Cell) -> dict[str, int]:
         "batch_size": workload.batch_size // 2,
         "gradient_accumulation_steps": 2 * workload.gradient_accumulation_steps,
     }
+
+
+def at_a_time(cell: Cell) -> int:
+    """How many responses are generated together."""
+    work = cell.workload
+    return work.micro_rollout_batch_size or (work.rollout_batch or 0) * (work.group_size or 1)
+
+
+def quartered(cell: Cell) -> dict[str, int]:
+    """A quarter of them."""
+    return {"micro_rollout_batch_size": -(-at_a_time(cell) // 4)}
 
 
 def beside_packed(variant: Cell) -> dict[str, Any]:

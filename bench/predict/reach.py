@@ -6,6 +6,7 @@ largest(cell, "batch_size", ask)        Maximum: the value, what stops the next 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from vrambench.bench.plan.validity import Finding, check
@@ -87,7 +88,8 @@ def largest(
     """The largest value of `field` whose verdict is not "does not fit": doubled from the cell's own, then bisected.
 
     Where there is a rollout, `batch_size` and `gradient_accumulation_steps` take `rollout_batch` along, so that it stays as
-    many optimizer steps; `rollout_batch` itself goes by whole ones. That memory grows with the field is taken for granted.
+    many optimizer steps; `rollout_batch` and `group_size` themselves go by whole ones. That memory grows with the field is taken
+    for granted.
     Raises UnknownValue where `field` is none of `integer_fields(cell)`.
     """
     check_searched(cell, field)
@@ -152,7 +154,11 @@ def _longest(cell: Cell) -> int | None:
 
 
 def _unit(cell: Cell, field: str) -> int:
-    """Between two valid values of `field`."""
+    """Between two valid values of `field`: rollouts are whole optimizer steps."""
+    work = cell.workload
+    if field == "group_size":
+        step = work.batch_size * work.gradient_accumulation_steps
+        return step // math.gcd(step, work.rollout_batch or 1)
     return cell.rollout_unit if field == "rollout_batch" else 1
 
 

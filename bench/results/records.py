@@ -88,6 +88,11 @@ class Learning(Record):
     metrics: dict[str, tuple[float | None, ...]] = Field(default_factory=dict)
     """What else the algorithm tells of each step, by the name that it gives it."""
 
+    def of(self, name: str) -> tuple[float | None, ...]:
+        """The series called `name`; none where it was not told."""
+        found: tuple[float | None, ...] = getattr(self, name) if name in ("loss", "reward", "kl") else ()
+        return found or self.metrics.get(name, ())
+
 
 class Parameters(Record):
     """`total`: the parameters of all roles together, the frozen ones too, each once however many roles share it; a quantised

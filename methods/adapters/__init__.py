@@ -29,18 +29,23 @@ class Schedule(Protocol):
 class Adapter(AxisValue):
     """`attach`: takes the transformers model, gives it with only what is to be trained requiring gradients. `trains_base`:
     the base's own weights are trained. `can_switch_off`: without it the model is the base again, so that one model serves as policy
-    and as reference. `reads_weights`: its forward pass looks at the base's weights, which are unpacked for it where they are
-    quantised. `merges`: it can be merged into the base's weights; `merges_quantized`: into quantised ones too. `widens`: bits of
-    quantised layers whose output it leaves in fp32, unless there is autocast. `schedule`: takes a trained module, gives what is
-    done after each of its optimizer steps. `penalty`: takes the model, gives what is added to the mean loss of labels, a scalar."""
+    and as reference, unless it `changes_base` at the start. `reads_weights`: its forward pass looks at the base's weights, which
+    are unpacked for it where they are quantised. `merges`: it can be merged into the base's weights; `merges_quantized`: into
+    quantised ones too. `widens`: bits of quantised layers whose output it leaves in fp32, unless there is autocast.
+    `projects_by_buffers`: it multiplies by matrices that are buffers, of `adapter_dtype`. `virtual_tokens`: by how many tokens it
+    makes every sequence longer. `schedule`: takes a trained module, gives what is done after each of its optimizer steps.
+    `penalty`: takes the model, gives what is added to the mean loss of labels, a scalar."""
 
     attach: Callable[[nn.Module, Workload], nn.Module]
     trains_base: bool
     can_switch_off: bool = False
+    changes_base: Callable[[Workload], bool] = lambda workload: False
     reads_weights: bool = False
     merges: bool = True
     merges_quantized: bool = True
     widens: frozenset[int] = frozenset()
+    projects_by_buffers: bool = False
+    virtual_tokens: Callable[[Workload], int] = lambda workload: 0
     schedule: Callable[[nn.Module], Schedule] | None = None
     penalty: Callable[[nn.Module], torch.Tensor] | None = None
 
@@ -57,5 +62,7 @@ ADAPTERS = Registry(
         "adalora": "vrambench.methods.adapters.adalora:ADALORA",
         "vera": "vrambench.methods.adapters.vera:VERA",
         "oft": "vrambench.methods.adapters.oft:OFT",
+        "prompt_tuning": "vrambench.methods.adapters.prompt_tuning:PROMPT_TUNING",
     },
+    families={"peft": "vrambench.methods.adapters.any_peft:adapter_of"},
 )

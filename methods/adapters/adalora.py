@@ -76,7 +76,7 @@ def attach(model: Any, workload: Workload) -> nn.Module:
     from peft.tuners.adalora import AdaLoraLayer
 
     options: AdaLoraOptions = workload.of(AdaLoraOptions)
-    shared = {"lora_alpha": workload.lora_alpha, "lora_dropout": workload.lora_dropout}
+    shared: dict[str, Any] = {"lora_alpha": workload.lora_alpha, "lora_dropout": workload.lora_dropout}
     adapted = adapt(model, workload, AdaLoraConfig, **shared, **options.model_dump())
     for layer in adapted.modules():
         if isinstance(layer, AdaLoraLayer):

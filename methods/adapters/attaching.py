@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -24,18 +25,20 @@ TARGETS = "TRANSFORMERS_MODELS_TO_{}_TARGET_MODULES_MAPPING"
 """PEFT's own choice of layers for a type of adapter, by model type (peft/utils/constants.py)."""
 
 
-def adapt(model: Any, workload: Workload, kind: type, **settings: Any) -> nn.Module:
+def adapt(
+    model: Any, workload: Workload, kind: type, made_on: torch.device = torch.device("cpu"), **settings: Any
+) -> nn.Module:
     """PEFT's model around `model`, with an adapter of configuration `kind` that has these `settings` beside the workload's; made on
     the host, as PEFT makes it, and moved. Raises ConfigurationError where a name is that of no layer or module of the model, or
     PEFT refuses."""
     said = common(model, workload, kind)
     if workload.lora_target_modules != "auto":
-        check_layers(said["target_modules"], linear_layers(model))
+        check_layers(said.get("target_modules") or (), linear_layers(model))
     try:
         config = kind(**said | settings)
-    except (TypeError, ValueError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise ConfigurationError(f"adapter: PEFT's {kind.__name__} refuses it: {error}", field="adapter") from error
-    return attached(model, workload, config, torch.device("cpu"))
+    return attached(model, workload, config, made_on)
 
 
 def common(model: Any, workload: Workload, kind: type) -> dict[str, Any]:
@@ -71,8 +74,11 @@ def attached(model: Any, workload: Workload, config: Any, device: torch.device) 
         # It compares these names, which are parameters', with those of modules.
         warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
         try:
-            adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
-        except (TypeError, ValueError) as error:
+            with mock.patch(
+                "peft.tuners.lora.torchao.is_torchao_available", return_value=False
+            ):  # it would be imported
+                adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+        except (ImportError, TypeError, ValueError) as error:
             raise ConfigurationError(
                 f"adapter: PEFT cannot put it on these layers: {error}", field="adapter"
             ) from error
@@ -85,32 +91,28 @@ def _cast(adapted: nn.Module, dtype: torch.dtype) -> None:
     from peft.tuners._buffer_dict import BufferDict
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    for layer in adapted.modules():
-        if not isinstance(layer, BaseTunerLayer):
-            continue
-        for parameter in _own_parameters(layer):
-            if parameter.dtype != dtype:
-                parameter.data = parameter.data.to(dtype)
-        for held in layer.modules():
-            if isinstance(held, BufferDict):
-                for name, buffer in list(held.items()):
-                    if buffer.is_floating_point() and buffer.dtype != dtype:
-                        held[name] = buffer.to(dtype)
+    its = {each for name, each in adapted.named_parameters() if each.requires_grad and ".modules_to_save." not in name}
+    layers = [layer for layer in adapted.modules() if isinstance(layer, BaseTunerLayer)]
+    for held in (part for layer in layers for part in layer.modules()):
+        if isinstance(held, nn.ParameterDict):
+            its |= set(held.parameters())
+        elif isinstance(held, BufferDict):
+            for name, buffer in list(held.items()):
+                if buffer.is_floating_point() and buffer.dtype != dtype:
+                    held[name] = buffer.to(dtype)
+    for parameter in adapted.parameters():
+        if parameter in its and parameter.is_floating_point() and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
 
 
-def _own_parameters(layer: nn.Module) -> Iterator[nn.Parameter]:
-    """Those of an adapter's layer that are trained, or lie in one dictionary with those of other adapters."""
-    kept = {held for part in layer.modules() if isinstance(part, nn.ParameterDict) for held in part.parameters()}
-    return (parameter for parameter in layer.parameters() if parameter.requires_grad or parameter in kept)
-
-
-def target_modules(model: Any, workload: Workload, kind: type) -> list[str] | str:
+def target_modules(model: Any, workload: Workload, kind: type) -> list[str] | str | None:
     """What the workload names, as PEFT takes it: a list of names, a regular expression, or `all-linear`; for `auto`, PEFT's own
-    choice for this `kind` of adapter, or else all linear layers."""
+    choice for this `kind` of adapter, or else all linear layers; None where PEFT chooses in another way."""
     asked = workload.lora_target_modules
     if asked == "auto":
-        asked = peft_table(kind, TARGETS).get(model.config.model_type, "all-linear")
-    return asked if isinstance(asked, str) else list(asked or ())
+        table = peft_table(kind, TARGETS)
+        asked = table.get(model.config.model_type, "all-linear") if table else None
+    return asked if asked is None or isinstance(asked, str) else list(asked)
 
 
 def peft_table(kind: type, name: str) -> Mapping[str, Any]:

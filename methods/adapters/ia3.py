@@ -63,7 +63,7 @@ def _feedforward(model: Any, workload: Workload, kind: type) -> list[str]:
             )
         targets = target_modules(model, workload, kind)
         names = known[model.config.model_type]
-        return [name for name in names if isinstance(targets, str) or name in targets]
+        return [name for name in names if targets is None or isinstance(targets, str) or name in targets]
     for name in options.feedforward_modules:
         if not names_one(name, layers):
             raise unknown("ia3.feedforward_modules", name, "layer", layers)

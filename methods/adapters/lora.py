@@ -63,7 +63,7 @@ def _convert(config: Any, model: Any) -> None:
 def _check_targets(model: Any, config: Any, workload: Workload) -> None:
     """That every name is that of a layer, or of a parameter. Raises ConfigurationError."""
     layers = linear_layers(model)
-    check_layers(config.target_modules, layers)
+    check_layers(config.target_modules or (), layers)
     parameters, packed = [path for path, _ in model.named_parameters()], _packed(model)
     for name in sorted(config.target_parameters or ()):
         if names_one(name, packed):

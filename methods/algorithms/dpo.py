@@ -303,5 +303,5 @@ DPO = Algorithm(
     from_pairs=True,
     uses_reference=uses_reference,
     options=DPOOptions,
-    fields=(*REFERENCE_FIELDS, "max_length", "eval_batch_size", "max_eval_samples"),
+    fields=(*REFERENCE_FIELDS, "ref_reward_offload", "max_length", "eval_batch_size", "max_eval_samples"),
 )

@@ -16,6 +16,10 @@ ADAM = {"eps": "adam_epsilon", "weight_decay": "weight_decay"}
 """TrainingArguments' names of an optimizer's options; `betas` are two of them."""
 
 
+READ_ADAM = ("adamw", "torchao", "lion", "ademamix", "stable_adamw", "schedule_free_adamw")
+"""The options of optimizers that transformers makes of those arguments."""
+
+
 class TrainerLearner:
     """What a measurement asks of a learner. Backward passes and optimizer steps are the trainer's own."""
 
@@ -37,7 +41,7 @@ class TrainerLearner:
         return tensors_in(self.trainer.optimizer.state)
 
     def train(self, mode: bool = True) -> None:
-        """Nothing: the trainer does it where it saves and evaluates."""
+        """Nothing: the trainer says so to its optimizer itself."""
 
     def optimizer_steps(self) -> int:
         steps: int = self.trainer.state.global_step
@@ -75,7 +79,10 @@ def unable_to_make(optimizer: Optimizer, options: dict[str, Any]) -> str | None:
     if optimizer.projects_gradients:
         return "which of its layers are projected, and how, is not told to it"
     usual = optimizer.options().model_dump(mode="json") if optimizer.options else {}
+    told: tuple[str, ...] = ("weight_decay",)
+    if optimizer.options and optimizer.options.namespace in READ_ADAM:
+        told += ("eps", "betas") if len(usual.get("betas", ())) == 2 else ("eps",)
     for option, value in options.items():
-        if value != usual.get(option) and option not in (*ADAM, "betas"):
+        if value != usual.get(option) and option not in told:
             return f"{option} is not told to it"
     return None

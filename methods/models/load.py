@@ -66,7 +66,7 @@ def load(
     kernel = implementation(
         workload.attention,
         config,
-        tokens=workload.sequence_tokens,
+        tokens=setup.adapter.virtual_tokens(workload) + workload.sequence_tokens,
         masked=workload.masks,
         simulated=device.simulated,
     )

@@ -295,6 +295,12 @@ def saves_elsewhere() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
+def virtual_tokens(model: Any) -> int:
+    """By how many tokens an adapter makes every sequence longer."""
+    config = getattr(model, "active_peft_config", None)
+    return config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0
+
+
 def unwrapped(model: Any) -> Any:
     """The transformers model inside PEFT's wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -168,7 +168,7 @@ class ZeroLearner:
         value = setup.optimizer
         load_extensions()
         join_alone(device)
-        make = (value.offloaded if setup.optimizer_on_host else None) or value.make
+        make = value.offloaded if value.offloaded and setup.optimizer_on_host else value.make
         optimizer = make(value.groups(module, setup.workload), module, setup.workload)
         self.module, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=engine_config(setup, device), dist_init_required=False

@@ -61,7 +61,7 @@ class SimulatedEngine(ABC):
         self._optimizer: Any = None
         if not setup.optimizer_on_host:
             self._optimizer = setup.optimizer.build(module, setup.workload)
-        self.parameter_groups = parameter_groups(module, setup, self._optimizer)
+        self.parameter_groups = parameter_groups(module, setup)
         self._parameters = list(chain.from_iterable(self.parameter_groups))
         self._dtype = self._parameters[0].dtype
         self.host_memory = self.host_memory_of(self.parameter_groups)
@@ -112,7 +112,7 @@ class SimulatedEngine(ABC):
         """On the device: none where master weights and moments are on the host."""
         return iter(())
 
-    def train(self, mode: bool = True) -> None:  # noqa: B027 - what all of them do is nothing
+    def train(self, mode: bool = True) -> None:  # noqa: B027 - no stage has anything to do
         """Nothing: no optimizer that knows two kinds of weights runs here."""
 
     def optimizer_steps(self) -> int:
@@ -167,9 +167,8 @@ def cast(module: nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def parameter_groups(module: nn.Module, setup: Setup, optimizer: Any = None) -> list[list[nn.Parameter]]:
+def parameter_groups(module: nn.Module, setup: Setup) -> list[list[nn.Parameter]]:
     """What `module` trains, by its optimizer's groups, each of which is flattened by itself."""
-    made = optimizer.param_groups if optimizer else setup.optimizer.groups(module, setup.workload)
-    groups = [group["params"] for group in made]
+    groups = [group["params"] for group in setup.optimizer.groups(module, setup.workload)]
     kept = [[parameter for parameter in group if parameter.requires_grad and parameter.numel()] for group in groups]
     return [group for group in kept if group]

@@ -47,6 +47,7 @@ def make(groups: list[Group], module: nn.Module, workload: Workload) -> torch.op
     if simulated(groups):
         for group in optimizer.param_groups:
             group["triton"] = True
+    if any(parameter.is_meta or hasattr(parameter, "fake_mode") for group in groups for parameter in group["params"]):
         optimizer.step = functools.partial(_step_without_kernels, optimizer.step)
     made: torch.optim.Optimizer = optimizer
     return made
@@ -57,7 +58,7 @@ def _nothing(**_: Any) -> None:
 
 
 def _step_without_kernels(step: Callable[[], Any]) -> Any:
-    """A step on the simulated device: state comes into being as for Triton's kernels, which take no memory and are left out."""
+    """A step without values: state comes into being, and what a step computes is left out. Triton's kernels take no memory."""
     with mock.patch("optimi.stableadamw.stableadamw", _nothing):
         return step()
 

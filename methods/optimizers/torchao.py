@@ -63,7 +63,16 @@ def _nothing(*_: Any) -> None:
 
 
 def _step_without_kernels(step: Callable[[], Any]) -> Any:
-    with mock.patch("torchao.optim.adam.single_param_adam", _nothing):
+    """A step on the simulated device: state comes into being as for the kernel, which takes no memory and is left out. Each
+    moment's table of values is made by an operator that a tracer sees, as `torch.tensor` is none there."""
+    make = torch.tensor
+
+    def tensor(values: Any, *, dtype: torch.dtype | None = None, device: Any = None) -> torch.Tensor:
+        if device is not None and torch.device(device).type == "meta":
+            return torch.empty(len(values), dtype=dtype, device=device)
+        return make(values, dtype=dtype, device=device)
+
+    with mock.patch("torchao.optim.adam.single_param_adam", _nothing), mock.patch.object(torch, "tensor", tensor):
         return _step_uncompiled(step)
 
 

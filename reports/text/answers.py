@@ -111,6 +111,8 @@ def _verdict(answer: Answer) -> str:
     need, budget = units.size(forecast.memory.device_bytes), units.size(forecast.budget_bytes)
     if answer.card:
         budget += f" (usable on {answer.card.name})"
+    if forecast.memory.elsewhere_bytes:
+        budget += f", of which another process holds {units.size(forecast.memory.elsewhere_bytes)},"
     band = units.size(forecast.band_bytes)
     if not forecast.fits:
         words = f"{need} of {budget} predicted, {units.size(-forecast.margin_bytes)} too much"

@@ -16,7 +16,7 @@ from vrambench.bench.plan.selection import Selection
 from vrambench.bench.plan.traits import packs_experts
 from vrambench.bench.predict import NotPredicted
 from vrambench.bench.predict.advise import advise
-from vrambench.bench.predict.changes import CHANGES, changed
+from vrambench.bench.predict.changes import CHANGES, applies, changed
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.reach import Ask, integer_fields, largest, rejection
 from vrambench.bench.results.forecast import Forecast
@@ -100,6 +100,36 @@ def test_a_rollout_stays_a_whole_number_of_optimizer_steps(predictor: Predictor)
         return sample.model_copy(update={"verdict": "fits" if cell.workload.rollout_batch <= 31 else "does not fit"})  # type: ignore[operator]
 
     assert largest(cell, "rollout_batch", by_rollout).value == 30
+
+
+def test_the_largest_group_makes_whole_optimizer_steps(predictor: Predictor) -> None:
+    def ask(cell: Cell) -> Forecast:
+        assert rejection(cell) is None
+        sample = predictor.forecast(cell_of())
+        return sample.model_copy(update={"verdict": "fits" if cell.workload.group_size <= 29 else "does not fit"})  # type: ignore[operator]
+
+    work = {"batch_size": 2, "gradient_accumulation_steps": 4, "rollout_batch": 2}
+    assert largest(cell_of({"algorithm": "grpo"}, **work), "group_size", ask).value == 28
+
+
+def test_responses_of_a_group_may_be_generated_a_few_at_a_time(predictor: Predictor) -> None:
+    sample = predictor.forecast(cell_of())
+
+    def ask(cell: Cell) -> Forecast:
+        assert rejection(cell) is None
+        few = (cell.workload.micro_rollout_batch_size or 128) <= 32
+        return sample.model_copy(update={"verdict": "fits" if few else "does not fit"})
+
+    work = {
+        "batch_size": 1,
+        "rollout_batch": 2,
+        "group_size": 64,
+        "gradient_checkpointing": True,
+        "loss": "chunked_nll",
+    }
+    (found,) = advise(cell_of({"algorithm": "grpo", "adapter": "lora"}, **work), 1, ask).suggestions
+    assert found.changes == {"micro_rollout_batch_size": 32}
+    assert not [one for one in CHANGES if one.what == "micro_rollout_batch_size" and applies(one, cell_of())]
 
 
 def test_fields_that_cannot_be_searched_are_named() -> None:

@@ -239,14 +239,15 @@ def test_every_cell_that_says_a_trainers_job_is_one(gpu_trainers: ModuleType) ->
 
 
 def test_measured_trainers_are_predicted_anew(
-    gpu_trainers: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    gpu_trainers: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(gpu_trainers, "JOBS", (gpu_trainers.FULL, gpu_trainers.Trained("unsaid")))
     took = {"model": "tiny", "allocated_bytes": 10**6, "reserved_bytes": 10**7}
-    (tmp_path / "rows").write_text(json.dumps({"job": "full", **took}) + "\n" + json.dumps({"job": "dpo", **took}))
+    (tmp_path / "rows").write_text(json.dumps({"job": "full", **took}) + "\n" + json.dumps({"job": "unsaid", **took}))
     assert gpu_trainers.main(["--anew", str(tmp_path / "rows")]) == 0
-    full, dpo = map(json.loads, capsys.readouterr().out.splitlines())
+    full, unsaid = map(json.loads, capsys.readouterr().out.splitlines())
     assert full["error"]["allocated_bytes"] == full["predicted"]["allocated_bytes"] / 10**6 - 1
-    assert (dpo["predicted"], dpo["error"]) == (None, None)
+    assert (unsaid["predicted"], unsaid["error"]) == (None, None)
 
 
 def test_a_trainers_job_that_is_none_is_told(gpu_trainers: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,7 +73,7 @@ GROUPS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("algorithm", GROUPS)
 def test_responses_without_a_value_model_raise_the_reward(job: MakeJob, algorithm: str, seed: int) -> None:
     settings = RL | {"batch_size": 32, "seed": seed} | GROUPS[algorithm]
-    rewards = series(job(algorithm=algorithm, **settings), "reward", 16)
+    rewards = series(job(algorithm=algorithm, **settings), "reward", 12)
     first, last = quarters(rewards)
     assert rewards[0] < 0.4
     assert last > first + 0.3, rewards  # four steps' mean strays by 0.01; these settings rose by 0.56 to 0.68

@@ -35,6 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     "remax": PPO | {"algorithm": "remax", "rollout_batch": 2},
     "nf4, a copy as reference": PPO | {"precision": "nf4", "adapter": "lora", "reference": "copy"},
     "reward alone": PPO | {"adapter": "lora"},
+    "dpo": {"algorithm": "dpo"},
 }
 
 

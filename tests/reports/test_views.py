@@ -243,6 +243,18 @@ def test_curves_leave_out_what_is_not_finite() -> None:
     assert learning(Report([made.run_of([nothing])])) is None
 
 
+def test_pairs_have_curves_of_margin_and_accuracy() -> None:
+    told = made.full("a1").model_copy(
+        update={
+            "learning": Learning(loss=(0.7, 0.6, 0.5), metrics={"margin": (0.0, 0.1, 0.2), "entropy": (5.0, 5.0, 5.0)})
+        }
+    )
+    data = learning(Report([made.run_of([told, made.full("a2")])]))
+    assert data is not None
+    assert [chart.title for chart in data.charts] == ["Loss", "Reward", "Margin"]
+    assert data.charts[2].rows == (0,)
+
+
 def test_long_curves_are_thinned_to_means() -> None:
     steps = CURVE_POINTS * 2
     long = made.result(learning=Learning(loss=tuple(float(step % 2) for step in range(steps))))

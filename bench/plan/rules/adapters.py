@@ -27,7 +27,10 @@ RULES: tuple[Rule, ...] = (
         "reference-adapter-off",
         "reject",
         "there is no adapter to switch off, or what is left is not the base: the reference needs a copy of its own",
-        lambda cell, _: cell.workload.reference == "adapter_off" and not cell.adapter_value.can_switch_off,
+        lambda cell, _: (
+            cell.workload.reference == "adapter_off"
+            and (not cell.adapter_value.can_switch_off or cell.adapter_value.changes_base(cell.workload))
+        ),
     ),
     Rule(
         "value-adapter",
@@ -104,6 +107,22 @@ RULES: tuple[Rule, ...] = (
             and cell.precision_value.bits in cell.adapter_value.widens
             and autocast(cell) is None
             and {weight_dtype(cell), *trained_dtypes(cell)} != {torch.float32}
+        ),
+    ),
+    Rule(
+        "virtual-tokens-one-row",
+        "reject",
+        "virtual tokens stand before a row, and where several sequences share one (padding_free, packing: bfd), only the first "
+        "would have them",
+        lambda cell, _: cell.workload.one_row and cell.adapter_value.virtual_tokens(cell.workload) > 0,
+    ),
+    Rule(
+        "zero-buffers",
+        "reject",
+        "ZeRO casts the adapter's vectors to the engine's type, and not its projections, which are buffers: take the model's type "
+        "as adapter_dtype",
+        lambda cell, _: (
+            zero(cell) and cell.adapter_value.projects_by_buffers and trained_dtypes(cell) != {weight_dtype(cell)}
         ),
     ),
     Rule(

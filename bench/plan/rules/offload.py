@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vrambench.bench.plan.rules.rule import Rule
-from vrambench.bench.plan.traits import loss_scaling, quantized_to
+from vrambench.bench.plan.traits import loss_scaling, quantized, quantized_to
 from vrambench.methods.cell import Cell
 from vrambench.methods.offload.torchao import CpuOffloadOptions
 from vrambench.methods.offload.zero import STAGE_3_ONLY, ZeroOptions
@@ -37,12 +37,12 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "zero3-reads-weights",
         "reject",
-        "the adapter reads weights of other modules than its own, which ZeRO-3 gathers in the engine's own forward pass alone, and "
-        "a rollout is none",
+        "the adapter reads weights of other modules than its own: ZeRO-3 gathers those in the engine's own forward pass alone, "
+        "which a rollout is not, and of quantised ones PEFT makes parameters that ZeRO-3 does not know",
         lambda cell, _: (
             cell.offload_value.zero_stage == 3
             and cell.adapter_value.reads_weights
-            and cell.workload.rollout_batch is not None
+            and (quantized(cell) or cell.workload.rollout_batch is not None)
         ),
     ),
     Rule(

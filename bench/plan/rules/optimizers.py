@@ -138,7 +138,7 @@ RULES: tuple[Rule, ...] = (
         "zero-eight-bit",
         "warn",
         "ZeRO flattens parameters to one dimension, so the blocks of 8-bit moments reach from one into the next and embeddings "
-        "keep no 32-bit moments: steps differ from those without ZeRO",
+        "keep no 32-bit moments: steps differ from those without ZeRO (torchao's moments are fp32 unless blocks fit all elements)",
         lambda cell, _: zero(cell) and cell.optimizer_value.eight_bit,
     ),
 )

@@ -34,7 +34,10 @@ EPSILON = 1e-7
 def mean(model: nn.Module, inputs: parts.Inputs) -> torch.Tensor:
     """The mean cross-entropy of labels[:, 1:] that are learnt."""
     base: Any = parts.unwrapped(model)
-    output = base(labels=inputs.wanted, **parts.arguments(base, inputs))
+    if parts.virtual_tokens(model):  # PEFT's own forward pass makes their logits as well
+        output = model(input_ids=inputs.tokens, attention_mask=inputs.mask, labels=inputs.wanted, use_cache=False)
+    else:
+        output = base(labels=inputs.wanted, **parts.arguments(base, inputs))
     loss: torch.Tensor = output.loss
     return loss
 

@@ -1,4 +1,4 @@
-"""The view of loss and reward over the steps."""
+"""The view of loss and reward, and of how pairs are told apart, over the steps."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from vrambench.reports.page.view import ChartsData, View
 from vrambench.reports.report import Report
 from vrambench.reports.rows import Row
 
+METRICS = ("loss", "reward", "margin", "accuracy")
+"""What is drawn where cells tell it."""
 CURVES = 60
 """Curves that one chart holds: with more, none could be followed."""
 CURVE_POINTS = 6000
@@ -22,15 +24,13 @@ CURVE_POINTS = 6000
 
 
 def learning(report: Report) -> ChartsData | None:
-    """Loss and reward over the steps. Cells that differ in nothing but the seed are one group: thin lines, their mean
+    """Each of METRICS over the steps. Cells that differ in nothing but the seed are one group: thin lines, their mean
     and range."""
     drawn: list[Chart] = []
     remarks: list[str] = []
-    for metric in ("loss", "reward"):
+    for metric in METRICS:
         curves = {
-            row.index: curve
-            for row in report.rows
-            if row.result and len(curve := getattr(row.result.learning, metric)) > 1
+            row.index: curve for row in report.rows if row.result and len(curve := row.result.learning.of(metric)) > 1
         }
         if not curves:
             continue

@@ -114,7 +114,7 @@ def test_a_mistake_in_the_file_is_told_with_its_line(tmp_path: Path, old: str, n
         ("adapter: none, ", "", "3: claims.less: its cells have no adapter"),
         ("{algorithm: remax}", "{algorithm: remax, value: separate}",
          "9: claims.less.cells.remax.value: no cell here uses it (algorithm ppo does)"),
-        ("prompt_tokens: 8", "lora_r: 8", "6: claims.less.common.lora_r: no cell here uses it (adapter lora, adapter dora do)"),
+        ("prompt_tokens: 8", "lora_r: 8", "6: claims.less.common.lora_r: no cell here uses it (adapter lora, adapter dora, "),
         ("epochs: 2", "epoch: 2", "8: claims.less.cells.ppo.ppo.epoch: no such field"),
     ],
 )  # fmt: skip

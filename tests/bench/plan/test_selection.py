@@ -140,7 +140,7 @@ include:
         ),
         (
             {"sweep": ("lora_r=4,8",), "axes": {"adapter": "none"}},
-            "--sweep lora_r=4,8: lora_r: no cell here uses it (adapter lora, adapter dora do)",
+            "--sweep lora_r=4,8: lora_r: no cell here uses it (adapter lora, adapter dora, adapter rslora do)",
         ),
         (
             {"set": ("reward_model=gpt2",)},

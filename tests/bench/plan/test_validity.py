@@ -397,6 +397,12 @@ CASES = [
     ),
     Case(
         "zero3-reads-weights",
+        {"adapter": "dora", "precision": "nf4", "offload": "zero3_all"},
+        {"offload": "zero2_optimizer"},
+        alone=False,
+    ),
+    Case(
+        "zero3-reads-weights",
         {"adapter": "dora", "algorithm": "ppo", "offload": "zero3_all"},
         {"algorithm": "sft"},
         alone=False,
@@ -508,6 +514,25 @@ CASES = [
     Case("adapter-widens", {"precision": "int8", "adapter": "ia3"}, {"compute_dtype": "fp32"}),
     Case("adapter-widens", {"precision": "nf4", "adapter": "ia3", "model": "tiny-gpt2"}, {"adapter": "adalora"}),
     Case("adapter-schedule", {"adapter": "adalora", "offload": "zero2_optimizer"}, {"adapter": "vera"}, alone=False),
+    Case("zero-buffers", {"adapter": "vera", "offload": "zero2_optimizer"}, {"adapter_dtype": "bf16"}, alone=False),
+    Case(
+        "virtual-tokens-one-row",
+        {"adapter": "prompt_tuning", "padding_free": True, "lengths": {8: 1}},
+        {"padding_free": False},
+        alone=False,
+    ),
+    Case(
+        "reference-adapter-off",
+        {
+            "adapter": "peft:LoraConfig",
+            "peft": {"init_lora_weights": "pissa"},
+            "algorithm": "ppo",
+            "reference": "adapter_off",
+        },
+        {"peft": {"init_lora_weights": "gaussian"}},
+    ),
+    Case("save-merged", {"save": "merged"}, {"adapter": "peft:LoKrConfig"}),
+    Case("merge-quantized", {"save": "merged", "adapter": "prompt_tuning"}, {"adapter": "oft"}),
     Case("galore-adapter", {"adapter": "ia3", "optimizer": "galore_adamw"}, {"optimizer": "adafactor"}, alone=False),
     Case("too-long", {"prompt_tokens": 2000, "response_tokens": 49}, {"response_tokens": 48}),
     Case("too-long", {"model": "tiny-gpt2", "prompt_tokens": 1024}, {"model": "tiny-opt"}),

@@ -1,0 +1,148 @@
+"""Any other adapter of PEFT by its configuration's name, `adapter: peft:FourierFTConfig`, with that configuration's fields as
+options, under `peft`, and PEFT's defaults.
+
+What several adapters share is said by the workload's own fields (`lora_target_modules`, `lora_modules_to_save`, `adapter_dtype`).
+PEFT's defaults for large models may not fit small ones; then PEFT's own words say so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+from typing import Any, ClassVar
+
+import torch
+from pydantic import create_model
+from torch import nn
+
+from vrambench.methods.adapters import Adapter
+from vrambench.methods.adapters.attaching import FIELDS, adapt
+from vrambench.methods.adapters.prompt_tuning import hooked, task_of
+from vrambench.methods.dtypes import DTYPES
+from vrambench.methods.errors import ConfigurationError, UnknownValue
+from vrambench.methods.registry import Options
+from vrambench.methods.workload import Workload
+
+PREFIX = "peft:"
+BY_NAME = {"IA3": "ia3", "AdaLora": "adalora", "Vera": "vera", "OFT": "oft", "PromptTuning": "prompt_tuning"}
+"""Types that are values of the axis."""
+REFUSED = {
+    "CPT": "has a loss of its own beside virtual tokens",
+    "Cartridge": "gives every layer keys and values of tokens that nobody sees, where a rollout has its cache",
+    "MultitaskPromptTuning": "wants to know each sequence's task, and sequences have none here",
+    "Poly": "wants to know each sequence's task, and sequences have none here",
+    "PrefixTuning": "gives every layer keys and values of tokens that nobody sees, where a rollout has its cache",
+    "Shadow": "is a second model that works in a forward pass around the whole first one, and policies are called below their head",
+    "XLora": "mixes adapters that were trained before",
+}
+"""Types that train nothing here, and why, as words that follow their name."""
+UNMERGED = ("Beft", "Lily", "PromptEncoder", "AdaptionPrompt")
+"""Types that PEFT merges into no weights, or only into biases."""
+PROJECTED = ("Pvera", "RandLora")
+"""Types with matrices in buffers, as VeRA has them."""
+UNSEEN = ("Frod", "Shira", "TinyLora", "VBLoRA", "WaveFT")
+"""Types whose code reads values back, of the base's weights or of their own."""
+TAKEN = frozenset(
+    {
+        "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+        "target_modules", "exclude_modules", "modules_to_save", "fan_in_fan_out",
+    }
+)  # fmt: skip
+"""Fields of configurations that are no options: what the workload's fields say, and what is PEFT's own."""
+KEEP_BASE = (True, False, "gaussian", "orthogonal", "eva")
+"""Values of LoRA's init_lora_weights that leave the base's weights as they are."""
+
+
+class PeftOptions(Options):
+    """The fields of one of PEFT's configurations."""
+
+    namespace: ClassVar[str] = "peft"
+
+
+@functools.cache
+def adapter_of(name: str) -> Adapter:
+    """The adapter of PEFT's configuration `name`. Raises ConfigurationError where there is none, or it trains nothing here."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    known = {kind.__name__: kind for kind in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
+    stem = name.removesuffix("Config")
+    if name not in known:
+        raise UnknownValue("adapter", PREFIX + name, [PREFIX + one for one in known])
+    if stem in BY_NAME:
+        raise ConfigurationError(f"adapter: {PREFIX}{name} is adapter {BY_NAME[stem]}", field="adapter")
+    if stem in REFUSED:
+        raise ConfigurationError(f"adapter: {PREFIX}{name} {REFUSED[stem]}", field="adapter")
+    kind: Any = known[name]
+    options = _options(kind)
+    virtual = stem == "PromptEncoder"
+    return Adapter(
+        summary=f"PEFT's {name}",
+        attach=functools.partial(_attach_virtual if virtual else _attach, kind=kind, options=options),
+        trains_base=False,
+        can_switch_off=True,
+        changes_base=functools.partial(_changes_base, options=options),
+        merges=stem not in UNMERGED,
+        merges_quantized=stem == "Lora",
+        projects_by_buffers=stem in PROJECTED,
+        virtual_tokens=functools.partial(_virtual_tokens, options=options) if virtual else lambda workload: 0,
+        requires=("peft",),
+        options=options,
+        fields=("adapter_dtype",) if virtual else FIELDS,
+    )
+
+
+def _options(kind: type) -> type[PeftOptions]:
+    """An option for each field of `kind` that is none of TAKEN, with PEFT's default as a file has it."""
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if field.name not in TAKEN:
+            made = None if field.default_factory is dataclasses.MISSING else field.default_factory()
+            default = made if field.default is dataclasses.MISSING else field.default
+            plain = default.value if isinstance(default, enum.Enum) else default
+            fields[field.name] = (Any, plain if isinstance(plain, str | int | float | list | dict | None) else None)
+    made_class: type[PeftOptions] = create_model(f"{kind.__name__}Options", __base__=PeftOptions, **fields)
+    return made_class
+
+
+def _said(workload: Workload, options: type[PeftOptions]) -> dict[str, Any]:
+    """What is not as PEFT has it by itself."""
+    usual = options().model_dump()
+    return {name: value for name, value in workload.of(options).model_dump().items() if value != usual[name]}
+
+
+def _attach(model: Any, workload: Workload, kind: type, options: type[PeftOptions]) -> nn.Module:
+    name = kind.__name__
+    if model.device.type == "meta" and name.removesuffix("Config") in UNSEEN:
+        raise ConfigurationError(
+            f"adapter: {PREFIX}{name} cannot be predicted: PEFT's code reads values of weights back, and there are none then",
+            field="adapter",
+        )
+    dtype = DTYPES[workload.adapter_dtype or "fp32"]
+    if name == "LNTuningConfig" and dtype != model.dtype and workload.autocast in (None, "none"):
+        raise ConfigurationError(
+            f"adapter_dtype: norms in {dtype} give that to layers in {model.dtype}, which refuse it: take the model's type, or "
+            "autocast",
+            field="adapter_dtype",
+        )
+    # LoRA's factors may be made from the base's weights.
+    made_on = model.device if name == "LoraConfig" else torch.device("cpu")
+    adapted = adapt(model, workload, kind, made_on, **_said(workload, options))
+    if not any(parameter.requires_grad for parameter in adapted.parameters()):
+        raise ConfigurationError(f"adapter: {PREFIX}{name} trains nothing with these settings", field="adapter")
+    return adapted
+
+
+def _attach_virtual(model: Any, workload: Workload, kind: Any, options: type[PeftOptions]) -> nn.Module:
+    count = {"num_virtual_tokens": _virtual_tokens(workload, options)}
+    return hooked(model, workload, kind(task_type=task_of(model), **_said(workload, options) | count))
+
+
+def _virtual_tokens(workload: Workload, options: type[PeftOptions]) -> int:
+    """As many as are said; without, 20, as for prompt tuning."""
+    return int(getattr(workload.of(options), "num_virtual_tokens") or 20)  # noqa: B009 - made with the class
+
+
+def _changes_base(workload: Workload, options: type[PeftOptions]) -> bool:
+    """LoRA's factors begin as parts of the base's weights, which lose them (PiSSA and others)."""
+    return getattr(workload.of(options), "init_lora_weights", True) not in KEEP_BASE
