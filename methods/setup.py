@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vrambench.methods.adapters import Adapter
 from vrambench.methods.errors import ConfigurationError, did_you_mean
-from vrambench.methods.optimizers import Optimizer
-from vrambench.methods.precision import Precision
-from vrambench.methods.workload import Workload
+
+if TYPE_CHECKING:
+    from vrambench.methods.adapters import Adapter
+    from vrambench.methods.optimizers import Optimizer
+    from vrambench.methods.precision import Precision
+    from vrambench.methods.workload import Workload
 
 
 @dataclass(frozen=True)
