@@ -76,6 +76,8 @@ def unable_to_make(optimizer: Optimizer, options: dict[str, Any]) -> str | None:
     name = optimizer_name(optimizer)
     if name not in {one.value for one in OptimizerNames}:
         return "transformers has no such optimizer"
+    if optimizer.layerwise:
+        return "whether it steps inside the backward pass is not told to it"
     if optimizer.projects_gradients:
         return "which of its layers are projected, and how, is not told to it"
     usual = optimizer.options().model_dump(mode="json") if optimizer.options else {}

@@ -76,6 +76,12 @@ RULES: tuple[Rule, ...] = (
         ),
     ),
     Rule(
+        "trainer-adapter-schedule",
+        "reject",
+        "another library's trainer does nothing to an adapter between its steps, so that its ranks would stay as they begin",
+        lambda cell, _: cell.algorithm_value.foreign is not None and cell.adapter_value.schedule is not None,
+    ),
+    Rule(
         "trainer-fp16-cpu",
         "reject",
         "accelerate has no fp16 autocast on a CPU",

@@ -97,6 +97,8 @@ CASES = [
     ),
     Case("trainer-adapter-dtype", TRL_ADAPTED, {"adapter_dtype": "bf16"}),
     Case("trainer-adapter-dtype", TRL_ADAPTED, {"algorithm": "sft"}),
+    Case("trainer-adapter-schedule", {**TRL, "adapter": "adalora"}, {"adapter": "lora"}, alone=False),
+    Case("trainer-adapter-schedule", {**TRL, "adapter": "adalora"}, {"algorithm": "sft"}, alone=False),
     Case("trainer-fp16-cpu", {**TRL, "precision": "fp16_amp"}, {}, near_device="cuda"),
     Case("not-installed", {"optimizer": "tests.bench.plan.lacking:OPTIMIZER"}, {"optimizer": "adamw_torch"}),
     Case("loss-logprobs", FROM_LABELS, {"loss": "nll"}),
