@@ -21,9 +21,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 from vrambench.methods.device import memory_named
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.attention import chunked
-
-ARGUMENTS = ("past_key_values", "cache_params")
-"""Under which names a model takes its cache."""
+from vrambench.methods.models.parts import ARGUMENTS
 
 
 class FilledLayer(CacheLayerMixin):

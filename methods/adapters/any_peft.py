@@ -17,8 +17,8 @@ from pydantic import create_model
 from torch import nn
 
 from vrambench.methods.adapters import Adapter
-from vrambench.methods.adapters.attaching import FIELDS, adapt
-from vrambench.methods.adapters.prompt_tuning import hooked, task_of
+from vrambench.methods.adapters.attaching import FIELDS, adapt, attached
+from vrambench.methods.adapters.prompt_tuning import task_of
 from vrambench.methods.dtypes import DTYPES
 from vrambench.methods.errors import ConfigurationError, UnknownValue
 from vrambench.methods.registry import Options
@@ -135,7 +135,8 @@ def _attach(model: Any, workload: Workload, kind: type, options: type[PeftOption
 
 def _attach_virtual(model: Any, workload: Workload, kind: Any, options: type[PeftOptions]) -> nn.Module:
     count = {"num_virtual_tokens": _virtual_tokens(workload, options)}
-    return hooked(model, workload, kind(task_type=task_of(model), **_said(workload, options) | count))
+    config = kind(task_type=task_of(model), **_said(workload, options) | count)
+    return attached(model, workload, config, torch.device("cpu"))
 
 
 def _virtual_tokens(workload: Workload, options: type[PeftOptions]) -> int:

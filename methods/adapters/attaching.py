@@ -46,7 +46,7 @@ def common(model: Any, workload: Workload, kind: type) -> dict[str, Any]:
     name in `lora_modules_to_save` is that of no module."""
     targets = target_modules(model, workload, kind)
     said = {
-        "task_type": _task_type(model),
+        "task_type": task_type(model),
         "target_modules": targets,
         "exclude_modules": _no_layers(model) or None if targets == "all-linear" else None,
         "modules_to_save": _modules_to_save(model, workload) or None,
@@ -56,7 +56,7 @@ def common(model: Any, workload: Workload, kind: type) -> dict[str, Any]:
     return {name: value for name, value in said.items() if name in taken}
 
 
-def _task_type(model: Any) -> str | None:
+def task_type(model: Any) -> str | None:
     """PEFT's word for what `model` does; beside a classifier's adapter it trains a copy of the classifier's head."""
     if type(model).__name__.endswith("ForSequenceClassification"):
         return "SEQ_CLS"

@@ -27,6 +27,7 @@ from vrambench.methods.models.fill import build, fill, not_quantized
 from vrambench.methods.models.parts import before_head, stacked, unwrapped
 from vrambench.methods.models.presets import PRESETS
 from vrambench.methods.models.upcast import upcast
+from vrambench.methods.models.virtual import put_before_trunk
 from vrambench.methods.precision.nf4 import forbid_repacking
 from vrambench.methods.setup import Setup
 from vrambench.methods.workload import saved_name
@@ -167,6 +168,7 @@ def _expect_no_padding(model: PreTrainedModel) -> None:
 def ready(model: nn.Module, setup: Setup, device: Device) -> nn.Module:
     """In train mode, with gradient checkpointing as the workload says. After the adapter: PEFT would add hooks for it
     again."""
+    put_before_trunk(model)
     if setup.workload.gradient_checkpointing:
         base = unwrapped(model)
         # Its name until transformers 5.22 was gradient_checkpointing_enable.

@@ -295,6 +295,10 @@ def saves_elsewhere() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
+ARGUMENTS = ("past_key_values", "cache_params")
+"""Under which names a model takes its cache."""
+
+
 def virtual_tokens(model: Any) -> int:
     """By how many tokens an adapter makes every sequence longer."""
     config = getattr(model, "active_peft_config", None)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from vrambench.bench.predict.several import order_of
 from vrambench.bench.predict.simulate import Simulation, Simulator
 from vrambench.bench.predict.tracing.decode_steps import without_marks
 from vrambench.bench.predict.tracing.layers import NotAlike, extend
@@ -107,7 +108,7 @@ def test_four_layers_tell_of_all(more: dict[str, Any], monkeypatch: pytest.Monke
     monkeypatch.setattr("vrambench.bench.predict.simulate.with_all_steps", lambda trace, traced: without_marks(trace))
     made = cell(**more)
     short = SIMULATOR.run(made)
-    whole: Simulation = SIMULATOR._simulated(made, None, None)
+    whole: Simulation = SIMULATOR._simulated(made, None, None, order_of(made))
     assert short.layers == 4
     assert short.notes == whole.notes
     assert described(short.trace) == described(whole.trace)
