@@ -46,9 +46,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "schedule-free-zero",
         "reject",
-        "a schedule-free optimizer switches weights between training and evaluation, and ZeRO's engine, which has it step masters "
-        "of its own, never says which it is",
-        lambda cell, _: cell.optimizer_value.modes and zero(cell),
+        "a schedule-free optimizer switches weights between training and evaluation, and what has it step copies of them (ZeRO's "
+        "engine, torchao's offload) never says which it is",
+        lambda cell, _: cell.optimizer_value.modes and (zero(cell) or cell.offload_value.optimizer_on_host),
     ),
     Rule(
         "layerwise-multi-backward",
