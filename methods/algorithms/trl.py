@@ -30,6 +30,7 @@ from vrambench.methods.algorithms.foreign import Foreign
 from vrambench.methods.algorithms.paused import Paused, hand_over
 from vrambench.methods.algorithms.trainer_learner import TrainerLearner, optimizer_arguments
 from vrambench.methods.algorithms.trl_rows import padding_of, pairs, prompts, sequences, tokenizer
+from vrambench.methods.algorithms.trl_settings import KEPT, TOLD
 from vrambench.methods.device import Device
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.parts import unwrapped
