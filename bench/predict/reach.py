@@ -117,15 +117,7 @@ def largest(
             stops[value] = f"{rule.rule}: {rule.reason}"
             return False
         forecast = ask(variant)
-        probes[value] = Probe(
-            value=value,
-            unlimited_bytes=forecast.unlimited_bytes,
-            device_bytes=forecast.memory.device_bytes if forecast.fits else None,
-            verdict=forecast.verdict,
-            num_alloc_retries=forecast.memory.num_alloc_retries or 0,
-            oom_phase=forecast.oom_phase,
-            oom=forecast.oom,
-        )
+        probes[value] = _probe(value, forecast)
         tell(f"{field} {value}: {forecast.verdict}")
         return forecast.fits
 
@@ -144,6 +136,18 @@ def largest(
         along=_along(cell, field, value) if value else {},
         bound=stops.get(over) or f"{field} {over} does not fit",
         probes=tuple(probes.values()),
+    )
+
+
+def _probe(value: int, forecast: Forecast) -> Probe:
+    return Probe(
+        value=value,
+        unlimited_bytes=forecast.unlimited_bytes,
+        device_bytes=forecast.memory.device_bytes if forecast.fits else None,
+        verdict=forecast.verdict,
+        num_alloc_retries=forecast.memory.num_alloc_retries or 0,
+        oom_phase=forecast.oom_phase,
+        oom=forecast.oom,
     )
 
 

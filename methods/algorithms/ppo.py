@@ -93,21 +93,14 @@ class ProximalPolicyOptimisation:
             raw, returns = gae(rewards, old_values, mask, options.gamma, options.lam, positions)
             advantages = whiten(raw, mask)
 
-        losses = []
+        losses, clips = [], (options.cliprange, options.clip_ratio_c)
         epochs = [torch.randperm(self.samples, device=tokens.device) for _ in range(options.epochs)]
         minibatches = [rows for epoch in epochs for rows in epoch.split(work.batch_size)]
         for number, rows in enumerate(stage.device.micro_batches(minibatches, work.gradient_accumulation_steps), 1):
             stage.phase("learn")
             with self.policy.forward():
                 new = self.policy.module(tokens[rows], start, options.temperature)
-                loss = policy_loss(
-                    new.logprobs,
-                    old_logprobs[rows],
-                    advantages[rows],
-                    mask[rows],
-                    options.cliprange,
-                    options.clip_ratio_c,
-                )
+                loss = policy_loss(new.logprobs, old_logprobs[rows], advantages[rows], mask[rows], *clips)
                 if reference is not None and options.use_kl_loss:
                     kl = kl_estimates(new.logprobs, reference[rows], options.kl_estimator)
                     loss = loss + options.kl_coef * (kl * mask[rows]).sum() / mask[rows].sum()

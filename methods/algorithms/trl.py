@@ -16,7 +16,7 @@ import importlib
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -29,6 +29,8 @@ from vrambench.methods.algorithms import Algorithm, Metrics, Stage
 from vrambench.methods.algorithms.foreign import Foreign
 from vrambench.methods.algorithms.paused import Paused, hand_over
 from vrambench.methods.algorithms.trainer_learner import TrainerLearner, optimizer_arguments
+from vrambench.methods.algorithms.trl_rows import padding_of, pairs, prompts, sequences, tokenizer
+from vrambench.methods.algorithms.trl_settings import KEPT, TOLD
 from vrambench.methods.device import Device
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.parts import unwrapped
@@ -155,7 +157,7 @@ class TRLTrainer:
                 model=model,
                 args=config,
                 train_dataset=Dataset.from_dict(rows),
-                processing_class=_tokenizer(vocabulary, _padding(self.stage), ends=kind.generates),
+                processing_class=tokenizer(vocabulary, padding_of(self.stage), ends=kind.generates),
                 **more,
             )
         trainer.add_callback(_callback(device))
@@ -229,25 +231,6 @@ def _arguments(kind: Kind, setup: Setup, device: Device) -> dict[str, Any]:
     return arguments | dict(kind.foreign.said(work))
 
 
-def _tokenizer(vocabulary: int, padding: int, *, ends: bool) -> Any:
-    """A word `w12` for token 12, and so on; `<pad>` for `padding`. What `ends` a text is no token of the model's; else nothing is,
-    so that TRL, which ends responses of pairs that have no end, adds nothing to them."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import PreTrainedTokenizerFast
-
-    class Words(PreTrainedTokenizerFast):
-        eos_token = "<eos>" if ends else ""
-        eos_token_id = vocabulary if ends else None
-
-    words = {f"w{token}": token for token in range(vocabulary) if token != padding}
-    words |= {"<eos>": vocabulary, "<pad>": padding if padding >= 0 else vocabulary + 1}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    return Words(tokenizer_object=tokenizer, pad_token="<pad>")
-
-
 def _callback(device: Device) -> Any:
     """Hands over where the trainer is. It holds nothing, so that nothing is held by it."""
     from transformers import TrainerCallback
@@ -300,97 +283,6 @@ def _metrics(logs: list[dict[str, float]]) -> Metrics:
     return found
 
 
-# --- rows of a step ---
-
-
-def _texts(rows: Iterable[torch.Tensor], padding: int = -1) -> list[str]:
-    """In the words of _tokenizer."""
-    return [" ".join("<pad>" if token == padding else f"w{token}" for token in row.tolist()) for row in rows]
-
-
-def _sequences(stage: Stage, index: int, count: int) -> dict[str, list[Any]]:
-    return {"input_ids": stage.data.sequences(index, count, stage.workload.sequence_tokens).tolist()}
-
-
-def _padding(stage: Stage) -> int:
-    """The token behind responses that are shorter than others; -1 where none are."""
-    return stage.data.paired.filler if stage.data.paired else -1
-
-
-def _prompts(stage: Stage, index: int, count: int) -> dict[str, list[Any]]:
-    return {"prompt": _texts(stage.data.sequences(index, count, stage.workload.prompt_tokens))}
-
-
-def _pairs(stage: Stage, index: int, count: int) -> dict[str, list[Any]]:
-    """Responses without what fills them up."""
-    start, padding = stage.workload.prompt_tokens, _padding(stage)
-    rows: dict[str, list[Any]] = {}
-    for name, half in zip(("chosen", "rejected"), stage.data.pairs(index, count).halves, strict=True):
-        rows["prompt"] = _texts(half.tokens[:, :start], padding)
-        own = [row[: int(mask.sum())] for row, mask in zip(half.tokens[:, start:], half.mask, strict=True)]
-        rows[name] = [f" {text}" for text in _texts(own, padding)]
-    return rows
-
-
-# --- the five ---
-
-TOLD = {
-    "per_device_train_batch_size": "batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation_steps",
-    "gradient_checkpointing": "gradient_checkpointing",
-    "gradient_checkpointing_kwargs": "use_reentrant",
-    "activation_checkpointing": "gradient_checkpointing",
-    "activation_offloading": "activation_offloading",
-    "learning_rate": "learning_rate",
-    "max_grad_norm": "max_grad_norm",
-    "torch_empty_cache_steps": "torch_empty_cache_steps",
-    "bf16": "the axis precision, or autocast",
-    "fp16": "the axis precision, or autocast",
-    "seed": "seed",
-    "optim": "the axis optimizer",
-    "weight_decay": "the optimizer's options",
-    "adam_beta1": "the optimizer's options",
-    "adam_beta2": "the optimizer's options",
-    "adam_epsilon": "the optimizer's options",
-    "max_steps": "steps",
-    "use_liger_kernel": "loss",
-    "max_length": "max_length, or prompt_tokens and response_tokens",
-    "max_completion_length": "response_tokens",
-    "num_generations": "group_size",
-    "generation_batch_size": "rollout_batch",
-    "steps_per_generation": "rollout_batch",
-    "model_init_kwargs": "the axis precision, and attention",
-}
-KEPT = (
-    "output_dir",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "warmup_ratio",
-    "num_train_epochs",
-    "logging_strategy",
-    "logging_steps",
-    "logging_first_step",
-    "logging_nan_inf_filter",
-    "report_to",
-    "disable_tqdm",
-    "save_strategy",
-    "save_steps",
-    "push_to_hub",
-    "eval_strategy",
-    "do_eval",
-    "use_cpu",
-    "deepspeed",
-    "fsdp",
-    "auto_find_batch_size",
-    "train_sampling_strategy",
-    "shuffle_dataset",
-    "packing",
-    "padding_free",
-    "resume_from_checkpoint",
-)
-
-
 def _foreign(
     name: str,
     losses: Mapping[str, Mapping[str, Any]],
@@ -429,17 +321,17 @@ SFT = Kind(
         "SFTTrainer has nll, chunked_nll (its own choice) and liger (loss: nll)",
         TOLD | {"loss_type": "loss", "pad_to_multiple_of": "lengths"},
     ),
-    _sequences,
+    sequences,
 )
-DPO = Kind(_foreign("DPO", OWN_LOSSES, NO_OWN_LOSS), _pairs, each=2)
+DPO = Kind(_foreign("DPO", OWN_LOSSES, NO_OWN_LOSS), pairs, each=2)
 REWARD = Kind(
     _foreign("Reward", {"scored": {}}, "its model has a score in the place of logits (loss: scored)"),
-    _pairs,
+    pairs,
     each=2,
     scores=True,
 )
-GRPO = Kind(_foreign("GRPO", OWN_LOSSES, NO_OWN_LOSS, offloads_activations=False), _prompts, group_size=8)
-RLOO = Kind(_foreign("RLOO", {"scored": {}}, NO_OWN_LOSS, offloads_activations=False), _prompts, group_size=2)
+GRPO = Kind(_foreign("GRPO", OWN_LOSSES, NO_OWN_LOSS, offloads_activations=False), prompts, group_size=8)
+RLOO = Kind(_foreign("RLOO", {"scored": {}}, NO_OWN_LOSS, offloads_activations=False), prompts, group_size=2)
 
 
 def _algorithm(kind: Kind, summary: str, learning_rate: float) -> Algorithm:
