@@ -155,7 +155,7 @@ def test_at_the_first_step_the_policy_is_the_reference(job: MakeJob, algorithm: 
     assert third["kl"] != 0.0
 
 
-OURS = [name for name, value in ALGORITHMS.values().items() if value.foreign is None]
+OURS = [name for name, value in ALGORITHMS.values().items() if value.foreign is None and value.trains]
 
 # --- determinism ---
 
@@ -180,7 +180,7 @@ def test_the_same_cell_gives_the_same_numbers(job: MakeJob, settings: dict[str, 
     torch.manual_seed(999)  # whatever the process did before
     assert numbers(job(**settings)) == ran
     other = numbers(job(seed=1, **settings))
-    assert other[0]["loss"] != ran[0]["loss"]
+    assert other[0]["loss"] != ran[0]["loss"] or settings["algorithm"] == "dpo", "whose first loss is ln 2"
     assert other[1]["loss"] != ran[1]["loss"]
 
 

@@ -88,7 +88,7 @@ def test_smoke_runs_all_that_a_cpu_can(shipped: Matrix) -> None:
 def test_smoke_learns_with_each_algorithm_over_three_seeds(shipped: Matrix) -> None:
     plan = select(shipped, Selection(profile="smoke"), "cpu")
     cells = [planned.cell for planned in plan.cells]
-    learning = [cell for cell in cells if cell.workload.steps >= 16 and cell.workload.data == "synthetic"]
+    learning = [cell for cell in cells if cell.workload.steps >= 12 and cell.workload.data == "synthetic"]
     assert {cell.precision for cell in learning} == {"fp32"}
     algorithms = ALGORITHMS.values().items()
     for algorithm in (name for name, value in algorithms if value.trains and value.foreign is None):
