@@ -73,8 +73,8 @@ class _FlashAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        queries = ctx.saved_tensors[0].shape[1]
-        return *_gradients(ctx, grads[0], -(-queries // 128) * 128), None
+        saved = ctx.saved_tensors
+        return *_gradients(saved, grads[0], -(-saved[0].shape[1] // 128) * 128), None
 
 
 class _Varlen(torch.autograd.Function):
@@ -93,13 +93,14 @@ class _Varlen(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        tokens = len(ctx.saved_tensors[0])
-        return *_gradients(ctx, grads[0], tokens + 128 * ctx.sequences), None
+        saved = ctx.saved_tensors
+        return *_gradients(saved, grads[0], len(saved[0]) + 128 * ctx.sequences), None
 
 
-def _gradients(ctx: Any, grad: torch.Tensor, rows: int) -> tuple[torch.Tensor, ...]:
-    """Of queries, keys and values: mha_bwd, mha_varlen_bwd. `rows`: of the queries, as its buffers round them."""
-    query, key, value, _, sums = ctx.saved_tensors
+def _gradients(saved: tuple[torch.Tensor, ...], grad: torch.Tensor, rows: int) -> tuple[torch.Tensor, ...]:
+    """Of queries, keys and values: mha_bwd, mha_varlen_bwd. `saved`: what forward saved, which checkpointing gives once. `rows`: of
+    the queries, as its buffers round them."""
+    query, key, value, _, sums = saved
     gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
     size = grad.shape[-1]
     (grad,) = _in_eights(grad)

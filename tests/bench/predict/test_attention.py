@@ -42,13 +42,11 @@ def cell_of(folder: Path, model: str, **said: Any) -> Cell:
     (folder / "config.json").write_text(json.dumps(MODELS[model]))
     axes = {axis: said.pop(axis, usual) for axis, usual in AXES.items()}
     work = {
-        "prompt_tokens": 24,
-        "response_tokens": 8,
         "batch_size": 2,
         "rollout_batch": 2,
         "steps": 1,
         "warmup_steps": 0,
-    }
+    } | ({} if "lengths" in said else {"prompt_tokens": 24, "response_tokens": 8})
     return resolve(axes, {"model": str(folder)} | work | said)
 
 
@@ -142,3 +140,16 @@ def test_windows_are_generated_within_on_the_simulated_device(tmp_path: Path, ke
     one_token = 2 * 2 * 16 * 2  # sequences, heads, size, bytes
     assert by_size.keys() == {16 * one_token, 64 * one_token}
     assert by_size[16 * one_token] == 5 * by_size[64 * one_token]
+
+
+@pytest.mark.parametrize(
+    "said", [{}, {"lengths": {512: 0.5, 2048: 0.5}}, {"lengths": {512: 1}, "packing": "bfd", "max_length": 2048}]
+)
+def test_flash_attention_goes_with_checkpointing(tmp_path: Path, said: dict[str, Any]) -> None:
+    """Which gives what it saved once, and no more."""
+    work = {"batch_size": 2} | (said or {"prompt_tokens": 1024, "response_tokens": 1024})
+    whole, less = (
+        peak(tmp_path, "llama", "flash_attention_2", **work, gradient_checkpointing=checkpointed)
+        for checkpointed in (False, True)
+    )
+    assert 0 < less < whole
