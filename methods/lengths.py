@@ -19,6 +19,9 @@ from vrambench.methods.errors import shown
 SHORTEST, LONGEST = 2, 2_000_000
 """Tokens of a sequence: one alone has nothing to predict."""
 
+_WHOLE = re.compile(r"-?\d{1,4000}", re.ASCII)
+"""A whole number, of no more digits than Python reads."""
+
 
 def parse_lengths(value: object) -> dict[int, float] | None:
     """Shares by length, shortest first, of a mapping {tokens: share} or of a file (see `read_lengths`)."""
@@ -32,7 +35,7 @@ def parse_lengths(value: object) -> dict[int, float] | None:
         )
     shares: dict[int, float] = {}
     for key, share in value.items():
-        length = int(key) if isinstance(key, str) and re.fullmatch(r"-?\d{1,4000}", key, re.ASCII) else key
+        length = int(key) if isinstance(key, str) and _WHOLE.fullmatch(key) else key
         _check_length(length)
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise ValueError(
@@ -76,7 +79,7 @@ def read_lengths(path: Path) -> dict[int, float]:
 
 def _number(line: str) -> int:
     text = line.strip()
-    if not re.fullmatch(r"-?\d{1,4000}", text, re.ASCII):
+    if not _WHOLE.fullmatch(text):
         raise ValueError(f"{shown(text)} is not a whole number of tokens")
     return int(text)
 
