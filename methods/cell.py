@@ -30,7 +30,7 @@ from vrambench.methods.optimizers import OPTIMIZERS, Optimizer
 from vrambench.methods.precision import PRECISIONS, Precision
 from vrambench.methods.registry import AxisValue, Options
 from vrambench.methods.setup import Setup
-from vrambench.methods.validated import unknown_field, validated
+from vrambench.methods.validated import check_mapping, unknown_field, validated
 from vrambench.methods.workload import BEST_FIT, FIELDS, PARTS, Workload
 
 
@@ -175,16 +175,16 @@ def _options(
 ) -> dict[str, dict[str, Any]]:
     """Every option of the cell's own values, by namespace, as `settings` or its default says; all that `settings` says is
     checked."""
-    given = {key: value for key, value in settings.items() if key not in FIELDS}
+    given = {key: {} if value is None else value for key, value in settings.items() if key not in FIELDS}
     own = [value.options.namespace for value in values.values() if value.options]
     options: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys((*given, *own)):
         if name not in namespaces:
-            if any(name in registry.families for registry in AXES.values()):
-                continue  # another cell's: which options it has, its value says
-            raise unknown_field(name, namespaces)
-        said = given.get(name)
-        made = validated(namespaces[name], {} if said is None else said, prefix=name + ".")
+            if not any(name in registry.families for registry in AXES.values()):
+                raise unknown_field(name, namespaces)
+            check_mapping(given[name], name)
+            continue  # another cell's: which options it has, its value says
+        made = validated(namespaces[name], given.get(name, {}), prefix=name + ".")
         options[name] = made.model_dump(mode="json")
     return {name: options[name] for name in own}
 

@@ -21,7 +21,7 @@ HERE = {
             "it is the axis precision (--precision bf16, or nf4)",
         ),
         ("bnb_4bit_use_double_quant double_quantization", "it is nf4.double_quant"),
-        ("peft use_peft use_lora peft_type", "it is the axis adapter (--adapter lora)"),
+        ("use_peft use_lora peft_type", "it is the axis adapter (--adapter lora)"),
         ("use_dora peft_use_dora", "it is adapter dora"),
         (
             "finetuning_type full_finetuning",

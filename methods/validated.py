@@ -39,18 +39,21 @@ _BOUNDS = {
 def validated(kind: type[Kind], data: object, *, prefix: str = "") -> Kind:
     """`kind` made of `data`, whose fields are written after `prefix`. Raises ConfigurationError with the field, the value and the
     nearest valid one."""
-    if not isinstance(data, Mapping):
-        raise ConfigurationError(
-            f"{prefix.rstrip('.')}: {shown(data)} is not a mapping of settings", field=prefix.rstrip(".")
-        )
     try:
-        made = kind(**data)
+        made = kind(**check_mapping(data, prefix.rstrip(".")))
     except ValidationError as error:
         raise explain(error, kind, prefix) from None
     for name, value in data.items():
         if value is not None:
             _check_number(prefix + name, value, getattr(made, name))
     return made
+
+
+def check_mapping(data: object, field: str) -> Mapping[str, Any]:
+    """`data`, which is said under `field`. Raises ConfigurationError where it is no mapping."""
+    if not isinstance(data, Mapping):
+        raise ConfigurationError(f"{field}: {shown(data)} is not a mapping of settings", field=field)
+    return data
 
 
 def _check_number(field: str, given: object, made: object) -> None:

@@ -82,21 +82,24 @@ def examine(
 
 
 def prepare_offloads(tell: Callable[[str], None] = lambda text: None) -> dict[str, str]:
-    """Does what each offload value wants done once, before anything is timed; gives, by name, what was said where it cannot
-    be done. `tell` hears of each before it begins."""
+    """Does what offload values want done once, before anything is timed, and what several want the same only once; gives, by
+    name, what was said where it cannot be done. `tell` hears of each before it begins."""
     from vrambench.methods.device import get_device
     from vrambench.methods.offload import OFFLOADS
 
     if get_device("auto").kind == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    failures: dict[str, str] = {}
+    wanted: dict[Callable[[], None], list[str]] = {}
     for name, value in OFFLOADS.values().items():
         if value.prepare is not None:
-            tell(f"preparing offload {name}")
-            try:
-                value.prepare()
-            except Exception as error:  # a compiler's, a library's: the report tells of it, and of all else
-                failures[name] = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
+            wanted.setdefault(value.prepare, []).append(name)
+    failures: dict[str, str] = {}
+    for prepare, names in wanted.items():
+        tell(f"preparing offload {', '.join(names)}")
+        try:
+            prepare()
+        except Exception as error:  # a compiler's, a library's: the report tells of it, and of all else
+            failures |= dict.fromkeys(names, f"{type(error).__name__}: {error}".strip().splitlines()[0][:200])
     return failures
 
 

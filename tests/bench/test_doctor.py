@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def test_on_a_good_gpu_machine_all_is_well() -> None:
             "missing",
             "galore_adamw, galore_adamw_8bit, galore_adafactor",
         ),
-        ("deepspeed", {"deepspeed": "ImportError: x"}, "missing", "zero2_optimizer cells cannot run"),
+        ("deepspeed", {"deepspeed": "ImportError: x"}, "missing", "zero2, zero2_optimizer, zero3_optimizer, zero3_all cells cannot run"),
         ("deepspeed", {"deepspeed": {"accelerator": "cpu"}}, "limited", "cannot run on the GPU"),
     ],
 )
@@ -139,8 +140,8 @@ def test_a_gpu_whose_memory_the_driver_does_not_tell_is_said_so() -> None:
             "apollo_adamw, lion_32bit, lion_8bit, paged_lion_32bit, paged_lion_8bit, ademamix, ademamix_8bit, "
             "paged_ademamix_32bit, paged_ademamix_8bit, rmsprop_bnb, rmsprop_bnb_8bit, rmsprop_bnb_32bit cells",
         ),
-        ("peft", "lora, dora cells"),
-        ("deepspeed", "zero2_optimizer cells"),
+        ("peft", "lora, dora, rslora, ia3, adalora, vera, oft, prompt_tuning cells"),
+        ("deepspeed", "zero2, zero2_optimizer, zero3_optimizer, zero3_all cells"),
     ],
 )
 def test_a_packages_cells_are_those_whose_values_require_it(package: str, cells: str) -> None:
@@ -239,14 +240,20 @@ def test_what_offloads_need_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None
     def fail() -> None:
         raise RuntimeError("no compiler\nand forty lines more")
 
+    def prepared_by(prepare: Callable[[], None], *names: str) -> None:
+        for name in names:
+            monkeypatch.setitem(OFFLOADS._found, name, replace(OFFLOADS.get(name), prepare=prepare))
+
     heard: list[str] = []
-    value = OFFLOADS.get("zero2_optimizer")
-    monkeypatch.setitem(OFFLOADS._found, "zero2_optimizer", replace(value, prepare=lambda: heard.append("done")))
+    names = [name for name, value in OFFLOADS.values().items() if value.prepare]
+    assert names == ["zero2", "zero2_optimizer", "zero3_optimizer", "zero3_all"]
+    prepared_by(lambda: heard.append("done"), *names)
     assert doctor.prepare_offloads(heard.append) == {}
-    assert heard == ["preparing offload zero2_optimizer", "done"]
-    monkeypatch.setitem(OFFLOADS._found, "zero2_optimizer", replace(value, prepare=fail))
+    assert heard == [f"preparing offload {', '.join(names)}", "done"]
+    prepared_by(fail, "zero2", "zero3_all")
     failures = doctor.prepare_offloads()
-    assert failures == {"zero2_optimizer": "RuntimeError: no compiler"}
+    assert failures == dict.fromkeys(("zero2", "zero3_all"), "RuntimeError: no compiler")
     findings = [doctor.Diagnosis("CPUAdam", "ok", "compiled", "cells run"), doctor.Diagnosis("disk", "ok", "free", "")]
-    assert [one.name for one in doctor.with_failures(findings, failures)] == ["disk", "offload zero2_optimizer"]
+    told = [one.name for one in doctor.with_failures(findings, failures)]
+    assert told == ["disk", "offload zero2", "offload zero3_all"]
     assert doctor.with_failures(findings, {}) == findings

@@ -139,6 +139,9 @@ class Masters:
     def forward(self) -> Any:
         return nullcontext()
 
+    def train(self, mode: bool = True) -> None:
+        """The same weights for both."""
+
     @torch.no_grad()
     def backward(self, loss: torch.Tensor) -> None:
         with torch.enable_grad():

@@ -64,7 +64,7 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"weights": "randon"},
         "weights",
-        "weights: 'randon' is not one of random, pretrained; did you mean 'random'?",
+        "weights: 'randon': must be random or pretrained, or saved:NAME; did you mean 'random'?",
     ),
     (
         {"attention": "flesh"},
@@ -133,7 +133,7 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"reward": "helpfulness"},
         "reward",
-        "reward: 'helpfulness': is not one of tokens, model, a hub id or folder (with a '/'), or module:attribute",
+        "reward: 'helpfulness': is not one of tokens, reviews, model, a hub id or folder (with a '/'), or module:attribute",
     ),
     *(
         ({field: value}, field, f"{field}: {said}")
@@ -159,7 +159,7 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
             ("gradient_checkpointing", "yes", "'yes': must be true or false"),
             ("model", None, "null: must be text"),
             ("model", 4, "4: must be text"),
-            ("weights", None, "null is not one of random, pretrained"),
+            ("weights", None, "null: must be text"),
             ("budget", "rtx4090", f"'rtx4090' is not a size; {SIZES}; did you mean 'rtx-4090'?"),
             ("budget", None, f"null is not a size; {SIZES}"),
             ("lora_target_modules", "q_proj", f"'q_proj': {MODULES}; write [q_proj] for the layers of that name"),
@@ -205,13 +205,14 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
         "adafactor.decay_rate: .nan: must be a finite number",
     ),
     ({"ppo": 4}, "ppo", "ppo: 4 is not a mapping of settings"),
+    ({"peft": True}, "peft", "peft: true is not a mapping of settings"),
     ({"ppo": ["epochs"]}, "ppo", "ppo: ['epochs'] is not a mapping of settings"),
     ({"ppo": {"epochs": 0}}, "ppo.epochs", "ppo.epochs: 0: must be at least 1"),
     (
         {"ppo": {"epoch": 1}},
         "ppo.epoch",
-        "ppo.epoch: no such field; did you mean 'ppo.epochs'? (there are epochs, kl_coef, cliprange, cliprange_value, "
-        "vf_coef, gamma, lam, temperature)",
+        "ppo.epoch: no such field; did you mean 'ppo.epochs'? (there are epochs, kl_coef, kl_estimator, use_kl_loss, "
+        "whiten_rewards, cliprange, clip_ratio_c, cliprange_value, vf_coef, gamma, lam, temperature)",
     ),
     (
         {"remax": {"advantage": "vrl"}},

@@ -31,7 +31,6 @@ from tests.trainers.trained import (
     theirs,
     write_model,
 )
-from vrambench.methods.models.losses.whole import gathered
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": MODULES, "task_type": "CAUSAL_LM"}
@@ -411,14 +410,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     gc.unfreeze()
 
 
-TORCHS = torch.gather
-
-
-def gather(values: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
-    """Torch's own makes a copy in its backward pass, but only while its allocations are followed."""
-    return gathered(values, index) if torch.is_grad_enabled() else TORCHS(values, dim, index)
-
-
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda one: one.name)
 def test_the_cell_holds_what_the_trainer_holds(
     configuration: Configuration, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -427,9 +418,6 @@ def test_the_cell_holds_what_the_trainer_holds(
     with monkeypatch.context() as patched:
         if "activation_offloading" in configuration.arguments:
             offloading.prepare(patched)
-        if configuration.pairs == "dpo":
-            for place in (torch, torch.Tensor):
-                patched.setattr(place, "gather", gather)
         trainers = theirs(configuration, model, tmp_path)
     cells = ours(configuration, model)
     assert (cells.weights, cells.gradients, cells.state) == (trainers.weights, trainers.gradients, trainers.state)

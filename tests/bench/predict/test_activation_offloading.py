@@ -18,6 +18,7 @@ from vrambench.bench.allocator.comparison import replay_snapshot
 from vrambench.bench.predict.band import kind_of
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.replay import Replay
+from vrambench.bench.predict.several import order_of
 from vrambench.bench.predict.simulate import Simulation, Simulator
 from vrambench.bench.predict.tracing.trace import ALLOC, EMPTY, FREE, HOST, SYNC, Event, Place, Trace
 from vrambench.methods.cards import CARDS
@@ -116,7 +117,7 @@ def test_what_the_host_holds_is_page_locked_in_powers_of_two_and_used_again() ->
 def test_few_layers_tell_of_all_or_all_are_traced(precision: str, said: dict[str, Any]) -> None:
     """The stash reaches over five checkpointed layers."""
     cell, simulator = cell_of(**LARGE | {"precision": precision} | said), Simulator()
-    found, whole = simulator.run(cell), simulator._simulated(cell, None, None)
+    found, whole = simulator.run(cell), simulator._simulated(cell, None, None, order_of(cell))
     assert found.layers == (None if said else 4)
     assert shape(found.trace) == shape(whole.trace)
     assert found.host_pinned_bytes == whole.host_pinned_bytes
