@@ -34,6 +34,8 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="CPUAdam
 # A rate at which few steps matter. The bucket's usual size would be two gigabytes.
 ZERO: dict[str, Any] = {"learning_rate": 1e-2, "zero": {"reduce_bucket_size": 100_000}}
 STEPS = 3
+NORMS = 5 * 64
+"""Elements of the tiny model's norms: two in each of its two layers, and the last."""
 # Of the tiny model's parameters only the norms stay.
 GATHERED = {
     "reduce_bucket_size": 3_000,
@@ -68,7 +70,7 @@ CASES: dict[str, dict[str, Any]] = {
             "precision": "bf16",
             "gradient_accumulation_steps": 2,
             "max_grad_norm": 0.3,
-            "adamw": {"weight_decay": 0.1},
+            "adamw": {"weight_decay": 1.0},
         }
         for offload in ("zero2", "zero2_optimizer", "zero3_optimizer", "zero3_all")
     },
@@ -160,7 +162,7 @@ class Masters:
             mean.lerp_(gradient * scale, 1 - first)
             square.lerp_((gradient * scale).square(), 1 - second)
             step = (mean / (1 - first**self.steps)) / ((square / (1 - second**self.steps)).sqrt() + self.options.eps)
-            decay = self.options.weight_decay * self.masters[p]
+            decay = self.options.weight_decay * self.masters[p] if p.ndim > 1 else 0.0  # norms are vectors
             self.masters[p] -= self.work.learning_rate * (step + decay)
             p.copy_(self.masters[p])
             p.grad = None
@@ -173,15 +175,18 @@ def test_updates_are_those_of_fp32_masters(job: MakeJob, ran: Ran, name: str, mo
     monkeypatch.setattr(OFFLOADS, "_found", {})
     expected = without(job, name)
     assert OFFLOADS.get("none").learner is Masters
-    assert ran[name]["metrics"] == [pytest.approx(metrics, rel=0, abs=1e-4) for metrics in expected]
+    # One weight that bf16 rounds the other way moves the last loss by 1e-4; norms that are decayed as well, by 4e-4.
+    assert ran[name]["metrics"] == [pytest.approx(metrics, rel=0, abs=2e-4) for metrics in expected]
 
 
 @needs_compiler
 @pytest.mark.parametrize("name", CASES)
 def test_master_weights_and_moments_are_fp32(ran: Ran, name: str) -> None:
-    """Twelve bytes for each trained parameter, whatever the type of the weights."""
+    """Twelve bytes for each trained parameter, whatever the type of the weights; norms apart where the others are decayed."""
+    apart = NORMS if CASES[name].get("adamw", {}).get("weight_decay") else 0
+    parts = [size for size in (apart, ran[name]["trained"] - apart) if size]
     state = ran[name]["optimizer_state"]
-    assert state == [["torch.float32", "cpu", ran[name]["trained"]]] * 3
+    assert sorted(state) == sorted(["torch.float32", "cpu", size] for size in parts * 3)
 
 
 @needs_compiler
