@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.reports import made
 from vrambench.bench.claims.cells import cells_of
 from vrambench.bench.claims.file import load_claims
-from vrambench.bench.results.records import Learning, Memory, RoleBytes
+from vrambench.bench.results.records import Learning, Memory, Result, RoleBytes, Throughput
 from vrambench.reports.page import charts, views
 from vrambench.reports.page.html import TEMPLATES, render
 from vrambench.reports.page.views import ORDER, VIEWS
 from vrambench.reports.page.views.cells import cells
 from vrambench.reports.page.views.claims import claims
 from vrambench.reports.page.views.environment import environment
+from vrambench.reports.page.views.equal_work import equal_work
 from vrambench.reports.page.views.learning import CURVE_POINTS, group_names, learning
 from vrambench.reports.page.views.ledger import LEDGER_CELLS, ledger, segments
 from vrambench.reports.page.views.tradeoff import tradeoff
@@ -52,6 +54,53 @@ def test_the_verdict_counts_and_names(every: Report) -> None:
     assert line.fastest.index == 1
     assert line.smallest.index == 0
     assert line.smallest.words == "1,000 tokens/s, 12 GiB"
+
+
+def at_work(id: str, algorithm: str, *, peak: int, step: float, tokens: int = 512, **changes: Any) -> Result:
+    """A result whose steps of `step` seconds train on `tokens`."""
+    throughput = Throughput(step_seconds=(step,) * 3, train_tokens_per_second=tokens / step)
+    memory = Memory(device_bytes=peak)
+    return made.result(id, cell=made.cell(algorithm=algorithm, **changes), throughput=throughput, memory=memory)
+
+
+def test_algorithms_are_compared_where_they_do_the_same_work() -> None:
+    ours = [
+        at_work("aaaaaaaaaaa1", "ppo", peak=10 * GIB, step=2.0, ppo={"epochs": 1, "lam": 0.9}, steps=3),
+        at_work("aaaaaaaaaaa2", "ppo", peak=16 * GIB, step=3.0, ppo={"epochs": 1, "lam": 0.9}, value="separate"),
+        at_work("aaaaaaaaaaa3", "remax", peak=8 * GIB, step=1.0, value=None, learning_rate=1.0, remax={"gamma": 1}),
+        at_work("aaaaaaaaaaa4", "remax", peak=8 * GIB, step=1.5, value=None, seed=1, remax={"gamma": 1}),
+        at_work(
+            "aaaaaaaaaaa5", "grpo", peak=4 * GIB, step=0.5, value=None, rollout_batch=2, group_size=4, reference="none"
+        ),
+        at_work("aaaaaaaaaaa6", "trl_grpo", peak=5 * GIB, step=1.0, value=None, rollout_batch=2, group_size=4),
+    ]
+    others = [
+        at_work("bbbbbbbbbbb1", "ppo", peak=GIB, step=1.0, ppo={"epochs": 2, "lam": 0.9}),
+        at_work("bbbbbbbbbbb2", "remax", peak=GIB, step=1.0, tokens=1024, value=None),
+        at_work("bbbbbbbbbbb3", "grpo", peak=GIB, step=1.0, value=None, empty_cache_between_phases=True),
+        at_work("bbbbbbbbbbb4", "rloo", peak=GIB, step=1.0, value=None, optimizer="adafactor"),
+        made.result("bbbbbbbbbbb5", cell=made.cell(algorithm="rloo"), status="oom"),
+    ]
+    data = equal_work(Report([made.run_of([*ours, *others])]))
+    assert data is not None
+    (group,) = data.groups
+    assert group.about == "llama-2-7b, bf16, lora, adamw_torch, none, 512 tokens trained on in a step"
+    assert group.bases == ("ppo, value head", "remax", "grpo")
+    assert [(line.label, line.cells, line.time, line.times, line.peaks) for line in group.lines] == [
+        ("ppo, value head", 1, "2 s", (None, "1.60", "4.00"), (None, "1.25", "2.50")),
+        ("ppo, value separate", 1, "3 s", ("1.50", "2.40", "6.00"), ("1.60", "2.00", "4.00")),
+        ("remax", 2, "1.25 s", ("0.62", None, "2.50"), ("0.80", None, "2.00")),
+        ("grpo", 1, "500 ms", ("0.25", "0.40", None), ("0.40", "0.50", None)),
+        ("trl_grpo", 1, "1 s", ("0.50", "0.80", "2.00"), ("0.50", "0.62", "1.25")),
+    ]
+
+
+def test_nothing_is_compared_with_itself() -> None:
+    alone = [
+        at_work("aaaaaaaaaaa1", "sft", peak=GIB, step=1.0),
+        at_work("aaaaaaaaaaa2", "sft", peak=GIB, step=1.0, seed=1),
+    ]
+    assert equal_work(Report([made.run_of(alone)])) is None
 
 
 def test_without_device_memory_the_verdict_says_so() -> None:
@@ -278,7 +327,7 @@ def test_the_environment_is_told_in_units_with_what_is_unknown() -> None:
 
 def test_an_info_without_anything_is_enough() -> None:
     report = Report([Run("bare", {}, (made.full("a1"),))])
-    assert all(view.data(report) is not None for view in VIEWS if view.id != "claims"), "it answers none"
+    assert all(view.data(report) is not None for view in VIEWS if view.id not in ("claims", "equal_work"))
 
 
 def test_claims_that_the_runs_answer_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

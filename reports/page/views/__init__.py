@@ -10,6 +10,7 @@ from vrambench.reports.page.view import View
 ORDER = (
     "verdict",
     "cells",
+    "equal_work",
     "tradeoff",
     "ledger",
     "learning",
