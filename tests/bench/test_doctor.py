@@ -108,7 +108,12 @@ def test_on_a_good_gpu_machine_all_is_well() -> None:
             "missing",
             "galore_adamw, galore_adamw_8bit, galore_adafactor",
         ),
-        ("deepspeed", {"deepspeed": "ImportError: x"}, "missing", "zero2, zero2_optimizer, zero3_optimizer, zero3_all cells cannot run"),
+        (
+            "deepspeed",
+            {"deepspeed": "ImportError: x"},
+            "missing",
+            "zero2, zero2_optimizer, zero3_optimizer, zero3_all cells cannot run",
+        ),
         ("deepspeed", {"deepspeed": {"accelerator": "cpu"}}, "limited", "cannot run on the GPU"),
     ],
 )
