@@ -41,7 +41,7 @@ from vrambench.bench.plan.matrix import (
     unflatten,
 )
 from vrambench.bench.plan.selection import Selection
-from vrambench.bench.plan.used import check_saved, check_used, fields_of, idle_settings
+from vrambench.bench.plan.used import check_saved, check_used, fields_of, idle_additions, idle_settings
 from vrambench.bench.plan.validity import Finding, check
 from vrambench.methods.algorithms import ALGORITHMS
 from vrambench.methods.cell import Cell, resolve
@@ -170,10 +170,12 @@ def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: boo
     _check_values(only, combined)
     said.check_number(len(combined))
     every: list[PlannedCell] = []
+    added: list[tuple[Settings, Cell]] = []
     cells: dict[str, PlannedCell] = {}
     for point in said.points():
         candidates = [_Candidate(_planned(one, point, device_kind, bf16), one) for one in combined]
         every += [candidate.planned for candidate in candidates]
+        added += [(candidate.combination.added, candidate.planned.cell) for candidate in candidates]
         for candidate in _covering(candidates) if coverage == "pairwise" else candidates:
             cells.setdefault(candidate.planned.id, candidate.planned)
 
@@ -186,7 +188,9 @@ def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: boo
     check_saved(left, None if narrowed else [planned.cell for planned in every])
     check_used(said.fixed, said.swept, {} if narrowed else said.sweep, cells=left)
     assert len({planned.name for planned in kept}) == len(kept), "two cells of one name"
-    warnings = (*(() if narrowed else idle_excludes(matrix, profile)), *idle_settings(matrix, profile, named, left))
+    warnings = idle_settings(matrix, profile, named, left)
+    if not narrowed:
+        warnings = (*idle_excludes(matrix, profile), *idle_additions(added), *warnings)
     return Plan(matrix.name, profile, device_kind, coverage, layer.repeat or 1, tuple(kept), warnings)
 
 

@@ -2,6 +2,7 @@
 
 check_used(fixed, swept, cells=cells)               an error about the first setting of the command line that no cell uses
 idle_settings(matrix, "smoke", named, cells)        a sentence about each of the file's
+idle_additions(combined)                            a sentence about each of its include's
 check_saved(cells, every)                           that what a cell starts from, another one saves
 """
 
@@ -67,6 +68,21 @@ def idle_settings(matrix: Matrix, profile: str | None, named: Layer, cells: Iter
         if conditional or not any(_uses(value, name) for value in everywhere):
             found.append(_unused(name, setting))
     return tuple(found)
+
+
+def idle_additions(added: Iterable[tuple[Settings, Cell]]) -> tuple[str, ...]:
+    """A sentence about each setting of `include` that none of its cells has; `added`: each cell, and what include added to it. An
+    entry that YAML merges into others has the lines of its settings, and it is enough that one of them uses each."""
+    used: dict[tuple[str, str], bool] = {}
+    said: dict[tuple[str, str], Setting] = {}
+    for settings, cell in added:
+        flat = fields_of(cell) if settings else {}
+        for name, setting in settings.items():
+            if setting.value is not None:
+                line = (setting.origin.partition(": ")[0], name)
+                used[line] = used.get(line, False) or flat.get(name) is not None
+                said.setdefault(line, setting)
+    return tuple(_unused(line[1], said[line]) for line, has in used.items() if not has)
 
 
 def _values(layers: Iterable[Layer]) -> list[AxisValue]:

@@ -204,3 +204,27 @@ def test_an_exclude_entry_that_can_match_nothing_is_warned_of(
     line = AXES_YAML.count("\n") + 1
     said = "matches no combination of the axes, and removes nothing"
     assert list(plan.warnings) == [f"{tmp_path / 'matrix.yaml'}:{line}: {name}: {said}" for name in warned]
+
+
+@pytest.mark.parametrize(
+    ("more", "selectors", "warned"),
+    [
+        ("include: [{precision: bf16, lora_r: 4}]", {}, []),  # of one of its cells
+        ("include: [{adapter: none, lora_r: 4, seed: 1}]", {}, ["include[0].lora_r"]),
+        ("include: [{adapter: none, lora_r: null}]", {}, []),
+        ("include: [{adapter: none, lora_r: 4}]", {"only": ("adapter=none",)}, []),
+        ("include: [{adapter: none, ppo: {epochs: 2, lam: 0.5}}]", {}, ["include[0].ppo.epochs", "include[0].ppo.lam"]),
+        ("include: [&one {adapter: none, lora_r: 4}, {<<: *one, adapter: lora}]", {}, []),
+        ("include: [{adapter: none, reward_model: gpt2}]", {}, ["include[0].reward_model"]),
+    ],
+)
+def test_what_include_adds_to_no_effect_is_warned_of(
+    tmp_path: Path, more: str, selectors: dict[str, Any], warned: list[str]
+) -> None:
+    axes = (
+        "precision: [bf16], adapter: [none, lora], optimizer: [adamw_torch], offload: [none], algorithm: [sft, remax]"
+    )
+    plan = select(matrix_of(tmp_path, f"axes: {{{axes}}}\n{more}\n"), Selection(**selectors), "cpu")
+    expected = [f"{tmp_path / 'matrix.yaml'}:2: {name}: no cell here uses it (" for name in warned]
+    assert len(plan.warnings) == len(expected)
+    assert all(said.startswith(start) for said, start in zip(plan.warnings, expected, strict=True))
