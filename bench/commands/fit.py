@@ -57,7 +57,9 @@ def fit(
         from vrambench.bench.plan.plan import select
         from vrambench.bench.predict.fit import fit as fit_cell
         from vrambench.bench.predict.fit import has_bf16
+        from vrambench.bench.predict.quiet import hush
 
+        hush()
         card = card_named(selection)
         planned = select(loaded, selection, "cuda", bf16=has_bf16(card))
         for warning in planned.warnings:

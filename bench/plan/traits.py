@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
+from vrambench.methods.adapters.attaching import check_layers, linear_layers
 from vrambench.methods.algorithms.trainer_learner import unable_to_make
 from vrambench.methods.cell import Cell
 from vrambench.methods.dtypes import DTYPES
@@ -203,7 +204,7 @@ def stacked_weights(model: str) -> int:
 
 
 @functools.cache
-def linear_layers(model: str) -> tuple[str, ...]:
+def quantised_layers(model: str) -> tuple[str, ...]:
     """The names of `model`'s linear layers, its head and routers apart: those that a quantiser takes and an adapter is put on."""
     built = _built(model)
     output = heads(built)
@@ -211,6 +212,24 @@ def linear_layers(model: str) -> tuple[str, ...]:
         path for path, part in built.named_modules() if type(part) in (torch.nn.Linear, Conv1D) and part not in output
     ]
     return tuple(sorted({path.rpartition(".")[2] for path in layers}))
+
+
+def unknown_layers(cell: Cell) -> str | None:
+    """What is wrong with the layers that are named for the cell's adapter; None where nothing is, or the adapter has its own."""
+    named = cell.workload.lora_target_modules
+    paths = _adaptable(cell.workload.model) if named and named not in ("auto", "all-linear") else ()
+    try:
+        check_layers(named if isinstance(named, str) else named or (), paths)
+    except ConfigurationError as error:
+        return error.message.partition(": ")[2] if paths else None
+    return None
+
+
+@functools.cache
+def _adaptable(model: str) -> tuple[str, ...]:
+    """Paths of the layers that an adapter can be put on; none where the model cannot be built here, or has experts in stacked
+    parameters, which PEFT knows by several names."""
+    return () if stacked_weights(model) else tuple(linear_layers(_built(model)))
 
 
 @functools.cache

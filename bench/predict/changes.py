@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vrambench.bench.plan.traits import linear_layers, packs_experts, stacked_weights
+from vrambench.bench.plan.traits import packs_experts, quantised_layers, stacked_weights
 from vrambench.methods.axes import AXES
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.workload import PARTS
@@ -166,7 +166,7 @@ def beside_packed(variant: Cell) -> dict[str, Any]:
     """What has to go with packed experts in `variant`: adapters on linear layers alone, by their names."""
     if variant.workload.lora_target_modules != "all-linear":
         return {}
-    return {"lora_target_modules": linear_layers(variant.workload.model)}
+    return {"lora_target_modules": quantised_layers(variant.workload.model)}
 
 
 def differences(cell: Cell, variant: Cell, settings: Mapping[str, Any]) -> dict[str, Any]:

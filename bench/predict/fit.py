@@ -16,7 +16,6 @@ from vrambench.bench.plan.validity import Finding, check
 from vrambench.bench.predict.advise import Advice, advise
 from vrambench.bench.predict.forecast import Predictor, card_of
 from vrambench.bench.predict.neighbours import MOST_EVENTS, spread
-from vrambench.bench.predict.quiet import hush
 from vrambench.bench.predict.reach import Maximum, largest
 from vrambench.bench.results.forecast import Forecast
 from vrambench.methods.cards import FIRST_BF16, Card
@@ -87,7 +86,6 @@ def fit(
 ) -> Answer:
     """Predicts `cell` under its budget. `maximum`: a field whose largest value is wanted; `advices`: how many configurations
     that fit. `alloc_conf`: see Predictor; `said`: see `advise`. `tell` hears of each further prediction."""
-    hush()
     predictor = Predictor(alloc_conf)
     bf16 = has_bf16(card)
 

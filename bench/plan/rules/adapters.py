@@ -12,6 +12,7 @@ from vrambench.bench.plan.traits import (
     quantized,
     quantized_to,
     trained_dtypes,
+    unknown_layers,
     weight_dtype,
     zero,
 )
@@ -51,6 +52,13 @@ RULES: tuple[Rule, ...] = (
         "each of DeepSpeed's engines takes a whole model for itself, and two adapters on one base would need two engines for it "
         "(value: head or separate)",
         lambda cell, _: cell.workload.value == "adapter" and zero(cell),
+    ),
+    Rule(
+        "unknown-layers",
+        "reject",
+        "an adapter is put on layers by their names",
+        lambda cell, _: unknown_layers(cell) is not None,
+        lambda cell, _: unknown_layers(cell) or "",
     ),
     Rule(
         "lora-nothing",

@@ -485,6 +485,9 @@ CASES = [
     Case("activation-offloading-cpu", {"activation_offloading": True}, {}, near_device="cuda", kind="warn"),
     Case("empty-cache-cpu", {"torch_empty_cache_steps": 1}, {}, near_device="cuda", kind="warn"),
     Case("empty-cache-cpu", {"torch_empty_cache_steps": 1}, {"torch_empty_cache_steps": 0}, kind="warn"),
+    Case("unknown-layers", {"adapter": "lora", "lora_target_modules": ["q_prj"]}, {"lora_target_modules": ["q_proj"]}),
+    Case("unknown-layers", {"adapter": "ia3", "lora_target_modules": ".*q_prj"}, {"lora_target_modules": ".*q_proj"}),
+    Case("unknown-layers", {"adapter": "lora", "lora_target_modules": ["c_attn"]}, {"model": "tiny-gpt2"}),
     Case("lora-nothing", {"adapter": "lora", "lora_target_modules": []}, {"lora_target_modules": "all-linear"}),
     Case("lora-nothing", {"adapter": "lora", "lora_target_modules": []}, {"lora_target_parameters": ["q_proj.weight"]}),
     Case(
