@@ -194,7 +194,7 @@ def _values(commands: Commands) -> list[Part]:
     large = commands.run("7b", "PPO and ReMax on Llama-2-7B, held to 24 GiB", 480, of="claims, 7b", cell_seconds=240)
     return [
         replace(commands.first()[0], alone=False),
-        replace(commands.run("values", VALUES, 480, cell_seconds=90), alone=False),
+        replace(commands.run("values", VALUES, 480, cell_seconds=120), alone=False),
         replace(large, alone=False),
         commands.accuracy("values", "7b"),
         commands.run("claims", "PPO against ReMax on GPT-2, held to 24 GiB", 240, of="claims, gpt2", cell_seconds=60),
