@@ -60,8 +60,8 @@ def cells_of(name: str) -> tuple[PlannedCell, ...]:
     "names",
     [
         pytest.param(("cells",), id="tiny"),
-        pytest.param(("quarter", "recipes", "values"), id="quarters of an hour"),
-        pytest.param(("measured", "recipes", "values"), id="whole"),
+        pytest.param(("quarter", "recipes", "values", "optimizers"), id="quarters of an hour"),
+        pytest.param(("measured", "recipes", "values", "optimizers"), id="whole"),
     ],
 )
 def test_every_axis_value_has_a_cell_on_the_gpu_and_no_rule_forbids_one(names: tuple[str, ...]) -> None:
@@ -113,6 +113,7 @@ def test_a_rehearsal_has_the_same_parts_on_the_cpu(gpu_run: ModuleType, tmp_path
         "claims",
         "recipes",
         "values",
+        "optimizers",
         "repeat",
         "galore",
     }
@@ -152,7 +153,8 @@ def test_the_third_quarter_has_each_new_role_and_the_largest_jobs(gpu_run: Modul
     assert ("qwen2.5-7b", 8) in held
     parts = gpu_run.parts("python3", tmp_path, rehearse=False, quarter=3)
     beside = [part for part in parts if not part.alone]
-    assert [part.name for part in beside] == ["context", "values", "7b"]
+    assert [part.name for part in beside] == ["context", "values", "optimizers", "7b"]
+    assert {"algorithm=ppo,remax", "precision=nf4"} <= set(beside[-1].command), "of the claims, those on Llama-2-7B"
     assert max(part.seconds for part in beside) + sum(part.seconds for part in parts if part.alone) <= 15 * 60
     assert all("--predict" in part.command for part in parts if part.results)
 

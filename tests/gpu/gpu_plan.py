@@ -17,7 +17,8 @@ COMMAND = "import sys; from vrambench.bench.commands.app import main; sys.exit(m
 RETRY = ("--retry", "crashed,error")
 CELL_SECONDS = 240
 RECORDINGS = "recordings"
-VALUES = "values and roles that no earlier quarter of an hour has measured, one a cell"
+VALUES = "algorithms, roles, adapters and offloads that no GPU had measured, one a cell"
+OPTIMIZERS = "optimizers that no GPU had measured, one a cell"
 
 TINY = ("--set", "batch_size=1", "--set", "steps=1", "--set", "prompt_tokens=4")
 SHORT = ("--set", "response_tokens=4", *TINY)
@@ -33,6 +34,7 @@ SELECTORS: dict[str, tuple[str, ...]] = {
     "quarter": (str(HERE / "quarter.yaml"),),
     "recipes": (str(HERE / "recipes.yaml"),),
     "values": (str(HERE / "values.yaml"),),
+    "optimizers": (str(HERE / "optimizers.yaml"),),
     "20b": ("--profile", "20b", "--set", "steps=2", "--set", "warmup_steps=1"),
     "20b, quarter": (
         "--profile",
@@ -84,6 +86,7 @@ REHEARSED: dict[str, tuple[str, ...]] = {
         "max_length=16",
     ),
     "values": (*SELECTORS["values"], *PLAIN, "--set", "model=tiny", "--set", "reward_model=tiny", *SHORT),
+    "optimizers": (*SELECTORS["optimizers"], "--only", "optimizer=muon", "--set", "model=tiny", *TINY),
     "20b": TWENTY_B,
     "20b, quarter": TWENTY_B,
     "claims": (*SELECTORS["claims"], "--set", "model=tiny", *SFT, "--only", "precision=nf4", *SHORT),
@@ -195,8 +198,9 @@ def _values(commands: Commands) -> list[Part]:
     return [
         replace(commands.first()[0], alone=False),
         replace(commands.run("values", VALUES, 480, cell_seconds=120), alone=False),
+        replace(commands.run("optimizers", OPTIMIZERS, 480, cell_seconds=120), alone=False),
         replace(large, alone=False),
-        commands.accuracy("values", "7b"),
+        commands.accuracy("values", "optimizers", "7b"),
         commands.run("claims", "PPO against ReMax on GPT-2, held to 24 GiB", 240, of="claims, gpt2", cell_seconds=60),
     ]
 
@@ -245,8 +249,9 @@ def _whole(commands: Commands) -> list[Part]:
         commands.run("20b", "GPT-NeoX-20B with PPO on 24 GiB", 420),
         commands.run("claims", "published claims, held to 24 GiB", 480),
         commands.run("recipes", "one setting or architecture of people's trainers a cell", 600),
-        commands.run("values", VALUES, 600),
-        commands.accuracy("measured", "20b", "claims", "recipes", "values"),
+        commands.run("values", VALUES, 480),
+        commands.run("optimizers", OPTIMIZERS, 360),
+        commands.accuracy("measured", "20b", "claims", "recipes", "values", "optimizers"),
         commands.trainers(1, 600, alone=True),
         commands.versus_trl(480, *commands.small),
         commands.run("repeat", "whether numbers repeat: five jobs, three times each", 240),
