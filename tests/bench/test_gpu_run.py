@@ -3,6 +3,7 @@ run."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -23,11 +24,12 @@ import pytest
 
 from vrambench.bench.commands.app import main
 from vrambench.bench.plan.matrix import load_matrix
-from vrambench.bench.plan.plan import select
+from vrambench.bench.plan.plan import PlannedCell, select
 from vrambench.bench.plan.selection import Selection
 from vrambench.methods.axes import AXES
 
 GPU_TESTS = Path(__file__).resolve().parents[1] / "gpu"
+RESULTS = GPU_TESTS.parents[1] / "results"
 
 
 @pytest.fixture(scope="module")
@@ -48,28 +50,47 @@ def call(gpu_run: ModuleType, plan: list[Any], folder: Path, **options: Any) -> 
     return gpu_run.run_parts(plan, chosen, folder / "work", {"PATH": "/usr/bin:/bin"}, state, time.monotonic())
 
 
-def test_every_axis_value_has_a_cell_on_the_gpu_and_no_rule_forbids_one() -> None:
-    planned = select(load_matrix(GPU_TESTS / "cells.yaml"), Selection(), "cuda", bf16=True)
-    assert {cell.verdict for cell in planned.cells} == {"valid"}
+@functools.cache
+def cells_of(name: str) -> tuple[PlannedCell, ...]:
+    """What the matrix of that name holds, on CUDA."""
+    return select(load_matrix(GPU_TESTS / f"{name}.yaml"), Selection(), "cuda", bf16=True).cells
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(("cells",), id="tiny"),
+        pytest.param(("quarter", "recipes", "values", "optimizers"), id="quarters of an hour"),
+        pytest.param(("measured", "recipes", "values", "optimizers"), id="whole"),
+    ],
+)
+def test_every_axis_value_has_a_cell_on_the_gpu_and_no_rule_forbids_one(names: tuple[str, ...]) -> None:
+    cells = [cell for name in names for cell in cells_of(name)]
+    assert {cell.verdict for cell in cells} == {"valid"}
     for axis, registry in AXES.items():
-        assert {cell.cell.axes[axis] for cell in planned.cells} == set(registry), axis
+        assert set(registry) - {cell.cell.axes[axis] for cell in cells} == set(), axis
+
+
+@pytest.mark.parametrize(("name", "folder"), [("quarter", "nvidia-h200/measured"), ("recipes", "nvidia-h100/recipes")])
+def test_a_quarter_of_an_hour_stays_as_it_was_run(name: str, folder: str) -> None:
+    measured = [json.loads(file.read_text()) for file in (RESULTS / folder / "cells").glob("*.json")]
+    planned = {(cell.cell.workload.model, cell.name) for cell in cells_of(name)}
+    assert planned == {(result["cell"]["model"], result["name"]) for result in measured}
 
 
 def test_the_measured_matrix_is_valid_as_a_whole() -> None:
-    planned = select(load_matrix(GPU_TESTS / "measured.yaml"), Selection(), "cuda", bf16=True)
-    assert {cell.verdict for cell in planned.cells} == {"valid"}
-    models = {cell.cell.workload.model for cell in planned.cells}
+    cells = cells_of("measured")
+    assert {cell.verdict for cell in cells} == {"valid"}
+    models = {cell.cell.workload.model for cell in cells}
     assert models == {"gpt2", "llama-1b", "llama-3.2-3b", "llama-2-7b", "gpt-neox-20b"}
-    assert len(planned.cells) >= 60
-    for axis, registry in AXES.items():
-        assert {cell.cell.axes[axis] for cell in planned.cells} == set(registry), axis
+    assert len(cells) >= 60
 
 
 def test_the_claims_are_held_to_24_gib_and_five_jobs_run_three_times() -> None:
-    claims = select(load_matrix(GPU_TESTS / "claims.yaml"), Selection(), "cuda", bf16=True)
-    assert {cell.verdict for cell in claims.cells} == {"valid"}
-    assert {cell.cell.workload.budget for cell in claims.cells} == {24 * 2**30}
-    assert {"ppo", "remax", "sft"} == {cell.cell.algorithm for cell in claims.cells}
+    claims = cells_of("claims")
+    assert {cell.verdict for cell in claims} == {"valid"}
+    assert {cell.cell.workload.budget for cell in claims} == {24 * 2**30}
+    assert {"ppo", "remax", "sft"} == {cell.cell.algorithm for cell in claims}
     repeated = select(load_matrix(GPU_TESTS / "repeat.yaml"), Selection(), "cuda", bf16=True)
     assert [cell.verdict for cell in repeated.cells] == ["valid"] * 5
     assert repeated.repeat == 3
@@ -91,17 +112,16 @@ def test_a_rehearsal_has_the_same_parts_on_the_cpu(gpu_run: ModuleType, tmp_path
         "20b",
         "claims",
         "recipes",
+        "values",
+        "optimizers",
         "repeat",
         "galore",
     }
     assert not any("--predict" in part.command for part in rehearsed), "predictions are for CUDA"
 
 
-def test_the_quarter_spans_all_axes_in_24_valid_cells(gpu_run: ModuleType, tmp_path: Path) -> None:
-    planned = select(load_matrix(GPU_TESTS / "quarter.yaml"), Selection(), "cuda", bf16=True)
-    assert [cell.verdict for cell in planned.cells] == ["valid"] * 24
-    for axis, registry in AXES.items():
-        assert {cell.cell.axes[axis] for cell in planned.cells} == set(registry), axis
+def test_the_first_quarter_has_24_valid_cells(gpu_run: ModuleType, tmp_path: Path) -> None:
+    assert [cell.verdict for cell in cells_of("quarter")] == ["valid"] * 24
     parts = gpu_run.parts("python3", tmp_path, rehearse=False, quarter=1)
     assert [part.name for part in parts if not part.alone] == ["doctor", "tests", "replay", "workspaces"]
     timed = [part.seconds for part in parts if part.alone]
@@ -110,9 +130,8 @@ def test_the_quarter_spans_all_axes_in_24_valid_cells(gpu_run: ModuleType, tmp_p
 
 
 def test_the_second_quarter_spans_recipes_that_are_all_valid(gpu_run: ModuleType, tmp_path: Path) -> None:
-    planned = select(load_matrix(GPU_TESTS / "recipes.yaml"), Selection(), "cuda", bf16=True)
-    assert {cell.verdict for cell in planned.cells} == {"valid"}
-    assert {cell.cell.workload.loss for cell in planned.cells} >= {
+    assert {cell.verdict for cell in cells_of("recipes")} == {"valid"}
+    assert {cell.cell.workload.loss for cell in cells_of("recipes")} >= {
         "nll",
         "nll_4_46",
         "nll_4_45",
@@ -122,6 +141,22 @@ def test_the_second_quarter_spans_recipes_that_are_all_valid(gpu_run: ModuleType
     parts = gpu_run.parts("python3", tmp_path, rehearse=False, quarter=2)
     beside = max(part.seconds for part in parts if not part.alone)
     assert beside + sum(part.seconds for part in parts if part.alone) <= 16 * 60, "its parts, at their limits"
+
+
+def test_the_third_quarter_has_each_new_role_and_the_largest_jobs(gpu_run: ModuleType, tmp_path: Path) -> None:
+    workloads = [cell.cell.workload for cell in cells_of("values")]
+    assert {work.value for work in workloads} >= {"adapter"}
+    assert {work.reference for work in workloads} >= {"adapter_off", "copy", "precomputed", "none"}
+    for role in ("ref_reward_offload", "empty_cache_between_phases", "reserved_elsewhere", "activation_offloading"):
+        assert any(getattr(work, role) for work in workloads), role
+    held = [(work.model, work.group_size) for work in workloads if work.budget == 24 * 2**30]
+    assert ("qwen2.5-7b", 8) in held
+    parts = gpu_run.parts("python3", tmp_path, rehearse=False, quarter=3)
+    beside = [part for part in parts if not part.alone]
+    assert [part.name for part in beside] == ["context", "values", "optimizers", "7b"]
+    assert {"algorithm=ppo,remax", "precision=nf4"} <= set(beside[-1].command), "of the claims, those on Llama-2-7B"
+    assert max(part.seconds for part in beside) + sum(part.seconds for part in parts if part.alone) <= 15 * 60
+    assert all("--predict" in part.command for part in parts if part.results)
 
 
 def test_parts_that_time_nothing_run_side_by_side(gpu_run: ModuleType, tmp_path: Path) -> None:
@@ -141,7 +176,7 @@ def test_parts_that_time_nothing_run_side_by_side(gpu_run: ModuleType, tmp_path:
     assert {name: ended["state"] for name, ended in state.items()} == dict.fromkeys(("one", "two", "last"), "ok")
 
 
-@pytest.mark.parametrize("quarter", [0, 1, 2])
+@pytest.mark.parametrize("quarter", [0, 1, 2, 3])
 @pytest.mark.parametrize("rehearse", [False, True])
 def test_the_selectors_of_every_run_are_understood(
     gpu_run: ModuleType,

@@ -5,17 +5,25 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
+import tomllib
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from vrambench.methods.axes import AXES
+
+ROOT = Path(__file__).parents[2]
+BARE = "torch==2.11.0\ntransformers==5.17.0\npeft==0.21.0\npandas==2.3.3\npytest==9.0.2\n"
+"""What a GPU machine has at least."""
 
 PACKAGES: dict[str, tuple[str, list[str]]] = {
-    "ours": ("1.0", ["torch>=2.8", "alpha>=2", 'beta; extra == "test"', "Under_Score"]),
     "torch": ("2.13.0", ["sympy"]),
     "alpha": ("2.5", ["gamma>=3", 'win; sys_platform == "win32"', 'old; python_version < "3.12"', "torch"]),
     "beta": ("1.1", ["alpha"]),
@@ -23,18 +31,24 @@ PACKAGES: dict[str, tuple[str, list[str]]] = {
     "under-score": ("0.1", []),
     "old": ("9.0", []),
 }
+DECLARED = ["torch>=2.8", "alpha>=2", 'beta; extra == "test"', "Under_Score"]
 
 
 @pytest.fixture
-def wheels(load_script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    script = load_script("tests/gpu/wheels")
+def real_wheels(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("tests/gpu/wheels")
 
+
+@pytest.fixture
+def wheels(real_wheels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     def distribution(name: str) -> Any:
         version, requires = PACKAGES[name.lower().replace("_", "-")]
         return SimpleNamespace(version=version, requires=requires)
 
-    monkeypatch.setattr(script, "metadata", SimpleNamespace(distribution=distribution))
-    return script
+    monkeypatch.setattr(real_wheels, "ROOT_REQUIREMENT", "ours[test]")
+    monkeypatch.setattr(real_wheels, "declared", lambda: DECLARED)
+    monkeypatch.setattr(real_wheels, "metadata", SimpleNamespace(distribution=distribution))
+    return real_wheels
 
 
 @pytest.mark.parametrize(
@@ -52,6 +66,42 @@ def test_what_is_there_in_a_version_that_will_do_is_left(
 ) -> None:
     found = wheels.lacking(Requirement("ours[test]"), wheels.installed(there), python)
     assert dict(found) == lacks
+
+
+def test_all_that_is_declared_and_all_that_an_axis_value_needs_is_packed_as_it_is_pinned(
+    real_wheels: ModuleType,
+) -> None:
+    there = real_wheels.installed(BARE)
+    packed = dict(real_wheels.lacking(Requirement(real_wheels.ROOT_REQUIREMENT), there, "3.12"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *(line for name in extras.keys() - {"dev"} for line in extras[name])]
+    needed = {canonicalize_name(Requirement(line).name) for line in lines} - {project["name"]}
+    modules = {module for registry in AXES.values() for name in registry for module in registry.get(name).requires}
+    provided = packages_distributions()
+    needed |= {canonicalize_name(provided[module.partition(".")[0]][0]) for module in modules}
+    assert needed - {*packed, *there} == set()
+    assert needed >= {
+        "bitsandbytes",
+        "torchao",
+        "apollo-torch",
+        "schedulefree",
+        "torch-optimi",
+        "trl",
+        "datasets",
+        "greenlet",
+    }
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    assert packed.items() <= {canonicalize_name(name): pin for name, pin in pins.items()}.items()
+
+
+def test_a_requirement_that_is_not_installed_here_is_told(
+    real_wheels: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(real_wheels, "declared", lambda: ["torch", "not-there-at-all>=1"])
+    (tmp_path / "installed.txt").write_text(BARE)
+    assert real_wheels.main([str(tmp_path / "installed.txt"), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith("error: not-there-at-all is needed, and not installed here")
 
 
 def test_a_list_that_is_none_is_wrong_usage(
@@ -109,7 +159,6 @@ def test_bitsandbytes_keeps_one_library_and_a_true_record(wheels: ModuleType, tm
 def test_what_cannot_be_had_is_said(
     wheels: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(wheels, "ROOT_REQUIREMENT", "ours[test]")
     asked: list[str] = []
 
     def fetch(name: str, version: str, folder: Path, python: str) -> bool:

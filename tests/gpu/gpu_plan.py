@@ -3,6 +3,7 @@
 parts("python3", work, rehearse=False)                       all of them
 parts("python3", work, rehearse=False, quarter=1)            the plan for 80 GB and a quarter of an hour: the engine
 parts("python3", work, rehearse=False, quarter=2)            the same for another: what people's trainers do
+parts("python3", work, rehearse=False, quarter=3)            and for a third: values that no GPU has measured
 parts("python3", work, rehearse=True)                        the same on a CPU, at tiny sizes
 """
 
@@ -16,10 +17,14 @@ COMMAND = "import sys; from vrambench.bench.commands.app import main; sys.exit(m
 RETRY = ("--retry", "crashed,error")
 CELL_SECONDS = 240
 RECORDINGS = "recordings"
+VALUES = "algorithms, roles, adapters and offloads that no GPU had measured, one a cell"
+OPTIMIZERS = "optimizers that no GPU had measured, one a cell"
 
 TINY = ("--set", "batch_size=1", "--set", "steps=1", "--set", "prompt_tokens=4")
 SHORT = ("--set", "response_tokens=4", *TINY)
 SFT = ("--only", "algorithm=sft")
+CLAIMS_7B = (str(HERE / "claims.yaml"), "--only", "algorithm=ppo,remax", "--only", "precision=nf4")
+CLAIMS_GPT2 = (str(HERE / "claims.yaml"), "--only", "algorithm=ppo,remax", "--only", "precision=bf16")
 PLAIN = ("--only", "optimizer=adamw_torch", "--only", "offload=none")
 AXES = ("--precision", "bf16", "--optimizer", "adamw_torch", "--offload", "none", "--algorithm", "sft")
 
@@ -28,6 +33,8 @@ SELECTORS: dict[str, tuple[str, ...]] = {
     "measured": (str(HERE / "measured.yaml"),),
     "quarter": (str(HERE / "quarter.yaml"),),
     "recipes": (str(HERE / "recipes.yaml"),),
+    "values": (str(HERE / "values.yaml"),),
+    "optimizers": (str(HERE / "optimizers.yaml"),),
     "20b": ("--profile", "20b", "--set", "steps=2", "--set", "warmup_steps=1"),
     "20b, quarter": (
         "--profile",
@@ -40,6 +47,8 @@ SELECTORS: dict[str, tuple[str, ...]] = {
         "warmup_steps=1",
     ),
     "claims": (str(HERE / "claims.yaml"),),
+    "claims, 7b": (*CLAIMS_7B, "--set", "steps=1", "--set", "warmup_steps=0"),
+    "claims, gpt2": CLAIMS_GPT2,
     "repeat": (str(HERE / "repeat.yaml"),),
     "galore": (
         str(HERE / "claims.yaml"),
@@ -76,9 +85,13 @@ REHEARSED: dict[str, tuple[str, ...]] = {
         "--set",
         "max_length=16",
     ),
+    "values": (*SELECTORS["values"], *PLAIN, "--set", "model=tiny", "--set", "reward_model=tiny", *SHORT),
+    "optimizers": (*SELECTORS["optimizers"], "--only", "optimizer=muon", "--set", "model=tiny", *TINY),
     "20b": TWENTY_B,
     "20b, quarter": TWENTY_B,
     "claims": (*SELECTORS["claims"], "--set", "model=tiny", *SFT, "--only", "precision=nf4", *SHORT),
+    "claims, 7b": (*CLAIMS_7B, "--set", "model=tiny", "--set", "rollout_batch=1", *SHORT),
+    "claims, gpt2": (*CLAIMS_GPT2, "--set", "model=tiny", "--set", "rollout_batch=1", *SHORT),
     "repeat": (*SELECTORS["repeat"], "--set", "model=tiny", *SFT, "--only", "precision=bf16", *SHORT),
     "galore": (str(HERE / "measured.yaml"), "--only", "optimizer=galore_adamw_layerwise", "--set", "model=tiny", *TINY),
 }
@@ -175,9 +188,21 @@ class Commands:
 
 
 def parts(python: str, work: Path, *, rehearse: bool, quarter: int = 0) -> list[Part]:
-    """All parts, most valuable first; with `rehearse` the same on a CPU at tiny sizes. `quarter`: the first or second plan for a
-    quarter of an hour, in which whatever is not timed runs side by side."""
-    return (_whole, _engine, _recipes)[quarter](Commands(python, work, rehearse))
+    """All parts, most valuable first; with `rehearse` the same on a CPU at tiny sizes. `quarter`: the first, second or third plan
+    for a quarter of an hour, in which whatever is not timed runs side by side."""
+    return (_whole, _engine, _recipes, _values)[quarter](Commands(python, work, rehearse))
+
+
+def _values(commands: Commands) -> list[Part]:
+    large = commands.run("7b", "PPO and ReMax on Llama-2-7B, held to 24 GiB", 480, of="claims, 7b", cell_seconds=240)
+    return [
+        replace(commands.first()[0], alone=False),
+        replace(commands.run("values", VALUES, 480, cell_seconds=120), alone=False),
+        replace(commands.run("optimizers", OPTIMIZERS, 480, cell_seconds=120), alone=False),
+        replace(large, alone=False),
+        commands.accuracy("values", "optimizers", "7b"),
+        commands.run("claims", "PPO against ReMax on GPT-2, held to 24 GiB", 240, of="claims, gpt2", cell_seconds=60),
+    ]
 
 
 def _recipes(commands: Commands) -> list[Part]:
@@ -224,12 +249,14 @@ def _whole(commands: Commands) -> list[Part]:
         commands.run("20b", "GPT-NeoX-20B with PPO on 24 GiB", 420),
         commands.run("claims", "published claims, held to 24 GiB", 480),
         commands.run("recipes", "one setting or architecture of people's trainers a cell", 600),
-        commands.accuracy("measured", "20b", "claims", "recipes"),
+        commands.run("values", VALUES, 480),
+        commands.run("optimizers", OPTIMIZERS, 360),
+        commands.accuracy("measured", "20b", "claims", "recipes", "values", "optimizers"),
         commands.trainers(1, 600, alone=True),
         commands.versus_trl(480, *commands.small),
         commands.run("repeat", "whether numbers repeat: five jobs, three times each", 240),
         Part("meters", "what measuring costs a job", (*cost, "--pairs", pairs), 120, stdout="meters_cost.json"),
-        Part("cells", "every axis value, and the same job twice", commands.tests("test_cells.py", "cells.xml"), 420),
+        Part("cells", "every axis value, and the same job twice", commands.tests("test_cells.py", "cells.xml"), 900),
         commands.run("smoke", "every pair of axis values, tiny, and learning", 900),
         commands.run("galore", "GaLore on 24 GiB with whole decompositions", 1500, cell_seconds=1500),
     ]

@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+STDERR = 2
+"""This process' own, whatever sys.stderr is."""
+
 
 def row_from(
     command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None
@@ -23,7 +26,7 @@ def row_from(
         row = Path(folder) / "row.json"
         whole = [sys.executable, *command, "--row", str(row)]
         try:
-            done = subprocess.run(whole, env=environment, stdout=sys.stderr.fileno(), timeout=seconds)
+            done = subprocess.run(whole, env=environment, stdout=STDERR, timeout=seconds)
         except subprocess.TimeoutExpired:
             return f"not done after {seconds:g} s"
         if done.returncode or not row.exists():
