@@ -4,6 +4,7 @@
 
 Shapes are what each model's config.json says, as transformers' own configuration class reads it. What neither shapes nor kernels
 depend on is left out: special tokens, dropout, and the factors of `longrope`, a number for each frequency.
+tests/methods/published.yaml names the public file that each was compared with.
 """
 
 from vrambench.methods.models.presets.gemma import GEMMA

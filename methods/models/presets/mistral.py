@@ -43,5 +43,10 @@ MISTRAL: dict[str, Preset] = {
         "mistralai/Ministral-8B-Instruct-2410",
         "2026-11",
     ),
-    "mixtral-8x7b": Preset("mixtral", {"max_position_embeddings": 32768}, "mistralai/Mixtral-8x7B-v0.1", "2026-11"),
+    "mixtral-8x7b": Preset(
+        "mixtral",
+        {"max_position_embeddings": 32768, "router_aux_loss_coef": 0.02},
+        "mistralai/Mixtral-8x7B-v0.1",
+        "2026-11",
+    ),
 }

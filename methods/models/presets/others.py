@@ -54,8 +54,9 @@ OTHERS: dict[str, Preset] = {
     "phi-4": Preset(
         "phi3",
         sizes(5120, 17920, 40, 40, 10)
-        | {"vocab_size": 100352, "max_position_embeddings": 16384, "rope_parameters": rotary(250000.0)}
-        | {"bos_token_id": 100257, "eos_token_id": 100257, "pad_token_id": 100349},
+        | {"vocab_size": 100352, "max_position_embeddings": 16384, "original_max_position_embeddings": 16384}
+        | {"rope_parameters": rotary(250000.0)}
+        | {"bos_token_id": 100257, "eos_token_id": 100265, "pad_token_id": 100349},
         "microsoft/phi-4",
         "2026-11",
     ),
@@ -71,7 +72,8 @@ OTHERS: dict[str, Preset] = {
     ),
     "gpt-oss-20b": Preset(
         "gpt_oss",
-        {"num_hidden_layers": 24, "num_local_experts": 32, "eos_token_id": 200002, "pad_token_id": 199999},
+        {"num_hidden_layers": 24, "num_local_experts": 32, "router_aux_loss_coef": 0.9}
+        | {"eos_token_id": 200002, "pad_token_id": 199999},
         "openai/gpt-oss-20b",
         "2026-11",
     ),
