@@ -13,7 +13,7 @@ pools (CUDA graphs, torch.cuda.MemPool), which the model does not have, are left
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -60,13 +60,16 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DeviceTrace:
-    """One device's part of a snapshot: what it held when the recording began, what happened, and what it held at the end."""
+    """One device's part of a snapshot: what it held when the recording began, what happened, and what it held at the end. `stacks`:
+    as recorded, of each alloc in order; `held`: of each block in use at the end, by address."""
 
     device: int
     start: Start
     entries: tuple[Entry, ...]
     end: tuple[Segment, ...]
     left_out: LeftOut | None
+    stacks: tuple[Any, ...]
+    held: Mapping[int, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,17 @@ def device_traces(snapshot: Source, settings: AllocatorSettings | None = None) -
         end = [segment for segment in end if segment.address not in {each.address for each in private}]
         start = start_of(entries, end, settings)
         left_out = LeftOut(len(private), sum(each.total_size for each in private), len(raw_entries) - len(kept))
-        traces.append(DeviceTrace(device, start, tuple(entries), tuple(end), left_out if any(left_out) else None))
+        traces.append(
+            DeviceTrace(
+                device,
+                start,
+                tuple(entries),
+                tuple(end),
+                left_out if any(left_out) else None,
+                tuple(entry.get("frames", ()) for entry in kept if entry["action"] == "alloc"),
+                dict(pair for segment in raw_segments for pair in _stacks(segment)),
+            )
+        )
     return traces
 
 
@@ -210,6 +223,15 @@ def _of_the_default_pool(entries: Sequence[RawEntry], private: Sequence[RawSegme
     return kept[::-1]
 
 
+def _stacks(raw: RawSegment) -> Iterator[tuple[int, Any]]:
+    """Of each block in use with a stack, its address and that."""
+    address = raw.address
+    for block in raw.blocks:
+        if block.frames:
+            yield address, block.frames
+        address += block.size
+
+
 def _segment(raw: RawSegment) -> Segment:
     blocks = []
     offset = 0
@@ -229,7 +251,8 @@ def _entries(raw_entries: Sequence[RawEntry]) -> list[Entry]:
     for raw in raw_entries:
         if raw["action"] not in ACTIONS:
             raise UnknownValue("snapshot.device_traces.action", raw["action"], ACTIONS)
-        entries.append((raw["action"], raw.get("addr", 0), raw["size"], raw["stream"]))
+        address = raw.get("device_free", 0) if raw["action"] == "oom" else raw.get("addr", 0)
+        entries.append((raw["action"], address, raw["size"], raw["stream"]))
     if _requests_left_out(entries):
         return [
             each

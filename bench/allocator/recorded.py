@@ -25,7 +25,8 @@ MEMORY_ACTIONS = (
     "segment_unmap",
 )
 Entry = tuple[str, int, int, int]
-"""Action (torch's name), address, bytes (as asked for, with alloc and free), stream."""
+"""Action (torch's name), address (of `oom`: bytes that the card had left, 0 if unknown), bytes (as asked for, with alloc, free and
+oom), stream."""
 
 
 class Start(NamedTuple):

@@ -78,12 +78,14 @@ def replay(
     start: Sequence[Segment] = (),
     region_bases: Mapping[tuple[int, bool], int] = MappingProxyType({}),
     ids_are_addresses: bool = False,
+    at_peak: bool = True,
 ) -> ReplayResult:
     """Replays until the end or until memory runs out. `start` holds what is there before; ids of its blocks are their addresses.
     The limits, `falling` and `region_bases` are those of `Allocator` and its `restore`.
 
-    Runs twice where the peak is not at the end, the second time up to it: keeping every map on the way would cost more. Raises
-    ValueError for an id that is not in use, UnknownValue for an unknown action.
+    Runs twice where the peak is not at the end, the second time up to it, for the `block_map` there: keeping every map on the way
+    would cost more. Without `at_peak` it runs once, and that map is empty. Raises ValueError for an id that is not in use, and
+    UnknownValue for an unknown action.
     """
     events = events if isinstance(events, list) else list(events)
 
@@ -101,13 +103,13 @@ def replay(
     run = fresh()
     run.through(events, ids_are_addresses=ids_are_addresses)
     final = tuple(run.allocator.block_map())
-    highest = fresh()
-    if run.peak_event is not None:
+    highest = fresh() if at_peak else None
+    if highest and run.peak_event is not None:
         highest.through(events[: run.peak_event + 1])
     return ReplayResult(
         run.allocator.stats,
         run.peak_event,
-        tuple(highest.allocator.block_map()),
+        tuple(highest.allocator.block_map()) if highest else (),
         final,
         run.oom,
         run.moved_event,

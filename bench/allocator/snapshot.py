@@ -39,6 +39,7 @@ class RawBlock(BaseModel):
     size: Annotated[Bytes, Field(gt=0)]
     requested_size: Bytes | None = None
     state: str
+    frames: Any = ()
 
 
 class RawSegment(BaseModel):
@@ -60,6 +61,8 @@ class RawEntry(TypedDict):
     size: Bytes
     stream: Whole
     pool_id: NotRequired[tuple[Whole, Whole]]
+    device_free: NotRequired[Bytes]
+    frames: NotRequired[Any]
 
 
 class RawSettings(BaseModel):

@@ -31,6 +31,7 @@ COMMANDS = (
     "run",
     "report",
     "claims",
+    "explain",
     "doctor",
 )
 """In the order of `--help`. Each is a function in the module of its name."""
