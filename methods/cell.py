@@ -10,10 +10,11 @@ depends only on what the job will really do.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -91,7 +92,7 @@ class Cell(BaseModel):
         """Twelve hex digits of a hash of what the cell says. A field or an option at its default says nothing, so that a version
         with more of them gives the same ids."""
         kinds = [value.options for value in self.values.values() if value.options]
-        usual = Workload().flat() | {kind.namespace: kind().model_dump(mode="json") for kind in kinds}
+        usual = _usual_workload() | {kind.namespace: _usual_options(kind) for kind in kinds}
         content = json.dumps(self.axes | _said(self.workload.flat(), usual), sort_keys=True, separators=(",", ":"))
         return hashlib.blake2b(content.encode(), digest_size=6).hexdigest()
 
@@ -103,6 +104,16 @@ class Cell(BaseModel):
     def flat(self) -> dict[str, Any]:
         """As it is written in result files: axes, fields and option namespaces side by side."""
         return self.axes | self.workload.flat()
+
+
+@functools.cache
+def _usual_workload() -> dict[str, Any]:
+    return Workload().flat()
+
+
+@functools.cache
+def _usual_options(kind: type[Options]) -> dict[str, Any]:
+    return kind().model_dump(mode="json")
 
 
 def _said(content: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,9 +275,12 @@ def _several_lengths(lengths: Mapping[int, float], limit: int | None, packing: s
     return {"lengths": cut, "max_length": whole, "prompt_tokens": 1, "response_tokens": longest - 1}
 
 
-def conditional_fields() -> set[str]:
+@functools.cache
+def conditional_fields() -> frozenset[str]:
     """The workload's fields that some built-in axis value declares as its own."""
-    return {field for registry in AXES.values() for value in registry.values().values() for field in value.fields}
+    return frozenset(
+        field for registry in AXES.values() for value in registry.values().values() for field in value.fields
+    )
 
 
 def _check_fields(values: Mapping[str, AxisValue]) -> None:
@@ -283,9 +297,20 @@ def _check_fields(values: Mapping[str, AxisValue]) -> None:
 def option_namespaces(values: Mapping[str, AxisValue] | None = None) -> dict[str, type[Options]]:
     """Every namespace that a workload may hold: the built-in values' and those of `values`, by axis (a user's own among
     them). Raises ConfigurationError where two values' options would have one name, or an option a field's."""
-    known = [(axis, value) for axis, registry in AXES.items() for value in registry.values().values()]
+    namespaces = dict(_built_in_namespaces())
+    _add_namespaces(namespaces, (values or {}).items())
+    return namespaces
+
+
+@functools.cache
+def _built_in_namespaces() -> Mapping[str, type[Options]]:
     namespaces: dict[str, type[Options]] = {}
-    for axis, value in (*known, *(values or {}).items()):
+    _add_namespaces(namespaces, ((axis, value) for axis in AXES for value in AXES[axis].values().values()))
+    return namespaces
+
+
+def _add_namespaces(namespaces: dict[str, type[Options]], values: Iterable[tuple[str, AxisValue]]) -> None:
+    for axis, value in values:
         kind = value.options
         if kind is None:
             continue
@@ -300,4 +325,3 @@ def option_namespaces(values: Mapping[str, AxisValue] | None = None) -> dict[str
                 f"{namespaces[name].__name__}; give them another",
                 field=axis,
             )
-    return namespaces
