@@ -16,6 +16,9 @@ from vrambench.methods.axes import AXES
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.workload import PARTS
 
+DECIDED: dict[str, str | None] = {"attention": "auto", "reference": "auto", "learning_rate": None, "group_size": None}
+"""Fields that axis values and other fields decide, and the word that leaves it to them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Change:
@@ -105,30 +108,38 @@ CHANGES: tuple[Change, ...] = (
 def changed(
     cell: Cell, settings: Mapping[str, Any], *, flash: bool = True, said: Mapping[str, Any] | None = None
 ) -> Cell:
-    """`cell` with other axis values, fields and options (by dotted names). What `auto` stood for (attention, reference) is decided
-    anew where the axis changes that decides it, and a sequence's length where a part of it does; `flash` as in `resolve`. `said`:
-    what fields and options are that the cell does not use and its new values may; their defaults where that says nothing."""
+    """`cell` with other axis values, fields and options (by dotted names). What `auto` and null stood for (DECIDED) is decided
+    anew, and so is a sequence's length where a part of it changes; `flash` as in `resolve`. `said`: what was said of fields and
+    options that the cell does not use and its new values may (their defaults where that says nothing), and of lengths that it cuts.
+    """
     axes = {axis: settings.get(axis, value) for axis, value in cell.axes.items()}
     own = {name: value for name, value in cell.workload.flat().items() if value is not None}
-    workload = {**(said or {}), **own}
-    if cell.workload.lengths is not None:  # which say both
-        workload = {name: value for name, value in workload.items() if name not in PARTS}
-    elif "max_length" in settings:
-        workload["prompt_tokens"] = min(cell.workload.prompt_tokens, max(1, settings["max_length"] - 1))
-        del workload["response_tokens"]
+    decided = resolve(cell.axes, own | DECIDED, flash=flash).workload.flat()
+    auto = {name: word for name, word in DECIDED.items() if name in own and own[name] == decided[name]}
+    workload = {**(said or {}), **own, **auto}
     for name, value in settings.items():
         namespace, _, option = name.partition(".")
         if option:
             workload[namespace] = {**(workload.get(namespace) or {}), option: value}
         elif name not in AXES:
             workload[name] = value
-    if axes["precision"] != cell.precision and cell.workload.attention == cell.precision_value.attention(cell.workload):
-        workload["attention"] = "auto"
-    if axes["adapter"] != cell.adapter and cell.workload.reference in ("adapter_off", "copy"):
-        workload["reference"] = "auto"
-    if "max_length" not in settings and not settings.keys().isdisjoint(PARTS):
-        workload["max_length"] = None
+    _leave_lengths(workload, settings, said or {})
     return resolve(axes, workload, flash=flash)
+
+
+def _leave_lengths(workload: dict[str, Any], settings: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    """Takes out of a changed cell's `workload` what was decided of its sequences' lengths and `settings` decide anew."""
+    if "max_length" in settings and "lengths" not in settings and "lengths" in said:
+        workload["lengths"] = said["lengths"]  # the cell's own are cut
+    if workload.get("lengths") is not None:
+        left = {*PARTS, *(("max_length",) if "lengths" in settings and workload["packing"] == "none" else ())}
+    elif "max_length" in settings:
+        left = {"response_tokens"}
+        workload["prompt_tokens"] = min(workload["prompt_tokens"], max(1, settings["max_length"] - 1))
+    else:
+        left = {"max_length"}
+    for name in left - settings.keys():
+        workload.pop(name, None)
 
 
 def applies(change: Change, cell: Cell) -> bool:

@@ -85,7 +85,7 @@ def fit(
     tell: Callable[[str], None] = lambda text: None,
 ) -> Answer:
     """Predicts `cell` under its budget. `maximum`: a field whose largest value is wanted; `advices`: how many configurations
-    that fit. `alloc_conf`: see Predictor; `said`: see `advise`. `tell` hears of each further prediction."""
+    that fit. `alloc_conf`: see Predictor; `said`: see `advise`, `largest`. `tell` hears of each further prediction."""
     predictor = Predictor(alloc_conf)
     bf16 = has_bf16(card)
 
@@ -106,7 +106,7 @@ def fit(
         events = predictor.simulation(cell, card or card_of(cell.workload.budget)).trace.events
         if len(events) <= MOST_EVENTS and (jumps := spread(cell, forecast, ask)):
             forecast = forecast.model_copy(update={"notes": (*forecast.notes, jumps)})
-        reach = largest(cell, maximum, ask, bf16=bf16, tell=tell) if maximum is not None else None
+        reach = largest(cell, maximum, ask, bf16=bf16, said=said, tell=tell) if maximum is not None else None
         advice = None
         if advices:
             quick = None if cell.workload.lengths is None else worst_alone

@@ -7,7 +7,8 @@ largest(cell, "batch_size", ask)        Maximum: the value, what stops the next 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from vrambench.bench.plan.validity import Finding, check
 from vrambench.bench.predict.changes import changed
@@ -15,6 +16,7 @@ from vrambench.bench.results.forecast import Forecast, Verdict
 from vrambench.bench.results.records import OutOfMemory, Record
 from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError, UnknownValue
+from vrambench.methods.lengths import parse_lengths
 from vrambench.methods.workload import PARTS
 
 Ask = Callable[[Cell], Forecast]
@@ -83,17 +85,23 @@ def rejection(cell: Cell, *, bf16: bool = True) -> Finding | None:
 
 
 def largest(
-    cell: Cell, field: str, ask: Ask, *, bf16: bool = True, tell: Callable[[str], None] = lambda text: None
+    cell: Cell,
+    field: str,
+    ask: Ask,
+    *,
+    bf16: bool = True,
+    said: Mapping[str, Any] | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Maximum:
     """The largest value of `field` whose verdict is not "does not fit": doubled from the cell's own, then bisected.
 
     Where there is a rollout, `batch_size` and `gradient_accumulation_steps` take `rollout_batch` along, so that it stays as
     many optimizer steps; `rollout_batch` and `group_size` themselves go by whole ones. That memory grows with the field is taken
-    for granted.
+    for granted. `said`: what was said of the workload, for lengths that the cell's own max_length cuts.
     Raises UnknownValue where `field` is none of `integer_fields(cell)`.
     """
     check_searched(cell, field)
-    longest = _longest(cell) if field == "max_length" else None
+    longest = _longest(cell, said or {}) if field == "max_length" else None
     probes, stops = dict[int, Probe](), dict[int, str]()
     unit = _unit(cell, field)
 
@@ -108,7 +116,7 @@ def largest(
             stops[value] = f"not searched beyond {FARTHEST[field]}"
             return False
         try:
-            variant = changed(cell, {field: value} | _along(cell, field, value))
+            variant = changed(cell, {field: value} | _along(cell, field, value), said=said)
         except ConfigurationError as error:
             stops[value] = error.message
             return False
@@ -151,10 +159,11 @@ def _probe(value: int, forecast: Forecast) -> Probe:
     )
 
 
-def _longest(cell: Cell) -> int | None:
+def _longest(cell: Cell, said: Mapping[str, Any]) -> int | None:
     """Beyond how many tokens max_length leaves all sequences as they are; None where it is what says how long they are."""
     work = cell.workload
-    return max(work.lengths) if work.lengths is not None and work.packing == "none" else None
+    lengths = parse_lengths(said["lengths"]) if "lengths" in said else work.lengths
+    return max(lengths) if lengths is not None and work.packing == "none" else None
 
 
 def _unit(cell: Cell, field: str) -> int:

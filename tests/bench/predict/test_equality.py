@@ -1,9 +1,11 @@
 """The proof that needs no GPU: the same job, traced on the CPU, where it computes, and on the simulated device, where it does not.
 
-Cells cover every pair of axis values that a CPU can run. Peaks are equal within 0.25 %, and the streams of allocations in the steps
-are the same, operator by operator and byte by byte, but for the differences named here:
+Cells cover every pair of axis values that a CPU can run. Peaks are equal within 0.2 %, and within 0.02 % without attention's
+outputs and single numbers; the streams of allocations in the steps are the same, operator by operator and byte by byte, but for the
+differences named here:
 
-* attention is another operator on the simulated device (the one that a GPU takes), with side outputs of its own;
+* attention is another operator on the simulated device (the one that a GPU takes), with side outputs of its own: the sums of the
+  memory-efficient kernel are padded to a multiple of 32 tokens, which is up to 0.18 % of a tiny model's peak;
 * a text's tokens are read from the host, and made of zeros where there are no values;
 * Adafactor makes its factors on the host and moves them, and 8-bit optimizers their two tables of 1 KiB: on the CPU host and device
   are one, so these count twice there;
@@ -123,6 +125,17 @@ def allocations(trace: Trace, one_kernel: bool) -> list[tuple[int, str]]:
     ]
 
 
+def peak_of_the_same(trace: Trace) -> int:
+    """The peak without what both sides name otherwise or the host holds: attention's outputs, and single numbers."""
+    apart = {
+        event.ident
+        for event in trace.events
+        if event.kind == ALLOC and ("scaled_dot" in event.operator or event.nbytes < SMALLEST)
+    }
+    rest = [event for event in trace.events if event.kind not in (ALLOC, FREE) or event.ident not in apart]
+    return dataclasses.replace(trace, events=rest).peak_bytes()
+
+
 def owned(trace: Trace, kind: str) -> int:
     """Bytes of all that is `kind`."""
     return sum(
@@ -191,14 +204,17 @@ def test_the_simulated_job_allocates_what_the_real_one_does(name: str) -> None:
     cell = CELLS[name].cell
     real = traced(cell, get_device("cpu"))
     simulated = traced(cell, dataclasses.replace(get_device("meta"), stands_for="cpu"))
-    peaks = [trace.peak_bytes() for trace in (real, simulated)]
+    tables = TABLES if cell.optimizer_value.eight_bit else 0
     if cell.optimizer_value.one_kernel:
-        peaks = [owned(trace, "optimizer") for trace in (real, simulated)]
-        assert peaks[0] > 10_000
-    allowed = 0.0025 * peaks[0] + (TABLES if cell.optimizer_value.eight_bit else 0)
-    if cell.precision == "int8":
-        allowed = 0.05 * peaks[0]
-    assert abs(peaks[1] - peaks[0]) <= allowed
+        state = owned(real, "optimizer")
+        assert state > 10_000
+        assert owned(simulated, "optimizer") == pytest.approx(state, rel=0.002)
+    elif cell.precision == "int8":
+        assert simulated.peak_bytes() == pytest.approx(real.peak_bytes(), rel=0.05)
+    else:
+        assert abs(simulated.peak_bytes() - real.peak_bytes()) <= 0.002 * real.peak_bytes() + tables
+        same = peak_of_the_same(real)
+        assert abs(peak_of_the_same(simulated) - same) <= 0.0002 * same + tables
     if cell.precision != "int8" and not cell.precision_value.loss_scaling(cell.workload):
         assert not differences(cell, real, simulated)
     assert simulated.peak_bytes() > 0
@@ -268,7 +284,8 @@ def test_what_learns_from_pairs_is_simulated(axes: dict[str, str], more: dict[st
     )
     real = traced(cell, get_device("cpu"))
     simulated = traced(cell, dataclasses.replace(get_device("meta"), stands_for="cpu"))
-    assert simulated.peak_bytes() == pytest.approx(real.peak_bytes(), rel=0.0025)
+    assert simulated.peak_bytes() == pytest.approx(real.peak_bytes(), rel=0.002)
+    assert peak_of_the_same(simulated) == pytest.approx(peak_of_the_same(real), rel=0.0002)
     assert not differences(cell, real, simulated)
     if cell.workload.reference == "precomputed":
         for trace in (real, simulated):
