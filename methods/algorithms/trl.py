@@ -108,7 +108,7 @@ class TRLTrainer:
         self._reward: Reward | None = stage.reward() if kind.generates else None
         learner: Any = (stage.reward_model if kind.scores else stage.policy)(learner=self._learner)
         self._run = Paused(learner.trainer.train)
-        self._run.resume()  # until all is there that training needs
+        self._resume()  # until all is there that training needs
 
     def step(self, index: int) -> Metrics:
         """`loss` is the mean over the step's optimizer steps of what TRL logs for each."""
@@ -116,7 +116,7 @@ class TRLTrainer:
         logs: list[dict[str, float]] = []
         answer = None
         while len(logs) < self._optimizer_steps:
-            message = self._run.resume(answer)
+            message = self._resume(answer)
             answer = None
             if isinstance(message, Score):
                 self.stage.phase("score")
@@ -126,6 +126,13 @@ class TRLTrainer:
             else:
                 logs.append(message)
         return _metrics(logs)
+
+    def _resume(self, answer: Any = None) -> Any:
+        """What the trainer hands over next. On the CPU it compiles nothing (torchao's optimizers would compile their step), which
+        takes tens of seconds for each shape of a weight."""
+        eager = torch.compiler.set_stance("force_eager") if self.stage.device.kind == "cpu" else contextlib.nullcontext()
+        with eager:
+            return self._run.resume(answer)
 
     def _scores(self, asked: Score) -> list[float]:
         assert self._reward is not None

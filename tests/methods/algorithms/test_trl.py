@@ -140,6 +140,7 @@ SAME: dict[str, dict[str, Any]] = {
     "adafactor": {"loss": "nll", "optimizer": "adafactor"},
     "adamw's options": {"loss": "nll", "adamw": {"betas": [0.5, 0.9], "eps": 1e-3}, "max_grad_norm": 0.1},
     "not clipped": {"loss": "nll", "max_grad_norm": 0},
+    "torchao": {"loss": "nll", "optimizer": "adamw_torch_8bit"},
 }
 
 
@@ -155,6 +156,15 @@ def test_sft_learns_as_ours_does(cell: MakeCell, settings: dict[str, Any]) -> No
     assert losses(theirs) == pytest.approx(losses(ours), rel=1e-4 if rounded else 2e-6)
     assert theirs.parameters == ours.parameters
     assert theirs.roles == ours.roles
+
+
+def test_nothing_is_compiled_on_the_cpu(job: MakeJob) -> None:
+    """torchao's optimizers have their step compiled, once for each shape of a weight."""
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    job(algorithm="trl_sft", optimizer="adamw_torch_8bit", **WORK | OF["trl_sft"]).step(0)
+    assert not counters["frames"]
 
 
 PAIRED: dict[str, tuple[str, dict[str, Any]]] = {
