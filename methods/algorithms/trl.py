@@ -130,7 +130,9 @@ class TRLTrainer:
     def _resume(self, answer: Any = None) -> Any:
         """What the trainer hands over next. On the CPU it compiles nothing (torchao's optimizers would compile their step), which
         takes tens of seconds for each shape of a weight."""
-        eager = torch.compiler.set_stance("force_eager") if self.stage.device.kind == "cpu" else contextlib.nullcontext()
+        eager = (
+            torch.compiler.set_stance("force_eager") if self.stage.device.kind == "cpu" else contextlib.nullcontext()
+        )
         with eager:
             return self._run.resume(answer)
 
@@ -245,7 +247,7 @@ def _callback(device: Device) -> Any:
     class Callback(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if device.kind == "cpu":  # as torch itself takes it on CUDA
-                for group in kwargs["optimizer"].param_groups:
+                for group in filter(lambda one: one["params"], kwargs["optimizer"].param_groups):
                     if group.get("foreach", False) is None and not group.get("fused"):
                         group["foreach"] = True
             hand_over("begun")
@@ -297,6 +299,7 @@ def _foreign(
     told: Mapping[str, str] = TOLD,
     *,
     offloads_activations: bool = True,
+    takes_virtual_tokens: bool = False,
 ) -> Foreign:
     return Foreign(
         "TRL",
@@ -310,6 +313,7 @@ def _foreign(
         told,
         KEPT,
         offloads_activations,
+        takes_virtual_tokens,
     )
 
 
@@ -327,12 +331,18 @@ SFT = Kind(
         },
         "SFTTrainer has nll, chunked_nll (its own choice) and liger (loss: nll)",
         TOLD | {"loss_type": "loss", "pad_to_multiple_of": "lengths"},
+        takes_virtual_tokens=True,
     ),
     sequences,
 )
 DPO = Kind(_foreign("DPO", OWN_LOSSES, NO_OWN_LOSS), pairs, each=2)
 REWARD = Kind(
-    _foreign("Reward", {"scored": {}}, "its model has a score in the place of logits (loss: scored)"),
+    _foreign(
+        "Reward",
+        {"scored": {}},
+        "its model has a score in the place of logits (loss: scored)",
+        takes_virtual_tokens=True,
+    ),
     pairs,
     each=2,
     scores=True,
