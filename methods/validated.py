@@ -39,11 +39,12 @@ _BOUNDS = {
 def validated(kind: type[Kind], data: object, *, prefix: str = "") -> Kind:
     """`kind` made of `data`, whose fields are written after `prefix`. Raises ConfigurationError with the field, the value and the
     nearest valid one."""
+    given = check_mapping(data, prefix.rstrip("."))
     try:
-        made = kind(**check_mapping(data, prefix.rstrip(".")))
+        made = kind(**given)
     except ValidationError as error:
         raise explain(error, kind, prefix) from None
-    for name, value in data.items():
+    for name, value in given.items():
         if value is not None:
             _check_number(prefix + name, value, getattr(made, name))
     return made

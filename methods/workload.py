@@ -43,7 +43,6 @@ def parse_size(value: object) -> int:
     unlike = f"{shown(value)} is not a size; write 24GiB, 16GB or a card: {', '.join(CAPACITIES)}"
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(unlike)
-    hint = did_you_mean(str(value), CAPACITIES)
     if isinstance(value, str):
         if value.lower() in CAPACITIES:
             return CAPACITIES[value.lower()]
@@ -51,7 +50,7 @@ def parse_size(value: object) -> int:
             raise ValueError(f"{shown(value)} is a card whose usable capacity is not known here; write it, as in 22GiB")
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", value.lower())
         if not match:
-            raise ValueError(unlike + hint)
+            raise ValueError(unlike + did_you_mean(value, CAPACITIES))
         if match[2] not in UNITS:
             raise ValueError(f"{unlike}; did you mean '{match[1]}GiB'?")
         unit = match[2]
@@ -61,6 +60,7 @@ def parse_size(value: object) -> int:
     if not 1 <= size < 2**60:
         raise ValueError(f"{shown(value)} is not a size of at least one byte and less than 1 EiB")
     if unit == "" and size < SMALLEST_BARE:
+        hint = did_you_mean(str(value), CAPACITIES)
         raise ValueError(f"{shown(value)} would be bytes; write its unit, as in 24GiB{hint}")
     return int(size)
 
