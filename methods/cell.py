@@ -10,12 +10,11 @@ depends only on what the job will really do.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -92,7 +91,7 @@ class Cell(BaseModel):
         """Twelve hex digits of a hash of what the cell says. A field or an option at its default says nothing, so that a version
         with more of them gives the same ids."""
         kinds = [value.options for value in self.values.values() if value.options]
-        usual = _usual_workload() | {kind.namespace: _usual_options(kind) for kind in kinds}
+        usual = _usual_workload() | {kind.namespace: _usual(kind) for kind in kinds}
         content = json.dumps(self.axes | _said(self.workload.flat(), usual), sort_keys=True, separators=(",", ":"))
         return hashlib.blake2b(content.encode(), digest_size=6).hexdigest()
 
@@ -106,14 +105,16 @@ class Cell(BaseModel):
         return self.axes | self.workload.flat()
 
 
-@functools.cache
+@cache
 def _usual_workload() -> dict[str, Any]:
+    """What a workload says where nothing was said of it."""
     return Workload().flat()
 
 
-@functools.cache
-def _usual_options(kind: type[Options]) -> dict[str, Any]:
-    return kind().model_dump(mode="json")
+@cache
+def _usual(kind: type[Options]) -> dict[str, Any]:
+    """What an axis value's options say where nothing was said of them."""
+    return validated(kind, {}, prefix=kind.namespace + ".").model_dump(mode="json")
 
 
 def _said(content: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,8 +196,10 @@ def _options(
                 raise unknown_field(name, namespaces)
             check_mapping(given[name], name)
             continue  # another cell's: which options it has, its value says
-        made = validated(namespaces[name], given.get(name, {}), prefix=name + ".")
-        options[name] = made.model_dump(mode="json")
+        kind, said = namespaces[name], given.get(name, {})
+        options[name] = (
+            dict(_usual(kind)) if said == {} else validated(kind, said, prefix=name + ".").model_dump(mode="json")
+        )
     return {name: options[name] for name in own}
 
 
@@ -275,7 +278,7 @@ def _several_lengths(lengths: Mapping[int, float], limit: int | None, packing: s
     return {"lengths": cut, "max_length": whole, "prompt_tokens": 1, "response_tokens": longest - 1}
 
 
-@functools.cache
+@cache
 def conditional_fields() -> frozenset[str]:
     """The workload's fields that some built-in axis value declares as its own."""
     return frozenset(
@@ -297,19 +300,21 @@ def _check_fields(values: Mapping[str, AxisValue]) -> None:
 def option_namespaces(values: Mapping[str, AxisValue] | None = None) -> dict[str, type[Options]]:
     """Every namespace that a workload may hold: the built-in values' and those of `values`, by axis (a user's own among
     them). Raises ConfigurationError where two values' options would have one name, or an option a field's."""
-    namespaces = dict(_built_in_namespaces())
+    namespaces = dict(_builtin_namespaces())
     _add_namespaces(namespaces, (values or {}).items())
     return namespaces
 
 
-@functools.cache
-def _built_in_namespaces() -> Mapping[str, type[Options]]:
+@cache
+def _builtin_namespaces() -> Mapping[str, type[Options]]:
     namespaces: dict[str, type[Options]] = {}
-    _add_namespaces(namespaces, ((axis, value) for axis in AXES for value in AXES[axis].values().values()))
+    for axis, registry in AXES.items():
+        _add_namespaces(namespaces, ((axis, value) for value in registry.values().values()))
     return namespaces
 
 
 def _add_namespaces(namespaces: dict[str, type[Options]], values: Iterable[tuple[str, AxisValue]]) -> None:
+    """Adds those of `values`, each with its axis, to `namespaces`."""
     for axis, value in values:
         kind = value.options
         if kind is None:

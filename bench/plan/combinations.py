@@ -10,12 +10,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 
+from vrambench.bench.plan.file import Coverage
 from vrambench.bench.plan.matrix import Entry, Layer, Matrix, Settings, check_value
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.workload import AXIS_NAMES
 
-MOST_CELLS = 20_000
-"""Combinations times swept values: what is planned within two minutes."""
+MOST_CELLS = {"full": 20_000, "pairwise": 200_000}
+"""By coverage, combinations times swept values: of a plan in full, and those that a pairwise one is chosen from, which are checked
+within two minutes."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Combination:
     included: bool = False
 
 
-def combinations(layer: Layer, named: Collection[str] = ()) -> list[Combination]:
+def combinations(layer: Layer, named: Collection[str] = (), coverage: Coverage = "full") -> list[Combination]:
     """The axes' product, less what `exclude` names, with `include`'s settings and further combinations.
 
     An exclude entry removes every combination that has all of its values. An include entry is added to every
@@ -36,11 +38,11 @@ def combinations(layer: Layer, named: Collection[str] = ()) -> list[Combination]
     an earlier entry added are. An entry that fits nowhere makes a combination of its own, to which no later entry is
     added. `named`: axes whose values the command line named; an entry about other values of them is left out. Where it
     named all five, it said which combinations there are: exclude removes none, and entries of include that name all five
-    as well, each a combination of its own, are left out.
+    as well, each a combination of its own, are left out. `coverage`: which bounds their number.
     """
     check_axes(layer)
     complete = all_named(named)
-    kept = _product(layer, () if complete else layer.exclude or ())
+    kept = _product(layer, () if complete else layer.exclude or (), coverage)
     wanted = {axis: {value.value for value in layer.axes[axis]} for axis in named}
     further: list[Combination] = []
     for entry in layer.include or ():
@@ -56,10 +58,10 @@ def combinations(layer: Layer, named: Collection[str] = ()) -> list[Combination]
     return kept + further
 
 
-def _product(layer: Layer, exclude: Collection[Entry]) -> list[Combination]:
+def _product(layer: Layer, exclude: Collection[Entry], coverage: Coverage) -> list[Combination]:
     """Every combination of the layer's axis values that no entry of `exclude` removes."""
     values = [[value.value for value in layer.axes.get(axis, ())] for axis in AXIS_NAMES]
-    check_number(math.prod(map(len, values)), "the axes' values")
+    check_number(math.prod(map(len, values)), "the axes' values", coverage)
     every = [Combination(dict(zip(AXIS_NAMES, names, strict=True)), {}) for names in product(*values)]
     return [one for one in every if not any(_matches(entry, one) for entry in exclude)]
 
@@ -79,10 +81,13 @@ def _matches(entry: Entry, one: Combination) -> bool:
     return all(one.axes[axis] == value for axis, value in entry.axes.items())
 
 
-def check_number(cells: int, what: str) -> None:
-    """That a plan of so many cells can be made; `what` multiplies to them."""
-    if cells > MOST_CELLS:
-        raise ConfigurationError(f"{what} make {cells:,} cells; a plan has at most {MOST_CELLS:,}")
+def check_number(cells: int, what: str, coverage: Coverage) -> None:
+    """That a plan can be made of so many cells; `what` multiplies to them."""
+    most = MOST_CELLS[coverage]
+    if cells > most:
+        others = MOST_CELLS["pairwise"]
+        hint = f", and --coverage pairwise chooses from at most {others:,}" if most < cells <= others else ""
+        raise ConfigurationError(f"{what} make {cells:,} cells; a plan has at most {most:,}{hint}")
 
 
 def all_named(axes: Collection[str]) -> bool:

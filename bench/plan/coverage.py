@@ -31,8 +31,10 @@ def pairwise(valid: Sequence[Row]) -> list[Row]:
     found = AllPairs(columns, filter_func=lambda values: tuple(values) in beginnings)
     chosen = {tuple(row) for row in found}
     missing = parts(valid, 2) - parts(chosen, 2)
+    left: Sequence[Row] = valid
     while missing:
-        best = max(valid, key=lambda row: len(parts([row], 2) & missing))
+        left = [row for row in left if not missing.isdisjoint(parts([row], 2))]
+        best = max(left, key=lambda row: len(parts([row], 2) & missing))
         chosen.add(best)
         missing -= parts([best], 2)
     return [row for row in valid if row in chosen]
@@ -48,6 +50,8 @@ def witnesses(valid: Sequence[Row], invalid: Sequence[Row]) -> list[Row]:
     wanted = never | apart
     chosen = []
     for row in invalid:
+        if not wanted:
+            break
         shown = (parts([row], 1) | parts([row], 2)) & wanted
         if shown:
             chosen.append(row)

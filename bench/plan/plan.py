@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -138,18 +139,6 @@ class Plan:
         }
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """A cell that may come into the plan: where it came from, and the swept values that made it."""
-
-    planned: PlannedCell
-    combination: Combination
-
-    @property
-    def row(self) -> tuple[str, ...]:
-        return tuple(self.combination.axes.values())
-
-
 def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: bool = True) -> Plan:
     """The plan of `matrix` under `selection`, checked for a device of that kind (with bf16 arithmetic or without).
 
@@ -166,26 +155,31 @@ def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: boo
     # Whoever names every value means every combination.
     coverage: Coverage = (named if all_named(selection.axes) else layer).coverage or "full"
 
-    combined = combinations(layer, named=selection.axes)
+    combined = combinations(layer, selection.axes, coverage)
     _check_values(only, combined)
-    said.check_number(len(combined))
-    every: list[PlannedCell] = []
+    said.check_number(len(combined), coverage)
+    saved: set[str | None] = set()
     added: list[tuple[Settings, Cell]] = []
     cells: dict[str, PlannedCell] = {}
-    for point in said.points():
-        candidates = [_Candidate(_planned(one, point, device_kind, bf16), one) for one in combined]
-        every += [candidate.planned for candidate in candidates]
-        added += [(candidate.combination.added, candidate.planned.cell) for candidate in candidates]
-        for candidate in _covering(candidates) if coverage == "pairwise" else candidates:
-            cells.setdefault(candidate.planned.id, candidate.planned)
 
-    kept = [planned for planned in cells.values() if _kept(planned, only)]
+    def planned_at(point: _Point, one: Combination) -> PlannedCell:
+        planned = _planned(one, point, device_kind, bf16)
+        saved.add(planned.cell.workload.save_as)
+        added.append((one.added, planned.cell))
+        return planned
+
+    for point in said.points():
+        make = partial(planned_at, point)
+        for planned in _covering(combined, make) if coverage == "pairwise" else map(make, combined):
+            cells.setdefault(planned.id, planned)
+
+    kept = [planned for planned in cells.values() if _kept(planned.cell.axes, only)]
     if not kept:
-        left_out = any(_kept(planned, only) for planned in every)
+        left_out = any(_kept(one.axes, only) for one in combined)
         raise _nothing_left(matrix, selection, [] if all_named(selection.axes) else removing(layer, only), left_out)
     narrowed = bool(selection.axes or only)
     left = [planned.cell for planned in kept]
-    check_saved(left, None if narrowed else [planned.cell for planned in every])
+    check_saved(left, None if narrowed else saved)
     check_used(said.fixed, said.swept, {} if narrowed else said.sweep, cells=left)
     assert len({planned.name for planned in kept}) == len(kept), "two cells of one name"
     warnings = idle_settings(matrix, profile, named, left)
@@ -220,11 +214,11 @@ class _Said:
         sweep = {name: held for name, held in (layer.sweep or {}).items() if name not in fixed and name not in swept}
         return cls(layer.workload, sweep, fixed, swept)
 
-    def check_number(self, combined: int) -> None:
+    def check_number(self, combined: int, coverage: Coverage) -> None:
         """That so many combinations with each point are no more cells than a plan can have."""
         sizes = [len(values) for values in (*self.sweep.values(), *self.swept.values())]
         factors = " x ".join(f"{size:,}" for size in (combined, *sizes))
-        check_number(math.prod(sizes) * combined, f"combinations and swept values ({factors})")
+        check_number(math.prod(sizes) * combined, f"combinations and swept values ({factors})", coverage)
 
     def points(self) -> Iterator[_Point]:
         names = (*self.sweep, *self.swept)
@@ -252,8 +246,8 @@ def _planned(one: Combination, point: _Point, device_kind: Kind, bf16: bool) -> 
     """The cell of one combination at one point of the sweeps."""
     settings = {**point.lower, **one.added, **point.upper}
     cell = resolved(one.axes, settings, flash=bf16)
-    flat = fields_of(cell)
     shown = dict.fromkeys(point.swept)
+    flat = fields_of(cell) if shown or one.included else {}
     if one.included:
         plain = fields_of(resolved(one.axes, {**point.lower, **point.upper}, flash=bf16))
         shown |= {name: None for name in one.added if flat.get(name) != plain.get(name)}
@@ -315,18 +309,22 @@ def _check_reward(reward: str | None) -> None:
         )
 
 
-def _covering(candidates: Sequence[_Candidate]) -> list[_Candidate]:
-    """Those of `candidates` that pairwise coverage plans: include's own combinations always."""
-    original = [candidate for candidate in candidates if not candidate.combination.included]
-    valid = [candidate.row for candidate in original if candidate.planned.verdict == "valid"]
-    invalid = [candidate for candidate in original if candidate.planned.verdict == "invalid"]
-    plainest = sorted(invalid, key=lambda one: sum(finding.kind == "reject" for finding in one.planned.findings))
-    rows = {*pairwise(valid), *witnesses(valid, [candidate.row for candidate in plainest])}
-    return [one for one in candidates if one.combination.included or one.row in rows]
+def _covering(combined: Sequence[Combination], make: Callable[[Combination], PlannedCell]) -> list[PlannedCell]:
+    """Those cells of `combined` that pairwise coverage plans: include's own combinations always. Of the others no cell is kept
+    before it is chosen: there may be too many for the memory."""
+    rejections = {
+        tuple(one.axes.values()): sum(finding.kind == "reject" for finding in make(one).findings)
+        for one in combined
+        if not one.included
+    }
+    valid = [row for row, count in rejections.items() if not count]
+    plainest = sorted((row for row, count in rejections.items() if count), key=rejections.__getitem__)
+    rows = {*pairwise(valid), *witnesses(valid, plainest)}
+    return [make(one) for one in combined if one.included or tuple(one.axes.values()) in rows]
 
 
-def _kept(planned: PlannedCell, only: Mapping[str, tuple[str, ...]]) -> bool:
-    return all(planned.cell.axes[axis] in names for axis, names in only.items())
+def _kept(axes: Mapping[str, str], only: Mapping[str, tuple[str, ...]]) -> bool:
+    return all(axes[axis] in names for axis, names in only.items())
 
 
 def _check_values(only: Mapping[str, tuple[str, ...]], combined: Iterable[Combination]) -> None:

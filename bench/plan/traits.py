@@ -255,6 +255,7 @@ def _built(model: str) -> torch.nn.Module:
         return torch.nn.Module()
 
 
+@functools.cache
 def positions(model: str) -> float:
     """How many tokens a sequence of `model` may have; no limit where its configuration names none."""
     config = described(model)
@@ -283,6 +284,7 @@ def said_by(cell: Cell) -> str:
     return " (lengths and pad_to_multiple_of)" if cell.workload.pad_to_multiple_of else " (lengths or max_length)"
 
 
+@functools.cache
 def attends_by_own_code(model: str) -> bool:
     config = described(model)
     return config is not None and own_code(config)
@@ -290,8 +292,13 @@ def attends_by_own_code(model: str) -> bool:
 
 def unable_to_attend(cell: Cell) -> str | None:
     """Why the cell's model cannot attend as the cell says, None where it can."""
-    config = described(cell.workload.model)
-    return config and unable(config, cell.workload.attention)
+    return _unable_to_attend(cell.workload.model, cell.workload.attention)
+
+
+@functools.cache
+def _unable_to_attend(model: str, kernel: str) -> str | None:
+    config = described(model)
+    return config and unable(config, kernel)
 
 
 def unable_to_generate(cell: Cell) -> str | None:

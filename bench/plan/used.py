@@ -2,14 +2,14 @@
 
 check_used(fixed, swept, cells=cells)               an error about the first setting of the command line that no cell uses
 idle_settings(matrix, "smoke", named, cells)        a sentence about each of the file's
-idle_additions(combined)                            a sentence about each of its include's
-check_saved(cells, every)                           that what a cell starts from, another one saves
+idle_additions(added)                               a sentence about each of its include's
+check_saved(cells, names)                           that what a cell starts from, another one saves
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from vrambench.bench.plan.matrix import Layer, Matrix, Setting, Settings
@@ -23,24 +23,23 @@ from vrambench.methods.workload import FIELDS, SAVED
 
 def check_used(fixed: Settings, *sweeps: Mapping[str, Sequence[Setting]], cells: Iterable[Cell]) -> None:
     """That every field which was set or swept is one that some cell has: settings without effect are mistakes."""
-    flats = [fields_of(cell) for cell in cells]
+    cells = list(cells)
     said = {name: (setting,) for name, setting in fixed.items()}
     for name, settings in [pair for one in (said, *sweeps) for pair in one.items()]:
         null = all(setting.value is None for setting in settings)
-        if not null and all(flat.get(name) is None for flat in flats):
+        if not null and not any(_has(cell, name) for cell in cells):
             raise ConfigurationError(_unused(name, settings[0]), field=name)
 
 
-def check_saved(kept: Iterable[Cell], every: Iterable[Cell] | None) -> None:
-    """That no two cells of the plan save under one name, and that what they start from, one of `every` saves. None: it may have
-    been saved before, by cells that are left out."""
+def check_saved(kept: Iterable[Cell], names: Collection[str | None] | None) -> None:
+    """That no two cells of the plan save under one name, and that what they start from is among the `names` that cells save under.
+    None: it may have been saved before, by cells that are left out."""
     kept = list(kept)
     for name, count in Counter(cell.workload.save_as for cell in kept).items():
         if name and count > 1:
             raise ConfigurationError(f"save_as: {count} cells would be saved as {name!r}", field="save_as")
-    if every is None:
+    if names is None:
         return
-    names = {cell.workload.save_as for cell in every}
     for work in (cell.workload for cell in kept):
         for name in work.starts_from:
             if name not in names:
@@ -56,13 +55,13 @@ def idle_settings(matrix: Matrix, profile: str | None, named: Layer, cells: Iter
     axes, in any profile, uses it. Where a value uses it under a condition (`reward_model`), what the profile itself says counts.
     `named`: the command line's axes."""
     cells = list(cells)
-    flats = [fields_of(cell) for cell in cells]
-    at_hand = [value for cell in cells for value in cell.values.values()]
+    names = {pair for cell in cells for pair in cell.axes.items()}
+    at_hand = [AXES[axis].get(name) for axis, name in names]
     everywhere = _values((matrix.top, *matrix.profiles.values(), named))
     own = matrix.profiles[profile] if profile else matrix.top
     found = []
     for name, setting in matrix.layer(profile).workload.items():
-        if setting.value is None or any(flat.get(name) is not None for flat in flats):
+        if setting.value is None or any(_has(cell, name) for cell in cells):
             continue
         conditional = name in own.workload and any(_uses(value, name) for value in at_hand)
         if conditional or not any(_uses(value, name) for value in everywhere):
@@ -123,6 +122,14 @@ def _users(name: str) -> str:
     if name in EVALUATION_FIELDS[1:]:
         return f" (it is used where {EVALUATION_FIELDS[0]} is set)"
     return f" ({', '.join(users)} {'does' if len(users) == 1 else 'do'})" if users else ""
+
+
+def _has(cell: Cell, name: str) -> bool:
+    """Whether the cell has the field or option called `name`."""
+    namespace, _, option = name.partition(".")
+    if option:
+        return cell.workload.options.get(namespace, {}).get(option) is not None
+    return getattr(cell.workload, name, None) is not None
 
 
 def fields_of(cell: Cell) -> dict[str, Any]:

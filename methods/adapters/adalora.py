@@ -140,6 +140,7 @@ ADALORA = Adapter(
     attach=attach,
     trains_base=False,
     can_switch_off=True,
+    bare_parameters=True,
     widens=frozenset({8}),
     merges_quantized=False,
     schedule=Allocation,

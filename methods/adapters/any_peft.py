@@ -41,6 +41,8 @@ UNMERGED = ("Beft", "Lily", "PromptEncoder", "AdaptionPrompt")
 """Types that PEFT merges into no weights, or only into biases."""
 PROJECTED = ("Pvera", "RandLora")
 """Types with matrices in buffers, as VeRA has them."""
+IN_MODULES = ("Lora", "LNTuning", "PromptEncoder")
+"""Types whose parameters are in modules that are called; most others have dictionaries of them."""
 UNSEEN = ("Frod", "Shira", "TinyLora", "VBLoRA", "WaveFT")
 """Types whose code reads values back, of the base's weights or of their own."""
 TAKEN = frozenset(
@@ -82,6 +84,7 @@ def adapter_of(name: str) -> Adapter:
         trains_base=False,
         can_switch_off=True,
         changes_base=functools.partial(_changes_base, options=options),
+        bare_parameters=stem not in IN_MODULES,
         merges=stem not in UNMERGED,
         merges_quantized=stem == "Lora",
         projects_by_buffers=stem in PROJECTED,

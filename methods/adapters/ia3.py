@@ -75,6 +75,7 @@ IA3 = Adapter(
     attach=attach,
     trains_base=False,
     can_switch_off=True,
+    bare_parameters=True,
     widens=frozenset({8, 4}),
     merges_quantized=False,
     requires=("peft",),

@@ -46,6 +46,7 @@ VERA = Adapter(
     attach=attach,
     trains_base=False,
     can_switch_off=True,
+    bare_parameters=True,
     projects_by_buffers=True,
     requires=("peft",),
     options=VeraOptions,

@@ -20,7 +20,8 @@ class Foreign:
     """`module`: the library's. `trainer`, `config`: its classes' names there. `same`: our algorithm that does the same.
     `namespace`: under which a workload says more of its settings. `losses`: by the workload's `loss`, what its configuration is
     told; `no_loss`: why there are no others. `told`: settings that are said by fields of a workload, with these; `kept`: those that
-    a measurement needs as they are. `offloads_activations`: it has a setting for that."""
+    a measurement needs as they are. `offloads_activations`: it has a setting for that. `takes_virtual_tokens`: it leaves out
+    what the model gives for tokens that an adapter puts before a sequence."""
 
     library: str
     module: str
@@ -33,6 +34,7 @@ class Foreign:
     told: Mapping[str, str] = field(hash=False)
     kept: tuple[str, ...]
     offloads_activations: bool = True
+    takes_virtual_tokens: bool = False
 
     def load(self, name: str) -> Any:
         """A class of the library."""

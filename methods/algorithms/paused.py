@@ -12,14 +12,18 @@ Paused any more, the function ends where it waits: what it holds must not hold t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+FRAMES = 64
+"""So many frames of C torch walks back for every error that it makes (c10/util/Backtrace.h)."""
 
 
 class Paused:
     def __init__(self, function: Callable[[], Any]) -> None:
         from greenlet import greenlet
 
-        self._inside: Any = greenlet(function)
+        self._inside: Any = greenlet(partial(_far_inside, function, FRAMES))
         self._began = False
 
     def resume(self, answer: Any = None) -> Any:
@@ -32,6 +36,12 @@ class Paused:
         if self._inside.dead:
             raise RuntimeError("the trainer ended by itself, before the job's last step")
         return message
+
+
+def _far_inside(function: Callable[[], Any], frames: int) -> Any:
+    """Runs the function with at least so many frames of C before its own. Before those of a greenlet there is whatever the thread
+    has there meanwhile, and to walk into that would end the process."""
+    return partial(_far_inside, function, frames - 1)() if frames else function()
 
 
 def hand_over(message: Any) -> Any:

@@ -108,7 +108,7 @@ class TRLTrainer:
         self._reward: Reward | None = stage.reward() if kind.generates else None
         learner: Any = (stage.reward_model if kind.scores else stage.policy)(learner=self._learner)
         self._run = Paused(learner.trainer.train)
-        self._run.resume()  # until all is there that training needs
+        self._resume()  # until all is there that training needs
 
     def step(self, index: int) -> Metrics:
         """`loss` is the mean over the step's optimizer steps of what TRL logs for each."""
@@ -116,7 +116,7 @@ class TRLTrainer:
         logs: list[dict[str, float]] = []
         answer = None
         while len(logs) < self._optimizer_steps:
-            message = self._run.resume(answer)
+            message = self._resume(answer)
             answer = None
             if isinstance(message, Score):
                 self.stage.phase("score")
@@ -126,6 +126,15 @@ class TRLTrainer:
             else:
                 logs.append(message)
         return _metrics(logs)
+
+    def _resume(self, answer: Any = None) -> Any:
+        """What the trainer hands over next. On the CPU it compiles nothing (torchao's optimizers would compile their step), which
+        takes tens of seconds for each shape of a weight."""
+        eager = (
+            torch.compiler.set_stance("force_eager") if self.stage.device.kind == "cpu" else contextlib.nullcontext()
+        )
+        with eager:
+            return self._run.resume(answer)
 
     def _scores(self, asked: Score) -> list[float]:
         assert self._reward is not None
@@ -238,7 +247,7 @@ def _callback(device: Device) -> Any:
     class Callback(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if device.kind == "cpu":  # as torch itself takes it on CUDA
-                for group in kwargs["optimizer"].param_groups:
+                for group in filter(lambda one: one["params"], kwargs["optimizer"].param_groups):
                     if group.get("foreach", False) is None and not group.get("fused"):
                         group["foreach"] = True
             hand_over("begun")
@@ -290,6 +299,7 @@ def _foreign(
     told: Mapping[str, str] = TOLD,
     *,
     offloads_activations: bool = True,
+    takes_virtual_tokens: bool = False,
 ) -> Foreign:
     return Foreign(
         "TRL",
@@ -303,6 +313,7 @@ def _foreign(
         told,
         KEPT,
         offloads_activations,
+        takes_virtual_tokens,
     )
 
 
@@ -320,12 +331,18 @@ SFT = Kind(
         },
         "SFTTrainer has nll, chunked_nll (its own choice) and liger (loss: nll)",
         TOLD | {"loss_type": "loss", "pad_to_multiple_of": "lengths"},
+        takes_virtual_tokens=True,
     ),
     sequences,
 )
 DPO = Kind(_foreign("DPO", OWN_LOSSES, NO_OWN_LOSS), pairs, each=2)
 REWARD = Kind(
-    _foreign("Reward", {"scored": {}}, "its model has a score in the place of logits (loss: scored)"),
+    _foreign(
+        "Reward",
+        {"scored": {}},
+        "its model has a score in the place of logits (loss: scored)",
+        takes_virtual_tokens=True,
+    ),
     pairs,
     each=2,
     scores=True,

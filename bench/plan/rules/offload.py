@@ -16,6 +16,8 @@ def idle_options(cell: Cell) -> tuple[str, ...]:
         return ()
     idle: tuple[str, ...] = STAGE_3_ONLY if offload.zero_stage < 3 else ()
     idle += () if offload.optimizer_on_host else ("pin_memory",)
+    if not idle:
+        return ()
     said, usual = cell.workload.of(ZeroOptions), ZeroOptions()
     return tuple(name for name in idle if getattr(said, name) != getattr(usual, name))
 
@@ -43,6 +45,17 @@ RULES: tuple[Rule, ...] = (
             cell.offload_value.zero_stage == 3
             and cell.adapter_value.reads_weights
             and (quantized(cell) or cell.workload.rollout_batch is not None)
+        ),
+    ),
+    Rule(
+        "zero3-bare-parameters",
+        "reject",
+        "what the adapter trains is in no module of its own: ZeRO-3 gathers that in the engine's own forward pass alone, which a "
+        "rollout is not",
+        lambda cell, _: (
+            cell.offload_value.zero_stage == 3
+            and cell.adapter_value.bare_parameters
+            and cell.workload.rollout_batch is not None
         ),
     ),
     Rule(

@@ -82,6 +82,16 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: cell.algorithm_value.foreign is not None and cell.adapter_value.schedule is not None,
     ),
     Rule(
+        "trainer-virtual-tokens",
+        "reject",
+        "this trainer scores the tokens that it gave, and virtual tokens, which PEFT puts before them, are none of those",
+        lambda cell, _: (
+            cell.algorithm_value.foreign is not None
+            and not cell.algorithm_value.foreign.takes_virtual_tokens
+            and cell.adapter_value.virtual_tokens(cell.workload) > 0
+        ),
+    ),
+    Rule(
         "trainer-fp16-cpu",
         "reject",
         "accelerate has no fp16 autocast on a CPU",

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vrambench.bench.plan.combinations import Combination, combinations
+from vrambench.bench.plan.combinations import Combination, check_number, combinations
 from vrambench.bench.plan.matrix import Entry, Layer, Setting
 from vrambench.methods.axes import AXES
 from vrambench.methods.errors import ConfigurationError
@@ -137,3 +137,13 @@ def test_all_axes_by_name_are_the_combinations() -> None:
         {**ONE, "adapter": "none", "algorithm": "sft", "max_grad_norm": 0},
         {**ONE, "adapter": "none", "algorithm": "ppo"},
     ]
+
+
+def test_pairwise_coverage_chooses_from_more_than_a_plan_can_hold() -> None:
+    check_number(200_000, "they", "pairwise")
+    check_number(20_000, "they", "full")
+    with pytest.raises(ConfigurationError, match=r"20,000, and --coverage pairwise chooses from at most 200,000$"):
+        check_number(20_001, "they", "full")
+    for coverage in ("full", "pairwise"):
+        with pytest.raises(ConfigurationError, match=r"they make 200,001 cells; a plan has at most 20?0,000$"):
+            check_number(200_001, "they", coverage)

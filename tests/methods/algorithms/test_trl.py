@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import json
@@ -20,7 +21,7 @@ from vrambench.bench.predict import NotPredicted
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.results.records import Sample
 from vrambench.methods.algorithms import ALGORITHMS
-from vrambench.methods.algorithms.paused import Paused, hand_over
+from vrambench.methods.algorithms.paused import FRAMES, Paused, hand_over
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import get_device
 from vrambench.methods.errors import ConfigurationError
@@ -140,6 +141,7 @@ SAME: dict[str, dict[str, Any]] = {
     "adafactor": {"loss": "nll", "optimizer": "adafactor"},
     "adamw's options": {"loss": "nll", "adamw": {"betas": [0.5, 0.9], "eps": 1e-3}, "max_grad_norm": 0.1},
     "not clipped": {"loss": "nll", "max_grad_norm": 0},
+    "torchao": {"loss": "nll", "optimizer": "adamw_torch_8bit"},
 }
 
 
@@ -155,6 +157,15 @@ def test_sft_learns_as_ours_does(cell: MakeCell, settings: dict[str, Any]) -> No
     assert losses(theirs) == pytest.approx(losses(ours), rel=1e-4 if rounded else 2e-6)
     assert theirs.parameters == ours.parameters
     assert theirs.roles == ours.roles
+
+
+def test_nothing_is_compiled_on_the_cpu(job: MakeJob) -> None:
+    """torchao's optimizers have their step compiled, once for each shape of a weight."""
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    job(algorithm="trl_sft", optimizer="adamw_torch_8bit", **WORK | OF["trl_sft"]).step(0)
+    assert not counters["frames"]
 
 
 PAIRED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -336,6 +347,17 @@ def test_a_function_hands_over_and_goes_on() -> None:
     assert run.resume(6) == [4, 6]
     with pytest.raises(RuntimeError, match="ended by itself"):
         run.resume()
+
+
+def test_torch_walks_back_through_no_other_stack() -> None:
+    """For every error it makes, torch walks back as many frames; those of the greenlet itself are the last that are its own."""
+    found = (ctypes.c_size_t * FRAMES)()
+    walked = Paused(lambda: hand_over(ctypes.CDLL(None).backtrace(found, FRAMES))).resume()
+    assert walked == FRAMES
+    library = [line for line in Path("/proc/self/maps").read_text().splitlines() if "/_greenlet" in line]
+    ranges = [[int(end, 16) for end in line.split()[0].split("-")] for line in library]
+    assert ranges
+    assert not [address for address in found for begin, end in ranges if begin <= address < end]
 
 
 def test_what_the_function_raises_is_raised() -> None:
