@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.machinery
 import importlib.util
 import itertools
@@ -37,6 +38,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for group in groups:
         chance.shuffle(group)
     items[:] = itertools.chain.from_iterable(groups)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _left_out_of_collections() -> None:
+    """What is there before a file's tests: libraries, and thousands of tests. Every job and every trace collects first."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -88,10 +88,12 @@ def fit(
     that fit. `alloc_conf`: see Predictor; `said`: see `advise`, `largest`. `tell` hears of each further prediction."""
     predictor = Predictor(alloc_conf)
     bf16 = has_bf16(card)
+    freezes = gc.get_freeze_count() == 0  # what a caller has frozen stays so
 
     def ask(one: Cell) -> Forecast:
         forecast = predictor.forecast(one, card=card)
-        gc.freeze()  # the next one's collections need not look at what the libraries made: 0.2 s less
+        if freezes:
+            gc.freeze()  # the next one's collections need not look at what the libraries made: 0.2 s less
         return forecast
 
     def expandable(one: Cell) -> Forecast:
@@ -101,7 +103,8 @@ def fit(
         return predictor.forecast(one, card=card, worst_alone=True)
 
     with ExitStack() as stack:
-        stack.callback(gc.unfreeze)
+        if freezes:
+            stack.callback(gc.unfreeze)
         forecast = ask(cell)
         events = predictor.simulation(cell, card or card_of(cell.workload.budget)).trace.events
         if len(events) <= MOST_EVENTS and (jumps := spread(cell, forecast, ask)):

@@ -407,7 +407,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     gc.freeze()
     with mock.patch.dict(os.environ):
         yield folder
-    gc.unfreeze()
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda one: one.name)

@@ -57,13 +57,11 @@ def losses(sample: Sample) -> tuple[float, ...]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_to_collect() -> Iterator[None]:
+def nothing_to_collect() -> None:
     """What exists once the library is there is left out of collections, of which every step takes one."""
     ALGORITHMS.get("trl_grpo").foreign.load("GRPOTrainer")  # type: ignore[union-attr]
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
