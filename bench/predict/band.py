@@ -29,6 +29,8 @@ if TYPE_CHECKING:  # a report is told of bands without transformers
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 PUBLISHED = "published"
 """The folder of others' figures."""
+TRAINERS = "trainers"
+"""What tests/gpu/compare.py calls the run of rows that another library's trainers measured."""
 
 ASSUMED_SHARE = 0.04
 """The band while too few measurements are published: the accuracy that is aimed at."""
@@ -80,11 +82,13 @@ class Band(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """A measured job: `excess` of measured over predicted bytes, as a share."""
+    """A measured job: `excess` of measured over predicted bytes, as a share. `ours`: of this harness' own job, and not of another
+    library's trainer."""
 
     source: str
     kind: Kind | None
     excess: float
+    ours: bool
 
 
 def kind_of(cell: Cell) -> Kind:
@@ -112,8 +116,8 @@ def family(config: Any) -> str:
 @functools.cache
 def error_band(kind: Kind | None = None, results: Path = RESULTS) -> Band:
     """The band of jobs of this `kind`: the most that any of them took above its prediction, and never less than what our own
-    measured jobs of any kind did. Where none of the kind was compared it is the most of all, and `basis` names the nearest kind.
-    Raises ValueError where a published file is no comparison."""
+    measured jobs of any kind did (another library's trainer allocates in an order of its own). Where none of the kind was compared
+    it is the most of all, and `basis` names the nearest kind. Raises ValueError where a published file is no comparison."""
     rows = [(file.parent.name, row) for file in _published(results) for row in _rows(file)]
     found = list(_compared(rows))
     if len(found) < FEWEST_CELLS:
@@ -128,9 +132,9 @@ def error_band(kind: Kind | None = None, results: Path = RESULTS) -> Band:
     if not alike:
         near = nearest(kind, kinds)
         return Band(widest, f"{of_all}; none of them was {kind}, the nearest that was compared is {near}", misses)
-    ours = max((one.excess for one in found if one.source != PUBLISHED), default=0.0)
+    ours = max((one.excess for one in found if one.ours), default=0.0)
     told = "one compared job" if len(alike) == 1 else f"any of {len(alike)} compared jobs"
-    basis = f"the most that {told} of its kind ({_named(alike)}), or a measured job of any, took above its prediction"
+    basis = f"the most that {told} of its kind ({_named(alike)}), or any job of ours, took above its prediction"
     return Band(max(0.0, ours, *(one.excess for one in alike)), basis, misses)
 
 
@@ -165,7 +169,7 @@ def _named(found: Collection[Compared]) -> str:
 def _compared(rows: Collection[tuple[str, dict[str, Any]]]) -> Iterator[Compared]:
     for source, row in rows:
         if row["status"] == "ok" and (excess := _excess(row)) is not None:
-            yield Compared(source, _kind(row), excess)
+            yield Compared(source, _kind(row), excess, source != PUBLISHED and row.get("run") != TRAINERS)
 
 
 def _misses(rows: Collection[tuple[str, dict[str, Any]]], kind: Kind) -> Iterator[Miss]:

@@ -16,7 +16,7 @@ from vrambench.bench.plan.validity import Finding, check
 from vrambench.bench.predict.advise import Advice, advise
 from vrambench.bench.predict.forecast import Predictor, card_of
 from vrambench.bench.predict.neighbours import MOST_EVENTS, spread
-from vrambench.bench.predict.reach import Maximum, largest
+from vrambench.bench.predict.reach import Maximum, integer_fields, largest
 from vrambench.bench.results.forecast import Forecast
 from vrambench.methods.cards import FIRST_BF16, Card
 from vrambench.methods.cell import Cell
@@ -114,8 +114,18 @@ def fit(
         if advices:
             quick = None if cell.workload.lengths is None else worst_alone
             advice = advise(cell, advices, ask, quick=quick, expandable=expandable, bf16=bf16, said=said, tell=tell)
+            if forecast.verdict != "fits" and maximum is None:
+                forecast = forecast.model_copy(update={"notes": (*forecast.notes, less_work(cell))})
     warned = tuple(finding for finding in check(cell, "cuda", bf16=bf16) if finding.kind == "warn")
     return Answer(cell, card, forecast, warned, reach, advice)
+
+
+def less_work(cell: Cell) -> str:
+    """How to ask for the largest work that the cell as it is has room for: advice changes none."""
+    fields = integer_fields(cell)
+    length = "max_length" if "max_length" in fields else "response_tokens"
+    asked = [name for name in ("group_size", length) if name in fields]
+    return f"advice leaves the work as it is; how far that goes: {' or '.join(f'--max {name}' for name in asked)}"
 
 
 def has_bf16(card: Card | None) -> bool:

@@ -60,6 +60,8 @@ class Policy(nn.Module):
         states = hidden_states(self.model, inputs)
         prepared = scorer.prepare(self.model, states, start)
         values = None if self.value_head is None else scalar(self.value_head, states[:, start - 1 : -1])
+        if scorer.frees:
+            del states
         logprobs = scorer.logprobs(self.model, prepared, tokens, start, 1.0 if temperature is None else temperature)
         return Scores(logprobs, values, prepared if scorer.keeps and torch.is_grad_enabled() else None)
 

@@ -191,6 +191,24 @@ def test_the_largest_value_and_advice_are_in_the_document(capsys: pytest.Capture
     assert one["verdict"] in ("fits", "tight")
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "asked"),
+    [
+        ("grpo", "--max group_size or --max response_tokens"),
+        ("ppo", "--max response_tokens"),
+        ("dpo", "--max max_length"),
+    ],
+)
+def test_advice_names_what_of_the_work_can_be_less(algorithm: str, asked: str) -> None:
+    axes = dict(zip(AXES, CELL.split()[1::2], strict=True)) | {"algorithm": algorithm}
+    answer = vrambench.fit(vrambench.resolve(axes, {"model": "tiny", "budget": "300MiB"}), advices=1)
+    told = f"advice leaves the work as it is; how far that goes: {asked}"
+    assert told in answer.forecast.notes
+    out = io.StringIO()
+    print_fit(answer, out)
+    assert told in out.getvalue()
+
+
 def test_what_is_searched_may_be_swept_by_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "matrix.yaml").write_text(MATRIX + "sweep: {batch_size: [6, 2, 4]}\n")
     _, told = document("--max batch_size --budget 1GiB", capsys)

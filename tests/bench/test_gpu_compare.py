@@ -133,10 +133,14 @@ def test_trainers_jobs_are_compared_under_their_cells_names(compare: ModuleType,
         {"job": "full", **took, **said, "predicted": {"allocated_bytes": 9 * GIB, "reserved_bytes": 10 * GIB}},
         {"job": "dpo", **took, "axes": None, "settings": {}, "predicted": None},
         {"job": "rloo", "failed": "not done after 150 s"},
+        {"job": "grpo", **took, "axes": "bf16 none adamw_torch none grpo"}
+        | {"settings": {"grpo": {"beta": 0.04}}, "predicted": {"allocated_bytes": 8 * GIB}},
     ]
     (tmp_path / "rows").write_text("\n".join(map(json.dumps, jobs)))
     assert compare.main(["--trainers", str(tmp_path / "rows"), "--out", str(tmp_path / "out")]) == 0
-    (row,) = json.loads((tmp_path / "out").read_text())["rows"]
+    row, of_groups = json.loads((tmp_path / "out").read_text())["rows"]
+    assert of_groups["name"] == "gpt2 / bf16 none adamw_torch none grpo grpo.beta=0.04"
+    assert kind_named(of_groups["name"]) is not None
     assert row["errors"] == {"allocated": 0.125, "reserved": 0.0, "device": None}
     kind = kind_named(row["name"])
     assert kind is not None

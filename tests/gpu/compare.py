@@ -141,7 +141,7 @@ def trained(jobs: Sequence[dict[str, Any]]) -> list[Row]:
     for job in jobs:
         if not job.get("axes") or not job.get("predicted") or not job.get("allocated_bytes"):
             continue
-        said = [f"{name}={value}" for name, value in job["settings"].items()]
+        said = [f"{name}={value}" for name, value in _dotted(job["settings"]).items()]
         told: Bytes = {kind: job["predicted"].get(f"{kind}_bytes") for kind in KINDS}
         seen: Bytes = {kind: job.get(f"{kind}_bytes") for kind in KINDS}
         precision, adapter, *_ = job["axes"].split()
@@ -161,6 +161,14 @@ def trained(jobs: Sequence[dict[str, Any]]) -> list[Row]:
             )
         )
     return rows
+
+
+def _dotted(settings: dict[str, Any]) -> dict[str, Any]:
+    """With options one by one: {"grpo": {"beta": 0.04}} as {"grpo.beta": 0.04}."""
+    flat = {}
+    for name, value in settings.items():
+        flat |= {f"{name}.{option}": one for option, one in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def error(predicted: int | None, measured: int | None) -> float | None:

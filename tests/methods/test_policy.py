@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -123,6 +124,25 @@ def test_logits_are_kept_where_trls_trainer_keeps_them_and_are_trained_on(job: M
     assert whole(TOKENS, 4).logits.shape == (3, 10, 256)
     with torch.no_grad():
         assert whole(TOKENS, 4).logits is None
+
+
+def test_hidden_states_are_gone_where_trls_trainer_lets_go_of_them(job: MakeJob) -> None:
+    """GRPO's and RLOO's take entropies of logits alone; a frozen head keeps no states for a backward pass."""
+    made = job(algorithm="grpo", loss="selective", adapter="lora", rollout_batch=4, group_size=2)
+    scorer = policy(made).loss.scorer
+    states: list[weakref.ref[torch.Tensor]] = []
+
+    def prepare(model: nn.Module, given: torch.Tensor, start: int) -> torch.Tensor:
+        states.append(weakref.ref(given))
+        return scorer.prepare(model, given, start)
+
+    def logprobs(*given: Any) -> torch.Tensor:
+        assert states[0]() is None
+        return scorer.logprobs(*given)
+
+    watched = dataclasses.replace(scorer, prepare=prepare, logprobs=logprobs)
+    watching = Policy(policy(made).model, None, dataclasses.replace(policy(made).loss, scorer=watched))
+    assert watching(TOKENS, start=4).logprobs.shape == (len(TOKENS), TOKENS.shape[1] - 4)
 
 
 def test_ppo_drops_kept_logits_with_each_optimizer_step(job: MakeJob) -> None:

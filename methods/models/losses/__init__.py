@@ -31,13 +31,15 @@ class Scorer:
 
     `prepare(model, states, start)`: from hidden states [B, T, hidden], the logits; or the states themselves, where logits are made
     later. `logprobs(model, prepared, tokens, start, temperature)`: the log-probabilities. `keeps`: whether what was prepared
-    stays as long as the scores do. `plain(model, tokens, start)`: where there is no temperature and no value head, the
-    log-probabilities, and the logits that are kept as long as they are; None where that is done as with a temperature of 1.
+    stays as long as the scores do. `frees`: whether hidden states are let go of before log-probabilities are computed.
+    `plain(model, tokens, start)`: where there is no temperature and no value head, the log-probabilities, and the logits that are
+    kept as long as they are; None where that is done as with a temperature of 1.
     """
 
     prepare: Prepare
     logprobs: LogProbs
     keeps: bool = False
+    frees: bool = False
     plain: Plain | None = None
 
 
@@ -64,7 +66,9 @@ LOSSES: Mapping[str, Loss] = MappingProxyType(
         ),
         "nll_4_46": Loss(mean=whole.mean_4_46, why_none="it is a form of the loss on labels alone"),
         "nll_4_45": Loss(mean=whole.mean_4_45, why_none="it is a form of the loss on labels alone"),
-        "selective": Loss(mean=selective.mean, scorer=Scorer(prepare=selective.logits, logprobs=selective.logprobs)),
+        "selective": Loss(
+            mean=selective.mean, scorer=Scorer(prepare=selective.logits, logprobs=selective.logprobs, frees=True)
+        ),
         "chunked_nll": Loss(mean=chunked.mean, scorer=Scorer(prepare=chunked.states, logprobs=chunked.logprobs)),
         "liger": Loss(
             mean=fused.mean,

@@ -2,10 +2,10 @@
 
 TRL 1.12, trainer/grpo_trainer.py and rloo_trainer.py (_get_per_token_logps_and_entropies), trainer/utils.py
 (selective_log_softmax, entropy_from_logits): the model makes the logits of the scored positions and of the last one
-(`logits_to_keep`), under autocast accelerate copies them to fp32, and they are divided by the temperature into a tensor of their
-own. In fp32 a logarithm of the sum of exponentials is taken of each sequence, which keeps those divided logits for the backward
-pass; in 16 bit a log-softmax of each sequence, which is kept. Where there is a backward pass, entropies are computed for the log,
-128 tokens at a time, while all these are held.
+(`logits_to_keep`) and lets go of its hidden states; under autocast accelerate copies the logits to fp32, and they are divided by
+the temperature into a tensor of their own. In fp32 a logarithm of the sum of exponentials is taken of each sequence, which keeps
+those divided logits for the backward pass; in 16 bit a log-softmax of each sequence, which is kept. Where there is a backward
+pass, entropies are computed for the log, 128 tokens at a time, while all these are held.
 """
 
 from __future__ import annotations

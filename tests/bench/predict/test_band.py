@@ -21,6 +21,9 @@ from vrambench.bench.predict.band import (
 )
 from vrambench.methods.cell import resolve
 
+AXES = {"precision": "bf16", "optimizer": "adamw_torch_fused", "offload": "none"}
+TRL_GROUPS = {"loss": "selective", "autocast": "bf16"}
+
 
 def publish(folder: Path, gpu: str, rows: list[Any], name: str = "accuracy.json") -> None:
     (folder / gpu).mkdir(parents=True, exist_ok=True)
@@ -96,6 +99,22 @@ def test_a_kind_has_the_band_of_its_own_jobs(tmp_path: Path) -> None:
     assert error_band(Kind("nf4", "lora", *LLAMA), tmp_path).share == pytest.approx(0.06), (
         "as a measured job of any kind"
     )
+
+
+def test_another_librarys_trainer_widens_the_band_of_its_own_kind_alone(tmp_path: Path) -> None:
+    publish(tmp_path, "h100", [row(100, 90)] * FEWEST_CELLS + [named("nf4", "lora", 101)])
+    publish(tmp_path, "h100", [named("bf16", "none", 103) | {"run": "trainers"}], "accuracy-trainers.json")
+    assert error_band(Kind("bf16", "none", *LLAMA), tmp_path).share == pytest.approx(0.03)
+    assert error_band(Kind("nf4", "lora", *LLAMA), tmp_path).share == pytest.approx(0.01)
+    assert error_band(None, tmp_path).share == pytest.approx(0.03)
+
+
+def test_trls_groups_on_an_h100_are_in_the_bands() -> None:
+    kinds = [
+        kind_of(resolve(AXES | {"adapter": adapter, "algorithm": algorithm}, {"model": "llama-3.2-1b"} | TRL_GROUPS))
+        for adapter, algorithm in (("lora", "grpo"), ("lora", "rloo"), ("none", "grpo"))
+    ]
+    assert [round(error_band(kind, RESULTS).share, 3) for kind in kinds] == [0.011, 0.011, 0.033]
 
 
 @pytest.mark.parametrize(
