@@ -145,5 +145,5 @@ def test_pairwise_coverage_chooses_from_more_than_a_plan_can_hold() -> None:
     with pytest.raises(ConfigurationError, match=r"20,000, and --coverage pairwise chooses from at most 200,000$"):
         check_number(20_001, "they", "full")
     for coverage in ("full", "pairwise"):
-        with pytest.raises(ConfigurationError, match="they make 200,001 cells; a plan has at most 20?0,000$"):
+        with pytest.raises(ConfigurationError, match=r"they make 200,001 cells; a plan has at most 20?0,000$"):
             check_number(200_001, "they", coverage)
