@@ -64,10 +64,11 @@ def weight_dtype(cell: Cell) -> torch.dtype:
 
 def trained_dtypes(cell: Cell) -> set[torch.dtype]:
     """Of the weights that are trained, before any engine casts them: the base's own, or an adapter's and those of whole modules
-    that are trained beside it."""
+    that are trained beside it, such as a reward model's head."""
     if full(cell):
         return {weight_dtype(cell)}
-    whole = {weight_dtype(cell)} if cell.workload.lora_modules_to_save else set()
+    beside = cell.workload.lora_modules_to_save or cell.algorithm_value.trains_reward
+    whole = {weight_dtype(cell)} if beside else set()
     return whole | {DTYPES[cell.workload.adapter_dtype or "fp32"]}
 
 

@@ -31,8 +31,9 @@ class Adapter(AxisValue):
     the base's own weights are trained. `can_switch_off`: without it the model is the base again, so that one model serves as policy
     and as reference, unless it `changes_base` at the start. `reads_weights`: its forward pass looks at the base's weights, which
     are unpacked for it where they are quantised. `bare_parameters`: what it trains is in no module that is called (PEFT's
-    nn.ParameterDict). `merges`: it can be merged into the base's weights; `merges_quantized`: into
-    quantised ones too. `widens`: bits of quantised layers whose output it leaves in fp32, unless there is autocast.
+    nn.ParameterDict). `trains_linear`: linear layers' weights are among it. `merges`: it can be merged into the base's weights;
+    `merges_quantized`: into quantised ones too. `widens`: bits of quantised layers whose output it leaves in fp32, unless there is
+    autocast.
     `projects_by_buffers`: it multiplies by matrices that are buffers, of `adapter_dtype`. `virtual_tokens`: by how many tokens it
     makes every sequence longer. `schedule`: takes a trained module, gives what is done after each of its optimizer steps.
     `penalty`: takes the model, gives what is added to the mean loss of labels, a scalar."""
@@ -43,6 +44,7 @@ class Adapter(AxisValue):
     changes_base: Callable[[Workload], bool] = lambda workload: False
     reads_weights: bool = False
     bare_parameters: bool = False
+    trains_linear: bool = True
     merges: bool = True
     merges_quantized: bool = True
     widens: frozenset[int] = frozenset()

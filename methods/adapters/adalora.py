@@ -141,6 +141,7 @@ ADALORA = Adapter(
     trains_base=False,
     can_switch_off=True,
     bare_parameters=True,
+    trains_linear=False,
     widens=frozenset({8}),
     merges_quantized=False,
     schedule=Allocation,

@@ -85,6 +85,7 @@ def adapter_of(name: str) -> Adapter:
         can_switch_off=True,
         changes_base=functools.partial(_changes_base, options=options),
         bare_parameters=stem not in IN_MODULES,
+        trains_linear=stem == "Lora",
         merges=stem not in UNMERGED,
         merges_quantized=stem == "Lora",
         projects_by_buffers=stem in PROJECTED,

@@ -76,6 +76,7 @@ IA3 = Adapter(
     trains_base=False,
     can_switch_off=True,
     bare_parameters=True,
+    trains_linear=False,
     widens=frozenset({8, 4}),
     merges_quantized=False,
     requires=("peft",),

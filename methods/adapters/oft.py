@@ -60,6 +60,7 @@ OFT = Adapter(
     summary="each target layer's input rotated in blocks (PEFT)",
     attach=attach,
     trains_base=False,
+    trains_linear=False,
     can_switch_off=True,
     requires=("peft",),
     options=OFTOptions,

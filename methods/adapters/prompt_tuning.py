@@ -46,6 +46,7 @@ PROMPT_TUNING = Adapter(
     summary="embeddings of virtual tokens before every sequence (PEFT)",
     attach=attach,
     trains_base=False,
+    trains_linear=False,
     can_switch_off=True,
     merges=False,
     virtual_tokens=lambda workload: workload.of(PromptTuningOptions).num_virtual_tokens,

@@ -47,6 +47,7 @@ VERA = Adapter(
     trains_base=False,
     can_switch_off=True,
     bare_parameters=True,
+    trains_linear=False,
     projects_by_buffers=True,
     requires=("peft",),
     options=VeraOptions,

@@ -119,6 +119,14 @@ def test_the_fastest_that_fits_is_not_the_fastest() -> None:
     assert line.fastest.index == 0
 
 
+def test_what_trains_no_tokens_is_not_the_fastest() -> None:
+    """A merge of an adapter has a peak and no rate."""
+    line = verdict(Report([made.run_of([made.full("a1", device=10 * GIB, rate=0)])])).lines[0]
+    assert line.fastest is None
+    assert line.smallest
+    assert line.smallest.words == "10 GiB"
+
+
 def test_the_table_has_a_line_for_every_cell(every: Report) -> None:
     data = cells(every)
     assert data

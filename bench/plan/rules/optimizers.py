@@ -38,6 +38,17 @@ RULES: tuple[Rule, ...] = (
         lambda cell, _: projects(cell) and quantized(cell),
     ),
     Rule(
+        "muon-adapter",
+        "reject",
+        "the adapter trains no linear layer's weights, and those alone are the matrices that the optimizer orthogonalises",
+        lambda cell, _: (
+            cell.optimizer_value.of_matrices
+            and not full(cell)
+            and not cell.adapter_value.trains_linear
+            and not cell.workload.lora_modules_to_save
+        ),
+    ),
+    Rule(
         "muon-zero",
         "reject",
         "ZeRO flattens parameters to one dimension, and what orthogonalises matrices takes nothing else",

@@ -59,7 +59,7 @@ def verdict(report: Report) -> VerdictData:
                 len(of),
                 len(ok),
                 sum(row in fitting for row in of) if judged else None,
-                _best(report, candidates, lambda row: row.tokens_per_second),
+                _best(report, candidates, lambda row: row.tokens_per_second or None),
                 _best(report, candidates, lambda row: None if (peak := report.peak(row)) is None else -peak),
             )
         )
@@ -101,8 +101,8 @@ def _best(report: Report, rows: Sequence[Row], score: Callable[[Row], float | No
     if not scored:
         return None
     _, row = max(scored, key=lambda pair: (pair[0], -pair[1].index))
-    words = f"{units.rate(row.tokens_per_second, 'tokens/s')}, {units.size(report.peak(row))}"
-    return Best(row.index, report.labels[row.index], words)
+    rate = "" if row.tokens_per_second == 0 else f"{units.rate(row.tokens_per_second, 'tokens/s')}, "
+    return Best(row.index, report.labels[row.index], rate + units.size(report.peak(row)))
 
 
 def _and(parts: Sequence[str]) -> str:
