@@ -17,7 +17,7 @@ from vrambench.reports.page.views import ORDER, VIEWS
 from vrambench.reports.page.views.cells import cells
 from vrambench.reports.page.views.claims import claims
 from vrambench.reports.page.views.environment import environment
-from vrambench.reports.page.views.equal_work import equal_work
+from vrambench.reports.page.views.equal_work import GROUPS, equal_work
 from vrambench.reports.page.views.learning import CURVE_POINTS, group_names, learning
 from vrambench.reports.page.views.ledger import LEDGER_CELLS, ledger, segments
 from vrambench.reports.page.views.tradeoff import tradeoff
@@ -93,6 +93,21 @@ def test_algorithms_are_compared_where_they_do_the_same_work() -> None:
         ("grpo", 1, "500 ms", ("0.25", "0.40", None), ("0.40", "0.50", None)),
         ("trl_grpo", 1, "1 s", ("0.50", "0.80", "2.00"), ("0.50", "0.62", "1.25")),
     ]
+
+
+def test_of_many_groups_the_largest_are_shown() -> None:
+    pairs = [
+        at_work(f"{index:011x}{place}", algorithm, peak=GIB, step=1.0, value=None, batch_size=index)
+        for index in range(1, GROUPS + 3)
+        for place, algorithm in enumerate(("sft", "trl_sft", "reward"))
+    ]
+    more = at_work("c" * 12, "trl_dpo", peak=GIB, step=1.0, value=None, batch_size=GROUPS + 2)
+    data = equal_work(Report([made.run_of([*pairs, more])]))
+    assert data is not None
+    assert (len(data.groups), data.more) == (GROUPS, 2)
+    assert [line.label for line in data.groups[0].lines] == ["sft", "trl_sft", "trl_dpo"], (
+        "a reward model trains something else"
+    )
 
 
 def test_nothing_is_compared_with_itself() -> None:

@@ -22,6 +22,9 @@ PASSES = ("epochs", "num_iterations")
 BASES = 3
 """Lines that others are divided by, at most: each is two columns."""
 
+GROUPS = 12
+"""Shown at most, those of most lines first."""
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -50,8 +53,11 @@ class Group:
 
 @dataclass(frozen=True)
 class EqualWorkData:
+    """`more`: groups that are not shown, since there are GROUPS with as many lines or more."""
+
     groups: tuple[Group, ...]
     peak: str
+    more: int = 0
 
 
 def equal_work(report: Report) -> EqualWorkData | None:
@@ -63,7 +69,9 @@ def equal_work(report: Report) -> EqualWorkData | None:
         if row.step_seconds and row.tokens_per_second:
             work.setdefault(_work(row, namespaces), []).append(row)
     groups = [group for rows in work.values() if (group := _group(report, rows))]
-    return EqualWorkData(tuple(groups), PEAKS.get(report.basis or "", "memory")) if groups else None
+    groups.sort(key=lambda group: -len(group.lines))
+    peak = PEAKS.get(report.basis or "", "memory")
+    return EqualWorkData(tuple(groups[:GROUPS]), peak, len(groups[GROUPS:])) if groups else None
 
 
 def _namespaces() -> frozenset[str]:
@@ -84,10 +92,16 @@ def _work(row: Row, namespaces: frozenset[str]) -> str:
         name.partition(".")[2]: value for name, value in settings.items() if name.partition(".")[0] in namespaces
     }
     passes = next((options[name] for name in PASSES if name in options), 1)
-    assert row.step_seconds
-    assert row.tokens_per_second
-    tokens = round(row.step_seconds * row.tokens_per_second)
-    return repr((row.run, row.axes[:-1], sorted(same.items(), key=lambda item: item[0]), passes, tokens))
+    known = ALGORITHMS.values()
+    kind = known[row.algorithm].trains_reward if row.algorithm in known else None
+    return repr((row.run, row.axes[:-1], sorted(same.items(), key=lambda item: item[0]), kind, passes, _tokens(row)))
+
+
+def _tokens(row: Row) -> int:
+    """How many a step trains on; by the rate without GaLore's decompositions, which are in few of the steps."""
+    assert row.result
+    rate = row.result.throughput.train_tokens_per_second_without_svd or row.tokens_per_second
+    return round((row.step_seconds or 0) * (rate or 0))
 
 
 def _group(report: Report, rows: Sequence[Row]) -> Group | None:
@@ -120,9 +134,8 @@ def _group(report: Report, rows: Sequence[Row]) -> Group | None:
     ]
     first = rows[0]
     model, axes = first.cell.get("model"), ", ".join(first.axes[:-1])
-    tokens = round((first.step_seconds or 0) * (first.tokens_per_second or 0))
     return Group(
-        f"{model}, {axes}, {units.plural(tokens, 'token')} trained on in a step",
+        f"{model}, {axes}, {units.plural(_tokens(first), 'token')} trained on in a step",
         tuple(labels[base] for base in bases),
         tuple(lines),
     )
