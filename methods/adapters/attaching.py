@@ -6,6 +6,7 @@ adapted = adapt(model, workload, VeraConfig, r=256)
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -70,7 +71,8 @@ def attached(model: Any, workload: Workload, config: Any, device: torch.device) 
     """
     from peft import get_peft_model
 
-    with device, warnings.catch_warnings():
+    # BOFT compiles with gcc, and where that fails it leaves CXX=gcc to every later compilation.
+    with device, warnings.catch_warnings(), mock.patch.dict(os.environ):
         # It compares these names, which are parameters', with those of modules.
         warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys did not match", RuntimeWarning)
         try:

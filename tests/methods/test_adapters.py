@@ -3,7 +3,9 @@ else, learning, and the base where it is off."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
+from unittest import mock
 
 import peft
 import pytest
@@ -263,8 +265,9 @@ ANY: dict[str, dict[str, Any]] = {
 def test_any_other_adapter_trains_and_is_the_base_where_it_is_off(adapter: str) -> None:
     cell = cell_of(adapter, peft=ANY[adapter], learning_rate=1e-2)
     base = logits_of(load_model(cell.setup, CPU, seed=0, adapter=False))
-    job = Job(cell, CPU)
+    job, environment = Job(cell, CPU), dict(os.environ)
     job.load()
+    assert dict(os.environ) == environment
     model = job.roles["policy"].module.model  # type: ignore[union-attr]
     its = {name for name, each in model.named_parameters(remove_duplicate=False) if each.requires_grad}
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -278,10 +281,11 @@ def test_any_other_adapter_trains_and_is_the_base_where_it_is_off(adapter: str) 
     options = cell.workload.options["peft"]
     assert {name: options[name] for name in ANY[adapter]} == ANY[adapter]
     if "PromptEncoder" not in adapter:
-        theirs = get_peft_model(
-            AutoModelForCausalLM.from_config(model_config("tiny"), dtype=torch.float32),
-            kind(task_type="CAUSAL_LM", **ANY[adapter]),
-        )
+        with mock.patch.dict(os.environ):  # BOFT's code changes it
+            theirs = get_peft_model(
+                AutoModelForCausalLM.from_config(model_config("tiny"), dtype=torch.float32),
+                kind(task_type="CAUSAL_LM", **ANY[adapter]),
+            )
         assert sum(each.numel() for each in trained(model).values()) == theirs.get_nb_trainable_parameters()[0]
 
 
