@@ -3,9 +3,8 @@
     for finding in examine():
         print(finding.name, finding.state, finding.seen, finding.consequence, finding.remedy)
 
-Each finding is about one thing that cells need, was seen rather than assumed (libraries are loaded, kernels are
-called, each in a process of its own and for a limited time), and says what it means for the matrix. Whatever is
-missing, `examine` ends and says so.
+Each finding is about one thing that cells need, was seen rather than assumed (libraries are loaded, kernels are called, each
+in a process of its own and for a limited time), and says what it means for the matrix.
 """
 
 from __future__ import annotations
@@ -82,8 +81,8 @@ def examine(
 
 
 def prepare_offloads(tell: Callable[[str], None] = lambda text: None) -> dict[str, str]:
-    """Does what offload values want done once, before anything is timed, and what several want the same only once; gives, by
-    name, what was said where it cannot be done. `tell` hears of each before it begins."""
+    """Does once what offload values want done before anything is timed; gives, by name, what was said where it cannot be done.
+    `tell` hears of each before it begins."""
     from vrambench.methods.device import get_device
     from vrambench.methods.offload import OFFLOADS
 
@@ -394,8 +393,7 @@ def _guarded(name: str, check: Callable[[Machine], Diagnosis], machine: Machine)
     try:
         return check(machine)
     except Exception as error:
-        seen = f"could not be examined: {type(error).__name__}: {error}"
-        return Diagnosis(name, "limited", seen[:300], "unknown")
+        return Diagnosis(name, "limited", f"could not be examined: {type(error).__name__}: {error}"[:300], "unknown")
 
 
 def _pip(package: str) -> str:

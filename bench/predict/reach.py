@@ -101,9 +101,8 @@ def largest(
     Raises UnknownValue where `field` is none of `integer_fields(cell)`.
     """
     check_searched(cell, field)
-    longest = _longest(cell, said or {}) if field == "max_length" else None
+    longest, unit = _longest(cell, said or {}) if field == "max_length" else None, _unit(cell, field)
     probes, stops = dict[int, Probe](), dict[int, str]()
-    unit = _unit(cell, field)
 
     def fits(count: int) -> bool:
         value = count * unit

@@ -13,6 +13,7 @@ null on the CPU), `loaded_bytes` (allocated before the first step), `steps` (the
 `axes` and `settings` of the cell that says the same, its peaks as they were `predicted` before the job ran, and `error`, as shares
 (predicted / measured - 1). A job of an algorithm or a setting that no cell has yet has no `axes`: what is measured waits for them.
 `--recordings`: where the allocator's history of some goes, as JOB.pickle.gz. Exit code: 0, or 1 if a job failed.
+Long, since most of it is the table of jobs.
 """
 
 from __future__ import annotations

@@ -8,8 +8,7 @@ no step of the optimizer is left out.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +26,6 @@ from vrambench.methods.amp import (
     CUDA_LISTS,
     KEY,
     CastPolicy,
-    SimulatedScaler,
     recompute_contexts,
 )
 from vrambench.methods.device import Device, get_device
@@ -395,52 +393,3 @@ def test_transformers_regions_without_autocast_are_respected() -> None:
 
 
 # --- loss scaling ---
-
-
-@contextmanager
-def training(device: str) -> Iterator[tuple[nn.Module, torch.optim.Optimizer, list[Made]]]:
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4).to(torch.bfloat16)).to(device)
-    with Allocations(device) as seen:
-        yield module, torch.optim.SGD(module.parameters(), lr=0.1, foreach=True), seen.made
-
-
-@pytest.mark.parametrize("unscale_first", [False, True])
-def test_the_scaler_allocates_as_torch_s_does(unscale_first: bool) -> None:
-    def steps(device: str, scaler: Any) -> list[Made]:
-        with training(device) as (module, optimizer, made):
-            for _ in range(2):
-                inputs = torch.ones(2, 4, device=device)
-                scaler.scale(module[1](module[0](inputs).bfloat16()).sum()).backward()
-                if unscale_first:
-                    scaler.unscale_(optimizer)
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad()
-            return made
-
-    real = steps("cpu", torch.amp.GradScaler("cpu"))
-    assert steps("meta", SimulatedScaler(enabled=True)) == real
-    small = [name for name, first, *rest in real if first[1] <= 8 and not rest]
-    assert "aten.reciprocal.default" in small
-
-
-def test_the_scaler_steps_each_time_and_keeps_its_scale() -> None:
-    scaler = SimulatedScaler(enabled=True)
-    with training("meta") as (module, optimizer, _):
-        stepped: list[int] = []
-        optimizer.register_step_post_hook(lambda *_: stepped.append(1))
-        for _ in range(3):
-            scaler.scale(module[0](torch.ones(2, 4, device="meta")).sum()).backward()
-            scaler.step(optimizer)
-            scaler.update()
-    assert len(stepped) == 3
-    assert scaler.get_scale() == 2.0**16
-
-
-def test_a_scaler_that_is_off_does_nothing() -> None:
-    scaler = SimulatedScaler(enabled=False)
-    loss = torch.ones((), device="meta")
-    assert scaler.scale(loss) is loss
-    assert not scaler.is_enabled()
-    assert scaler.get_scale() == 1.0

@@ -2,6 +2,7 @@
 
 Both run on the CPU, on one model. Weights, gradients and optimizer state are equal to the byte, and the most that is live in each
 phase within 2 %. What is different is named, with its bytes and its cause; without what is named, 0.1 % is left.
+Long, since it is two tables.
 """
 
 from __future__ import annotations

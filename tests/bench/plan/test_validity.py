@@ -1,4 +1,4 @@
-"""Every rule has a cell that it holds for and one nearby that it does not."""
+"""Every rule has a cell that it holds for and one nearby that it does not. Long, since it is one table."""
 
 from __future__ import annotations
 
