@@ -9,6 +9,7 @@ the card (number of multiprocessors) and the CUDA programming guide's table of c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -229,3 +230,41 @@ _CARDS = (
 CARDS: Mapping[str, Card] = {card.name: card for card in _CARDS}
 CAPACITIES: Mapping[str, int] = {card.name: card.usable_bytes for card in _CARDS if card.usable_bytes is not None}
 """Usable bytes of the cards whose capacity is known: those that a budget can name."""
+
+_MAKERS = ("nvidia", "geforce", "tesla", "quadro", "gpu", "pcie", "sxm", "sxm4", "sxm5")
+"""Words of a card's full name that tell no two apart here."""
+
+
+def cards_called(text: str) -> tuple[Card, ...]:
+    """The cards that people call so: `rtx-4090`, `4090`, `NVIDIA GeForce RTX 4090`, `A100-SXM4-80GB`, `h100`. Several where it is
+    not said which of them (`a100`)."""
+    if text.lower() in CARDS:
+        return (CARDS[text.lower()],)
+    wanted = _words(text)
+    if not any(char.isdigit() for word in wanted - _sizes(wanted) for char in word):
+        return ()
+    found = [card for card in _CARDS if wanted - _sizes(wanted) <= _words(card.name) and _holds(card, _sizes(wanted))]
+    plain = [card for card in found if _words(card.name) - _sizes(_words(card.name)) <= wanted | {"rtx"}]
+    return tuple(plain or found)
+
+
+def card_called(text: object) -> Card | None:
+    """The one card that people call so."""
+    found = cards_called(text) if isinstance(text, str) else ()
+    return found[0] if len(found) == 1 else None
+
+
+def _words(text: str) -> frozenset[str]:
+    """Of a card's name, in lower case; `80 GB` is one, `rtx4090` two."""
+    joined = re.sub(r"\b(\d+)\s*gi?b\b", r"\1gb", text.lower())
+    split = re.sub(r"\b(rtx|gtx)(?=\w?\d)", r"\1 ", joined)
+    return frozenset(re.findall(r"[a-z0-9]+", split)) - {*_MAKERS}
+
+
+def _sizes(words: frozenset[str]) -> frozenset[str]:
+    """Those that say how much memory there is."""
+    return frozenset(word for word in words if re.fullmatch(r"\d+gb", word))
+
+
+def _holds(card: Card, sizes: frozenset[str]) -> bool:
+    return all(size == f"{card.marked_bytes // GIB}gb" for size in sizes)

@@ -65,13 +65,6 @@ ALIASES = {
     "reward_modeling": "reward",
     "reward_trainer": "reward",
     "rm": "reward",
-    "h100": "h100-80gb",
-    "3060": "rtx-3060-12gb",
-    "rtx-3060": "rtx-3060-12gb",
-    "3080": "rtx-3080-10gb",
-    "rtx-3080": "rtx-3080-10gb",
-    "4060-ti": "rtx-4060-ti-16gb",
-    "rtx-4060-ti": "rtx-4060-ti-16gb",
 }
 """What the field calls some values and fields, and what they are called here."""
 
@@ -89,8 +82,6 @@ EXPLAINED = {
     "cpo": "it is algorithm dpo with dpo: {loss_type: cpo}",
     "ipo": "it is algorithm dpo with dpo: {loss_type: ipo}",
     "precompute_ref_log_probs": "it is reference: precomputed",
-    "a100": "there are a100-40gb and a100-80gb",
-    "v100": "there are v100-16gb and v100-32gb",
 } | {
     name: f"transformers has it, and it is not here; {nearest}"
     for names, nearest in (

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from vrambench.methods.cards import CAPACITIES, CARDS
+from vrambench.methods.cards import CAPACITIES, cards_called
 from vrambench.methods.errors import UNPRINTABLE, brief, did_you_mean, shown
 from vrambench.methods.lengths import parse_lengths
 from vrambench.methods.registry import Options
@@ -39,14 +39,17 @@ SMALLEST_BARE = 2**20
 
 
 def parse_size(value: object) -> int:
-    """Bytes of `24GiB`, `16 GB`, `512MiB`, a plain number of bytes, or a card's name (its usable capacity)."""
+    """Bytes of `24GiB`, `16 GB`, `512MiB`, a plain number of bytes, or a card, whatever people call it (its usable capacity)."""
     unlike = f"{shown(value)} is not a size; write 24GiB, 16GB or a card: {', '.join(CAPACITIES)}"
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(unlike)
     if isinstance(value, str):
-        if value.lower() in CAPACITIES:
-            return CAPACITIES[value.lower()]
-        if value.lower() in CARDS:
+        called = cards_called(value)
+        if len(called) > 1:
+            raise ValueError(f"{shown(value)} may be {' or '.join(card.name for card in called)}")
+        for card in called:
+            if card.usable_bytes is not None:
+                return card.usable_bytes
             raise ValueError(f"{shown(value)} is a card whose usable capacity is not known here; write it, as in 22GiB")
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", value.lower())
         if not match:

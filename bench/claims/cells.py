@@ -13,7 +13,7 @@ from vrambench.bench.plan.matrix import Setting, check_value
 from vrambench.bench.plan.plan import PlannedCell, resolved
 from vrambench.bench.plan.used import check_used
 from vrambench.bench.plan.validity import check
-from vrambench.methods.cards import CARDS, FIRST_BF16
+from vrambench.methods.cards import CARDS, FIRST_BF16, card_called
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Kind
 from vrambench.methods.errors import ConfigurationError
@@ -85,7 +85,7 @@ def _resolved(claim: Claim, settings: Mapping[str, Setting]) -> Cell:
         check_value(axis, axes[axis], settings[axis].origin)
     work = _work(settings)
     budget = work["budget"].value if "budget" in work else None
-    card = CARDS.get(budget.lower()) if isinstance(budget, str) else None
+    card = card_called(budget)
     try:
         return resolved(axes, work, flash=card is None or card.capability >= FIRST_BF16)
     except ConfigurationError as error:

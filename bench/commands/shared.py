@@ -85,10 +85,10 @@ def planned_for(loaded: Matrix, selection: Selection, device: str) -> Plan:
 
 def card_named(selection: Selection) -> Card | None:
     """The card that the command line names as the budget, if it names one."""
-    from vrambench.methods.cards import CARDS
+    from vrambench.methods.cards import card_called
 
     named = selection.settings().get("budget")
-    return CARDS.get(named.value.lower()) if named and isinstance(named.value, str) else None
+    return card_called(named.value) if named else None
 
 
 def predictions(selection: Selection, alloc_conf: str | None = None) -> Predict:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.methods.usual import PPO_AXES, SFT_AXES
 from vrambench.methods.axes import AXES
-from vrambench.methods.cards import CAPACITIES
+from vrambench.methods.cards import CAPACITIES, cards_called
 from vrambench.methods.cell import option_namespaces, resolve
 from vrambench.methods.elsewhere import HERE
 from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
@@ -160,7 +160,7 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
             ("model", None, "null: must be text"),
             ("model", 4, "4: must be text"),
             ("weights", None, "null: must be text"),
-            ("budget", "rtx4090", f"'rtx4090' is not a size; {SIZES}; did you mean 'rtx-4090'?"),
+            ("budget", "rtx-4090s", f"'rtx-4090s' is not a size; {SIZES}; did you mean 'rtx-4090'?"),
             ("budget", None, f"null is not a size; {SIZES}"),
             ("lora_target_modules", "q_proj", f"'q_proj': {MODULES}; write [q_proj] for the layers of that name"),
             ("lora_target_modules", "q_proj,", f"'q_proj,': {MODULES}"),
@@ -185,10 +185,8 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
             ),
             ("steps", "4" * 5000, f"{'4' * 50!r}...{'4' * 25!r} (5,000 characters): must be a whole number"),
             ("budget", "a10", "'a10' is a card whose usable capacity is not known here; write it, as in 22GiB"),
-            ("budget", "v100", f"'v100' is not a size; {SIZES}; there are v100-16gb and v100-32gb"),
-            ("budget", "rtx-3080", f"'rtx-3080' is not a size; {SIZES}; did you mean 'rtx-3080-10gb'?"),
-            ("budget", "a100", f"'a100' is not a size; {SIZES}; there are a100-40gb and a100-80gb"),
-            ("budget", "4090", "'4090' would be bytes; write its unit, as in 24GiB; did you mean 'rtx-4090'?"),
+            ("budget", "v100", "'v100' may be v100-16gb or v100-32gb"),
+            ("budget", "a100", "'a100' may be a100-40gb or a100-80gb"),
             ("budget", 3090, "3090 would be bytes; write its unit, as in 24GiB; did you mean 'rtx-3090'?"),
             ("lora_target_modules", [1], f"[1]: {MODULES}"),
         ]
@@ -322,6 +320,20 @@ def test_an_unknown_axis_value_is_named() -> None:
         (7_000_000.9, 7_000_000),
         ("rtx-4090", CAPACITIES["rtx-4090"]),
         ("RTX-3090", CAPACITIES["rtx-3090"]),
+        ("4090", CAPACITIES["rtx-4090"]),
+        ("rtx4090", CAPACITIES["rtx-4090"]),
+        ("RTX 4090", CAPACITIES["rtx-4090"]),
+        ("NVIDIA GeForce RTX 4090", CAPACITIES["rtx-4090"]),
+        ("RTX 3090 24GB", CAPACITIES["rtx-3090"]),
+        ("3090", CAPACITIES["rtx-3090"]),
+        ("4070 Ti", CAPACITIES["rtx-4070-ti"]),
+        ("rtx-3080", CAPACITIES["rtx-3080-10gb"]),
+        ("h100", CAPACITIES["h100-80gb"]),
+        ("NVIDIA A100-SXM4-80GB", CAPACITIES["a100-80gb"]),
+        ("a100 40 GB", CAPACITIES["a100-40gb"]),
+        ("A6000", CAPACITIES["rtx-a6000"]),
+        ("RTX 6000 Ada", CAPACITIES["rtx-6000-ada"]),
+        ("Tesla T4", CAPACITIES["t4"]),
         ("1TiB", 2**40),
     ],
 )
@@ -340,6 +352,14 @@ def test_what_is_no_size(text: object) -> None:
     with pytest.raises(ValueError, match="is not a size") as caught:
         parse_size(text)
     assert str(caught.value).startswith(shown(text))
+
+
+def test_a_card_that_may_be_two_is_said_to_be() -> None:
+    with pytest.raises(ValueError, match=r"'a100' may be a100-40gb or a100-80gb$"):
+        parse_size("a100")
+    with pytest.raises(ValueError, match="'RTX 3090 Ti' is a card whose usable capacity is not known here"):
+        parse_size("RTX 3090 Ti")
+    assert cards_called("a100 48gb") == cards_called("rtx") == cards_called("24gb") == ()
 
 
 @pytest.mark.parametrize("number", [1, 24, "24", 24.5, 2**20 - 1])
