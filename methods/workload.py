@@ -44,14 +44,14 @@ def parse_size(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(unlike)
     if isinstance(value, str):
-        called = cards_called(value)
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", value.lower())
+        called = () if match and match[2] else cards_called(value)
         if len(called) > 1:
             raise ValueError(f"{shown(value)} may be {' or '.join(card.name for card in called)}")
         for card in called:
             if card.usable_bytes is not None:
                 return card.usable_bytes
             raise ValueError(f"{shown(value)} is a card whose usable capacity is not known here; write it, as in 22GiB")
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", value.lower())
         if not match:
             raise ValueError(unlike + did_you_mean(value, CAPACITIES))
         if match[2] not in UNITS:
