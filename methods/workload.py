@@ -45,7 +45,7 @@ def parse_size(value: object) -> int:
         raise ValueError(unlike)
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", value.lower())
-        called = () if match and match[2] else cards_called(value)
+        called = () if match and match[2] and match[2] in UNITS else cards_called(value)
         if len(called) > 1:
             raise ValueError(f"{shown(value)} may be {' or '.join(card.name for card in called)}")
         for card in called:
