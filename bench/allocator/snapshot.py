@@ -150,7 +150,9 @@ def read_snapshot(source: Path | bytes) -> Snapshot:
         raise
     except Exception as error:  # a damaged pickle may raise anything
         told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise ConfigurationError(f"snapshot: not a pickle that can be read ({told})") from error
+        raise ConfigurationError(
+            f"snapshot: not what torch.cuda.memory._dump_snapshot writes, a pickle ({told})"
+        ) from error
     return Snapshot.of(loaded)
 
 

@@ -45,8 +45,11 @@ def explain(
         from vrambench.bench.allocator.snapshot import read_snapshot
 
         others = [settings_of(text) for text in alloc_conf or USUAL]
-        snapshot = read_snapshot(recording)
-        devices = explained(snapshot, others)
+        try:
+            devices = explained(read_snapshot(recording), others)
+        except ConfigurationError as error:
+            told = error.message if str(recording) in error.message else f"{recording}: {error.message}"
+            raise ConfigurationError(told, field=error.field) from None
         if not devices:
             raise ConfigurationError(
                 f"{recording}: holds no trace, only what was in use at its end; record one with "

@@ -60,8 +60,8 @@ def test_what_is_no_recording_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     cut.write_bytes(gzip.compress(pickle.dumps(out_of_memory()))[:100])
     for path, message in (
         (tmp_path / "absent", "absent is no file"),
-        (text, "not a pickle that can be read"),
-        (cut, "not a pickle that can be read"),
+        (text, "notes.txt: snapshot: not what torch.cuda.memory._dump_snapshot writes, a pickle ("),
+        (cut, "cut.pickle.gz: snapshot: not what torch.cuda.memory._dump_snapshot writes, a pickle ("),
         (only_segments, "holds no trace, only what was in use at its end; record one with torch.cuda.memory"),
     ):
         assert main(["explain", str(path)]) == 2
