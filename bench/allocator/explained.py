@@ -71,7 +71,6 @@ class Explained:
     use when the recording began. `others`: first the recording's own settings."""
 
     device: int
-    settings: AllocatorSettings
     entries: int
     entry: int
     recorded: RecordedPeaks
@@ -126,7 +125,6 @@ def _explained(trace: DeviceTrace, settings: AllocatorSettings, others: Sequence
         as_recorded = replace(as_recorded, reserved_bytes=most, least_bytes=least)
     return Explained(
         device=trace.device,
-        settings=settings,
         entries=len(trace.entries),
         entry=entry,
         recorded=recorded,
@@ -208,11 +206,10 @@ def needed(
     requests: Sequence[Event], settings: AllocatorSettings, trace: DeviceTrace, address_space_bytes: int | None
 ) -> Needed:
     """What `requests` need under `settings`, after what was there at the start of `trace`, which stays where it was."""
-    events = list(requests)
 
     def run(capacity: int | None = None) -> ReplayResult:
         return replay(
-            events,
+            requests,
             settings,
             capacity,
             address_space_bytes=address_space_bytes,

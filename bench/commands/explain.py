@@ -79,7 +79,7 @@ def settings_of(text: str) -> AllocatorSettings:
 
 def document(one: Explained) -> dict[str, Any]:
     """As `--json` prints it."""
-    told = asdict(one) | {"settings": one.settings.text(), "given_bytes": one.given_bytes}
+    told = asdict(one) | {"settings": one.others[0].settings.text(), "given_bytes": one.given_bytes}
     told["live"] = [each._asdict() for each in one.live]
     told["unused"] = one.unused._asdict()
     told["ran_out"] = one.ran_out._asdict() if one.ran_out else None

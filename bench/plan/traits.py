@@ -218,11 +218,11 @@ def quantised_layers(model: str) -> tuple[str, ...]:
 def unknown_layers(cell: Cell) -> str | None:
     """What is wrong with the layers that are named for the cell's adapter; None where nothing is, or the adapter has its own."""
     named = cell.workload.lora_target_modules
-    paths = _adaptable(cell.workload.model) if named and named not in ("auto", "all-linear") else ()
-    if not named or not paths:
+    if not named or named in ("auto", "all-linear"):
         return None
     try:
-        check_layers(named, paths)
+        if paths := _adaptable(cell.workload.model):
+            check_layers(named, paths)
     except ConfigurationError as error:
         return error.message.partition(": ")[2]
     return None

@@ -75,11 +75,10 @@ def idle_additions(added: Iterable[tuple[Settings, Cell]]) -> tuple[str, ...]:
     used: dict[tuple[str, str], bool] = {}
     said: dict[tuple[str, str], Setting] = {}
     for settings, cell in added:
-        flat = fields_of(cell) if settings else {}
         for name, setting in settings.items():
             if setting.value is not None:
                 line = (setting.origin.partition(": ")[0], name)
-                used[line] = used.get(line, False) or flat.get(name) is not None
+                used[line] = used.get(line, False) or _has(cell, name)
                 said.setdefault(line, setting)
     return tuple(_unused(line[1], said[line]) for line, has in used.items() if not has)
 
