@@ -13,7 +13,9 @@ pools (CUDA graphs, torch.cuda.MemPool), which the model does not have, are left
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -29,7 +31,15 @@ from vrambench.bench.allocator.recorded import (
 )
 from vrambench.bench.allocator.replay import Event, replay
 from vrambench.bench.allocator.settings import UNLIMITED, AllocatorSettings
-from vrambench.bench.allocator.snapshot import DEFAULT_POOL, RawEntry, RawSegment, Snapshot
+from vrambench.bench.allocator.snapshot import (
+    DEFAULT_POOL,
+    Asked,
+    RawAnnotation,
+    RawEntry,
+    RawSegment,
+    Snapshot,
+    Span,
+)
 from vrambench.methods.errors import ConfigurationError, UnknownValue
 
 Source = Snapshot | Mapping[str, Any] | Sequence[Any]
@@ -60,16 +70,20 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DeviceTrace:
-    """One device's part of a snapshot: what it held when the recording began, what happened, and what it held at the end. `stacks`:
-    as recorded, of each alloc in order; `held`: of each block in use at the end, by address."""
+    """One device's part of a snapshot: what it held when the recording began, what happened, and what it held at the end. `times`:
+    of each entry, in microseconds of the recording's clock; its number, where none are recorded. `asked`: who asked for each alloc,
+    in order; `held`: for each block in use at the end, by address. `spans`: what was annotated (torch.profiler.record_function),
+    from one time to another."""
 
     device: int
     start: Start
     entries: tuple[Entry, ...]
     end: tuple[Segment, ...]
     left_out: LeftOut | None
-    stacks: tuple[Any, ...]
-    held: Mapping[int, Any]
+    times: tuple[int, ...]
+    asked: tuple[Asked, ...]
+    held: Mapping[int, Asked]
+    spans: tuple[Span, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +125,8 @@ def device_traces(snapshot: Source, settings: AllocatorSettings | None = None) -
         raw_entries = snapshot.device_traces[device] if 0 <= device < len(snapshot.device_traces) else []
         private = [segment for segment in raw_segments if segment.segment_pool_id != DEFAULT_POOL]
         kept = _of_the_default_pool(raw_entries, private)
-        entries = _entries(kept)
+        raw = _with_requests(kept)
+        entries = [_entry(one) for one in raw]
         end = sorted(map(_segment, raw_segments), key=lambda segment: segment.address)
         end = [segment for segment in end if segment.address not in {each.address for each in private}]
         start = start_of(entries, end, settings)
@@ -123,8 +138,10 @@ def device_traces(snapshot: Source, settings: AllocatorSettings | None = None) -
                 tuple(entries),
                 tuple(end),
                 left_out if any(left_out) else None,
-                tuple(entry.get("frames", ()) for entry in kept if entry["action"] == "alloc"),
-                dict(pair for segment in raw_segments for pair in _stacks(segment)),
+                _times(raw),
+                tuple(_asked(one.get("frames"), one.get("user_metadata")) for one in raw if one["action"] == "alloc"),
+                dict(pair for segment in raw_segments for pair in _holders(segment)),
+                tuple(_spans(snapshot.external_annotations, device)),
             )
         )
     return traces
@@ -223,13 +240,37 @@ def _of_the_default_pool(entries: Sequence[RawEntry], private: Sequence[RawSegme
     return kept[::-1]
 
 
-def _stacks(raw: RawSegment) -> Iterator[tuple[int, Any]]:
-    """Of each block in use with a stack, its address and that."""
+def _times(entries: Sequence[RawEntry]) -> tuple[int, ...]:
+    times = [entry.get("time_us") for entry in entries]
+    if not all(isinstance(time, int) for time in times):
+        return tuple(range(len(entries)))
+    return tuple(itertools.accumulate(typing.cast(list[int], times), max))
+
+
+def _asked(frames: Any, metadata: Any) -> Asked:
+    stack = [frame for frame in frames if isinstance(frame, Mapping)] if isinstance(frames, list | tuple) else []
+    return Asked(stack, metadata if isinstance(metadata, str) else "")
+
+
+def _holders(raw: RawSegment) -> Iterator[tuple[int, Asked]]:
+    """Of each block in use, its address and who asked for it."""
     address = raw.address
     for block in raw.blocks:
-        if block.frames:
-            yield address, block.frames
+        if block.frames or block.user_metadata:
+            yield address, _asked(block.frames, block.user_metadata)
         address += block.size
+
+
+def _spans(annotations: Iterable[RawAnnotation], device: int) -> Iterator[Span]:
+    """In the order in which they end. What was still going on at the end is left out."""
+    begun: dict[str, list[int]] = {}
+    for one in annotations:
+        if one.device != device:
+            continue
+        if one.stage == "START":
+            begun.setdefault(one.name, []).append(one.time_us)
+        elif begun.get(one.name):
+            yield Span(one.name, begun[one.name].pop(), one.time_us)
 
 
 def _segment(raw: RawSegment) -> Segment:
@@ -246,28 +287,34 @@ def _segment(raw: RawSegment) -> Segment:
     return Segment(raw.address, raw.total_size, raw.stream, pool, tuple(blocks), raw.is_expandable)
 
 
-def _entries(raw_entries: Sequence[RawEntry]) -> list[Entry]:
-    entries: list[Entry] = []
-    for raw in raw_entries:
-        if raw["action"] not in ACTIONS:
-            raise UnknownValue("snapshot.device_traces.action", raw["action"], ACTIONS)
-        address = raw.get("device_free", 0) if raw["action"] == "oom" else raw.get("addr", 0)
-        entries.append((raw["action"], address, raw["size"], raw["stream"]))
-    if _requests_left_out(entries):
-        return [
-            each
-            for entry in entries
-            for each in ([("free_requested", *entry[1:]), entry] if entry[0] == "free_completed" else [entry])
-        ]
-    return entries
+def _entry(raw: RawEntry) -> Entry:
+    if raw["action"] not in ACTIONS:
+        raise UnknownValue("snapshot.device_traces.action", raw["action"], ACTIONS)
+    address = raw.get("device_free", 0) if raw["action"] == "oom" else raw.get("addr", 0)
+    return raw["action"], address, raw["size"], raw["stream"]
 
 
-def _requests_left_out(entries: Sequence[Entry]) -> bool:
+def _with_requests(entries: Sequence[RawEntry]) -> Sequence[RawEntry]:
+    """The entries, with a request for every free where the recording left them out."""
+    if not _requests_left_out(entries):
+        return entries
+    asked: RawEntry
+    whole: list[RawEntry] = []
+    for entry in entries:
+        if entry["action"] == "free_completed":
+            asked = {**entry, "action": "free_requested"}
+            whole.append(asked)
+        whole.append(entry)
+    return whole
+
+
+def _requests_left_out(entries: Sequence[RawEntry]) -> bool:
     """Recorded with skip_actions=["free_requested"]: something allocated in the recording was freed, and no free was asked for.
     (Of a block that was there before, the free may have been asked for before, too.)"""
     allocated: set[int] = set()
     left_out = False
-    for action, address, _, _ in entries:
+    for entry in entries:
+        action, address = entry["action"], entry.get("addr", 0)
         if action == "free_requested":
             return False
         if action == "alloc":

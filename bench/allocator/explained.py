@@ -9,16 +9,17 @@ In: a snapshot (`vrambench.bench.allocator.snapshot`). Where memory ran out seve
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vrambench.bench.allocator.blocks import Segment
 from vrambench.bench.allocator.comparison import DeviceTrace, device_traces, events_of
-from vrambench.bench.allocator.recorded import Entry, RecordedPeaks, address_space, recorded_peaks
+from vrambench.bench.allocator.recorded import RecordedPeaks, address_space, recorded_peaks
 from vrambench.bench.allocator.replay import Event, ReplayResult, replay
 from vrambench.bench.allocator.settings import MIB, AllocatorSettings
-from vrambench.bench.allocator.snapshot import Snapshot
+from vrambench.bench.allocator.snapshot import Asked, Frames, Snapshot
 
 LEAST_WITHIN = 0.005
 """How close the least memory is looked for, as a share of the peak."""
@@ -29,8 +30,9 @@ LIBRARIES = ("/torch/", "\\torch\\", "/contextlib.py", "<frozen")
 
 
 class Live(NamedTuple):
-    """What one place had in use. `where`: the innermost frame that is not PyTorch's own; None for blocks of one size without
-    a recorded stack. `before`: it was there when the recording began."""
+    """What was in use, asked for at one place, or called the same. `where`: the innermost frame that is not PyTorch's own, or the
+    metadata; None for blocks of one size without a recorded stack, and for all without metadata. `before`: it was there when the
+    recording began."""
 
     where: str | None
     before: bool
@@ -66,13 +68,15 @@ class Needed:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """One device of a recording. `entry`: the moment, out of `entries`, that `live` and `unused` are of; `requested_bytes` were in
-    use then, and `reserved_bytes` reserved. `exact`: the model put every block where the GPU did, up to then. `before_bytes`: in
-    use when the recording began. `others`: first the recording's own settings."""
+    """One device of a recording. `entry`: the moment, out of `entries`, that `live` and `unused` are of, in the `part` of the job
+    that was annotated; `requested_bytes` were in use then, and `reserved_bytes` reserved. `called`: what is in `live`, by metadata;
+    none where nothing has any. `exact`: the model put every block where the GPU did, up to then. `before_bytes`: in use when the
+    recording began. `others`: first the recording's own settings."""
 
     device: int
     entries: int
     entry: int
+    part: str | None
     recorded: RecordedPeaks
     exact: bool
     before_bytes: int
@@ -80,6 +84,7 @@ class Explained:
     reserved_bytes: int
     ran_out: RanOut | None
     live: tuple[Live, ...]
+    called: tuple[Live, ...]
     unused: Unused
     others: tuple[Needed, ...]
     left_out: str | None
@@ -102,7 +107,9 @@ def explain(snapshot: Snapshot, others: Iterable[AllocatorSettings] = ()) -> lis
 def _explained(trace: DeviceTrace, settings: AllocatorSettings, others: Sequence[AllocatorSettings]) -> Explained:
     ran_out = [index for index, entry in enumerate(trace.entries) if entry[0] == "oom"]
     last = ran_out[-1] if ran_out else None
-    live, at, entry = _in_use(trace, last)
+    entry = last if last is not None else _highest(trace)
+    blocks = _in_use(trace, entry)
+    live = _by_place(blocks)
     events, positions = events_of(trace, settings)
     until = sum(position <= entry for position in positions)
     space = address_space(trace.start, trace.entries, settings)
@@ -127,54 +134,54 @@ def _explained(trace: DeviceTrace, settings: AllocatorSettings, others: Sequence
         device=trace.device,
         entries=len(trace.entries),
         entry=entry,
+        part=_part(trace, entry),
         recorded=recorded,
         exact=run.moved_event is None,
         before_bytes=sum(block.requested for segment in trace.start.segments for block in segment.blocks),
-        requested_bytes=at,
+        requested_bytes=sum(one.nbytes for one in live),
         reserved_bytes=sum(segment.size for segment in run.final_map),
         ran_out=RanOut(asked, trace.entries[last][1] or None) if last is not None else None,
         live=live,
+        called=_by_metadata(blocks),
         unused=_unused(run.final_map),
         others=(as_recorded, *(needed(requests, one, trace, space) for one in others)),
         left_out=str(trace.left_out) if trace.left_out else None,
     )
 
 
-def _in_use(trace: DeviceTrace, last: int | None) -> tuple[tuple[Live, ...], int, int]:
-    """What was in use at entry `last`, or else when most was; its bytes, and the entry."""
-    held: dict[int, tuple[int, bool, str | None]] = {
-        segment.address + block.offset: (
-            block.requested,
-            True,
-            place_of(trace.held.get(segment.address + block.offset)),
-        )
+class _Block(NamedTuple):
+    nbytes: int
+    before: bool
+    asked: Asked
+
+
+UNKNOWN = Asked()
+
+
+def _in_use(trace: DeviceTrace, moment: int) -> list[_Block]:
+    """What was in use after entry `moment`."""
+    held = {
+        address: _Block(block.requested, True, trace.held.get(address, UNKNOWN))
         for segment in trace.start.segments
         for block in segment.blocks
         if block.state != "inactive"
+        for address in [segment.address + block.offset]
     }
-    moment = last if last is not None else _highest(trace.entries, sum(nbytes for nbytes, *_ in held.values()))
-    stacks = iter(trace.stacks)
-    since: dict[int, tuple[int, Any]] = {}
+    asked = iter(trace.asked)
     for action, address, nbytes, _ in trace.entries[: moment + 1]:
         if action == "alloc":
-            since[address] = nbytes, next(stacks)
-        elif action == "free_completed" and since.pop(address, None) is None:
+            held[address] = _Block(nbytes, False, next(asked))
+        elif action == "free_completed":
             held.pop(address, None)
-    held |= {address: (nbytes, False, place_of(stack)) for address, (nbytes, stack) in since.items()}
-    groups: dict[tuple[str | None, bool, int], list[int]] = {}
-    for nbytes, before, where in held.values():
-        groups.setdefault((where, before, nbytes if where is None else 0), []).append(nbytes)
-    live = [Live(where, before, sum(sizes), len(sizes), max(sizes)) for (where, before, _), sizes in groups.items()]
-    ordered = tuple(sorted(live, key=lambda one: -one.nbytes))
-    return ordered, sum(one.nbytes for one in ordered), moment
+    return list(held.values())
 
 
-def _highest(entries: Sequence[Entry], before: int) -> int:
+def _highest(trace: DeviceTrace) -> int:
     """The entry after which most was in use."""
     sizes: dict[int, int] = {}
-    now = most = before
+    now = most = sum(block.requested for segment in trace.start.segments for block in segment.blocks)
     found = 0
-    for index, (action, address, nbytes, _) in enumerate(entries):
+    for index, (action, address, nbytes, _) in enumerate(trace.entries):
         if action == "alloc":
             sizes[address] = nbytes
             now += nbytes
@@ -185,16 +192,51 @@ def _highest(entries: Sequence[Entry], before: int) -> int:
     return found
 
 
-def place_of(stack: object) -> str | None:
-    """Where memory was asked for, of a recorded stack, innermost frame first: `llama/modeling_llama.py:176 forward`."""
-    frames = [frame for frame in stack if isinstance(frame, Mapping)] if isinstance(stack, list | tuple) else []
+def _by_place(blocks: Iterable[_Block]) -> tuple[Live, ...]:
+    wheres = ((place_of(block.asked.frames), block) for block in blocks)
+    return _together((where, 0 if where else block.nbytes, block) for where, block in wheres)
+
+
+def _by_metadata(blocks: Sequence[_Block]) -> tuple[Live, ...]:
+    if not any(block.asked.metadata for block in blocks):
+        return ()
+    return _together((without_numbers(block.asked.metadata) or None, 0, block) for block in blocks)
+
+
+def _together(named: Iterable[tuple[str | None, int, _Block]]) -> tuple[Live, ...]:
+    """Blocks of one name (and, where they have none, of one size), largest first."""
+    groups: dict[tuple[str | None, bool, int], list[int]] = {}
+    for where, size, block in named:
+        groups.setdefault((where, block.before, size), []).append(block.nbytes)
+    live = [Live(where, before, sum(sizes), len(sizes), max(sizes)) for (where, before, _), sizes in groups.items()]
+    return tuple(sorted(live, key=lambda one: -one.nbytes))
+
+
+def _part(trace: DeviceTrace, entry: int) -> str | None:
+    """The shortest annotated part of the job that `entry` is in."""
+    time = trace.times[entry]
+    around = [span for span in trace.spans if span.begin <= time < span.end]
+    return min(around, key=lambda span: span.end - span.begin).name if around else None
+
+
+def without_numbers(text: str) -> str:
+    """`model.layers.3.mlp` -> `model.layers.*.mlp`: what layers do alike is told together."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", text)
+
+
+def place_of(frames: Frames) -> str | None:
+    """Where memory was asked for: `llama/modeling_llama.py:176 forward`; in a predicted job, whose frames are modules and have no
+    lines, `policy/model.layers.*.mlp.up_proj aten::mm`."""
     written = [frame for frame in frames if str(frame.get("filename", "")).endswith(".py")]
     own = (frame for frame in written if not any(part in str(frame["filename"]) for part in LIBRARIES))
     chosen = next(own, next(iter(written or frames), None))
     if chosen is None:
         return None
     parts = str(chosen.get("filename", "?")).replace("\\", "/").split("/")
-    return f"{'/'.join(parts[-2:])}:{chosen.get('line', '?')} {chosen.get('name', '?')}"
+    line, name = chosen.get("line", "?"), chosen.get("name", "?")
+    if line == 0 and not written:
+        return f"{without_numbers('/'.join(parts[-2:]))} {name}"
+    return f"{'/'.join(parts[-2:])}:{line} {name}"
 
 
 def _unused(segments: Sequence[Segment]) -> Unused:

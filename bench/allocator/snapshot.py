@@ -17,7 +17,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NotRequired
+from typing import Annotated, Any, ClassVar, NamedTuple, NotRequired
 
 from pydantic import BaseModel, Field, ValidationError
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
@@ -40,6 +40,7 @@ class RawBlock(BaseModel):
     requested_size: Bytes | None = None
     state: str
     frames: Any = ()
+    user_metadata: Any = ""
 
 
 class RawSegment(BaseModel):
@@ -63,6 +64,8 @@ class RawEntry(TypedDict):
     pool_id: NotRequired[tuple[Whole, Whole]]
     device_free: NotRequired[Bytes]
     frames: NotRequired[Any]
+    user_metadata: NotRequired[Any]
+    time_us: NotRequired[Any]
 
 
 class RawSettings(BaseModel):
@@ -74,12 +77,20 @@ class RawSettings(BaseModel):
     expandable_segments: bool | None = None
 
 
+class RawAnnotation(BaseModel):
+    device: Whole = 0
+    time_us: Whole = 0
+    stage: str = ""
+    name: str = ""
+
+
 class Snapshot(BaseModel):
     """What a file holds and the model needs, under torch's names; a segment's blocks tile it. One trace for each device."""
 
     segments: list[RawSegment]
     device_traces: list[list[RawEntry]]
     allocator_settings: RawSettings = RawSettings()
+    external_annotations: list[RawAnnotation] = []
 
     @classmethod
     def of(cls, snapshot: Snapshot | Mapping[str, Any] | Sequence[Any]) -> Snapshot:
@@ -156,18 +167,56 @@ def read_snapshot(source: Path | bytes) -> Snapshot:
     return Snapshot.of(loaded)
 
 
-def snapshot_of(allocator: Allocator, device: int = 0) -> dict[str, Any]:
-    """What `torch.cuda.memory._snapshot()` would give after the same work on CUDA `device`; needs an allocator that records."""
+Frames = Sequence[Mapping[str, Any]]
+"""A stack as torch records it, innermost frame first: `filename`, `line` and `name` of each."""
+
+
+class Asked(NamedTuple):
+    """Who asked for a block: the stack, and a text (torch: `torch.cuda.memory._set_memory_metadata`)."""
+
+    frames: Frames = ()
+    metadata: str = ""
+
+
+class Span(NamedTuple):
+    """A part of the trace that has a name, from `begin` to `end` by the recording's clock, in microseconds."""
+
+    name: str
+    begin: int
+    end: int
+
+
+def snapshot_of(
+    allocator: Allocator, device: int = 0, asked: Sequence[Asked] = (), spans: Sequence[Span] = ()
+) -> dict[str, Any]:
+    """What `torch.cuda.memory._snapshot()` would give after the same work on CUDA `device`; needs an allocator that records.
+    `asked`: of each alloc in order, and at last of the request that found no memory. Times are the entries' numbers, as
+    microseconds."""
     assert allocator.trace is not None, "the allocator was made with record=True"
     traces: list[list[dict[str, Any]]] = [[] for _ in range(device + 1)]
+    unknown, requests = Asked(), iter(asked)
+    holders: dict[int, Asked] = {}
+    taken: list[dict[str, Any]] = []
     for time, (action, address, nbytes, stream) in enumerate(allocator.trace):
         key = "device_free" if action == "oom" else "addr"
-        entry = {"action": action, key: address, "size": nbytes, "stream": stream, "time_us": time, "frames": []}
-        traces[device].append(entry | {"compile_context": "N/A", "user_metadata": "", "pool_id": (0, 0)})
+        entry = {"action": action, key: address, "size": nbytes, "stream": stream, "time_us": time}
+        entry |= {"compile_context": "N/A", "pool_id": DEFAULT_POOL}
+        traces[device].append(entry)
+        taken.append(entry)
+        if action in ("segment_alloc", "segment_map"):  # taken for the request that comes next
+            continue
+        who = next(requests, unknown) if action in ("alloc", "oom") else holders.get(address, unknown)
+        if action == "alloc":
+            holders[address] = who
+        elif action == "free_completed":
+            holders.pop(address, None)
+        for each in taken:
+            each |= {"frames": who.frames, "user_metadata": who.metadata}
+        taken.clear()
     settings = allocator.settings
     unlimited = settings.max_split_bytes == UNLIMITED
     return {
-        "segments": [_raw_segment(segment, device) for segment in allocator.block_map()],
+        "segments": [_raw_segment(segment, device, holders) for segment in allocator.block_map()],
         "device_traces": traces,
         "allocator_settings": {
             "PYTORCH_CUDA_ALLOC_CONF": settings.text(),
@@ -175,11 +224,15 @@ def snapshot_of(allocator: Allocator, device: int = 0) -> dict[str, Any]:
             "garbage_collection_threshold": settings.garbage_collection_threshold,
             "expandable_segments": settings.expandable_segments,
         },
-        "external_annotations": [],
+        "external_annotations": [
+            {"device": device, "time_us": time, "stage": stage, "name": span.name}
+            for span in spans
+            for stage, time in (("START", span.begin), ("END", span.end))
+        ],
     }
 
 
-def _raw_segment(segment: Segment, device: int) -> dict[str, Any]:
+def _raw_segment(segment: Segment, device: int, holders: Mapping[int, Asked]) -> dict[str, Any]:
     def total(*states: str) -> int:
         return sum(block.size for block in segment.blocks if block.state in states)
 
@@ -201,8 +254,10 @@ def _raw_segment(segment: Segment, device: int) -> dict[str, Any]:
                 "size": block.size,
                 "requested_size": block.requested,
                 "state": block.state,
-                "frames": [],
+                "frames": who.frames,
+                "user_metadata": who.metadata,
             }
             for block in segment.blocks
+            for who in [holders.get(segment.address + block.offset, Asked())]
         ],
     }

@@ -32,6 +32,7 @@ COMMANDS = (
     "report",
     "claims",
     "explain",
+    "export",
     "doctor",
 )
 """In the order of `--help`. Each is a function in the module of its name."""

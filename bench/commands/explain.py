@@ -81,6 +81,7 @@ def document(one: Explained) -> dict[str, Any]:
     """As `--json` prints it."""
     told = asdict(one) | {"settings": one.others[0].settings.text(), "given_bytes": one.given_bytes}
     told["live"] = [each._asdict() for each in one.live]
+    told["called"] = [each._asdict() for each in one.called]
     told["unused"] = one.unused._asdict()
     told["ran_out"] = one.ran_out._asdict() if one.ran_out else None
     told["others"] = [asdict(each) | {"settings": each.settings.text()} for each in one.others]

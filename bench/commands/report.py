@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from vrambench.bench.commands.shared import EXIT_FAILED, EXIT_USAGE, say, stdout_kept_clean
+from vrambench.bench.commands.shared import EXIT_FAILED, EXIT_USAGE, check_out, say, stdout_kept_clean
 from vrambench.methods.errors import ConfigurationError
 
 
@@ -24,7 +24,11 @@ def report(
     """Write an HTML report about runs.
 
     It is one file, which needs nothing else to be read."""
-    _check_out(out, force)
+    check_out(out)
+    if out.exists() and not force and not is_report(out):
+        raise ConfigurationError(
+            f"-o {out}: is there already, and is no report of ours; --force overwrites it", field="out"
+        )
     with stdout_kept_clean() as stdout:
         write_report(runs, out)
         _say_what_cannot_be_read(runs)
@@ -37,20 +41,6 @@ def _say_what_cannot_be_read(runs: Sequence[Path]) -> None:
     for folder in runs:
         for one in RunFolder.open(folder).unreadable:
             say(f"{one.file}: {one.reason}")
-
-
-def _check_out(out: Path, force: bool) -> None:
-    """That a report may be written there."""
-    if out.is_dir():
-        raise ConfigurationError(f"-o {out}: is a folder; name a file", field="out")
-    if not out.parent.is_dir():
-        raise ConfigurationError(f"-o {out}: there is no folder {out.parent}", field="out")
-    if out.exists() and not out.is_file():
-        raise ConfigurationError(f"-o {out}: is a pipe or a device, not a file; name a file", field="out")
-    if out.exists() and not force and not is_report(out):
-        raise ConfigurationError(
-            f"-o {out}: is there already, and is no report of ours; --force overwrites it", field="out"
-        )
 
 
 def is_report(path: Path) -> bool:

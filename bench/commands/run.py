@@ -91,6 +91,11 @@ StorePredictions = Annotated[
     typer.Option("--predict/--no-predict", help="Store predictions beside what is measured (CUDA); --prune does too."),
 ]
 
+Record = Annotated[
+    bool,
+    typer.Option("--record", help="Record the allocator of each cell, for `vrambench export` and `explain` (CUDA)."),
+]
+
 
 @with_selectors()
 def run(
@@ -105,6 +110,7 @@ def run(
     retry: Retry = None,
     prune: Prune = False,
     predict: StorePredictions = False,
+    record: Record = False,
     claims: Claimed = None,
 ) -> int:
     """Run the valid cells and write a report.
@@ -129,6 +135,9 @@ def run(
         if settings["device"] == "cpu":
             raise ConfigurationError(f"{option}: predictions are for CUDA, and this run is on the CPU", field="prune")
         settings |= {"predict": predictions(selection), "prune": prune}
+    if record and settings["device"] == "cpu":
+        raise ConfigurationError("--record: records CUDA's allocator, and this run is on the CPU", field="record")
+    settings["record"] = record
     settings["about"]["command"] = shlex.join(["vrambench", *context.obj])
     settings["jobs"] = jobs or settings.get("jobs") or _jobs(settings["device"])
     settings["timeout"] = timeout or settings.get("timeout") or TIMEOUT_SECONDS

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vrambench.methods.errors import UnknownValue
+from vrambench.methods.errors import ConfigurationError, UnknownValue
 from vrambench.reports.units import printable
 
 if TYPE_CHECKING:
@@ -60,6 +60,16 @@ def stdout_kept_clean() -> Iterator[typing.TextIO]:
 def say(text: str, end: str = "\n") -> None:
     """On stderr. What a terminal would obey is shown as a mark."""
     print("\n".join(printable(line) for line in text.split("\n")), end=end, file=sys.stderr, flush=True)
+
+
+def check_out(out: Path) -> None:
+    """That a file can be written there. Raises ConfigurationError."""
+    if out.is_dir():
+        raise ConfigurationError(f"-o {out}: is a folder; name a file", field="out")
+    if not out.parent.is_dir():
+        raise ConfigurationError(f"-o {out}: there is no folder {out.parent}", field="out")
+    if out.exists() and not out.is_file():
+        raise ConfigurationError(f"-o {out}: is a pipe or a device, not a file; name a file", field="out")
 
 
 def default_matrix() -> Path:

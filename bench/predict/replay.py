@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 
 from vrambench.bench.allocator import Allocator, AllocatorSettings, DeviceOutOfMemory
+from vrambench.bench.allocator.snapshot import Span
 from vrambench.bench.predict.tracing.trace import ALLOC, EMPTY, FREE, MARK, SYNC, Event, Place, Trace
 from vrambench.bench.results.forecast import Share
 from vrambench.bench.results.records import OutOfMemory
@@ -33,12 +34,14 @@ class Replay:
         *,
         falling: bool = True,
         behind: bool = False,
+        record: bool = False,
     ) -> None:
         self.phases: dict[tuple[str, int | None], tuple[int, int]] = {}
         self.requested_bytes = self.allocated_bytes = self.active_bytes = self.reserved_bytes = 0
         self.oom: OutOfMemory | None = None
         self.oom_phase: str | None = None
-        self.allocator = Allocator(settings, allowed_bytes=allowed_bytes, falling=falling)
+        self.allocator = Allocator(settings, allowed_bytes=allowed_bytes, falling=falling, record=record)
+        self.spans: list[Span] = []
         self.trace = trace
         self.peak_event = 0
         self._behind = behind
@@ -89,7 +92,14 @@ class Replay:
         if phase is not None:
             before = self.phases.get(phase, (0, 0))
             self.phases[phase] = (max(before[0], stats.allocated.peak), max(before[1], stats.reserved.peak))
+            self._span(phase)
         self.allocator.reset_peaks()
+
+    def _span(self, phase: tuple[str, int | None]) -> None:
+        if self.allocator.trace is not None:
+            name, step = phase
+            begin = self.spans[-1].end if self.spans else 0
+            self.spans.append(Span(name if step is None else f"step {step} {name}", begin, len(self.allocator.trace)))
 
     @property
     def num_alloc_retries(self) -> int:
@@ -110,14 +120,18 @@ def shares(replay: Replay) -> tuple[Share, ...]:
     """Whose the memory is that is live at the peak, largest first."""
     sums: Counter[tuple[str | None, str]] = Counter()
     for event in replay.live_at_peak():
-        owner = replay.trace.owners.get(event.ident)
-        if owner is not None:
-            sums[owner.role, owner.kind] += event.nbytes
-        elif event.ident in replay.trace.hidden:
-            sums[None, "workspace"] += event.nbytes
-        else:
-            sums[event.place.role, _passing(event.place, replay.trace.heads)] += event.nbytes
+        sums[whose(event, replay.trace)] += event.nbytes
     return tuple(Share(role=role, kind=kind, nbytes=count) for (role, kind), count in sums.most_common())
+
+
+def whose(event: Event, trace: Trace) -> tuple[str | None, str]:
+    """Role and kind of the memory that the alloc `event` took."""
+    owner = trace.owners.get(event.ident)
+    if owner is not None:
+        return owner.role, owner.kind
+    if event.ident in trace.hidden:
+        return None, "workspace"
+    return event.place.role, _passing(event.place, trace.heads)
 
 
 def _passing(place: Place, heads: set[str]) -> str:

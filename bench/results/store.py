@@ -4,6 +4,7 @@
     DIR/cells/<id>.json   one result per cell
     DIR/logs/<id>.log     what the cell's process printed
     DIR/saved/<name>/     what a cell has saved for others (save_as)
+    DIR/recordings/       what the allocator of a cell's GPU recorded (run --record)
     DIR/report.html
 
 Every file is written beside its place, flushed to the disk and moved there, so that a reader, or a run that is resumed after
@@ -68,6 +69,10 @@ class RunFolder:
     def log(self, name: str) -> Path:
         """Where the process of cell (or preparation) `name` prints."""
         return self.path / "logs" / f"{name}.log"
+
+    def recording(self, name: str) -> Path:
+        """Where the recording of cell `name` is, if it was recorded."""
+        return self.path / "recordings" / f"{name}.pickle.gz"
 
     def acquire(self) -> None:
         """Makes the folder, takes its lock and sweeps. Raises ConfigurationError while another run holds it."""

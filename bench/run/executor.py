@@ -21,13 +21,15 @@ from vrambench.bench.results.records import Sample
 @dataclass(frozen=True)
 class Order:
     """One sample to take: `cell` as in result files, `device` a name, `log` where the job prints, `timeout_seconds` how long
-    it may take, `saved` the folder of what the run's cells save for others."""
+    it may take, `saved` the folder of what the run's cells save for others, `recording` the file for what the GPU's allocator
+    does."""
 
     cell: dict[str, Any]
     device: str
     log: Path
     timeout_seconds: float
     saved: Path | None = None
+    recording: Path | None = None
 
 
 class Spot(NamedTuple):

@@ -80,6 +80,7 @@ class _Asked:
     repeat: int
     about: dict[str, Any]
     prune: bool
+    record: bool
 
 
 @dataclass
@@ -106,13 +107,15 @@ def run(
     about: dict[str, Any] | None = None,
     predict: Predict | None = None,
     prune: bool = False,
+    record: bool = False,
     executor: Executor | None = None,
 ) -> Summary:
     """Runs what `folder` does not hold yet; `timeout` in seconds for each job, `retry` the statuses to run again,
     `repeat` samples for each cell, `about` more to store in run.json (the command line, the profile). `predict`: asked
     for the outcomes of what is to run, on the known card that the GPU is (None: on none), whose memory and verdict then stand
     beside what is measured; with `prune`, a cell that is predicted to need far more than its budget is not started.
-    `executor`: what runs the jobs, processes on this machine where none is given.
+    `record`: what the GPU's allocator does is recorded, under `recordings`. `executor`: what runs the jobs, processes on this
+    machine where none is given.
 
     Raises ConfigurationError where another run holds the folder, or it was begun on other hardware or by a newer version.
     """
@@ -122,7 +125,7 @@ def run(
     store = RunFolder(folder)
     store.acquire()
     try:
-        asked = _Asked(device, jobs, timeout, retry, repeat, about or {}, prune)
+        asked = _Asked(device, jobs, timeout, retry, repeat, about or {}, prune, record)
         return _Session(planned, store, chosen, asked, listener, predict).run()
     finally:
         store.release()
@@ -323,6 +326,7 @@ class _Session:
             self.store.log(cell.id),
             self.asked.timeout,
             self.store.path.absolute() / "saved",
+            self.store.recording(cell.id).absolute() if self.asked.record else None,
         )
         self.listener.started(task.planned.name, task.index, len(self.tasks))
         self.running.append((task, self.executor.start(order)))

@@ -7,11 +7,15 @@ through which comes what each step gave, and the whole sample at the end (`messa
 from __future__ import annotations
 
 import faulthandler
+import gzip
 import io
 import os
+import pickle
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -119,12 +123,32 @@ def work(order: Order, threads: int, board: Any, pipe: Connection) -> None:
     started = time.perf_counter() - began
     measurement = Measurement(cell, device, meter, listen=listen, save=save, saved=order.saved)
     try:
-        sample = measurement.run()
+        with recorded_to(order.recording):
+            sample = measurement.run()
     finally:
         meter.stop()
     seconds = {"start": started} | sample.seconds
     send(pipe.fileno(), sample.model_copy(update={"seconds": seconds}))
     pipe.close()
+
+
+@contextmanager
+def recorded_to(file: Path | None) -> Iterator[None]:
+    """Records what the CUDA allocator does meanwhile, with the lines of Python that asked for memory, into `file`, gzip'd; where
+    memory runs out, up to there."""
+    if file is None:
+        yield
+        return
+    import torch
+
+    torch.cuda.memory._record_memory_history(stacks="python")
+    try:
+        yield
+    finally:
+        file.parent.mkdir(exist_ok=True)
+        with gzip.open(file, "wb", compresslevel=1) as written:
+            pickle.dump(torch.cuda.memory._snapshot(), written)
+        torch.cuda.memory._record_memory_history(None)
 
 
 def make_meter(budget_bytes: int, device: Device) -> Meter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from vrambench.bench.allocator.explained import Explained, Live, Needed
@@ -21,18 +21,11 @@ def print_explained(one: Explained, name: str, out: TextIO) -> None:
     console = Output(out)
     for line in _moment(one, name):
         console.tell(line)
-    rows = [
-        (units.size(live.nbytes), f"{live.blocks:,}", units.size(live.largest_bytes), plain(_where(live)))
-        for live in one.live
-    ]
-    rest = one.live[MOST_PLACES:]
-    if rest:
-        blocks, largest = sum(live.blocks for live in rest), max(live.largest_bytes for live in rest)
-        told = f"{units.plural(len(rest), 'other place')}"
-        rows[MOST_PLACES:] = [(units.size(sum(live.nbytes for live in rest)), f"{blocks:,}", units.size(largest), told)]
-    print_rows(("in use", "blocks", "largest", "asked for at"), rows, out)
+    print_rows(("in use", "blocks", "largest", "asked for at"), _rows(one.live, "other place"), out)
     if all(live.where is None for live in one.live):
         console.tell("no stacks were recorded: torch.cuda.memory._record_memory_history(stacks='python') records them")
+    if one.called:
+        print_rows(("in use", "blocks", "largest", "called"), _rows(one.called, "other name"), out)
     others = [
         (plain(_settings(needed)), units.size(needed.reserved_bytes), units.size(needed.least_bytes))
         for needed in one.others
@@ -42,6 +35,20 @@ def print_explained(one: Explained, name: str, out: TextIO) -> None:
         console.tell(line)
 
 
+def _rows(lives: Sequence[Live], others: str) -> Sequence[Sequence[str]]:
+    """A line each; what goes beyond MOST_PLACES together in one."""
+    rows = [
+        (units.size(live.nbytes), f"{live.blocks:,}", units.size(live.largest_bytes), plain(_where(live)))
+        for live in lives
+    ]
+    rest = lives[MOST_PLACES:]
+    if rest:
+        nbytes, largest = sum(live.nbytes for live in rest), max(live.largest_bytes for live in rest)
+        told = units.plural(len(rest), others)
+        rows[MOST_PLACES:] = [(units.size(nbytes), f"{sum(live.blocks for live in rest):,}", units.size(largest), told)]
+    return rows
+
+
 def _moment(one: Explained, name: str) -> Iterator[str]:
     most = units.size(one.recorded.reserved_bytes)
     yield f"{name}, device {one.device}, {one.entries:,} entries under {_settings(one.others[0])}: {most} reserved at the most"
@@ -49,6 +56,7 @@ def _moment(one: Explained, name: str) -> Iterator[str]:
         left = f", the card had {units.size(one.ran_out.left_bytes)} left" if one.ran_out.left_bytes is not None else ""
         yield f"memory ran out: {units.size(one.ran_out.asked_bytes)} were asked for{left}"
     when = "then" if one.ran_out else "when most was in use"
+    when += f", in {plain(one.part)}" if one.part else ""
     unused = one.unused
     lay = f"{units.size(unused.nbytes)} lay unused, in {units.plural(unused.blocks, 'block')} of at most"
     yield (

@@ -4,10 +4,14 @@ twice."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vrambench.bench.allocator.explained import explain
+from vrambench.bench.allocator.snapshot import read_snapshot
+from vrambench.bench.results.store import RunFolder
 from vrambench.methods.algorithms import ALGORITHMS
 from vrambench.methods.optimizers import OPTIMIZERS
 
@@ -63,3 +67,14 @@ def test_a_budget_that_is_too_small_is_an_out_of_memory_result(run_matrix: RunMa
         # With kernels that were loaded after the cap was set.
         assert result["memory"]["device_bytes"] <= 4 * 2**30 + 256 * 2**20
     assert results
+
+
+def test_a_recorded_cell_took_the_memory_that_its_recording_shows(run_matrix: RunMatrix, tmp_path: Path) -> None:
+    """The recording begins after the meter's context and ends before it: what it shows is the allocator's."""
+    only = ("--only", "precision=bf16", "--only", "adapter=lora", "--only", "optimizer=adamw_torch",
+            "--only", "offload=none", "--only", "algorithm=sft")  # fmt: skip
+    for result in run_matrix("cells.yaml", *only, "--record"):
+        (device,) = explain(read_snapshot(RunFolder.open(tmp_path / "run").recording(result["id"])))
+        assert device.exact
+        assert device.recorded.reserved_bytes == result["memory"]["reserved_bytes"]
+        assert any("methods/" in (live.where or "") or "transformers" in (live.where or "") for live in device.live)

@@ -67,7 +67,12 @@ def test_the_place_is_the_innermost_frame_that_is_not_pytorchs(
 
 @pytest.mark.parametrize("damaged", [None, 3, ["x"], [{}], [{"filename": 1}]])
 def test_a_damaged_stack_is_no_failure(damaged: Any) -> None:
-    place_of(damaged)
+    recording = whole_recording()
+    for each in recording["device_traces"][0]:
+        each |= {"frames": damaged, "user_metadata": damaged}
+    (device,) = explain(Snapshot.of(recording))
+    assert device.exact
+    assert device.called == ()
 
 
 def test_stacks_name_what_is_in_use_and_what_is_left_at_the_end() -> None:

@@ -1,0 +1,102 @@
+"""`vrambench export`: which cell, which file, and what is no way to name either."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench.allocator.made import whole_recording
+from vrambench.bench.allocator.snapshot import read_snapshot
+from vrambench.bench.commands.app import main
+from vrambench.bench.results.store import RunFolder
+
+AXES = ("--precision", "bf16", "--adapter", "none", "--optimizer", "sgd", "--offload", "none", "--algorithm", "sft")
+TINY = ("--model", "tiny", "--set", "steps=1", "--set", "warmup_steps=0", "--set", "prompt_tokens=8")
+NAME = "bf16 none sgd none sft"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    sweep = ("--sweep", "batch_size=1,2")
+    assert main(["run", "--out", str(folder), "--device", "cpu", "--jobs", "1", *AXES, *TINY, *sweep]) == 0
+    return folder
+
+
+def ids(run: Path) -> dict[str, str]:
+    return {one.name: one.id for one in RunFolder.open(run).results()}
+
+
+def test_a_predicted_cell_is_written_for_each_viewer(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, found = next(iter(ids(run).items()))
+    plain, packed, traced = (tmp_path / each for each in ("cell.pickle", "cell.pickle.gz", "cell.json"))
+    assert main(["export", str(run), found, "-o", str(plain)]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f"wrote {plain}: {name}, as it is predicted for a card of 24 GiB (")
+    assert told.endswith("open it with pytorch.org/memory_viz and vrambench explain\n")
+    assert main(["export", str(run), found[:8], "-o", str(packed)]) == 0
+    assert gzip.decompress(packed.read_bytes()) == plain.read_bytes()
+    assert main(["export", str(run), name, "-o", str(traced), "--format", "perfetto"]) == 0
+    counters = {one["name"] for one in json.loads(traced.read_text())["traceEvents"] if one["ph"] == "C"}
+    assert {"reserved", "in use", "in use: policy weights", "in use: policy gradients"} <= counters
+    capsys.readouterr()
+    assert main(["explain", str(plain)]) == 0
+    assert "policy weights" in capsys.readouterr().out
+
+
+def test_a_recorded_cell_is_written_as_it_was_recorded(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = list(ids(run).values())[1]
+    recording = RunFolder.open(run).recording(found)
+    recording.parent.mkdir()
+    recording.write_bytes(gzip.compress(pickle.dumps(whole_recording())))
+    out = tmp_path / "cell.pickle"
+    assert main(["export", str(run), found, "-o", str(out)]) == 0
+    assert "as it was recorded" in capsys.readouterr().out
+    assert read_snapshot(out) == read_snapshot(recording)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "chrome"], "error: --format: 'chrome' is not one of snapshot, perfetto"),
+        (["CELL=bf16 none sgd none dpo"], "error: CELL: 'bf16 none sgd none dpo' is not one of "),
+        (["CELL="], "error: CELL: '' is not one of "),
+        (["OUT=."], "error: -o .: is a folder; name a file"),
+        (["OUT=none/cell.pickle"], "error: -o none/cell.pickle: there is no folder none"),
+        (["RUN=none"], "error: none is not a run's folder: it is not there"),
+    ],
+)
+def test_what_cannot_be_is_said(
+    run: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: dict[str, Any] = {"RUN": str(run), "CELL": NAME, "OUT": str(tmp_path / "cell.pickle")}
+    given |= dict(one.split("=", 1) for one in arguments if "=" in one)
+    more = [one for one in arguments if "=" not in one]
+    assert main(["export", given["RUN"], given["CELL"], "-o", given["OUT"], *more]) == 2
+    assert capsys.readouterr().err.startswith(message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_overwritten_only_if_told_to(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "notes.txt"
+    out.write_text("mine")
+    found = next(iter(ids(run).values()))
+    assert main(["export", str(run), found, "-o", str(out)]) == 2
+    assert "is there already; --force overwrites it" in capsys.readouterr().err
+    assert out.read_text() == "mine"
+    assert main(["export", str(run), found, "-o", str(out), "--force"]) == 0
+    assert read_snapshot(out).device_traces
+
+
+def test_only_cuda_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--out", str(tmp_path / "r"), "--device", "cpu", "--record", *AXES, *TINY]) == 2
+    assert "--record: records CUDA's allocator, and this run is on the CPU" in capsys.readouterr().err
