@@ -41,6 +41,11 @@ class Card:
     outside_bytes: tuple[int, int] | None = None
     source: str
 
+    @property
+    def has_bf16(self) -> bool:
+        """Whether it has bf16 arithmetic."""
+        return self.capability >= FIRST_BF16
+
 
 _CARDS = (
     Card(

@@ -129,6 +129,8 @@ def judge(row: Row) -> Verdict:
         return Verdict("unknown", "no result" if result is None else "no budget was set")
     if result.status == "invalid":
         return Verdict("unknown", "never started: a rule forbids it")
+    if result.source == "predicted" and result.memory.device_bytes is not None:
+        return _predicted(result, result.memory.device_bytes, budget)
     if result.status == "oom" and not (result.oom and result.oom.where == "host"):
         capacity = row.device_capacity_bytes
         if result.source != "verified" and capacity is not None and capacity < (1 - DRIVERS_SHARE) * budget:

@@ -85,7 +85,8 @@ def check_ours(words: list[str]) -> None:
     if not typed:  # a folder, or whatever a matrix holds
         return
     device = context.params.get("device") or ("cpu" if "smoke" in words else "cuda")
-    assert main(["plan", *typed, "--device", device if device != "auto" else "cuda", "--no-predict", "--json"]) == 0
+    planned = "cuda" if device in ("auto", "predicted") else device
+    assert main(["plan", *typed, "--device", planned, "--no-predict", "--json"]) == 0
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

@@ -45,10 +45,10 @@ class Ran:
 
     @classmethod
     def of(cls, name: str, info: Mapping[str, Any], results: Iterable[Result]) -> Ran:
-        """`info`: run.json's content."""
+        """`info`: run.json's content. What was predicted is no measurement, and left out."""
         gpu = (info.get("environment") or {}).get("gpu") or {}
         cpu = str(info.get("device") or "cpu").startswith("cpu")
-        kept = tuple(results)
+        kept = tuple(results) if info.get("device") != PREDICTED else ()
         return cls(
             name=name,
             where=ON_CPU if cpu else str(gpu.get("name") or info.get("device")),

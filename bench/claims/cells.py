@@ -13,7 +13,7 @@ from vrambench.bench.plan.matrix import Setting, check_value
 from vrambench.bench.plan.plan import PlannedCell, resolved
 from vrambench.bench.plan.used import check_used
 from vrambench.bench.plan.validity import check
-from vrambench.methods.cards import CARDS, FIRST_BF16, card_called
+from vrambench.methods.cards import CARDS, card_called
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Kind
 from vrambench.methods.errors import ConfigurationError
@@ -42,7 +42,7 @@ def on_cpu(claim: Claim) -> Cells:
 def has_bf16(cell: Cell) -> bool:
     """Whether the card that the cell's budget names has bf16 arithmetic; where it names none, it has."""
     card = next((card for card in CARDS.values() if card.usable_bytes == cell.workload.budget), None)
-    return card is None or card.capability >= FIRST_BF16
+    return card is None or card.has_bf16
 
 
 def planned(claims: Claims, kind: Kind, *, bf16: bool = True) -> list[PlannedCell]:
@@ -87,7 +87,7 @@ def _resolved(claim: Claim, settings: Mapping[str, Setting]) -> Cell:
     budget = work["budget"].value if "budget" in work else None
     card = card_called(budget)
     try:
-        return resolved(axes, work, flash=card is None or card.capability >= FIRST_BF16)
+        return resolved(axes, work, flash=card is None or card.has_bf16)
     except ConfigurationError as error:
         told = error.message.startswith(tuple(one.origin.partition(": ")[0] for one in work.values()))
         raise error if told else ConfigurationError(f"{claim.where}: {error.message}", field=error.field) from None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vrambench.bench.commands.export import recording_of
 from vrambench.bench.commands.shared import Json, stdout_kept_clean
 from vrambench.methods.errors import ConfigurationError
 
@@ -22,8 +23,13 @@ USUAL = ("expandable_segments:True", "max_split_size_mb:128", "max_split_size_mb
 
 def explain(
     recording: Annotated[
-        Path, typer.Argument(metavar="RECORDING", help="What torch.cuda.memory._dump_snapshot wrote, gzip'd or not.")
+        Path,
+        typer.Argument(
+            metavar="RECORDING|RUN",
+            help="What torch.cuda.memory._dump_snapshot wrote, gzip'd or not; or a run's folder.",
+        ),
     ],
+    cell: Annotated[str | None, typer.Argument(metavar="[CELL]", help="A cell of the run, by its name or id.")] = None,
     *,
     alloc_conf: Annotated[
         list[str] | None,
@@ -36,7 +42,7 @@ def explain(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Explain a recording of a GPU's memory.
+    """Explain a recording of a GPU's memory, or a cell of a run.
 
     What was in use when memory ran out (or was at its highest), what lay unused, and what the same requests would have needed under
     other settings of the allocator. Nothing in the file is executed."""
@@ -45,8 +51,9 @@ def explain(
         from vrambench.bench.allocator.snapshot import read_snapshot
 
         others = [settings_of(text) for text in alloc_conf or USUAL]
+        source, name = _source(recording, cell)
         try:
-            devices = explained(read_snapshot(recording), others)
+            devices = explained(read_snapshot(source), others)
         except ConfigurationError as error:
             told = error.message if str(recording) in error.message else f"{recording}: {error.message}"
             raise ConfigurationError(told, field=error.field) from None
@@ -64,7 +71,18 @@ def explain(
             from vrambench.reports.text.explained import print_explained
 
             for one in devices:
-                print_explained(one, recording.name, out)
+                print_explained(one, name, out)
+
+
+def _source(recording: Path, cell: str | None) -> tuple[Path | bytes, str]:
+    """What is read, and its name."""
+    if recording.is_dir():
+        if cell is None:
+            raise ConfigurationError(f"{recording}: is a folder; name a cell of the run in it as well", field="cell")
+        return recording_of(recording, cell)
+    if cell is not None:
+        raise ConfigurationError(f"CELL {cell}: {recording} is no run's folder", field="cell")
+    return recording, recording.name
 
 
 def settings_of(text: str) -> AllocatorSettings:

@@ -46,22 +46,25 @@ def export(
     if out.exists() and not force:
         raise ConfigurationError(f"-o {out}: is there already; --force overwrites it", field="out")
     with stdout_kept_clean() as stdout:
-        from vrambench.bench.results.store import RunFolder
-
-        folder = RunFolder.open(run)
-        found = found_in(folder.results(), cell)
-        if found.status == "invalid":
-            raise ConfigurationError(f"CELL {cell}: invalid by the rule {found.rule}: {found.reason}", field="cell")
-        recording = folder.recording(found.id)
-        if recording.is_file():
-            data = recording.read_bytes()
-            source = "as it was recorded"
-        else:
-            data, source = _predicted(found)
+        data, told = recording_of(run, cell)
         if file_format == "perfetto":
             data = as_perfetto(data)
         write(out, data)
-        print(f"wrote {out}: {found.name}, {source}; open it with {OPENED_BY[file_format]}", file=stdout)
+        print(f"wrote {out}: {told}; open it with {OPENED_BY[file_format]}", file=stdout)
+
+
+def recording_of(run: Path, cell: str) -> tuple[bytes, str]:
+    """The recording of a run's cell, a pickle that may be gzip'd, and what it is. Raises ConfigurationError where the folder has no
+    such cell, or the cell is invalid, and NotPredicted."""
+    from vrambench.bench.results.store import RunFolder
+
+    folder = RunFolder.open(run)
+    found = found_in(folder.results(), cell)
+    if found.status == "invalid":
+        raise ConfigurationError(f"CELL {cell}: invalid by the rule {found.rule}: {found.reason}", field="cell")
+    recording = folder.recording(found.id)
+    data, source = (recording.read_bytes(), "as it was recorded") if recording.is_file() else _predicted(found)
+    return data, f"{found.name}, {source}"
 
 
 def _predicted(found: Result) -> tuple[bytes, str]:

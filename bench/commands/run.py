@@ -19,7 +19,9 @@ from vrambench.bench.commands.early import load
 from vrambench.bench.commands.report import write_report
 from vrambench.bench.commands.selectors import with_selectors
 from vrambench.bench.commands.shared import (
+    DEVICES,
     MatrixPath,
+    card_named,
     check_device,
     device_here,
     has_bf16,
@@ -28,10 +30,13 @@ from vrambench.bench.commands.shared import (
     say,
     stdout_kept_clean,
 )
+from vrambench.bench.results.run_info import PREDICTED
 from vrambench.methods.errors import ConfigurationError, UnknownValue
 from vrambench.reports.units import plural
 
 TIMEOUT_SECONDS = 1800.0
+RUN_DEVICES = (*DEVICES, PREDICTED)
+NO_GPU = {"cpu": "this one is on the CPU", PREDICTED: "this one is predicted"}
 
 if TYPE_CHECKING:
     from vrambench.bench.plan.plan import PlannedCell
@@ -47,7 +52,7 @@ def _finite(value: float | None) -> float | None:
 
 Device = Annotated[
     str | None,
-    typer.Option("--device", help="auto, cpu, cuda, cuda:N.", metavar="DEVICE", show_default="auto"),
+    typer.Option("--device", help="auto, cpu, cuda, cuda:N; or predicted.", metavar="DEVICE", show_default="auto"),
 ]
 Out = Annotated[
     Path | None,
@@ -122,7 +127,7 @@ def run(
     FOLDER` then says what becomes of them."""
     statuses = _statuses(retry)
     if device is not None:
-        check_device(device)
+        check_device(device, RUN_DEVICES)
     folder = out or _new_folder(Path("runs"))
     if claims is not None:
         cells, settings = _claimed_plan(folder, claims, matrix, selection, device or "auto")
@@ -130,18 +135,22 @@ def run(
         cells, settings = _stored_plan(folder, device)
     else:
         cells, settings = _new_plan(folder, matrix, selection, device or "auto")
+    for option, chosen in (("--prune", prune), ("--predict", predict), ("--record", record)):
+        if chosen and settings["device"] in NO_GPU:
+            raise ConfigurationError(
+                f"{option}: is for runs on a GPU, and {NO_GPU[settings['device']]}", field="device"
+            )
     if predict or prune:
-        option = "--prune" if prune else "--predict"
-        if settings["device"] == "cpu":
-            raise ConfigurationError(f"{option}: predictions are for CUDA, and this run is on the CPU", field="prune")
         settings |= {"predict": predictions(selection), "prune": prune}
-    if record and settings["device"] == "cpu":
-        raise ConfigurationError("--record: records CUDA's allocator, and this run is on the CPU", field="record")
     settings["record"] = record
     settings["about"]["command"] = shlex.join(["vrambench", *context.obj])
     settings["jobs"] = jobs or settings.get("jobs") or _jobs(settings["device"])
     settings["timeout"] = timeout or settings.get("timeout") or TIMEOUT_SECONDS
     settings["retry"] = statuses
+    if settings["device"] == PREDICTED:
+        from vrambench.bench.run.predicted import PredictingExecutor
+
+        settings["executor"] = PredictingExecutor(settings.pop("card"), settings["jobs"])
     with stdout_kept_clean() as stdout:
         summary = _run(cells, folder, settings)
         if summary.interrupted:
@@ -187,7 +196,7 @@ def _jobs(device: str) -> int:
     """One cell for each core, which then has one thread; on a GPU one cell."""
     from vrambench.bench.machine.environment import usable_threads
 
-    return usable_threads() if device == "cpu" else 1
+    return usable_threads() if device in NO_GPU else 1
 
 
 def _statuses(text: str | None) -> frozenset[str]:
@@ -215,11 +224,17 @@ def _new_plan(
     """The cells that the matrix and the selectors come to, and how they are run."""
     _check_folder(folder)
     loaded = load(matrix, selection)
-    name = device_here(device)
-    planned = planned_for(loaded, selection, name)
+    card = card_named(selection) if device == PREDICTED else None
+    name = device if device == PREDICTED else device_here(device)
+    planned = planned_for(loaded, selection, "cuda" if device == PREDICTED else name, card)
     _say_what_is_added(folder, [one.cell.id for one in planned.cells])
     about = {"matrix": planned.matrix, "profile": planned.profile, "coverage": planned.coverage}
-    return list(planned.cells), {"device": name, "repeat": planned.repeat, "about": about}
+    settings: dict[str, Any] = {"device": name, "repeat": planned.repeat, "about": about}
+    if device == PREDICTED:
+        if selection.repeat is not None:
+            raise ConfigurationError("--repeat: a prediction is the same each time; leave it out", field="repeat")
+        settings |= {"repeat": 1, "card": card.name if card else None}
+    return list(planned.cells), settings
 
 
 def _claimed_plan(
@@ -268,19 +283,25 @@ def _stored_plan(folder: Path, device: str | None) -> tuple[list[PlannedCell], d
     from vrambench.bench.plan.plan import PlannedCell
     from vrambench.bench.plan.validity import check
     from vrambench.bench.results.store import RunFolder
+    from vrambench.methods.cards import CARDS
     from vrambench.methods.cell import from_flat
 
     info = RunFolder.open(folder).info
-    name = device_here(device or info["device"])
-    kind = typing.cast(Any, name.partition(":")[0])
-    bf16 = has_bf16(name)
+    name = device or info["device"]
+    if name == PREDICTED:
+        card = CARDS.get(str((info["environment"].get("gpu") or {}).get("key")))
+        kind, bf16 = "cuda", card is None or card.has_bf16
+    else:
+        card, name = None, device_here(name)
+        kind, bf16 = name.partition(":")[0], has_bf16(name)
     cells = []
     for stored in info["cells"]:
         cell = from_flat({key: value for key, value in stored.items() if key not in ("id", "name")})
-        cells.append(PlannedCell(cell, stored["name"], check(cell, kind, bf16=bf16)))
+        cells.append(PlannedCell(cell, stored["name"], check(cell, typing.cast(Any, kind), bf16=bf16)))
     about = {key: info[key] for key in ("matrix", "profile", "coverage") if key in info}
     stored = {"repeat": info["repeat"], "jobs": info.get("jobs"), "timeout": info.get("timeout_seconds")}
-    return cells, {"device": name, "about": about, **stored}
+    given = {"card": card.name if card else None} if name == PREDICTED else {}
+    return cells, {"device": name, "about": about, **stored, **given}
 
 
 def print_results(folders: Sequence[Path], out: typing.TextIO) -> None:

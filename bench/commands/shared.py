@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,14 +81,15 @@ def default_matrix() -> Path:
     return here if here.exists() else Path(vrambench.bench.__file__).resolve().parent.parent / "matrix.yaml"
 
 
-def planned_for(loaded: Matrix, selection: Selection, device: str) -> Plan:
-    """The plan for a device by its full name; what the matrix is warned of goes to stderr."""
+def planned_for(loaded: Matrix, selection: Selection, device: str, card: Card | None = None) -> Plan:
+    """The plan for a device by its full name, or for a card that is not here; what the matrix is warned of goes to stderr."""
     from vrambench.bench.plan.plan import select
     from vrambench.bench.predict.quiet import hush
 
     hush()
     kind, _, _ = device.partition(":")
-    planned = select(loaded, selection, typing.cast(Any, kind), bf16=has_bf16(device))
+    bf16 = card.has_bf16 if card else has_bf16(device)
+    planned = select(loaded, selection, typing.cast(Any, kind), bf16=bf16)
     for warning in planned.warnings:
         say(f"warning: {warning}")
     return planned
@@ -125,11 +127,11 @@ def predictions(selection: Selection, alloc_conf: str | None = None) -> Predict:
     return predict
 
 
-def check_device(device: str) -> None:
-    """That `device` is written as one, wherever it is. Raises UnknownValue."""
-    kind, colon, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (colon and not (kind == "cuda" and index.isdecimal())):
-        raise UnknownValue("--device", device, DEVICES)
+def check_device(device: str, choices: Sequence[str] = DEVICES) -> None:
+    """That `device` is written as one of `choices`, wherever it is. Raises UnknownValue."""
+    numbered = re.fullmatch(r"cuda:\d+", device) is not None
+    if device not in choices and not (numbered and "cuda:N" in choices):
+        raise UnknownValue("--device", device, choices)
 
 
 def device_here(device: str) -> str:

@@ -161,7 +161,7 @@ def same_hardware(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     """
     if before.get("device") != now.get("device"):
         return [_differs("device", before.get("device"), now.get("device"))]
-    kind = "gpu" if now.get("device") == "cuda" else "cpu"
+    kind = "cpu" if now.get("device") == "cpu" else "gpu"
     fields = ("name", "total_bytes") if kind == "gpu" else ("model", "machine")
     old, new = before.get(kind) or {}, now.get(kind) or {}
     return [_differs(f"{kind} {f}", old.get(f), new.get(f)) for f in fields if old.get(f) != new.get(f)]

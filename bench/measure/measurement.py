@@ -257,7 +257,7 @@ class Measurement:
 
     def _phase_seconds(self, name: str) -> dict[int, float]:
         named = [phase for phase in self.recorder.phases if phase.name == name]
-        return {phase.step: phase.seconds for phase in named if phase.step is not None}
+        return {phase.step: phase.seconds or 0.0 for phase in named if phase.step is not None}
 
     def _decompositions(self) -> Decompositions | None:
         """The optimizer's, where it is of the kind that has some."""

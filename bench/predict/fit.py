@@ -18,7 +18,7 @@ from vrambench.bench.predict.forecast import Predictor, card_of
 from vrambench.bench.predict.neighbours import MOST_EVENTS, spread
 from vrambench.bench.predict.reach import Maximum, integer_fields, largest
 from vrambench.bench.results.forecast import Forecast
-from vrambench.methods.cards import FIRST_BF16, Card
+from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell
 
 
@@ -130,4 +130,4 @@ def less_work(cell: Cell) -> str:
 
 def has_bf16(card: Card | None) -> bool:
     """Whether `card` has bf16 arithmetic; one that nobody named does."""
-    return card is None or card.capability >= FIRST_BF16
+    return card is None or card.has_bf16

@@ -23,7 +23,7 @@ from vrambench.bench.predict import NotPredicted
 from vrambench.bench.predict.alloc_conf import read
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.quiet import hush
-from vrambench.bench.processes import deaf_to_interrupts, fresh_start
+from vrambench.bench.processes import deaf_to_interrupts, fresh_start, kill
 from vrambench.bench.results.forecast import Outcome
 from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import Cell, from_flat
@@ -60,7 +60,7 @@ def predict_all(
     tell(0, len(distinct))
     with fresh_start(), _pool(used, alloc_conf) as pool:  # the pool starts a process of its own, too
         with deaf_to_interrupts():
-            futures = {pool.submit(_predict, [cell.flat() for cell in chunk], card): chunk for chunk in chunks}
+            futures = {pool.submit(predicted, [cell.flat() for cell in chunk], card): chunk for chunk in chunks}
         left: set[Future[list[Outcome]]] = set(futures)
         while left:
             done, left = wait(left, return_when=FIRST_COMPLETED)
@@ -81,19 +81,28 @@ def _outcomes(future: Future[list[Outcome]], count: int) -> list[Outcome]:
 @contextlib.contextmanager
 def _pool(processes: int, alloc_conf: str | None) -> Iterator[Executor]:
     """Processes that end with the block, whether they are done or not."""
-    pool = ProcessPoolExecutor(
-        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(alloc_conf,)
-    )
+    pool = new_pool(processes, alloc_conf)
     try:
         yield pool
     except BaseException:
-        running = list((getattr(pool, "_processes", None) or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in running:
-            process.terminate()
+        end(pool)
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def new_pool(processes: int, alloc_conf: str | None) -> ProcessPoolExecutor:
+    """Processes for `predicted`, which start as they are needed."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(alloc_conf,))
+
+
+def end(pool: ProcessPoolExecutor) -> None:
+    """Ends the pool's processes, whatever they do."""
+    running = list((getattr(pool, "_processes", None) or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in running:
+        kill(process)
 
 
 _predictor: Predictor | None = None  # one for each process of the pool, which has no other place to keep it
@@ -111,8 +120,8 @@ def _begin(alloc_conf: str | None) -> None:
     _predictor = Predictor(alloc_conf)
 
 
-def _predict(flats: Sequence[dict[str, Any]], card: str | None) -> list[Outcome]:
-    """Runs in a process of the pool."""
+def predicted(flats: Sequence[dict[str, Any]], card: str | None) -> list[Outcome]:
+    """The outcomes of cells given as in result files; runs in a process of the pool."""
     assert _predictor is not None
     outcomes = []
     for flat in flats:

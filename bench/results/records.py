@@ -44,11 +44,12 @@ class Memory(Record):
 
 
 class Phase(Record):
-    """One phase of one step (`step` is None for what is outside the steps: load): time in it and the peaks inside it."""
+    """One phase of one step (`step` is None for what is outside the steps: load): time in it, unless it was predicted, and the
+    peaks inside it."""
 
     name: str
     step: int | None
-    seconds: float
+    seconds: float | None
     allocated_bytes: int | None = None
     reserved_bytes: int | None = None
     device_bytes: int | None = None

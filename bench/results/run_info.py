@@ -9,13 +9,16 @@ None is unknown. Keys that a later version of vrambench adds are kept as they ar
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vrambench.bench.results.reading import in_words, parse, schema_refused
 from vrambench.bench.results.records import SCHEMA
 from vrambench.methods.errors import ConfigurationError
+
+PREDICTED: Literal["predicted"] = "predicted"
+"""The device of a run that predicts, whose GPU is the card that it predicts for; and the source of its results."""
 
 
 class _Kept(BaseModel):

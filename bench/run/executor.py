@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from vrambench.bench.measure.measurement import Progress
+from vrambench.bench.results.forecast import Forecast
 from vrambench.bench.results.records import Sample
 
 
@@ -59,6 +60,8 @@ class Ended:
     """Messages of the job that could not be read."""
     last_words: str = ""
     """The last line that it printed."""
+    forecast: Forecast | None = None
+    """What is predicted, where that was the job."""
     lost: bool = False
     """It ended because what it ran under did, by no fault of its own: it may be started again."""
 

@@ -62,6 +62,8 @@ def representative(samples: Sequence[Sample]) -> Sample:
     for sample in samples:
         if sample.status != "ok":
             return sample
+    if len(samples) == 1:
+        return samples[0]
     ordered = sorted(
         samples, key=lambda sample: sorted(sample.throughput.step_seconds)[len(sample.throughput.step_seconds) // 2]
     )

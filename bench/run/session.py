@@ -339,6 +339,7 @@ class _Session:
             if task.lost < MOST_LOST:
                 self.listener.message(f"{task.planned.name}: the server of its process has ended; it runs again")
                 return True
+        task.forecast = job.ended.forecast or task.forecast
         task.samples.append(sample_of(job.ended))
         self._store(task, task.samples[-1])
         return task.samples[-1].status in ("ok", "oom") and len(task.samples) < self.asked.repeat

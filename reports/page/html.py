@@ -25,6 +25,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from vrambench.bench.results.run_info import PREDICTED
 from vrambench.bench.results.store import RunFolder, write_atomically
 from vrambench.reports import units
 from vrambench.reports.page import charts
@@ -144,13 +145,14 @@ def _title(report: Report) -> str:
 
 
 def _device(run: Run) -> str:
-    """What the run ran on, by its own name."""
-    environment = run.info.get("environment") or {}
-    for part, key in (("gpu", "name"), ("cpu", "model")):
+    """What the run ran on, or was predicted for, by its own name."""
+    environment, device = run.info.get("environment") or {}, run.info.get("device")
+    parts = [("gpu", "name")] if device == PREDICTED else [("gpu", "name"), ("cpu", "model")]
+    for part, key in parts:
         about = environment.get(part)
         if isinstance(about, dict) and about.get(key):
-            return str(about[key])
-    return str(run.info.get("device") or "an unnamed device")
+            return f"{about[key]}, predicted" if device == PREDICTED else str(about[key])
+    return str(device or "an unnamed device")
 
 
 def _subtitle(report: Report) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -80,17 +80,20 @@ def print_table(folders: Sequence[Path], out: TextIO) -> None:
 
 def results_table(results: Sequence[Result]) -> Table:
     """A row for each result, in the order given: how it ended, its peak, its rate, what it learned, or why it did not
-    end well. The peak is the outermost line of the ledger that every cell which is ok has; its heading says which."""
+    end well. The peak is the outermost line of the ledger that every cell which is ok has; its heading says which. What no
+    cell has is no column."""
     rows = rows_of([Run("", results=tuple(results))])
     basis = peak_basis(rows)
     peak_heading = f"peak {basis.removesuffix('_bytes')}" if basis else "peak"
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("status", no_wrap=True, min_width=7)
     table.add_column("cell", overflow="fold", min_width=16)
-    for heading in (peak_heading, "tokens/s", "step", "learning"):
+    told = [[column(row) for column in MEASURED.values()] for row in rows]
+    shown = [index for index in range(len(MEASURED)) if any(texts[index] != units.DASH for texts in told)]
+    for heading in (peak_heading, *(list(MEASURED)[index] for index in shown)):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*_texts(row, basis))
+    for row, texts in zip(rows, told, strict=True):
+        table.add_row(*_texts(row, basis), *(texts[index] for index in shown))
     return table
 
 
@@ -134,9 +137,6 @@ def _texts(row: Row, basis: str | None) -> list[Text]:
         Text(row.status, style=STYLES.get(row.status, "")),
         cell,
         Text(units.size(peak)),
-        Text(units.rate(row.tokens_per_second)),
-        Text(units.seconds(row.step_seconds)),
-        Text(_learned(row)),
     ]
 
 
@@ -145,6 +145,14 @@ def _learned(row: Row) -> str:
     if row.reward:
         return f"reward {units.change(row.reward)}"
     return f"loss {units.change(row.loss)}" if row.loss else units.DASH
+
+
+MEASURED: Mapping[str, Callable[[Row], str]] = {
+    "tokens/s": lambda row: units.rate(row.tokens_per_second),
+    "step": lambda row: units.seconds(row.step_seconds),
+    "learning": _learned,
+}
+"""Columns of what only a run shows, and a prediction does not."""
 
 
 def _why(row: Row) -> str:

@@ -28,6 +28,7 @@ from vrambench.bench.results.records import (
 )
 from vrambench.bench.results.store import RunFolder
 from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.workload import AXIS_NAMES
 from vrambench.reports.page.charts import Chart
 from vrambench.reports.page.html import json_for_script, render, write_report
 from vrambench.reports.rows import Run
@@ -126,9 +127,18 @@ def test_json_in_a_script_reads_back_and_cannot_leave_it(data: object) -> None:
 
 
 def test_what_is_not_known_is_never_a_number() -> None:
-    page = render([made.run_of([made.result(status="ok")])])
+    known = next(one for one in made.one_of_each_status() if one.status == "ok")
+    page = render([made.run_of([made.result(status="ok"), known])])
+    shown = re.findall(r'data-key="(\w+)"', page)
     body = page[page.index('<tbody id="c0">') : page.index('<tr class="more">')]
-    assert re.findall(r"<td>([^<]*)", body)[-8:] == ["–"] * 8
+    measured = len(shown) - shown.index("allocated")
+    assert measured >= 6
+    assert re.findall(r"<td>([^<]*)", body)[-measured:] == ["–"] * measured
+
+
+def test_what_no_cell_has_is_no_column() -> None:
+    page = render([made.run_of([made.result(status="ok")])])
+    assert re.findall(r'data-key="(\w+)"', page) == ["status", *AXIS_NAMES]
 
 
 counts = st.none() | st.integers(0, 2**45)

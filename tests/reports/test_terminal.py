@@ -41,9 +41,16 @@ def test_a_rules_reason_is_told_once_below_the_table() -> None:
 
 
 def test_what_is_not_known_is_a_dash() -> None:
-    lines = printed([made.result(status="timeout", reason="late")]).splitlines()
+    known = next(one for one in made.one_of_each_status() if one.status == "ok")
+    lines = printed([made.result(status="timeout", reason="late"), known]).splitlines()
     assert lines[2].split()[-4:] == ["–"] * 4
     assert lines[3].split() == ["late"]
+
+
+def test_what_no_cell_has_is_no_column() -> None:
+    lines = printed([made.result(status="timeout", reason="late")]).splitlines()
+    assert lines[0].split() == ["status", "cell", "peak"]
+    assert lines[2].split()[-1] == "–"
 
 
 def test_without_a_device_the_heading_says_what_is_compared() -> None:

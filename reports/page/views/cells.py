@@ -127,7 +127,7 @@ def _columns(report: Report) -> tuple[Column, ...]:
     return (
         *([_text_column("run", "the run's folder", lambda row: row.run)] if several else []),
         *(_text_column(axis, f"axis: {axis}", partial(_axis, place=place)) for place, axis in enumerate(AXIS_NAMES)),
-        *MEASURED,
+        *(column for column in MEASURED if any(column.text(row) != units.DASH for row in report.rows)),
         *(
             _text_column(name, f"workload: {name}", partial(_setting, name=name))
             for name in report.swept[:SWEPT_COLUMNS]
@@ -219,7 +219,7 @@ MEASURED = (
         missing="no reward was recorded: the algorithm has none, or the cell ended too early",
     ),
 )
-"""The columns of what was measured or predicted."""
+"""The columns of what was measured or predicted; what no cell has is no column."""
 
 
 def _line(
@@ -285,7 +285,7 @@ def _tables(row: Row) -> tuple[Table, ...]:
     if row.result is None:
         return ()
     made = (
-        _memory_table(row.result.memory, row.result.predicted),
+        _memory_table(row.result.memory, None if row.result.source == "predicted" else row.result.predicted),
         _role_table(row),
         _phase_table(row),
         _sample_table(row),
@@ -323,6 +323,10 @@ def _role_table(row: Row) -> Table | None:
     return Table("Roles", ("role", "weights", "gradients", "optimizer"), lines) if lines else None
 
 
+def _median(values: Sequence[float]) -> float | None:
+    return median(values) if values else None
+
+
 def _phase_table(row: Row) -> Table | None:
     """Steps together: how often a phase ran, its median time, the highest of its peaks."""
     phases = row.result.phases if row.result else ()
@@ -338,7 +342,12 @@ def _phase_table(row: Row) -> Table | None:
         stretch = [phase for phase in phases if phase.name == name]
         peaks = [max((v for p in stretch if (v := getattr(p, key)) is not None), default=None) for key in keys]
         lines.append(
-            (name, str(len(stretch)), units.seconds(median(p.seconds for p in stretch)), *map(units.size, peaks))
+            (
+                name,
+                str(len(stretch)),
+                units.seconds(_median([p.seconds for p in stretch if p.seconds is not None])),
+                *map(units.size, peaks),
+            )
         )
     return Table("Phases", ("phase", "times", "median", *(key.removesuffix("_bytes") for key in keys)), tuple(lines))
 
@@ -353,7 +362,7 @@ def _sample_table(row: Row) -> Table | None:
             sample.status,
             units.size(sample.memory.allocated_bytes),
             units.size(sample.memory.device_bytes),
-            units.seconds(median(sample.throughput.step_seconds) if sample.throughput.step_seconds else None),
+            units.seconds(_median(sample.throughput.step_seconds)),
             units.rate(sample.throughput.train_tokens_per_second),
         )
         for number, sample in enumerate(samples, 1)

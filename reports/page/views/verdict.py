@@ -101,7 +101,7 @@ def _best(report: Report, rows: Sequence[Row], score: Callable[[Row], float | No
     if not scored:
         return None
     _, row = max(scored, key=lambda pair: (pair[0], -pair[1].index))
-    rate = "" if row.tokens_per_second == 0 else f"{units.rate(row.tokens_per_second, 'tokens/s')}, "
+    rate = f"{units.rate(row.tokens_per_second, 'tokens/s')}, " if row.tokens_per_second else ""
     return Best(row.index, report.labels[row.index], rate + units.size(report.peak(row)))
 
 

@@ -48,7 +48,16 @@ def test_a_predicted_cell_is_written_for_each_viewer(
     assert {"reserved", "in use", "in use: policy weights", "in use: policy gradients"} <= counters
     capsys.readouterr()
     assert main(["explain", str(plain)]) == 0
-    assert "policy weights" in capsys.readouterr().out
+    from_file = capsys.readouterr().out
+    assert "policy weights" in from_file
+    assert main(["explain", str(run), found]) == 0
+    of_cell = capsys.readouterr().out
+    assert of_cell.startswith(f"{name}, as it is predicted for a card of 24 GiB (")
+    assert of_cell.splitlines()[1:] == from_file.splitlines()[1:]
+    assert main(["explain", str(run)]) == 2
+    assert "is a folder; name a cell of the run in it as well" in capsys.readouterr().err
+    assert main(["explain", str(plain), name]) == 2
+    assert f"CELL {name}: {plain} is no run's folder" in capsys.readouterr().err
 
 
 def test_a_recorded_cell_is_written_as_it_was_recorded(
@@ -99,4 +108,4 @@ def test_a_file_is_overwritten_only_if_told_to(run: Path, tmp_path: Path, capsys
 
 def test_only_cuda_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--out", str(tmp_path / "r"), "--device", "cpu", "--record", *AXES, *TINY]) == 2
-    assert "--record: records CUDA's allocator, and this run is on the CPU" in capsys.readouterr().err
+    assert "--record: is for runs on a GPU, and this one is on the CPU" in capsys.readouterr().err
