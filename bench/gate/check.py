@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import NormalDist, median
 from typing import Any, Literal
 
@@ -135,12 +135,26 @@ def check(
     for cell in run.cells:
         if cell.id not in known:
             cells.append(_new(cell))
-    order = {outcome: place for place, outcome in enumerate(OUTCOMES)}
-    return Check(
-        device=run.device,
-        notes=tuple(notes),
-        cells=tuple(sorted(cells, key=lambda cell: (order[cell.outcome], -_weight(cell)))),
-    )
+    return Check(device=run.device, notes=tuple(notes), cells=_ordered(cells))
+
+
+def confirmed(found: Check, again: Check) -> Check:
+    """`found`, where a regression counts only if it shows `again`, when its cell was measured once more."""
+    once_more = {cell.id: cell for cell in again.cells}
+
+    def counted(cell: CellCheck) -> CellCheck:
+        second = once_more.get(cell.id)
+        if cell.outcome != "regressed" or second is None or second.outcome == "regressed":
+            return cell
+        told = "measured once more: " + ("not worse" if second.outcome in ("same", "improved") else second.reason or "")
+        outcome: Outcome = "failed" if second.outcome == "failed" else "same"
+        return cell.model_copy(update={"outcome": outcome, "reason": told})
+
+    return found.model_copy(update={"cells": _ordered(counted(cell) for cell in found.cells)})
+
+
+def _ordered(cells: Iterable[CellCheck]) -> tuple[CellCheck, ...]:
+    return tuple(sorted(cells, key=lambda cell: (OUTCOMES.index(cell.outcome), -_weight(cell))))
 
 
 def _apart(baseline: Baseline, run: Baseline, across_versions: bool) -> tuple[list[str], list[str]]:

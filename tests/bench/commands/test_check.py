@@ -114,3 +114,49 @@ def test_each_mistake_has_its_exit_code(predict: Predict, tmp_path: Path, capsys
     result.write_text("{")
     assert main(["check", run, "--baseline", str(baseline), "--across-versions"]) == 2
     assert "the run has no results yet" in capsys.readouterr().err
+
+
+TINY = ("--model", "tiny", "--set", "prompt_tokens=8", "--set", "response_tokens=8", "--set", "steps=2")
+
+
+def heavier(file: Path, factor: float) -> None:
+    """The result as a regression of memory would have left it."""
+    content = json.loads(file.read_text())
+    for one in (content, *content["samples"]):
+        one["memory"]["allocated_bytes"] = round(factor * one["memory"]["allocated_bytes"])
+    file.write_text(json.dumps(content))
+
+
+def test_what_is_worse_is_measured_once_more_before_it_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, baseline = tmp_path / "run", tmp_path / "baseline.json"
+    assert main(["run", "--out", str(run), "--device", "cpu", "--jobs", "1", *AXES, "sft", *TINY]) == 0
+    assert main(["baseline", str(run), "-o", str(baseline)]) == 0
+    gate = [
+        str(run),
+        "--baseline",
+        str(baseline),
+        "--tolerance",
+        "allocated_bytes=5%",
+        "--tolerance",
+        "step_seconds=1000%",
+    ]
+    assert main(["check", *gate]) == 0
+    (file,) = (run / "cells").glob("*.json")
+    heavier(file, 2.0)
+    assert main(["check", *gate, "--no-again"]) == 1
+    assert not (run / "again").exists()
+    capsys.readouterr()
+    assert main(["check", *gate]) == 0
+    told = capsys.readouterr()
+    assert f"measuring 1 cell once more, into {run / 'again'}" in told.err
+    assert told.out.endswith("1 cell: 1 as before\n")
+    assert len(list((run / "again" / "cells").glob("*.json"))) == 1
+    content = json.loads(baseline.read_text())
+    content["cells"][0]["memory"]["allocated_bytes"] //= 2
+    baseline.write_text(json.dumps(content))
+    assert main(["check", *gate]) == 1
+    content["environment"]["cpu"]["model"] = "another processor"
+    baseline.write_text(json.dumps(content))
+    assert main(["check", *gate]) == 3

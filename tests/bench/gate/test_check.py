@@ -12,7 +12,7 @@ import pytest
 from tests.reports import made
 from vrambench.bench.gate import NoBaseline
 from vrambench.bench.gate.baseline import Baseline, baseline_of, read_baseline, write_baseline
-from vrambench.bench.gate.check import CellCheck, Check, chance, check
+from vrambench.bench.gate.check import CellCheck, Check, chance, check, confirmed
 from vrambench.bench.results.records import Held, Memory, OutOfMemory, Result, Throughput
 from vrambench.bench.results.store import RunFolder
 from vrambench.methods.errors import ConfigurationError
@@ -263,6 +263,17 @@ def test_a_baseline_that_is_not_there_is_said(tmp_path: Path) -> None:
 def test_a_run_without_results_is_no_baseline(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="the run has no results yet"):
         baseline_of(run_of(tmp_path, [], lacks=["a"]))
+
+
+def test_a_regression_counts_if_it_shows_again(tmp_path: Path) -> None:
+    before = [full("a"), full("b"), full("c")]
+    worse = [grown(id, "allocated_bytes", GIB) for id in "abc"]
+    first = checked(tmp_path, before, worse)
+    again = checked(tmp_path, before, [worse[0], full("b"), full("c", status="error", reason="it broke")])
+    found = confirmed(first, again)
+    assert [(cell.id, cell.outcome) for cell in found.cells] == [("a", "regressed"), ("c", "failed"), ("b", "same")]
+    assert found.cells[2].reason == "measured once more: not worse"
+    assert found.cells[1].reason == "measured once more: error: it broke"
 
 
 def test_everything_of_every_kind_is_listed_worst_first(tmp_path: Path) -> None:
