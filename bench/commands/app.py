@@ -4,9 +4,10 @@
     vrambench run --profile smoke --device cpu
     vrambench fit --precision nf4 --adapter lora --optimizer adamw_torch --offload none --algorithm ppo --budget rtx-4090
 
-Exit codes: 0 done or fits, 1 does not fit, 2 wrong usage or configuration, 4 a measurement (or this program) failed, 130
-interrupted, 141 whoever read the output has gone. With --json stdout holds one JSON document and nothing else; progress,
-logs and errors go to stderr. Heavy modules are imported inside the commands, so that `--help` is quick.
+Exit codes: 0 done, fits or passes, 1 does not fit, or regressed, 2 wrong usage or configuration, 3 there is no baseline, or none
+that compares, 4 a measurement (or this program) failed, 130 interrupted, 141 whoever read the output has gone. With --json stdout
+holds one JSON document and nothing else; progress, logs and errors go to stderr. Heavy modules are imported inside the commands, so
+that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -19,8 +20,17 @@ from typing import Annotated, Any
 
 import typer
 
-from vrambench.bench.commands.shared import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PIPE, EXIT_USAGE, Mistakes, say
+from vrambench.bench.commands.shared import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_NOT_COMPARABLE,
+    EXIT_PIPE,
+    EXIT_USAGE,
+    Mistakes,
+    say,
+)
 from vrambench.bench.commands.streams import ReaderGone, streams
+from vrambench.bench.gate import NoBaseline
 from vrambench.bench.predict import NotPredicted
 from vrambench.bench.processes import interruptible
 from vrambench.methods.errors import ConfigurationError
@@ -30,6 +40,8 @@ COMMANDS = (
     "fit",
     "run",
     "report",
+    "baseline",
+    "check",
     "claims",
     "explain",
     "export",
@@ -109,6 +121,8 @@ def _ended(typed: list[str]) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", code=EXIT_FAILED)
+    except NoBaseline as error:
+        return _fail(str(error), code=EXIT_NOT_COMPARABLE)
     except NotPredicted as error:
         return _fail(str(error), code=EXIT_FAILED)
     except Exception:

@@ -132,7 +132,7 @@ def run(
     if claims is not None:
         cells, settings = _claimed_plan(folder, claims, matrix, selection, device or "auto")
     elif matrix is None and selection.empty and (folder / "run.json").exists():
-        cells, settings = _stored_plan(folder, device)
+        cells, settings = stored_plan(folder, device)
     else:
         cells, settings = _new_plan(folder, matrix, selection, device or "auto")
     for option, chosen in (("--prune", prune), ("--predict", predict), ("--record", record)):
@@ -152,7 +152,7 @@ def run(
 
         settings["executor"] = PredictingExecutor(settings.pop("card"), settings["jobs"])
     with stdout_kept_clean() as stdout:
-        summary = _run(cells, folder, settings)
+        summary = run_here(cells, folder, settings)
         if summary.interrupted:
             _say_how_to_go_on(folder, prune=prune, predict=predict)
         try:
@@ -172,7 +172,7 @@ def _report(folder: Path, stdout: TextIO) -> None:
     print(f"wrote {written}", file=stdout)
 
 
-def _run(cells: Sequence[PlannedCell], folder: Path, settings: dict[str, Any]) -> Summary:
+def run_here(cells: Sequence[PlannedCell], folder: Path, settings: dict[str, Any]) -> Summary:
     """Runs the cells, which is seen on stderr."""
     from vrambench.bench.run.session import run as run_cells
     from vrambench.reports import units
@@ -277,7 +277,7 @@ def _say_what_is_added(folder: Path, ids: Sequence[str]) -> None:
         say(f"{folder} holds a run of {plural(len(there), 'cell')}, to which {new} {'is' if new == 1 else 'are'} added")
 
 
-def _stored_plan(folder: Path, device: str | None) -> tuple[list[PlannedCell], dict[str, Any]]:
+def stored_plan(folder: Path, device: str | None) -> tuple[list[PlannedCell], dict[str, Any]]:
     """The cells of a run that was begun before, and how they were run: times of cells that ran side by side and of cells that ran
     alone would not compare."""
     from vrambench.bench.plan.plan import PlannedCell
@@ -299,7 +299,11 @@ def _stored_plan(folder: Path, device: str | None) -> tuple[list[PlannedCell], d
         cell = from_flat({key: value for key, value in stored.items() if key not in ("id", "name")})
         cells.append(PlannedCell(cell, stored["name"], check(cell, typing.cast(Any, kind), bf16=bf16)))
     about = {key: info[key] for key in ("matrix", "profile", "coverage") if key in info}
-    stored = {"repeat": info["repeat"], "jobs": info.get("jobs"), "timeout": info.get("timeout_seconds")}
+    stored = {
+        "repeat": info["repeat"],
+        "jobs": info.get("jobs") or _jobs(name),
+        "timeout": info.get("timeout_seconds") or TIMEOUT_SECONDS,
+    }
     given = {"card": card.name if card else None} if name == PREDICTED else {}
     return cells, {"device": name, "about": about, **stored, **given}
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vrambench.methods.cards import Card
     from vrambench.methods.cell import Cell
 
-EXIT_DOES_NOT_FIT, EXIT_USAGE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 4, 130, 141
+EXIT_DOES_NOT_FIT, EXIT_USAGE, EXIT_NOT_COMPARABLE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 3, 4, 130, 141
 
 MatrixPath = Annotated[
     Path | None,

@@ -1,7 +1,6 @@
 """Where a run ran: the hardware and software behind its numbers, as written into `run.json` and each result.
 
     describe_environment("cuda:0")      # a JSON-able mapping
-    same_hardware(before, now)          # what differs, in words; empty: the numbers can stand side by side
 
 Nothing here initialises CUDA in this process: NVML answers for the GPU, package versions come from their metadata.
 Nothing names a person, a path, a host or a device's serial number: these files are published.
@@ -15,7 +14,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import torch
 
 from vrambench.bench.measure.meters.host import container_limit_bytes
 from vrambench.bench.measure.meters.nvml import Nvml, NvmlDevice
+from vrambench.bench.results.comparable import ALLOCATION
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,19 +46,13 @@ PACKAGES = (
 
 # What changes how PyTorch allocates, or which device a job sees.
 VARIABLES = (
-    "PYTORCH_ALLOC_CONF",
-    "PYTORCH_CUDA_ALLOC_CONF",
-    "PYTORCH_NO_CUDA_MEMORY_CACHING",
-    "CUBLAS_WORKSPACE_CONFIG",
-    "CUBLASLT_WORKSPACE_SIZE",
+    *ALLOCATION,
     "CUDA_VISIBLE_DEVICES",
     "CUDA_DEVICE_ORDER",
     "CUDA_MODULE_LOADING",
     "CUDA_LAUNCH_BLOCKING",
     "OMP_NUM_THREADS",
 )
-# Of these, the ones under which the same job reserves other amounts.
-ALLOCATION = VARIABLES[:5]
 # CUDA_VISIBLE_DEVICES may name a card by its serial number.
 SERIAL = re.compile(r"\b(GPU|MIG)-[0-9A-Fa-f-]+")
 
@@ -150,40 +144,6 @@ def find_uuid(uuids: list[str], device: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return told.stdout.strip() or None
-
-
-def same_hardware(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two environments so that their measurements must not be mixed, in words; empty where
-    nothing does.
-
-    The GPU and its memory; on the CPU the processor. Versions may differ: whether they moved memory is what a
-    comparison is for.
-    """
-    if before.get("device") != now.get("device"):
-        return [_differs("device", before.get("device"), now.get("device"))]
-    kind = "cpu" if now.get("device") == "cpu" else "gpu"
-    fields = ("name", "total_bytes") if kind == "gpu" else ("model", "machine")
-    old, new = before.get(kind) or {}, now.get(kind) or {}
-    return [_differs(f"{kind} {f}", old.get(f), new.get(f)) for f in fields if old.get(f) != new.get(f)]
-
-
-def same_allocation(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Settings under which the same job would reserve other amounts, and which differ, in words."""
-    old, new = before.get("variables") or {}, now.get("variables") or {}
-    return [_differs(name, old.get(name), new.get(name)) for name in ALLOCATION if old.get(name) != new.get(name)]
-
-
-def changed_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Software that differs, in words: what may explain a difference between two runs."""
-    old = dict(before.get("packages") or {}) | {"python": before.get("python"), "CUDA": before.get("torch_cuda")}
-    new = dict(now.get("packages") or {}) | {"python": now.get("python"), "CUDA": now.get("torch_cuda")}
-    old["driver"] = (before.get("gpu") or {}).get("driver")
-    new["driver"] = (now.get("gpu") or {}).get("driver")
-    return [_differs(name, old.get(name), new[name]) for name in new if old.get(name) != new[name]]
-
-
-def _differs(name: str, before: object, now: object) -> str:
-    return f"{name}: {before if before is not None else 'none'} before, {now if now is not None else 'none'} now"
 
 
 def version(package: str) -> str | None:

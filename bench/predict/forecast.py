@@ -18,7 +18,7 @@ from vrambench.bench.measure.collector import collector_held
 from vrambench.bench.predict import NotPredicted
 from vrambench.bench.predict.alloc_conf import read
 from vrambench.bench.predict.band import Band, error_band, kind_of
-from vrambench.bench.predict.replay import Replay, shares
+from vrambench.bench.predict.replay import Replay, held, shares
 from vrambench.bench.predict.several import order_note, predicted_batches
 from vrambench.bench.predict.simulate import Simulation, Simulator
 from vrambench.bench.predict.tracing.trace import Trace
@@ -261,6 +261,7 @@ def _forecast(simulation: Simulation, judged: Judged, budget: int, outside: Outs
         limiting_step=peak.step,
         limiting_role=peak.role,
         at_peak=shares(replay),
+        held=held(replay),
         oom=replay.oom,
         oom_phase=replay.oom_phase,
         fragmentation_bytes=replay.reserved_bytes - replay.active_bytes,

@@ -7,12 +7,14 @@ replay.reserved_bytes, replay.phases, replay.oom, shares(replay)
 from __future__ import annotations
 
 from collections import Counter
+from functools import cached_property
 
 from vrambench.bench.allocator import Allocator, AllocatorSettings, DeviceOutOfMemory
+from vrambench.bench.allocator.explained import without_numbers
 from vrambench.bench.allocator.snapshot import Span
 from vrambench.bench.predict.tracing.trace import ALLOC, EMPTY, FREE, MARK, SYNC, Event, Place, Trace
 from vrambench.bench.results.forecast import Share
-from vrambench.bench.results.records import OutOfMemory
+from vrambench.bench.results.records import Held, OutOfMemory
 
 WORK, COPIES = 0, 1
 """The streams."""
@@ -105,6 +107,7 @@ class Replay:
     def num_alloc_retries(self) -> int:
         return self.allocator.stats.num_alloc_retries
 
+    @cached_property
     def live_at_peak(self) -> list[Event]:
         """The allocs that were live when the most was allocated."""
         live: dict[int, Event] = {}
@@ -119,9 +122,26 @@ class Replay:
 def shares(replay: Replay) -> tuple[Share, ...]:
     """Whose the memory is that is live at the peak, largest first."""
     sums: Counter[tuple[str | None, str]] = Counter()
-    for event in replay.live_at_peak():
+    for event in replay.live_at_peak:
         sums[whose(event, replay.trace)] += event.nbytes
     return tuple(Share(role=role, kind=kind, nbytes=count) for (role, kind), count in sums.most_common())
+
+
+LEAST_HELD = 0.001
+"""Share of the peak from which on it is told who asked for memory."""
+
+
+def held(replay: Replay) -> tuple[Held, ...]:
+    """Who asked for the memory that is live at the peak, largest first."""
+    sums: Counter[tuple[str | None, str, str | None, str, str]] = Counter()
+    for event in replay.live_at_peak:
+        role, kind = whose(event, replay.trace)
+        sums[role, kind, event.place.phase, without_numbers(event.place.module), event.operator] += event.nbytes
+    least = LEAST_HELD * sums.total()
+    names = ("role", "kind", "phase", "module", "operator")
+    return tuple(
+        Held(**dict(zip(names, key, strict=True)), nbytes=count) for key, count in sums.most_common() if count >= least
+    )
 
 
 def whose(event: Event, trace: Trace) -> tuple[str | None, str]:

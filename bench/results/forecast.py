@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vrambench.bench.results.records import (
+    Held,
     Memory,
     OutOfMemory,
     Parameters,
@@ -82,9 +83,10 @@ class PredictedBatches(Record):
 
 
 class Forecast(Record):
-    """The prediction for one cell and budget. `limiting_phase`, `limiting_role`: where the most memory is in use, and
-    `at_peak` what that is. `margin_bytes`: budget less device bytes, negative where it does not fit. `band_bytes`: by how much
-    more a measurement may show, and `band_basis` how that is known. `oom`: where memory runs out under the budget.
+    """The prediction for one cell and budget. `limiting_phase`, `limiting_role`: where the most memory is in use; `at_peak` is
+    what that is, and `held` who asked for it. `margin_bytes`: budget less device bytes, negative where it does not fit.
+    `band_bytes`: by how much more a measurement may show, and `band_basis` how that is known. `oom`: where memory runs out under
+    the budget.
     `rising_order_bytes`: what more is reserved (less, where negative) if the driver places memory at rising addresses.
     Bytes of a cell that does not fit are those that it takes without a limit; `unlimited_bytes` are the device's without one,
     whatever the verdict. `host_bytes`: of host memory for what is offloaded
@@ -107,6 +109,7 @@ class Forecast(Record):
     limiting_step: int | None
     limiting_role: str | None
     at_peak: tuple[Share, ...]
+    held: tuple[Held, ...] = ()
     oom: OutOfMemory | None = None
     oom_phase: str | None = None
     fragmentation_bytes: int

@@ -55,6 +55,18 @@ class Phase(Record):
     device_bytes: int | None = None
 
 
+class Held(Record):
+    """What was in use at the peak that one operator of one module asked for, in one phase. `role`, `kind`: whose it is, and what.
+    `module`: its path below the role's, `layers.*` for all layers alike; "" outside of all."""
+
+    role: str | None
+    kind: str
+    phase: str | None
+    module: str
+    operator: str
+    nbytes: int
+
+
 class RoleBytes(Record):
     """What one role's model holds, counted by storages (shared storage belongs to the first role that has it)."""
 
@@ -127,6 +139,8 @@ class Sample(Record):
     throughput: Throughput = Throughput()
     learning: Learning = Learning()
     parameters: Parameters | None = None
+    held: tuple[Held, ...] = ()
+    """Of a predicted job: what was in use at the peak of allocated memory, largest first; little ones are left out."""
     seconds: dict[str, float] = Field(default_factory=dict)
     """Wall time of the job by part, in order: start, meter, imports (of packages that its axis values need), load, warmup, steps,
     evaluate and save where the job does so (the one before, the other after counted_step), counted_step; and `total`. `data`: what

@@ -124,6 +124,7 @@ def predicted_sample(forecast: Forecast) -> Sample:
         phases=phases,
         roles=forecast.roles,
         parameters=forecast.parameters,
+        held=forecast.held,
         seconds={"predict": forecast.seconds},
         notes=forecast.notes,
         **more,

@@ -16,10 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vrambench.bench.machine.environment import changed_versions, same_allocation, same_hardware
 from vrambench.bench.plan.plan import PlannedCell
 from vrambench.bench.predict.unseen.hardware import card_described
 from vrambench.bench.processes import interruptible
+from vrambench.bench.results.comparable import changed_versions, same_allocation, same_hardware
 from vrambench.bench.results.records import FAILED, Result, Sample, Status
 from vrambench.bench.results.store import RunFolder, Unreadable
 from vrambench.bench.run.executor import Executor, Order, Running

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from vrambench.bench.machine import environment as env
+from vrambench.bench.results import comparable
 
 GIB = 2**30
 
@@ -81,7 +82,7 @@ def test_a_gpu_whose_memory_the_driver_does_not_tell_is_described_without(monkey
     monkeypatch.setattr(FakeDevice, "tells_memory", False)
     found = described(monkeypatch)
     assert found["gpu"] == known["gpu"] | {"total_bytes": None, "usable_bytes": None}
-    assert env.same_hardware(found, found) == []
+    assert comparable.same_hardware(found, found) == []
 
 
 def test_a_cpu_run_asks_no_driver() -> None:
@@ -147,22 +148,24 @@ def test_with_several_gpus_torch_is_asked_elsewhere(monkeypatch: pytest.MonkeyPa
 
 def test_what_cannot_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     here = described(monkeypatch)
-    assert env.same_hardware(here, json.loads(json.dumps(here))) == []
+    assert comparable.same_hardware(here, json.loads(json.dumps(here))) == []
     other = deepcopy(here)
     other["gpu"] |= {"name": "NVIDIA A100", "driver": "1.0"}
     other["cpu"]["model"] = "another"
-    assert env.same_hardware(here, other) == ["gpu name: NVIDIA H100 80GB HBM3 before, NVIDIA A100 now"]
+    assert comparable.same_hardware(here, other) == ["gpu name: NVIDIA H100 80GB HBM3 before, NVIDIA A100 now"]
     on_cpu = env.describe_environment("cpu")
-    assert env.same_hardware(here, on_cpu) == ["device: cuda before, cpu now"]
-    assert env.same_hardware(on_cpu, on_cpu | {"cpu": on_cpu["cpu"] | {"model": "x"}})[0].startswith("cpu model: ")
-    assert env.same_hardware({}, here) == ["device: none before, cuda now"]
+    assert comparable.same_hardware(here, on_cpu) == ["device: cuda before, cpu now"]
+    assert comparable.same_hardware(on_cpu, on_cpu | {"cpu": on_cpu["cpu"] | {"model": "x"}})[0].startswith(
+        "cpu model: "
+    )
+    assert comparable.same_hardware({}, here) == ["device: none before, cuda now"]
 
 
 def test_allocator_settings_are_compared_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = described(monkeypatch)
     tuned = described(monkeypatch, PYTORCH_ALLOC_CONF="expandable_segments:True", OMP_NUM_THREADS="4")
-    assert env.same_hardware(plain, tuned) == []
-    assert env.same_allocation(plain, tuned) == ["PYTORCH_ALLOC_CONF: none before, expandable_segments:True now"]
+    assert comparable.same_hardware(plain, tuned) == []
+    assert comparable.same_allocation(plain, tuned) == ["PYTORCH_ALLOC_CONF: none before, expandable_segments:True now"]
 
 
 def test_versions_may_differ_and_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,8 +173,8 @@ def test_versions_may_differ_and_are_named(monkeypatch: pytest.MonkeyPatch) -> N
     now = deepcopy(before)
     now["packages"]["torch"] = "9.9"
     now["gpu"]["driver"] = "600.1"
-    assert env.same_hardware(before, now) == []
-    assert [line.split(":")[0] for line in env.changed_versions(before, now)] == ["torch", "driver"]
+    assert comparable.same_hardware(before, now) == []
+    assert [line.split(":")[0] for line in comparable.changed_versions(before, now)] == ["torch", "driver"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,108 @@
+"""`vrambench check`: a run held against a baseline."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vrambench.bench.commands.shared import Json, check_out, say, stdout_kept_clean
+from vrambench.bench.results.run_info import PREDICTED
+from vrambench.methods.errors import ConfigurationError
+from vrambench.reports.units import plural
+
+
+def check(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    *,
+    baseline: Annotated[Path, typer.Option("--baseline", help="What `vrambench baseline` wrote.", metavar="FILE")],
+    tolerance: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tolerance",
+            help="What may grow by how much, as allocated_bytes=1%|64MiB; may be repeated.",
+            metavar="METRIC=T",
+        ),
+    ] = None,
+    two_sided: Annotated[
+        bool, typer.Option("--two-sided", help="What shrank by more than its tolerance fails, too.")
+    ] = False,
+    across_versions: Annotated[
+        bool, typer.Option("--across-versions", help="Compare even where versions of packages differ.")
+    ] = False,
+    again: Annotated[
+        bool, typer.Option("--again/--no-again", help="Measure what is worse once more before it counts.")
+    ] = True,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.", metavar="FILE")] = None,
+    summary: Annotated[Path | None, typer.Option(help="Write a summary in Markdown.", metavar="FILE")] = None,
+    as_json: Json = False,
+) -> int:
+    """Hold a run against a baseline.
+
+    Exit code 0: nothing is worse; 1: something is; 3: there is no baseline, or it was made with other hardware or versions; 4: a
+    measurement failed, which is neither a pass nor a regression.
+
+    A measured cell that is worse is measured once more, into the run's folder `again`, where this is the machine that measured it;
+    it is a regression if it is worse then, too."""
+    from vrambench.bench.gate.baseline import read_baseline
+    from vrambench.bench.gate.check import check as checked
+    from vrambench.bench.gate.check import confirmed
+    from vrambench.bench.results.store import RunFolder
+    from vrambench.reports.ci.junit import junit_of
+    from vrambench.reports.ci.markdown import summary_of
+
+    for file in (junit, summary):
+        if file is not None:
+            check_out(file)
+    told = dict(_tolerance(one) for one in tolerance or [])
+    with stdout_kept_clean() as out:
+        folder = RunFolder.open(run)
+        how = {"across_versions": across_versions, "two_sided": two_sided}
+        before = read_baseline(baseline)
+        found = checked(before, folder, told, **how)
+        worse = {cell.id for cell in found.of("regressed")}
+        if again and worse and folder.info["device"] != PREDICTED and measured_again(run, worse):
+            found = confirmed(found, checked(before, RunFolder.open(run / "again"), told, **how))
+        if junit is not None:
+            junit.write_text(junit_of(found), encoding="utf-8")
+        if summary is not None:
+            summary.write_text(summary_of(found), encoding="utf-8")
+        if as_json:
+            print(json.dumps(found.document(), indent=1), file=out)
+        else:
+            from vrambench.reports.text.checked import print_check
+
+            print_check(found, out)
+    return found.exit_code
+
+
+def measured_again(run: Path, ids: Collection[str]) -> bool:
+    """Measures these cells of the run anew, into its folder `again`. False where this is not the machine that measured them."""
+    from vrambench.bench.commands.run import run_here, stored_plan
+    from vrambench.bench.machine.environment import describe_environment
+    from vrambench.bench.results.comparable import same_hardware
+    from vrambench.bench.results.store import RunFolder
+
+    info = RunFolder.open(run).info
+    apart = same_hardware(info.get("environment") or {}, describe_environment(info["device"]))
+    if apart:
+        say(f"not measured once more, since this is another machine: {'; '.join(apart)}")
+        return False
+    say(f"measuring {plural(len(ids), 'cell')} once more, into {run / 'again'}")
+    cells, settings = stored_plan(run, None)
+    shutil.rmtree(run / "again", ignore_errors=True)
+    summary = run_here([cell for cell in cells if cell.cell.id in ids], run / "again", settings)
+    if summary.interrupted:
+        raise KeyboardInterrupt
+    return True
+
+
+def _tolerance(typed: str) -> tuple[str, str]:
+    metric, equals, text = typed.partition("=")
+    if not equals:
+        raise ConfigurationError(f"--tolerance {typed}: write METRIC=T, as allocated_bytes=1%", field="tolerance")
+    return metric.strip(), text.strip()

@@ -1,0 +1,131 @@
+"""What a gate found, as the terminal, JUnit and Markdown say it."""
+
+from __future__ import annotations
+
+import io
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.reports import made
+from vrambench.bench.gate.check import CellCheck, Check, Difference, Growth
+from vrambench.reports.ci.junit import junit_of
+from vrambench.reports.ci.markdown import MOST_BYTES, summary_of
+from vrambench.reports.text.checked import print_check
+
+GIB, MIB = 2**30, 2**20
+
+WORSE = CellCheck(
+    id="a1",
+    name="bf16 lora adamw_torch none sft",
+    outcome="regressed",
+    differences=(
+        Difference(
+            metric="allocated_bytes", before=12 * GIB, now=13.25 * GIB, allowed=64 * MIB, worse=True, better=False
+        ),
+        Difference(metric="step_seconds", before=1.0, now=1.2, allowed=0.05, worse=True, better=False),
+    ),
+    phase="learn",
+    step=1,
+    phase_bytes=5 * GIB // 4,
+    growth=(
+        Growth(
+            role="policy",
+            kind="logits_and_loss",
+            phase="learn",
+            module="lm_head",
+            operator="aten.mm.default",
+            before_bytes=0,
+            now_bytes=5 * GIB // 4,
+        ),
+        Growth(role="policy", kind="optimizer", before_bytes=MIB, now_bytes=3 * MIB),
+    ),
+)
+OTHERS = (
+    CellCheck(id="b2", name="fp32 none sgd none sft", outcome="failed", reason="error: it broke"),
+    CellCheck(id="c3", name="nf4 none sgd none sft", outcome="vanished", reason="invalid by the rule quantized-full"),
+    CellCheck(id="d4", name="nf4 lora sgd none sft", outcome="new", reason="ok"),
+    CellCheck(id="e5", name="int8 lora sgd none sft", outcome="same"),
+)
+FOUND = Check(device="predicted", notes=("torch: 2.12 before, 2.13 now",), cells=(WORSE, *OTHERS))
+WORDS = [
+    "allocated 1.25 GiB more: 12 GiB before, 13.2 GiB now (allowed: 64 MiB)",
+    "step 200 ms more: 1 s before, 1.20 s now (allowed: 50 ms)",
+    "most in learn of step 1: 1.25 GiB more",
+    "policy logits_and_loss +1.25 GiB: lm_head aten.mm.default in learn",
+    "policy optimizer +2 MiB",
+]
+
+
+def test_the_terminal_says_what_grew_and_where() -> None:
+    out = io.StringIO()
+    print_check(FOUND, out)
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "regressed: bf16 lora adamw_torch none sft (a1)"
+    assert [line.strip() for line in lines[1:6]] == WORDS
+    assert lines[6:8] == ["failed: fp32 none sgd none sft (b2)", "  error: it broke"]
+    assert lines[-2] == "unlike the baseline's run: torch: 2.12 before, 2.13 now"
+    assert lines[-1] == (
+        "5 cells: 1 worse than the baseline, 1 failed to be measured, 1 not in this run any more, 1 new, 1 as before"
+    )
+
+
+def test_junit_has_a_case_for_each_cell() -> None:
+    suites = ElementTree.fromstring(junit_of(FOUND))
+    assert suites.tag == "testsuites"
+    (suite,) = suites
+    counts = {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")}
+    assert counts == {"tests": "5", "failures": "1", "errors": "1", "skipped": "1"}
+    assert [case.tag for case in suite] == ["testcase"] * 5
+    assert {case.get("classname") for case in suite} == {"vrambench.predicted"}
+    children = [[(child.tag, child.get("message")) for child in case] for case in suite]
+    assert children == [
+        [("failure", WORDS[0])],
+        [("error", "error: it broke")],
+        [("skipped", "invalid by the rule quantized-full")],
+        [],
+        [],
+    ]
+    assert (suite[0][0].text or "").splitlines() == WORDS
+
+
+def test_what_is_not_comparable_is_an_error_in_junit() -> None:
+    apart = Check(device="cuda", not_comparable=("torch: 2.12 before, 2.13 now",))
+    (suite,) = ElementTree.fromstring(junit_of(apart))
+    assert (suite.get("tests"), suite.get("errors")) == ("1", "1")
+    assert suite[0][0].get("message") == "not comparable: torch: 2.12 before, 2.13 now"
+    assert summary_of(apart).startswith(
+        "## vrambench: not comparable\n\nnot comparable: torch: 2.12 before, 2.13 now\n"
+    )
+
+
+def test_the_summary_is_a_table_of_what_changed() -> None:
+    text = summary_of(FOUND)
+    assert text.startswith("## vrambench: regressed\n\n5 cells: 1 worse than the baseline, ")
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + 4
+    assert rows[1].startswith("| ❌ regressed | bf16 lora adamw\\_torch none sft | allocated 1.25 GiB more: ")
+    assert rows[1].count("<br>") == len(WORDS) - 1
+
+
+def test_a_summary_of_five_thousand_cells_is_small_enough() -> None:
+    many = [WORSE.model_copy(update={"id": str(number)}) for number in range(5000)]
+    text = summary_of(Check(device="predicted", cells=tuple(many)))
+    assert len(text.encode()) <= MOST_BYTES
+    shown = text.count("❌")
+    assert shown > 1000
+    assert text.endswith(f"and {5000 - shown:,} more\n")
+
+
+@pytest.mark.parametrize("hostile", made.HOSTILE)
+def test_names_stay_text(hostile: str) -> None:
+    cell = CellCheck(id="a", name=hostile, outcome="failed", reason=hostile)
+    found = Check(device="predicted", cells=(cell,))
+    ElementTree.fromstring(junit_of(found))
+    text = summary_of(found)
+    assert "<script" not in text
+    assert "<img" not in text
+    assert sum(line.startswith("| ") for line in text.splitlines()) == 2
+    out = io.StringIO()
+    print_check(found, out)
+    assert "\x1b" not in out.getvalue()
