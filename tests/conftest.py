@@ -7,14 +7,16 @@ import importlib.machinery
 import importlib.util
 import itertools
 import random
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+MANY_MODULES = 30
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,11 +42,54 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = itertools.chain.from_iterable(groups)
 
 
+class _Permanent:
+    """What collections leave out. Every job and every trace collects first, and libraries are 0.3 s of looking each time."""
+
+    def __init__(self) -> None:
+        self._modules = 0
+
+    def settle(self) -> None:
+        """All that is there from now on, garbage excepted."""
+        gc.collect()
+        gc.freeze()
+        self._modules = len(sys.modules)
+
+    def settle_imported(self) -> None:
+        """And what has been imported since, if that was much."""
+        if len(sys.modules) > self._modules + MANY_MODULES:
+            self.settle()
+
+
+@pytest.fixture(scope="session")
+def _permanent() -> _Permanent:
+    return _Permanent()
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _left_out_of_collections() -> None:
-    """What is there before a file's tests: libraries, and thousands of tests. Every job and every trace collects first."""
-    gc.collect()
-    gc.freeze()
+def _left_out_of_collections(_permanent: _Permanent) -> None:
+    """What is there before a file's tests: libraries, and thousands of tests."""
+    _permanent.settle()
+
+
+@pytest.fixture(autouse=True)
+def _imported_left_out_of_collections(_permanent: _Permanent) -> None:
+    """What the tests before have imported."""
+    _permanent.settle_imported()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interrupts_are_heard() -> None:
+    """By the processes that tests start, and end so: those of a shell's background job ignore Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_each() -> Iterator[None]:
+    """In the processes that tests start: two threads on two busy cores wait for each other for seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -110,17 +110,40 @@ def test_a_command_in_a_sentence_would_run(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("example", PRINTING)
-def test_an_example_prints_what_the_page_shows(example: Example, folder: Path) -> None:
+def test_an_example_prints_what_the_page_shows(
+    example: Example, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """What it prints depends on these versions alone; where it is another, `python docs/pages.py --examples` writes it."""
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().lower().split())
     for name in ("torch", "transformers", "peft", "bitsandbytes"):
         if version(name).partition("+")[0] != pins[name]:
             pytest.skip(f"{name} {version(name)} is not the pinned one")
+    printed = in_this_process(example, folder, monkeypatch, capfd)
+    assert timeless(cut(printed, example.output)) == timeless(list(example.output))
 
-    def timeless(lines: list[str]) -> list[str]:
-        return [re.sub(r"predicted in [\d.]+ m?s", "predicted in a while", line) for line in lines]
 
-    assert timeless(cut(run(example, folder), example.output)) == timeless(list(example.output))
+@pytest.mark.parametrize(
+    "example", [one for one in PRINTING if {"smoke", "gradient_checkpoint=true"} & set(one.values[0].words)]
+)
+def test_in_a_process_of_its_own_it_prints_the_same(example: Example, folder: Path) -> None:
+    """As `docs/pages.py --examples` runs it: what it answers, or what is wrong with it."""
+    assert cut(run(example, folder), example.output) == list(example.output)
+
+
+def in_this_process(
+    example: Example, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> list[str]:
+    """What `pages.run` gives, without a process that imports all anew."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "132")
+    capfd.readouterr()
+    code = main(example.words[1:])
+    out, errors = capfd.readouterr()
+    return [line.rstrip() for line in (errors if code == 2 else out).strip("\n").splitlines()]
+
+
+def timeless(lines: list[str]) -> list[str]:
+    return [re.sub(r"predicted in [\d.]+ m?s", "predicted in a while", line) for line in lines]
 
 
 def test_python_on_the_pages_uses_public_names() -> None:

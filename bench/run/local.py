@@ -6,6 +6,7 @@ that is silent, or says what is no message, is ended when its time is up, with e
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
@@ -31,10 +32,10 @@ LONGEST_GAP_SECONDS = 5.0
 
 
 class LocalExecutor:
-    """Runs jobs on `device`, `jobs` at a time sharing the CPU's threads. Raises ConfigurationError where they would share one
-    GPU's memory."""
+    """Runs jobs on `device`, `jobs` at a time sharing the CPU's threads. `clock` tells the seconds in which their time runs out
+    (None: those in which this process was awake). Raises ConfigurationError where they would share one GPU's memory."""
 
-    def __init__(self, device: str, jobs: int = 1) -> None:
+    def __init__(self, device: str, jobs: int = 1, *, clock: Callable[[], float] | None = None) -> None:
         kind = device.split(":")[0]
         if kind != "cpu" and jobs != 1:
             raise ConfigurationError(
@@ -42,8 +43,8 @@ class LocalExecutor:
             )
         self._device = device
         self._server = server.Server(device)
-        self._threads = max(1, usable_threads() // jobs) if device == "cpu" else 0
-        self._clock = AwakeClock()
+        self._threads = _threads_of_each(jobs) if device == "cpu" else 0
+        self._clock = clock or AwakeClock()
         self._jobs: list[LocalJob] = []
 
     def environment(self) -> dict[str, Any]:
@@ -92,6 +93,13 @@ class LocalExecutor:
     def _end_strays(self) -> None:
         """What ended jobs have left running would hold memory while the next one is measured."""
         self._server.end_all_but({job.process.pid for job in self._jobs})
+
+
+def _threads_of_each(jobs: int) -> int:
+    """A job's share of the processors, or OMP_NUM_THREADS where that asks for fewer."""
+    share = max(1, usable_threads() // jobs)
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # for each level of nesting one
+    return min(share, int(asked) or share) if asked.isdecimal() else share
 
 
 class LocalJob:

@@ -53,7 +53,9 @@ def load() -> None:
             _import(["torch.utils.cpp_extension"])
             # A compiler that is gone, a file cut short: the cell that needs it says so.
             with contextlib.suppress(Exception):
-                _preload_extensions()
+                from vrambench.methods.offload.deepspeed import load_compiled
+
+                load_compiled()
         # What the libraries made at import no job will free: collectors in the children need not look at it again.
         gc.collect()
         gc.freeze()
@@ -68,13 +70,6 @@ def _import(names: Iterable[str]) -> None:
     for name in names:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-
-
-def _preload_extensions() -> None:
-    from vrambench.methods.offload.deepspeed import compiled, load_extensions
-
-    if compiled():
-        load_extensions()
 
 
 load()

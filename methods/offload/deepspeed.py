@@ -103,9 +103,15 @@ def _put_our_ninja_first() -> None:
         os.environ["PATH"] = ninja.BIN_DIR + os.pathsep + os.environ.get("PATH", "")
 
 
-def compiled() -> bool:
-    """Whether CPUAdam has been compiled on this machine for this Python and torch."""
-    return any(build_folder().glob("*cpu_adam/*.so"))
+def load_compiled() -> None:
+    """Loads the extensions of jobs on the CPU if both have been compiled, and compiles neither."""
+    if compiled() and compiled("deepspeed_shm_comm"):
+        load_extensions()
+
+
+def compiled(extension: str = "cpu_adam") -> bool:
+    """Whether one has been compiled on this machine for this Python and torch."""
+    return any(build_folder().glob(f"*{extension}/*.so"))
 
 
 def engine_config(setup: Setup, device: Device) -> dict[str, Any]:

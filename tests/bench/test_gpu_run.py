@@ -295,16 +295,38 @@ def test_what_ends_the_call_ends_its_part(gpu_run: ModuleType, tmp_path: Path) -
     code = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     plan = [python_part(gpu_run, "sleeps", code), python_part(gpu_run, "next", "")]
     before = signal.signal(signal.SIGTERM, gpu_run.interrupt)
-    ending = threading.Timer(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    over = threading.Event()
+
+    def end_while_it_sleeps() -> None:
+        while not over.wait(0.02):
+            if (tmp_path / "pid").exists() and (tmp_path / "pid").read_text():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    ending = threading.Thread(target=end_while_it_sleeps)
     ending.start()
     try:
         assert call(gpu_run, plan, tmp_path) == 130
     finally:
-        ending.cancel()
+        over.set()
+        ending.join()
         signal.signal(signal.SIGTERM, before)
     state = json.loads((tmp_path / "work" / "state.json").read_text())
     assert state == {"sleeps": {"state": "interrupted"}}
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
+
+
+def test_parts_hear_interrupts_where_the_call_ignores_them(gpu_run: ModuleType) -> None:
+    """As a script's background job does."""
+    asks = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        gpu_run.let_parts_hear_interrupts()
+        os.kill(os.getpid(), signal.SIGINT)
+        told = subprocess.check_output([sys.executable, "-P", "-c", asks], text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert told == "True\n"
 
 
 def test_a_part_that_fails_is_told_with_its_last_words(

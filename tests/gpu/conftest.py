@@ -15,6 +15,11 @@ import pytest
 COMMAND = [sys.executable, "-P", "-c", "import sys; from vrambench.bench.commands.app import main; sys.exit(main())"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_each() -> None:
+    """Not here: a GPU's tests run alone, and optimizers that step on the host have every processor."""
+
+
 @pytest.fixture(autouse=True)
 def _needs_cuda() -> None:
     import torch

@@ -22,7 +22,7 @@ from vrambench.methods.cell import Cell
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
 from vrambench.methods.offload import OFFLOADS, deepspeed, none
-from vrambench.methods.offload.deepspeed import build_folder, engine_config
+from vrambench.methods.offload.deepspeed import build_folder, engine_config, load_compiled
 from vrambench.methods.optimizers.adamw import AdamWOptions
 
 MakeJob = Callable[..., Job]
@@ -249,6 +249,19 @@ def test_a_stale_lock_does_not_hang_and_nothing_is_compiled_twice(ran: Ran, tmp_
     assert done.stdout.splitlines()[-1] == "loaded"
     assert not any(lock.exists() for lock in locks)
     assert {path: path.stat().st_mtime_ns for path in copy.glob("*/*.so")} == built
+
+
+def test_where_only_one_of_them_is_compiled_none_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Jobs that need neither would wait while the other is compiled."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    loads: list[str] = []
+    for extension in ("cpu_adam", "deepspeed_shm_comm"):
+        monkeypatch.setattr(deepspeed, "load_extensions", lambda last=extension: loads.append(last))
+        library = build_folder() / extension / f"{extension}.so"
+        library.parent.mkdir(parents=True)
+        library.touch()
+        load_compiled()
+    assert loads == ["deepspeed_shm_comm"]
 
 
 def test_the_build_folder_is_our_own_and_of_one_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ of its own: a process group, once there, is there for every later test.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import threading
@@ -200,6 +201,8 @@ def compared(flat: dict[str, Any]) -> dict[str, Any]:
     cell = from_flat(flat)
     with standing_in(cell.offload_value, "cpu"):
         Job(cell, get_device("cpu")).load()  # what is imported or made once for all is there from now on
+        gc.collect()
+        gc.freeze()  # and traces need not look through it each time they begin
         made = traced(cell, "cpu")
     with copying(cell.offload_value):
         engine = traced(cell, "cpu")

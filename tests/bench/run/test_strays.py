@@ -56,6 +56,7 @@ def talks_nonsense(prompts, responses):
             os.write(handle, b"\\x7f\\xff\\xff\\xff garbage")
         except OSError:
             pass
+    open("talked.txt", "w").close()
     time.sleep(600)
 """
 
@@ -96,14 +97,15 @@ def test_what_a_job_started_is_gone_before_its_result_is_stored(here: Path, plan
 
 
 def test_half_a_message_and_silence_after_it_end_by_the_timeout_and_the_next_cell_runs(
-    here: Path, plan: Any, listening: Any
+    here: Path, plan: Any, listening: Any, late_after: Any
 ) -> None:
     cells = [plan({"algorithm": "ppo"}, reward="jobs:talks_nonsense", ppo={"epochs": 1}), plan()]
-    summary = run(cells, here / "run", timeout=25, listener=listening)
+    executor = late_after((here / "talked.txt").exists)
+    summary = run(cells, here / "run", timeout=500, listener=listening, executor=executor)
     assert summary.counts == {"timeout": 1, "ok": 1}
     result = RunFolder.open(here / "run").read_result(cells[0].cell.id)
     assert result is not None
-    assert result.reason == "not done after 25 s"
+    assert result.reason == "not done after 500 s"
 
 
 def test_a_cell_whose_server_was_killed_runs_again(here: Path, plan: Any, listening: Any) -> None:

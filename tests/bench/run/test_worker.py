@@ -105,6 +105,39 @@ def test_a_cell_is_run_as_often_as_asked_and_every_sample_is_kept(plan: Any, lis
     assert len(again.samples) == 4
 
 
+THREADS = """
+import torch
+
+def reward(prompts, responses):
+    print("threads", torch.get_num_threads(), flush=True)
+    return responses.float().mean(dim=1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("processors", "jobs", "asked", "threads"), [(8, 2, None, 4), (8, 2, "2", 2), (8, 1, "16,1", 8), (1, 2, "none", 1)]
+)
+def test_a_job_has_its_share_of_the_threads_or_as_few_as_asked(
+    processors: int,
+    jobs: int,
+    asked: str | None,
+    threads: int,
+    plan: Any,
+    listening: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "told.py").write_text(THREADS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vrambench.bench.run.local.usable_threads", lambda: processors)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    planned = plan({"algorithm": "ppo"}, reward="told:reward", ppo={"epochs": 1})
+    run([planned], tmp_path / "run", jobs=jobs, listener=listening)
+    assert f"threads {threads}\n" in RunFolder.open(tmp_path / "run").log(planned.cell.id).read_text()
+
+
 def test_a_failed_sample_stands_for_its_cell_and_else_the_median_one() -> None:
     def sample(seconds: float, status: Any = "ok") -> Sample:
         return Sample(status=status, throughput=Throughput(step_seconds=(seconds,)))
