@@ -14,6 +14,7 @@ from types import ModuleType
 
 import pytest
 
+_NUMBERS = itertools.count()
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -45,6 +46,13 @@ def _left_out_of_collections() -> None:
     """What is there before a file's tests: libraries, and thousands of tests. Every job and every trace collects first."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Each test's predictions are its own, and none is the user's."""
+    folder = tmp_path_factory.getbasetemp() / f"cache-{next(_NUMBERS)}"  # made once something is kept
+    monkeypatch.setenv("VRAMBENCH_CACHE", str(folder))
 
 
 @pytest.fixture(scope="session")
