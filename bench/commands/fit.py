@@ -89,13 +89,16 @@ def _predicted(
     asked: Question,
 ) -> KeptAnswer:
     """The answer anew, kept in `cache` as that to what is `asked`."""
-    from vrambench.bench.plan.plan import select
-    from vrambench.bench.predict.fit import fit as fit_cell
-    from vrambench.bench.predict.fit import has_bf16
+    from vrambench.bench.measure.collector import collector_held
     from vrambench.bench.predict.kept import KeptAnswer, write_answer
     from vrambench.bench.predict.quiet import hush
 
     hush()
+    with collector_held(collect=False):  # which takes a second of imports
+        from vrambench.bench.plan.plan import select
+        from vrambench.bench.predict.fit import fit as fit_cell
+        from vrambench.bench.predict.fit import has_bf16
+
     lines: list[str] = []
 
     def tell(line: str) -> None:
@@ -103,7 +106,8 @@ def _predicted(
         say(line)
 
     card = card_named(selection)
-    planned = select(matrix, selection, "cuda", bf16=has_bf16(card))
+    with collector_held(collect=False):
+        planned = select(matrix, selection, "cuda", bf16=has_bf16(card))
     for warning in planned.warnings:
         tell(f"warning: {warning}")
     one = only_cell(planned, maximum)

@@ -73,10 +73,13 @@ def default_matrix() -> Path:
 
 def planned_for(loaded: Matrix, selection: Selection, device: str) -> Plan:
     """The plan for a device by its full name; what the matrix is warned of goes to stderr."""
-    from vrambench.bench.plan.plan import select
+    from vrambench.bench.measure.collector import collector_held
     from vrambench.bench.predict.quiet import hush
 
     hush()
+    with collector_held(collect=False):  # which takes a second of imports
+        from vrambench.bench.plan.plan import select
+
     kind, _, _ = device.partition(":")
     planned = select(loaded, selection, typing.cast(Any, kind), bf16=has_bf16(device))
     for warning in planned.warnings:

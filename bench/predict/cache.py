@@ -117,7 +117,9 @@ def _basis() -> str:
     time of change."""
     files = [path for room in ROOMS for path in _files(str(PACKAGE / room))]
     places = [*site.getsitepackages(), site.getusersitepackages(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    installed = sorted({name for place in places if place for name in _distributions(place)})  # sys.path grows with imports
+    installed = sorted(
+        {name for place in places if place for name in _distributions(place)}
+    )  # sys.path grows with imports
     return _digest(repr((sys.version, installed, sorted(files))))
 
 

@@ -54,6 +54,7 @@ def fit(
 
     with ExitStack() as stack:
         if freezes:
+            gc.freeze()  # what was imported; below, what a prediction imports as well
             stack.callback(gc.unfreeze)
         forecast = ask(cell)
         if predictor.events <= MOST_EVENTS and (jumps := spread(cell, forecast, ask)):

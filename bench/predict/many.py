@@ -19,10 +19,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any
 
+from vrambench.bench.measure.collector import collector_held
 from vrambench.bench.predict import NotPredicted
 from vrambench.bench.predict.alloc_conf import AllocConf, read
 from vrambench.bench.predict.cache import Cache
-from vrambench.bench.predict.forecast import Predictor, card_of
 from vrambench.bench.predict.kept import about_forecast, read_forecast
 from vrambench.bench.predict.quiet import hush
 from vrambench.bench.processes import deaf_to_interrupts, fresh_start
@@ -33,6 +33,8 @@ from vrambench.methods.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
+
+    from vrambench.bench.predict.forecast import Predictor
 
 PROCESSES = 2
 CHUNK = 4
@@ -79,6 +81,8 @@ def predict_all(
 
 def _kept(cells: Iterable[Cell], card: str | None, conf: AllocConf, cache: Cache) -> dict[str, Outcome]:
     """The outcomes that were kept, by the cells' ids."""
+    from vrambench.bench.predict.forecast import card_of
+
     found = {}
     for cell in cells:
         budget = cell.workload.budget
@@ -119,12 +123,16 @@ _predictor: Predictor | None = None  # one for each process of the pool, which h
 
 def _begin(alloc_conf: str | None, cache: Cache | None) -> None:
     """What a process does before its first prediction: no GPU is touched."""
-    import torch
-
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.dup2(2, 1)  # libraries that print do so where a parent's --json document is not
     hush()
+    with collector_held(collect=False):  # which takes a second of imports
+        import torch
+
+        from vrambench.bench.predict.forecast import Predictor
+
     torch.set_num_threads(1)
+    gc.freeze()
     global _predictor
     _predictor = Predictor(alloc_conf, cache)
 
