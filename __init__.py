@@ -15,7 +15,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vrambench.bench.predict.fit import Answer, fit
+    from vrambench.bench.predict.answer import Answer
+    from vrambench.bench.predict.fit import fit
     from vrambench.bench.results.forecast import Forecast
     from vrambench.bench.results.records import Result
     from vrambench.bench.results.store import RunFolder
@@ -40,7 +41,8 @@ __all__ = (
 )
 
 _HOMES = {
-    "bench.predict.fit": ("Answer", "fit"),
+    "bench.predict.answer": ("Answer",),
+    "bench.predict.fit": ("fit",),
     "bench.results.forecast": ("Forecast",),
     "bench.results.records": ("Result",),
     "bench.results.store": ("RunFolder",),

@@ -24,7 +24,6 @@ from vrambench.methods.algorithms import ALGORITHMS, EVALUATION_FIELDS, Algorith
 from vrambench.methods.axes import AXES
 from vrambench.methods.errors import ConfigurationError, UnknownValue, did_you_mean, shown
 from vrambench.methods.lengths import truncated
-from vrambench.methods.models.config import attention_of, model_config
 from vrambench.methods.offload import OFFLOADS, Offload
 from vrambench.methods.optimizers import OPTIMIZERS, Optimizer
 from vrambench.methods.precision import PRECISIONS, Precision
@@ -140,6 +139,8 @@ def _settings_of_then(settings: dict[str, Any]) -> dict[str, Any]:
     in ADAPTED_WHOLE."""
     if settings.get("lora_target_modules") != "auto" or "lora_target_parameters" in settings:
         return settings
+    from vrambench.methods.models.config import model_config
+
     if model_config(settings["model"]).model_type in ADAPTED_WHOLE:
         return settings | {"lora_target_modules": "all-linear"}
     return settings
@@ -208,6 +209,8 @@ def _decided(
 ) -> dict[str, Any]:
     """What the axis values decide where the workload, without the fields that they do not use, left it to them. `given`: the fields
     that were set."""
+    from vrambench.methods.models.config import attention_of
+
     algorithm, precision, adapter = values["algorithm"], values["precision"], values["adapter"]
     assert isinstance(algorithm, Algorithm)
     assert isinstance(precision, Precision)

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from transformers import PreTrainedModel
 
 from vrambench.methods.device import Device
+from vrambench.methods.models.modeling import PreTrainedModel
 from vrambench.methods.setup import Setup
 
 

@@ -15,6 +15,7 @@ from types import ModuleType
 
 import pytest
 
+_NUMBERS = itertools.count()
 ROOT = Path(__file__).resolve().parents[1]
 MANY_MODULES = 30
 
@@ -90,6 +91,13 @@ def _one_thread_each() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Each test's predictions are its own, and none is the user's."""
+    folder = tmp_path_factory.getbasetemp() / f"cache-{next(_NUMBERS)}"  # made once something is kept
+    monkeypatch.setenv("VRAMBENCH_CACHE", str(folder))
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,6 @@ from vrambench.bench.claims.claimed import Verdict, judge, told
 from vrambench.bench.claims.file import Claim, Claims, Layers
 from vrambench.bench.claims.formula import Name
 from vrambench.bench.claims.values import Values, of_forecast, of_results
-from vrambench.bench.plan.validity import check
 from vrambench.bench.results.forecast import Outcome
 from vrambench.bench.results.records import Result
 from vrambench.methods.cell import Cell, from_flat
@@ -180,6 +179,8 @@ def _to_predict(claims: Claims, cells: Mapping[str, Cells]) -> list[Cell]:
 
 def _refused(cell: Cell) -> str | None:
     """The rule that forbids the cell on CUDA, and why."""
+    from vrambench.bench.plan.validity import check
+
     found = check(cell, "cuda", bf16=has_bf16(cell))
     return next((f"the rule {one.rule} forbids it: {one.reason}" for one in found if one.kind == "reject"), None)
 

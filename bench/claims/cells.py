@@ -7,17 +7,18 @@ planned(claims, "cpu")              what `vrambench run --claims` runs, for both
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from vrambench.bench.claims.file import Claim, Claims, Layers
 from vrambench.bench.plan.matrix import Setting, check_value
-from vrambench.bench.plan.plan import PlannedCell, resolved
-from vrambench.bench.plan.used import check_used
-from vrambench.bench.plan.validity import check
 from vrambench.methods.cards import CARDS, card_called
 from vrambench.methods.cell import Cell
-from vrambench.methods.device import Kind
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.workload import AXIS_NAMES
+
+if TYPE_CHECKING:  # a report of a run without a claim's cells needs no torch
+    from vrambench.bench.plan.plan import PlannedCell
+    from vrambench.methods.device import Kind
 
 Cells = Mapping[str, tuple[Cell, ...]]
 """By the formula's names; several of one name differ in the seed."""
@@ -26,6 +27,8 @@ Cells = Mapping[str, tuple[Cell, ...]]
 def cells_of(claim: Claim, layers: Mapping[str, Layers], seeds: int | None = None) -> Cells:
     """The cells of a claim. Raises ConfigurationError, with where it was written, for a setting that no cell can have or that
     has no effect on any."""
+    from vrambench.bench.plan.used import check_used
+
     cells = {name: _seeded(claim, one, seeds) for name, one in layers.items()}
     for name, one in layers.items():
         check_used(_work(one.cell), cells=cells[name])
@@ -47,6 +50,9 @@ def has_bf16(cell: Cell) -> bool:
 
 def planned(claims: Claims, kind: Kind, *, bf16: bool = True) -> list[PlannedCell]:
     """Every cell of the claims on a device of that kind, once. Raises ConfigurationError where there is none."""
+    from vrambench.bench.plan.plan import PlannedCell
+    from vrambench.bench.plan.validity import check
+
     found: dict[str, PlannedCell] = {}
     for claim in claims.claims.values():
         cells = on_cpu(claim) if kind == "cpu" else cells_of(claim, claim.cells) if claim.cells else {}
@@ -75,6 +81,8 @@ def _seeded(claim: Claim, layers: Layers, seeds: int | None) -> tuple[Cell, ...]
 
 def _resolved(claim: Claim, settings: Mapping[str, Setting]) -> Cell:
     """The cell; an error in it names where the field at fault was written."""
+    from vrambench.bench.plan.plan import resolved
+
     axes: dict[str, str] = {}
     for axis in AXIS_NAMES:
         if axis not in settings:

@@ -14,6 +14,7 @@ from vrambench.bench.commands.shared import (
     AllocConf,
     Json,
     MatrixPath,
+    NoCache,
     card_named,
     say,
     stdout_kept_clean,
@@ -22,8 +23,11 @@ from vrambench.methods.errors import ConfigurationError, shown
 from vrambench.methods.workload import AXIS_NAMES, FIELDS
 
 if TYPE_CHECKING:
+    from vrambench.bench.plan.matrix import Matrix
     from vrambench.bench.plan.plan import Plan, PlannedCell
     from vrambench.bench.plan.selection import Selection
+    from vrambench.bench.predict.cache import Cache, Question
+    from vrambench.bench.predict.kept import KeptAnswer
 
 _ONE = "fit answers for one cell; vrambench plan takes it"
 REFUSED = {"sweep": _ONE, "coverage": _ONE, "repeat": "fit predicts, and measures nothing that could be repeated"}
@@ -47,6 +51,7 @@ def fit(
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 for `tight` and `unsure` as well.")] = False,
     alloc_conf: AllocConf = None,
+    no_cache: NoCache = False,
     as_json: Json = False,
 ) -> int:
     """Predict whether one cell fits on a GPU.
@@ -54,28 +59,72 @@ def fit(
     It takes seconds, and neither a GPU nor weights. Exit code 0: it fits, even if tightly or as far as is known; 1: it does not."""
     loaded = load(matrix, selection)
     with stdout_kept_clean() as out:
-        from vrambench.bench.plan.plan import select
-        from vrambench.bench.predict.fit import fit as fit_cell
-        from vrambench.bench.predict.fit import has_bf16
-        from vrambench.bench.predict.quiet import hush
+        from vrambench.bench.predict.cache import Cache
+        from vrambench.bench.predict.kept import about_answer, read_answer
 
-        hush()
-        card = card_named(selection)
-        planned = select(loaded, selection, "cuda", bf16=has_bf16(card))
-        for warning in planned.warnings:
-            say(f"warning: {warning}")
-        one = only_cell(planned, maximum)
-        answer = fit_cell(
-            one.cell, card, maximum=maximum, advices=advices, alloc_conf=alloc_conf, said=one.said, tell=say
-        )
+        cache = None if no_cache else Cache.usual()
+        asked = about_answer(loaded, selection, maximum=maximum, advices=advices, alloc_conf=alloc_conf)
+        kept = read_answer(cache, asked) if cache else None
+        for line in kept.lines if kept else ():
+            say(line)
+        kept = kept or _predicted(loaded, selection, maximum, advices, alloc_conf, cache, asked)
+        answer = kept.answer
         if as_json:
             print(json.dumps(answer.document(), indent=1), file=out)
         else:
             from vrambench.reports.text.answers import print_fit
 
-            print_fit(answer, out, planned.profile)
+            print_fit(answer, out, kept.profile)
     fits = answer.forecast.verdict == "fits" if strict else answer.forecast.fits
     return 0 if fits else EXIT_DOES_NOT_FIT
+
+
+def _predicted(
+    matrix: Matrix,
+    selection: Selection,
+    maximum: str | None,
+    advices: int | None,
+    alloc_conf: str | None,
+    cache: Cache | None,
+    asked: Question,
+) -> KeptAnswer:
+    """The answer anew, kept in `cache` as that to what is `asked`."""
+    from vrambench.bench.measure.collector import collector_held
+    from vrambench.bench.predict.kept import KeptAnswer, write_answer
+    from vrambench.bench.predict.quiet import hush
+
+    hush()
+    with collector_held(collect=False):  # which takes a second of imports
+        from vrambench.bench.plan.plan import select
+        from vrambench.bench.predict.fit import fit as fit_cell
+        from vrambench.bench.predict.fit import has_bf16
+
+    lines: list[str] = []
+
+    def tell(line: str) -> None:
+        lines.append(line)
+        say(line)
+
+    card = card_named(selection)
+    with collector_held(collect=False):
+        planned = select(matrix, selection, "cuda", bf16=has_bf16(card))
+    for warning in planned.warnings:
+        tell(f"warning: {warning}")
+    one = only_cell(planned, maximum)
+    answer = fit_cell(
+        one.cell,
+        card,
+        maximum=maximum,
+        advices=advices,
+        alloc_conf=alloc_conf,
+        said=one.said,
+        tell=tell,
+        cache=cache,
+    )
+    kept = KeptAnswer(answer, planned.profile, tuple(lines))
+    if cache:
+        write_answer(cache, asked, kept, one.said)
+    return kept
 
 
 def only_cell(plan: Plan, searched: str | None = None) -> PlannedCell:

@@ -13,6 +13,7 @@ from vrambench.bench.commands.shared import (
     AllocConf,
     Json,
     MatrixPath,
+    NoCache,
     check_device,
     device_here,
     planned_for,
@@ -41,6 +42,7 @@ def plan(
         ),
     ] = None,
     alloc_conf: AllocConf = None,
+    no_cache: NoCache = False,
     as_json: Json = False,
 ) -> None:
     """List the cells: valid or not, and why.
@@ -55,7 +57,7 @@ def plan(
         # Unlike one to run on, a device to plan for need not be there.
         planned = planned_for(loaded, selection, device_here(device) if device == "auto" else device)
         if predict or (predict is None and planned.device == "cuda"):
-            planned = planned.predicted(predictions(selection, alloc_conf)(planned.valid, None))
+            planned = planned.predicted(predictions(selection, alloc_conf, no_cache=no_cache)(planned.valid, None))
         if as_json:
             print(json.dumps(planned.document(), indent=1), file=out)
         else:

@@ -148,9 +148,10 @@ def run(
     settings["timeout"] = timeout or settings.get("timeout") or TIMEOUT_SECONDS
     settings["retry"] = statuses
     if settings["device"] == PREDICTED:
+        from vrambench.bench.predict.cache import Cache
         from vrambench.bench.run.predicted import PredictingExecutor
 
-        settings["executor"] = PredictingExecutor(settings.pop("card"), settings["jobs"])
+        settings["executor"] = PredictingExecutor(settings.pop("card"), settings["jobs"], Cache.usual())
     with stdout_kept_clean() as stdout:
         summary = run_here(cells, folder, settings)
         if summary.interrupted:

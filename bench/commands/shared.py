@@ -37,6 +37,7 @@ AllocConf = Annotated[
     typer.Option("--alloc-conf", help="As PYTORCH_ALLOC_CONF.", metavar="OPTIONS", show_default="the environment's"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Predict anew, and keep nothing of it.")]
 
 DEVICES = ("auto", "cpu", "cuda", "cuda:N")
 
@@ -83,10 +84,13 @@ def default_matrix() -> Path:
 
 def planned_for(loaded: Matrix, selection: Selection, device: str, card: Card | None = None) -> Plan:
     """The plan for a device by its full name, or for a card that is not here; what the matrix is warned of goes to stderr."""
-    from vrambench.bench.plan.plan import select
+    from vrambench.bench.measure.collector import collector_held
     from vrambench.bench.predict.quiet import hush
 
     hush()
+    with collector_held(collect=False):  # which takes a second of imports
+        from vrambench.bench.plan.plan import select
+
     kind, _, _ = device.partition(":")
     bf16 = card.has_bf16 if card else has_bf16(device)
     planned = select(loaded, selection, typing.cast(Any, kind), bf16=bf16)
@@ -103,12 +107,14 @@ def card_named(selection: Selection) -> Card | None:
     return card_called(named.value) if named else None
 
 
-def predictions(selection: Selection, alloc_conf: str | None = None) -> Predict:
+def predictions(selection: Selection, alloc_conf: str | None = None, *, no_cache: bool = False) -> Predict:
     """How cells are predicted: in processes of their own, with a line on stderr that says how many are done; for the GPU that they
-    run on, else for the card that the budget names."""
+    run on, else for the card that the budget names. What was predicted before is looked up unless `no_cache` forbids it."""
+    from vrambench.bench.predict.cache import Cache
     from vrambench.bench.predict.many import predict_all
 
     named = card_named(selection)
+    cache = None if no_cache else Cache.usual()
 
     def tell(done: int, total: int) -> None:
         live = sys.stderr.isatty()
@@ -122,7 +128,7 @@ def predictions(selection: Selection, alloc_conf: str | None = None) -> Predict:
 
     def predict(cells: Sequence[Cell], here: Card | None) -> Mapping[str, Outcome]:
         card = here or named
-        return predict_all(cells, card.name if card else None, alloc_conf=alloc_conf, tell=tell)
+        return predict_all(cells, card.name if card else None, alloc_conf=alloc_conf, cache=cache, tell=tell)
 
     return predict
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from vrambench.bench.plan.traits import packs_experts
 from vrambench.bench.predict import NotPredicted
+from vrambench.bench.predict.answer import Advice, Suggestion
 from vrambench.bench.predict.changes import (
     CHANGES,
     PACKED,
@@ -27,8 +28,7 @@ from vrambench.bench.predict.changes import (
     quartered,
 )
 from vrambench.bench.predict.reach import Ask, rejection
-from vrambench.bench.results.forecast import Forecast, Verdict
-from vrambench.bench.results.records import Record
+from vrambench.bench.results.forecast import Forecast
 from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError
 
@@ -47,32 +47,12 @@ EXPANDABLE_PRICE = "nothing of the job changes: the allocator maps memory page b
 _Bulk = tuple[str, str, bool, bool, bool]
 
 
-class Suggestion(Record):
-    """A configuration that fits. `changes`: fields and axes (or a variable of the environment) with their new values; `price`: what
-    each costs, in words, by the name of what is changed; what has to go with a change has none of its own."""
-
-    name: str
-    changes: dict[str, Any]
-    price: dict[str, str]
-    verdict: Verdict
-    device_bytes: int
-    margin_bytes: int
-
-
 class Variant(NamedTuple):
     """A configuration that may do, with the changes that make it of the cell, and all that they set."""
 
     cell: Cell
     changes: frozenset[Change] = frozenset()
     settings: Mapping[str, Any] = {}
-
-
-class Advice(Record):
-    """`predictions`: how many were made. `ending`: why the search stopped, in a sentence."""
-
-    suggestions: tuple[Suggestion, ...]
-    predictions: int
-    ending: str
 
 
 def advise(

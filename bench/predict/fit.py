@@ -9,69 +9,18 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
-from vrambench.bench.plan.validity import Finding, check
-from vrambench.bench.predict.advise import Advice, advise
-from vrambench.bench.predict.forecast import Predictor, card_of
+from vrambench.bench.plan.validity import check
+from vrambench.bench.predict.advise import advise
+from vrambench.bench.predict.answer import Answer
+from vrambench.bench.predict.cache import Cache
+from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.neighbours import MOST_EVENTS, spread
-from vrambench.bench.predict.reach import Maximum, integer_fields, largest
+from vrambench.bench.predict.reach import integer_fields, largest
 from vrambench.bench.results.forecast import Forecast
 from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`card`: the one that the budget was given as. `warnings`: rules of CUDA that warn of the cell. `max` and `advice` where they
-    were asked for."""
-
-    cell: Cell
-    card: Card | None
-    forecast: Forecast
-    warnings: tuple[Finding, ...] = ()
-    max: Maximum | None = None
-    advice: Advice | None = None
-
-    def document(self) -> dict[str, Any]:
-        """As `fit --json` prints it; bytes as integers."""
-        forecast = self.forecast
-        told = forecast.model_dump(mode="json")
-        notes = [*forecast.notes, *([f"advice: {self.advice.ending}"] if self.advice else [])]
-        return {
-            "cell": self.cell.flat(),
-            "budget_bytes": forecast.budget_bytes,
-            "card": self.card.name if self.card else None,
-            "verdict": forecast.verdict,
-            "fits": forecast.fits,
-            "margin_bytes": forecast.margin_bytes,
-            "band_bytes": forecast.band_bytes,
-            "band_basis": forecast.band_basis,
-            "predicted": told["memory"],
-            **{
-                name: told[name]
-                for name in (
-                    "phases",
-                    "roles",
-                    "parameters",
-                    "at_peak",
-                    "fragmentation_bytes",
-                    "rising_order_bytes",
-                    "batches",
-                    "unmodelled",
-                    "host_bytes",
-                    "alloc_conf",
-                )
-            },
-            "device_peak": {"phase": forecast.device_peak.name, "step": forecast.device_peak.step},
-            **{name: told[name] for name in ("limiting_phase", "limiting_step", "limiting_role", "oom", "oom_phase")},
-            "warnings": [{"rule": one.rule, "reason": one.reason} for one in self.warnings],
-            "notes": notes,
-            "seconds": forecast.seconds,
-            "max": self.max.model_dump(mode="json") if self.max else None,
-            "advice": [one.model_dump(mode="json") for one in self.advice.suggestions] if self.advice else [],
-        }
 
 
 def fit(
@@ -83,10 +32,11 @@ def fit(
     alloc_conf: str | None = None,
     said: Mapping[str, Any] | None = None,
     tell: Callable[[str], None] = lambda text: None,
+    cache: Cache | None = None,
 ) -> Answer:
     """Predicts `cell` under its budget. `maximum`: a field whose largest value is wanted; `advices`: how many configurations
-    that fit. `alloc_conf`: see Predictor; `said`: see `advise`, `largest`. `tell` hears of each further prediction."""
-    predictor = Predictor(alloc_conf)
+    that fit. `alloc_conf`, `cache`: see Predictor; `said`: see `advise`, `largest`. `tell` hears of each further prediction."""
+    predictor = Predictor(alloc_conf, cache)
     bf16 = has_bf16(card)
     freezes = gc.get_freeze_count() == 0  # what a caller has frozen stays so
 
@@ -104,10 +54,10 @@ def fit(
 
     with ExitStack() as stack:
         if freezes:
+            gc.freeze()  # what was imported; below, what a prediction imports as well
             stack.callback(gc.unfreeze)
         forecast = ask(cell)
-        events = predictor.simulation(cell, card or card_of(cell.workload.budget)).trace.events
-        if len(events) <= MOST_EVENTS and (jumps := spread(cell, forecast, ask)):
+        if predictor.events <= MOST_EVENTS and (jumps := spread(cell, forecast, ask)):
             forecast = forecast.model_copy(update={"notes": (*forecast.notes, jumps)})
         reach = largest(cell, maximum, ask, bf16=bf16, said=said, tell=tell) if maximum is not None else None
         advice = None

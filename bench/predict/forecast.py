@@ -18,6 +18,8 @@ from vrambench.bench.measure.collector import collector_held
 from vrambench.bench.predict import NotPredicted
 from vrambench.bench.predict.alloc_conf import read
 from vrambench.bench.predict.band import Band, error_band, kind_of
+from vrambench.bench.predict.cache import Cache
+from vrambench.bench.predict.kept import KeptForecast, about_forecast, read_forecast, write_forecast
 from vrambench.bench.predict.replay import Replay, held, shares
 from vrambench.bench.predict.several import order_note, predicted_batches
 from vrambench.bench.predict.simulate import Simulation, Simulator
@@ -36,11 +38,14 @@ class Predictor:
     """Forecasts, one after the other; what it learns of operators, and the last simulations, it keeps.
 
     `alloc_conf`: the allocator's options, written as in PYTORCH_ALLOC_CONF; None: those of this process' environment. Raises
-    ConfigurationError where they say what no allocator here can do.
+    ConfigurationError where they say what no allocator here can do. `cache`: where forecasts are kept, and looked up.
     """
 
-    def __init__(self, alloc_conf: str | None = None) -> None:
+    def __init__(self, alloc_conf: str | None = None, cache: Cache | None = None) -> None:
         self._conf = read(alloc_conf)
+        self._cache = cache
+        self.events = 0
+        """Allocs and frees of the last forecast's job."""
         self._simulator = Simulator()
         self._simulations: dict[tuple[str, str | None, bool], Simulation] = {}
 
@@ -64,6 +69,12 @@ class Predictor:
         budget = whole - elsewhere
         card = card or card_of(whole)
         settings = replace(self._conf.settings, expandable_segments=True) if expandable else self._conf.settings
+        conf = self._conf._replace(settings=settings)
+        asked = about_forecast(cell, whole, card, conf, worst_alone) if self._cache else None
+        kept = read_forecast(self._cache, asked) if self._cache and asked else None
+        if kept is not None:
+            self.events = kept.events
+            return kept.forecast
         with collector_held(collect=False):  # hundreds of thousands of small records, none of them in a cycle
             outside = outside_allocator(card, sum(value.library_bytes for value in cell.values.values()))
             simulation = self.simulation(cell, card, worst_alone=worst_alone)
@@ -80,7 +91,11 @@ class Predictor:
         if elsewhere:
             memory = made.memory.model_copy(update={"elsewhere_bytes": elsewhere})
             told |= {"budget_bytes": whole, "memory": memory}
-        return made.model_copy(update=told)
+        made = made.model_copy(update=told)
+        self.events = len(trace.events)
+        if self._cache and asked:
+            write_forecast(self._cache, asked, KeptForecast(made, self.events))
+        return made
 
     def forget(self) -> None:
         """The simulations; what was learnt of operators stays."""

@@ -14,14 +14,16 @@ import contextlib
 import gc
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any
 
+from vrambench.bench.measure.collector import collector_held
 from vrambench.bench.predict import NotPredicted
-from vrambench.bench.predict.alloc_conf import read
-from vrambench.bench.predict.forecast import Predictor
+from vrambench.bench.predict.alloc_conf import AllocConf, read
+from vrambench.bench.predict.cache import Cache
+from vrambench.bench.predict.kept import about_forecast, read_forecast
 from vrambench.bench.predict.quiet import hush
 from vrambench.bench.processes import deaf_to_interrupts, fresh_start, kill
 from vrambench.bench.results.forecast import Outcome
@@ -31,6 +33,8 @@ from vrambench.methods.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
+
+    from vrambench.bench.predict.forecast import Predictor
 
 PROCESSES = 2
 CHUNK = 4
@@ -45,20 +49,24 @@ def predict_all(
     *,
     processes: int = PROCESSES,
     alloc_conf: str | None = None,
+    cache: Cache | None = None,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Outcome]:
     """Each cell's outcome under its own budget, by the cell's id. `card`: the card's name, where the budget was given as one.
-    `alloc_conf`: see Predictor. `tell` is called with how many cells are done, and of how many. Whatever goes wrong with a
+    `alloc_conf`, `cache`: see Predictor. `tell` is called with how many cells are done, and of how many. Whatever goes wrong with a
     cell is its outcome's reason."""
-    distinct = list({cell.id: cell for cell in cells}.values())
-    chunks = [distinct[start : start + CHUNK] for start in range(0, len(distinct), CHUNK)]
-    outcomes: dict[str, Outcome] = {}
-    if not chunks:
+    distinct = {cell.id: cell for cell in cells}
+    if not distinct:
+        return {}
+    conf = read(alloc_conf)  # a mistake in it is told here, once
+    outcomes = _kept(distinct.values(), card, conf, cache) if cache else {}
+    asked = [cell for cell in distinct.values() if cell.id not in outcomes]
+    chunks = [asked[start : start + CHUNK] for start in range(0, len(asked), CHUNK)]
+    used = min(processes, len(chunks)) if len(asked) > WORTH_A_PROCESS else 1
+    tell(len(outcomes), len(distinct))
+    if not asked:
         return outcomes
-    read(alloc_conf)  # a mistake in it is told here, once
-    used = min(processes, len(chunks)) if len(distinct) > WORTH_A_PROCESS else 1
-    tell(0, len(distinct))
-    with fresh_start(), _pool(used, alloc_conf) as pool:  # the pool starts a process of its own, too
+    with fresh_start(), _pool(used, alloc_conf, cache) as pool:  # the pool starts a process of its own, too
         with deaf_to_interrupts():
             futures = {pool.submit(predicted, [cell.flat() for cell in chunk], card): chunk for chunk in chunks}
         left: set[Future[list[Outcome]]] = set(futures)
@@ -71,6 +79,20 @@ def predict_all(
     return outcomes
 
 
+def _kept(cells: Iterable[Cell], card: str | None, conf: AllocConf, cache: Cache) -> dict[str, Outcome]:
+    """The outcomes that were kept, by the cells' ids."""
+    from vrambench.bench.predict.forecast import card_of
+
+    found = {}
+    for cell in cells:
+        budget = cell.workload.budget
+        with contextlib.suppress(ConfigurationError):  # of a model that cannot be read: a process says so
+            asked = about_forecast(cell, budget, CARDS[card] if card else card_of(budget), conf)
+            if asked and (kept := read_forecast(cache, asked)):
+                found[cell.id] = Outcome(forecast=kept.forecast)
+    return found
+
+
 def _outcomes(future: Future[list[Outcome]], count: int) -> list[Outcome]:
     try:
         return future.result()
@@ -79,9 +101,9 @@ def _outcomes(future: Future[list[Outcome]], count: int) -> list[Outcome]:
 
 
 @contextlib.contextmanager
-def _pool(processes: int, alloc_conf: str | None) -> Iterator[Executor]:
+def _pool(processes: int, alloc_conf: str | None, cache: Cache | None) -> Iterator[Executor]:
     """Processes that end with the block, whether they are done or not."""
-    pool = new_pool(processes, alloc_conf)
+    pool = new_pool(processes, alloc_conf, cache)
     try:
         yield pool
     except BaseException:
@@ -91,10 +113,10 @@ def _pool(processes: int, alloc_conf: str | None) -> Iterator[Executor]:
         pool.shutdown(cancel_futures=True)
 
 
-def new_pool(processes: int, alloc_conf: str | None) -> ProcessPoolExecutor:
+def new_pool(processes: int, alloc_conf: str | None, cache: Cache | None) -> ProcessPoolExecutor:
     """Processes for `predicted`, which start as they are needed."""
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(alloc_conf,))
+    return ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(alloc_conf, cache))
 
 
 def end(pool: ProcessPoolExecutor) -> None:
@@ -108,16 +130,20 @@ def end(pool: ProcessPoolExecutor) -> None:
 _predictor: Predictor | None = None  # one for each process of the pool, which has no other place to keep it
 
 
-def _begin(alloc_conf: str | None) -> None:
+def _begin(alloc_conf: str | None, cache: Cache | None) -> None:
     """What a process does before its first prediction: no GPU is touched."""
-    import torch
-
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.dup2(2, 1)  # libraries that print do so where a parent's --json document is not
     hush()
+    with collector_held(collect=False):  # which takes a second of imports
+        import torch
+
+        from vrambench.bench.predict.forecast import Predictor
+
     torch.set_num_threads(1)
+    gc.freeze()
     global _predictor
-    _predictor = Predictor(alloc_conf)
+    _predictor = Predictor(alloc_conf, cache)
 
 
 def predicted(flats: Sequence[dict[str, Any]], card: str | None) -> list[Outcome]:

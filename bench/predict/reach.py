@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vrambench.bench.plan.validity import Finding, check
+from vrambench.bench.predict.answer import Maximum, Probe
 from vrambench.bench.predict.changes import changed
-from vrambench.bench.results.forecast import Forecast, Verdict
-from vrambench.bench.results.records import OutOfMemory, Record
+from vrambench.bench.results.forecast import Forecast
 from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError, UnknownValue
 from vrambench.methods.lengths import parse_lengths
@@ -33,31 +33,6 @@ NOT_SEARCHED = {
 FARTHEST = {"gradient_accumulation_steps": 64}
 """How far a field is searched whose own bytes stop growing while predicting takes longer and longer. The others end at a rule, at
 the budget or at the field's own bound."""
-
-
-class Probe(Record):
-    """One value that was tried. `unlimited_bytes`: of the device, without a budget; `device_bytes`: under it, None where memory
-    runs out, and then in which phase and of what request. `num_alloc_retries`: how often cached memory is given back."""
-
-    value: int
-    unlimited_bytes: int
-    device_bytes: int | None
-    verdict: Verdict
-    num_alloc_retries: int = 0
-    oom_phase: str | None = None
-    oom: OutOfMemory | None = None
-
-
-class Maximum(Record):
-    """The largest `value` of `field` that is not predicted out of memory (None: not even the smallest one), found by doubling and
-    bisection. `along`: what else had to change with it for the cell to stay valid. `bound`: what stops the next value."""
-
-    field: str
-    value: int | None
-    device_bytes: int | None
-    along: dict[str, int]
-    bound: str
-    probes: tuple[Probe, ...]
 
 
 def integer_fields(cell: Cell) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from vrambench.bench.machine.environment import describe_environment
 from vrambench.bench.predict.alloc_conf import read
+from vrambench.bench.predict.cache import Cache
 from vrambench.bench.predict.many import end, new_pool, predicted
 from vrambench.bench.processes import deaf_to_interrupts, fresh_start
 from vrambench.bench.results.forecast import Forecast, Outcome
@@ -38,12 +39,14 @@ class PredictedJob:
 
 
 class PredictingExecutor:
-    """Predicts `jobs` cells at a time for `card` (its name in CARDS; None: for the card whose memory a cell's budget is)."""
+    """Predicts `jobs` cells at a time for `card` (its name in CARDS; None: for the card whose memory a cell's budget is). `cache`:
+    see Predictor."""
 
-    def __init__(self, card: str | None, jobs: int) -> None:
+    def __init__(self, card: str | None, jobs: int, cache: Cache | None = None) -> None:
         read(None)  # a mistake in the environment's allocator settings is told here, once
         self._card = card
         self._processes = jobs
+        self._cache = cache
         self._pool: ProcessPoolExecutor | None = None
         self._jobs: list[PredictedJob] = []
 
@@ -57,7 +60,7 @@ class PredictingExecutor:
 
     def start(self, order: Order) -> PredictedJob:
         with fresh_start(), deaf_to_interrupts():  # the pool starts its processes as they are needed
-            self._pool = self._pool or new_pool(self._processes, None)
+            self._pool = self._pool or new_pool(self._processes, None, self._cache)
             job = PredictedJob(order, self._pool.submit(predicted, [order.cell], self._card))
         self._jobs.append(job)
         return job

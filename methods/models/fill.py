@@ -19,12 +19,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.core_model_loading import build_glob_alternation
 from transformers.pytorch_utils import Conv1D
-from transformers.quantizers.base import HfQuantizer
-from transformers.quantizers.quantizers_utils import should_convert_module
 
+from vrambench.methods.models.modeling import HfQuantizer, PreTrainedModel, should_convert_module
 from vrambench.methods.models.parts import stacked
 from vrambench.methods.tensors import shapes_only
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from vrambench.methods.amp import recompute_contexts
 from vrambench.methods.device import Device
@@ -24,6 +24,7 @@ from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.attention import implementation
 from vrambench.methods.models.config import model_config, readable, shortened
 from vrambench.methods.models.fill import build, fill, not_quantized
+from vrambench.methods.models.modeling import PreTrainedModel
 from vrambench.methods.models.parts import before_head, stacked, unwrapped
 from vrambench.methods.models.presets import PRESETS
 from vrambench.methods.models.upcast import upcast

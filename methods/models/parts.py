@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from vrambench.methods.dtypes import HALF
 from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.models.modeling import PreTrainedModel
 
 IGNORED = -100
 """A label that no loss counts, and what stands where a sequence is shorter than others."""

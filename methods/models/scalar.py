@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedConfig
 
 from vrambench.methods.device import Device
 from vrambench.methods.dtypes import DTYPES
@@ -17,6 +17,7 @@ from vrambench.methods.models.attention import implementation
 from vrambench.methods.models.config import hidden_width, model_config, read_config, shortened
 from vrambench.methods.models.fill import build, fill
 from vrambench.methods.models.load import load, read_weights, ready, seeded
+from vrambench.methods.models.modeling import PreTrainedModel
 from vrambench.methods.models.parts import placed, trunk
 from vrambench.methods.setup import Setup
 

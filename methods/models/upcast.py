@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from vrambench.methods.dtypes import HALF
+from vrambench.methods.models.modeling import PreTrainedModel
 
 NORM_NAMES = ("norm", "ln")
 """Parameters of one dimension with one of these in their path are norms' (LLaMA-Factory's LAYERNORM_NAMES)."""

@@ -8,20 +8,20 @@ Text from users is never read as markup. Sizes are binary and say so.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich import box
 from rich.table import Table
 
-from vrambench.bench.plan.plan import Plan, PlannedCell
-from vrambench.bench.predict.advise import Advice
-from vrambench.bench.predict.fit import Answer
-from vrambench.bench.predict.reach import Maximum, Probe
 from vrambench.bench.results.forecast import Forecast, PredictedBatch, PredictedBatches
 from vrambench.bench.results.records import OutOfMemory
-from vrambench.methods.workload import Workload
 from vrambench.reports import units
 from vrambench.reports.text.terminal import Output, plain
+
+if TYPE_CHECKING:
+    from vrambench.bench.plan.plan import Plan, PlannedCell
+    from vrambench.bench.predict.answer import Advice, Answer, Maximum, Probe
+    from vrambench.methods.workload import Workload
 
 SMALLEST_SHARE = 0.0005
 """Of what is live: smaller ones are told together."""

@@ -24,7 +24,6 @@ from rich.text import Text
 from vrambench.bench.results.records import FAILED, Result
 from vrambench.bench.results.store import RunFolder
 from vrambench.reports import units
-from vrambench.reports.page.views.verdict import verdict
 from vrambench.reports.report import PEAKS, Report
 from vrambench.reports.rows import STATUSES, Row, Run, peak_basis, rows_of
 
@@ -105,6 +104,8 @@ def summary_lines(results: Sequence[Result], *, not_run: int = 0, corrupted: Seq
     parts = [f"{counts[status]} {status}" for status in STATUSES if status in counts]
     parts += [f"{not_run} not run"] if not_run else []
     lines = [f"{units.plural(len(results) + not_run, 'cell')}: {', '.join(parts)}" if parts else "no cells"]
+    from vrambench.reports.page.views.verdict import verdict  # the page's views draw, which takes a while to import
+
     data = verdict(report)
     if results:
         lines += data.sentences[1:]

@@ -15,9 +15,8 @@ import pytest
 
 import vrambench
 from vrambench.bench.commands import app as cli
-from vrambench.bench.predict.fit import Answer
+from vrambench.bench.predict.answer import Answer, Maximum
 from vrambench.bench.predict.forecast import Predictor
-from vrambench.bench.predict.reach import Maximum
 from vrambench.bench.results.records import Memory
 from vrambench.methods.axes import AXES
 from vrambench.methods.cell import from_flat, resolve

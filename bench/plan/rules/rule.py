@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from vrambench.methods.cell import Cell
-from vrambench.methods.device import Kind
+if TYPE_CHECKING:
+    from vrambench.methods.cell import Cell
+    from vrambench.methods.device import Kind
 
 Severity = Literal["reject", "warn"]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, PreTrainedConfig
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Preset:
 
     def config(self) -> PreTrainedConfig:
         """A fresh configuration, which the caller may change."""
+        from transformers import AutoConfig
+
         return AutoConfig.for_model(self.architecture, **self.shape)
 
 

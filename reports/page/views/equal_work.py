@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -63,11 +64,15 @@ class EqualWorkData:
 def equal_work(report: Report) -> EqualWorkData | None:
     """Groups of cells that ended well and differ in nothing but the algorithm, its roles and options: their steps train on as many
     tokens, as often. None where there is no such group."""
+    timed = [row for row in report.ok if row.step_seconds and row.tokens_per_second]
+    alike = Counter((row.run, row.axes[:-1]) for row in timed)
+    several = [row for row in timed if alike[row.run, row.axes[:-1]] > 1]
+    if not several:  # then no algorithm is imported
+        return None
     namespaces = _namespaces()
     work: dict[str, list[Row]] = {}
-    for row in report.ok:
-        if row.step_seconds and row.tokens_per_second:
-            work.setdefault(_work(row, namespaces), []).append(row)
+    for row in several:
+        work.setdefault(_work(row, namespaces), []).append(row)
     groups = [group for rows in work.values() if (group := _group(report, rows))]
     groups.sort(key=lambda group: -len(group.lines))
     peak = PEAKS.get(report.basis or "", "memory")
