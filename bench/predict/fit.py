@@ -1,6 +1,6 @@
 """The answer to "does it fit?" for one cell, with how far a field goes and what else would fit.
 
-answer = fit(cell, card=CARDS["rtx-4090"], maximum="batch_size", advices=3)
+answer = fit(cell, card=CARDS["rtx-4090"], maximum="batch_size,response_tokens", advices=3)
 answer.document()                   as `vrambench fit --json` prints it
 """
 
@@ -16,7 +16,7 @@ from vrambench.bench.plan.validity import Finding, check
 from vrambench.bench.predict.advise import Advice, advise
 from vrambench.bench.predict.forecast import Predictor, card_of
 from vrambench.bench.predict.neighbours import MOST_EVENTS, spread
-from vrambench.bench.predict.reach import Maximum, integer_fields, largest
+from vrambench.bench.predict.reach import Maximum, integer_fields, largest, searched_fields
 from vrambench.bench.results.forecast import Forecast
 from vrambench.methods.cards import FIRST_BF16, Card
 from vrambench.methods.cell import Cell
@@ -24,14 +24,14 @@ from vrambench.methods.cell import Cell
 
 @dataclass(frozen=True)
 class Answer:
-    """`card`: the one that the budget was given as. `warnings`: rules of CUDA that warn of the cell. `max` and `advice` where they
-    were asked for."""
+    """`card`: the one that the budget was given as. `warnings`: rules of CUDA that warn of the cell. `max`, one of each field,
+    and `advice` where they were asked for."""
 
     cell: Cell
     card: Card | None
     forecast: Forecast
     warnings: tuple[Finding, ...] = ()
-    max: Maximum | None = None
+    max: tuple[Maximum, ...] = ()
     advice: Advice | None = None
 
     def document(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Answer:
             "warnings": [{"rule": one.rule, "reason": one.reason} for one in self.warnings],
             "notes": notes,
             "seconds": forecast.seconds,
-            "max": self.max.model_dump(mode="json") if self.max else None,
+            "max": [one.model_dump(mode="json") for one in self.max],
             "advice": [one.model_dump(mode="json") for one in self.advice.suggestions] if self.advice else [],
         }
 
@@ -84,8 +84,9 @@ def fit(
     said: Mapping[str, Any] | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Answer:
-    """Predicts `cell` under its budget. `maximum`: a field whose largest value is wanted; `advices`: how many configurations
-    that fit. `alloc_conf`: see Predictor; `said`: see `advise`, `largest`. `tell` hears of each further prediction."""
+    """Predicts `cell` under its budget. `maximum`: fields, with commas between them, whose largest values are wanted, each with the
+    others as they are; `advices`: how many configurations that fit. `alloc_conf`: see Predictor; `said`: see `advise`,
+    `largest`. `tell` hears of each further prediction."""
     predictor = Predictor(alloc_conf)
     bf16 = has_bf16(card)
     freezes = gc.get_freeze_count() == 0  # what a caller has frozen stays so
@@ -109,7 +110,8 @@ def fit(
         events = predictor.simulation(cell, card or card_of(cell.workload.budget)).trace.events
         if len(events) <= MOST_EVENTS and (jumps := spread(cell, forecast, ask)):
             forecast = forecast.model_copy(update={"notes": (*forecast.notes, jumps)})
-        reach = largest(cell, maximum, ask, bf16=bf16, said=said, tell=tell) if maximum is not None else None
+        fields = searched_fields(maximum)
+        reach = tuple(largest(cell, field, ask, bf16=bf16, said=said, tell=tell) for field in fields)
         advice = None
         if advices:
             quick = None if cell.workload.lengths is None else worst_alone
@@ -125,7 +127,7 @@ def less_work(cell: Cell) -> str:
     fields = integer_fields(cell)
     length = "max_length" if "max_length" in fields else "response_tokens"
     asked = [name for name in ("group_size", length) if name in fields]
-    return f"advice leaves the work as it is; how far that goes: {' or '.join(f'--max {name}' for name in asked)}"
+    return f"advice leaves the work as it is; how far that goes: --max {','.join(asked)}"
 
 
 def has_bf16(card: Card | None) -> bool:
