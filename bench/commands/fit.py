@@ -20,7 +20,7 @@ from vrambench.bench.commands.shared import (
     stdout_kept_clean,
 )
 from vrambench.methods.errors import ConfigurationError, shown
-from vrambench.methods.workload import AXIS_NAMES, FIELDS
+from vrambench.methods.workload import AXIS_NAMES
 
 if TYPE_CHECKING:
     from vrambench.bench.plan.matrix import Matrix
@@ -42,8 +42,13 @@ def fit(
     matrix: MatrixPath = None,
     *,
     selection: Selection,
-    maximum: Annotated[
-        str | None, typer.Option("--max", help="The field whose largest value that fits is wanted.", metavar="FIELD")
+    maxima: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--max",
+            help="Fields whose largest values that fit are wanted, each with the others as they are; may be repeated.",
+            metavar="FIELD,FIELD",
+        ),
     ] = None,
     advices: Annotated[
         int | None,
@@ -58,6 +63,7 @@ def fit(
 
     It takes seconds, and neither a GPU nor weights. Exit code 0: it fits, even if tightly or as far as is known; 1: it does not."""
     loaded = load(matrix, selection)
+    maximum = ",".join(maxima) if maxima else None
     with stdout_kept_clean() as out:
         from vrambench.bench.predict.cache import Cache
         from vrambench.bench.predict.kept import about_answer, read_answer
@@ -128,19 +134,20 @@ def _predicted(
 
 
 def only_cell(plan: Plan, searched: str | None = None) -> PlannedCell:
-    """The plan's one cell; of several that differ in the `searched` field alone, the one with its least value.
+    """The plan's one cell; of several that differ in the `searched` fields alone, the one with their least values.
     ConfigurationError where there are others, with what they differ in, or where a rule forbids it."""
-    from vrambench.bench.predict.reach import check_searched
+    from vrambench.bench.predict.reach import check_searched, searched_fields
 
     planned = plan.cells[0]
-    if searched is not None:
-        check_searched(planned.cell, searched)
+    fields = searched_fields(searched)
+    for field in fields:
+        check_searched(planned.cell, field)
     if len(plan.cells) > 1:
         flats = [one.cell.flat() for one in plan.cells]
-        others = [{name: value for name, value in flat.items() if name != searched} for flat in flats]
-        if searched is None or searched not in FIELDS or any(other != others[0] for other in others):
+        others = [{name: value for name, value in flat.items() if name not in fields} for flat in flats]
+        if not fields or any(other != others[0] for other in others):
             raise ConfigurationError(f"{len(plan.cells)} cells are left, and fit answers for one; {_narrowing(flats)}")
-        planned = min(plan.cells, key=lambda one: getattr(one.cell.workload, searched))
+        planned = min(plan.cells, key=lambda one: [getattr(one.cell.workload, field) for field in fields])
     rule = planned.rejection
     if rule is not None:
         raise ConfigurationError(f"{planned.name}: invalid on CUDA by the rule {rule.rule}: {rule.reason}")

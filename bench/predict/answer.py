@@ -63,14 +63,14 @@ class Advice(Record):
 
 @dataclass(frozen=True)
 class Answer:
-    """`card`: the one that the budget was given as. `warnings`: rules of CUDA that warn of the cell. `max` and `advice` where they
-    were asked for."""
+    """`card`: the one that the budget was given as. `warnings`: rules of CUDA that warn of the cell. `max`, one of each field,
+    and `advice` where they were asked for."""
 
     cell: Cell
     card: Card | None
     forecast: Forecast
     warnings: tuple[Finding, ...] = ()
-    max: Maximum | None = None
+    max: tuple[Maximum, ...] = ()
     advice: Advice | None = None
 
     def document(self) -> dict[str, Any]:
@@ -108,6 +108,6 @@ class Answer:
             "warnings": [{"rule": one.rule, "reason": one.reason} for one in self.warnings],
             "notes": notes,
             "seconds": forecast.seconds,
-            "max": self.max.model_dump(mode="json") if self.max else None,
+            "max": [one.model_dump(mode="json") for one in self.max],
             "advice": [one.model_dump(mode="json") for one in self.advice.suggestions] if self.advice else [],
         }

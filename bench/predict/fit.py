@@ -1,6 +1,6 @@
 """The answer to "does it fit?" for one cell, with how far a field goes and what else would fit.
 
-answer = fit(cell, card=CARDS["rtx-4090"], maximum="batch_size", advices=3)
+answer = fit(cell, card=CARDS["rtx-4090"], maximum="batch_size,response_tokens", advices=3)
 answer.document()                   as `vrambench fit --json` prints it
 """
 
@@ -17,7 +17,7 @@ from vrambench.bench.predict.answer import Answer
 from vrambench.bench.predict.cache import Cache
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.neighbours import MOST_EVENTS, spread
-from vrambench.bench.predict.reach import integer_fields, largest
+from vrambench.bench.predict.reach import integer_fields, largest, searched_fields
 from vrambench.bench.results.forecast import Forecast
 from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell
@@ -34,8 +34,9 @@ def fit(
     tell: Callable[[str], None] = lambda text: None,
     cache: Cache | None = None,
 ) -> Answer:
-    """Predicts `cell` under its budget. `maximum`: a field whose largest value is wanted; `advices`: how many configurations
-    that fit. `alloc_conf`, `cache`: see Predictor; `said`: see `advise`, `largest`. `tell` hears of each further prediction."""
+    """Predicts `cell` under its budget. `maximum`: fields, with commas between them, whose largest values are wanted, each with the
+    others as they are; `advices`: how many configurations that fit. `alloc_conf`, `cache`: see Predictor; `said`: see `advise`,
+    `largest`. `tell` hears of each further prediction."""
     predictor = Predictor(alloc_conf, cache)
     bf16 = has_bf16(card)
     freezes = gc.get_freeze_count() == 0  # what a caller has frozen stays so
@@ -59,7 +60,8 @@ def fit(
         forecast = ask(cell)
         if predictor.events <= MOST_EVENTS and (jumps := spread(cell, forecast, ask)):
             forecast = forecast.model_copy(update={"notes": (*forecast.notes, jumps)})
-        reach = largest(cell, maximum, ask, bf16=bf16, said=said, tell=tell) if maximum is not None else None
+        fields = searched_fields(maximum)
+        reach = tuple(largest(cell, field, ask, bf16=bf16, said=said, tell=tell) for field in fields)
         advice = None
         if advices:
             quick = None if cell.workload.lengths is None else worst_alone
@@ -75,7 +77,7 @@ def less_work(cell: Cell) -> str:
     fields = integer_fields(cell)
     length = "max_length" if "max_length" in fields else "response_tokens"
     asked = [name for name in ("group_size", length) if name in fields]
-    return f"advice leaves the work as it is; how far that goes: {' or '.join(f'--max {name}' for name in asked)}"
+    return f"advice leaves the work as it is; how far that goes: --max {','.join(asked)}"
 
 
 def has_bf16(card: Card | None) -> bool:

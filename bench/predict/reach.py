@@ -45,6 +45,11 @@ def integer_fields(cell: Cell) -> tuple[str, ...]:
     )
 
 
+def searched_fields(text: str | None) -> tuple[str, ...]:
+    """What `--max` names: fields with commas between them, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(","))) if text is not None else ()
+
+
 def check_searched(cell: Cell, field: str) -> None:
     """UnknownValue or ConfigurationError where `field` is none whose largest value can be asked for."""
     fields = integer_fields(cell)
@@ -110,7 +115,8 @@ def largest(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    value, over = low * unit, high * unit
+    value = low * unit
+    over = high * unit if value or not probes else min(probes)  # of none that fits, not the rule below the smallest
     return Maximum(
         field=field,
         value=value or None,

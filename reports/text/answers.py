@@ -84,8 +84,10 @@ def print_fit(answer: Answer, out: TextIO, profile: str | None = None) -> None:
     console.print(_table(("live at the peak", "bytes", "share", ""), list(_at_peak(forecast))))
     for line in _rests_on(answer):
         console.tell(line)
-    if answer.max:
-        _print_max(answer.max, console)
+    for found in answer.max:
+        _print_max(found, console)
+    if len(answer.max) > 1:
+        console.tell("each of these is the largest with the others as they are, not with all of them at once")
     if answer.advice:
         _print_advice(answer.advice, console)
 

@@ -74,6 +74,11 @@ def test_nothing_fits_a_budget_below_the_context(predictor: Predictor) -> None:
     assert [probe.value for probe in found.probes] == [8, 4, 2, 1]
 
 
+def test_of_none_that_fits_the_bound_is_memory_not_the_rule_below(predictor: Predictor) -> None:
+    found = largest(cell_of({"algorithm": "grpo"}), "group_size", asking(predictor, 2**20))
+    assert (found.value, found.bound) == (None, f"group_size {min(one.value for one in found.probes)} does not fit")
+
+
 def test_a_rule_is_a_bound(predictor: Predictor) -> None:
     cell = cell_of(batch_size=1)
     for field, value in (("prompt_tokens", 2048 - 4), ("max_length", 2048)):

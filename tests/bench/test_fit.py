@@ -102,7 +102,7 @@ def test_what_fits_is_exit_code_0(capsys: pytest.CaptureFixture[str]) -> None:
     }
     assert set(told["predicted"]) == set(Memory.model_fields)
     assert told["margin_bytes"] == told["budget_bytes"] - told["predicted"]["device_bytes"]
-    assert (told["max"], told["advice"], told["card"], told["oom"]) == (None, [], None, None)
+    assert (told["max"], told["advice"], told["card"], told["oom"]) == ([], [], None, None)
     assert told["cell"]["algorithm"] == "sft"
     assert {phase["name"] for phase in told["phases"]} >= {"load", "learn", "optimizer_step"}
     assert told["roles"]["policy"]["weights_bytes"] > 0
@@ -179,11 +179,12 @@ def test_the_largest_value_and_advice_are_in_the_document(capsys: pytest.Capture
     budget = roomy["predicted"]["device_bytes"] + 400 * 2**20
     code, told = document(f"--budget {budget} --set batch_size=2048 --max batch_size --advise 1", capsys)
     assert code == 1
-    assert told["max"]["field"] == "batch_size"
-    assert 1024 <= told["max"]["value"] < 2048
-    assert told["max"]["device_bytes"] <= budget
+    (found,) = told["max"]
+    assert found["field"] == "batch_size"
+    assert 1024 <= found["value"] < 2048
+    assert found["device_bytes"] <= budget
     keys = {"value", "unlimited_bytes", "device_bytes", "verdict", "num_alloc_retries", "oom_phase", "oom"}
-    assert keys == set(told["max"]["probes"][0])
+    assert keys == set(found["probes"][0])
     (one,) = told["advice"]
     assert one["changes"]
     assert one["margin_bytes"] >= 0
@@ -193,7 +194,7 @@ def test_the_largest_value_and_advice_are_in_the_document(capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("algorithm", "asked"),
     [
-        ("grpo", "--max group_size or --max response_tokens"),
+        ("grpo", "--max group_size,response_tokens"),
         ("ppo", "--max response_tokens"),
         ("dpo", "--max max_length"),
     ],
@@ -211,10 +212,32 @@ def test_advice_names_what_of_the_work_can_be_less(algorithm: str, asked: str) -
 def test_what_is_searched_may_be_swept_by_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "matrix.yaml").write_text(MATRIX + "sweep: {batch_size: [6, 2, 4]}\n")
     _, told = document("--max batch_size --budget 1GiB", capsys)
-    assert told["max"]["probes"][0]["value"] == 2
+    assert told["max"][0]["probes"][0]["value"] == 2
     (tmp_path / "matrix.yaml").write_text(MATRIX + "sweep: {batch_size: [2, 4], steps: [3, 4]}\n")
     assert cli.main(f"fit {CELL} --max batch_size".split()) == 2
     assert "4 cells are left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("typed", ["--max group_size,response_tokens", "--max group_size --max response_tokens"])
+def test_each_of_several_fields_is_searched_with_the_others_as_they_are(
+    typed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grpo = (
+        "--precision fp32 --adapter none --optimizer adamw_torch --offload none --algorithm grpo --set rollout_batch=8"
+    )
+    alone = {}
+    for field in ("group_size", "response_tokens"):
+        cli.main(f"fit {grpo} --budget 600MiB --max {field} --json".split())
+        (alone[field],) = json.loads(capsys.readouterr().out)["max"]
+    cli.main(f"fit {grpo} --budget 600MiB {typed} --json".split())
+    told = json.loads(capsys.readouterr().out)["max"]
+    assert told == list(alone.values())
+    assert all(one["value"] and one["bound"].endswith("does not fit") for one in told)
+
+
+def test_an_unknown_field_among_several_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(f"fit {CELL} --max batch_size,groupsize".split()) == 2
+    assert capsys.readouterr().err.startswith("error: --max: 'groupsize' is not one of batch_size, ")
 
 
 def test_selectors_that_say_nothing_to_it_are_not_offered(capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,7 +262,7 @@ def test_of_a_value_that_fits_under_its_budget_alone_both_bytes_are_told(capsys:
         {"field": "batch_size", "value": 2, "device_bytes": 2**30, "along": {}, "bound": "x", "probes": (retried, over)}
     )
     out = io.StringIO()
-    print_fit(Answer(one, None, forecast, max=found), out)
+    print_fit(Answer(one, None, forecast, max=(found,)), out)
     rows = [line.split() for line in out.getvalue().splitlines()]
     said = "tight; fits only after cached memory is given back (1 time), and then takes 1 GiB"
     assert ["2", "3", "GiB", *said.split()] in rows
