@@ -28,18 +28,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --shuffle. A file's tests stay together, since what its fixtures hold is made anew for each run of them."""
-    seed = config.getoption("shuffle")
-    if seed is None:
-        return
-    chance = random.Random(seed)
+    """Files with slow tests come first, so that of several processes none has a long test left when the others are done; with
+    --shuffle, any. A file's tests stay together, since what its fixtures hold is made anew for each run of them."""
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
         files.setdefault(item.path, []).append(item)
     groups = list(files.values())
-    chance.shuffle(groups)
-    for group in groups:
-        chance.shuffle(group)
+    seed = config.getoption("shuffle")
+    if seed is None:
+        groups.sort(key=lambda group: not any(item.get_closest_marker("slow") for item in group))
+    else:
+        chance = random.Random(seed)
+        chance.shuffle(groups)
+        for group in groups:
+            chance.shuffle(group)
     items[:] = itertools.chain.from_iterable(groups)
 
 

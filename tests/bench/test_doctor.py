@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vrambench.bench.commands.app import main
 from vrambench.bench.machine import compilers, doctor, probes
 from vrambench.bench.machine.doctor import Diagnosis, Machine, as_document, as_rows, examine
 from vrambench.bench.machine.probes import Reply
+from vrambench.methods.offload import OFFLOADS
 
 GIB = 2**30
 
@@ -55,8 +59,15 @@ def by_name(findings: list[Diagnosis]) -> dict[str, Diagnosis]:
     return {finding.name: finding for finding in findings}
 
 
-def test_this_machine_is_examined_for_real(tmp_path: Path) -> None:
-    found = by_name(examine(tmp_path / "not" / "there"))
+@pytest.fixture(scope="module")
+def real() -> Callable[[str, float], Reply]:
+    """Real probes, each run once."""
+    return functools.cache(probes.run)
+
+
+@pytest.mark.slow
+def test_this_machine_is_examined_for_real(tmp_path: Path, real: Callable[[str, float], Reply]) -> None:
+    found = by_name(examine(tmp_path / "not" / "there", probe=real))
     assert list(found) == list(doctor.CHECKS)
     assert found["torch"].state == "ok"
     assert found["bitsandbytes"].state == "ok", found["bitsandbytes"]
@@ -66,6 +77,22 @@ def test_this_machine_is_examined_for_real(tmp_path: Path) -> None:
     assert document["schema"] == 1
     assert [entry["name"] for entry in document["findings"]] == list(found)
     assert str(tmp_path) not in json.dumps(document)
+
+
+def test_on_the_command_line_it_says_what_cannot_be_prepared(
+    real: Callable[[str, float], Reply], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setitem(OFFLOADS._found, "zero2_optimizer", replace(OFFLOADS.get("zero2_optimizer"), prepare=fail))
+    monkeypatch.setattr(doctor, "examine", lambda: examine(probe=real))
+    assert main(["doctor", "--prepare", "--json"]) == 4
+    told = capsys.readouterr()
+    said = "offload zero2_optimizer cannot be prepared: RuntimeError: no compiler"
+    assert told.err.endswith(f"error: {said}\n")
+    last = json.loads(told.out)["findings"][-1]
+    assert (last["name"], last["state"]) == ("offload zero2_optimizer", "missing"), "all else is told too"
 
 
 def test_on_a_good_gpu_machine_all_is_well() -> None:
@@ -238,10 +265,6 @@ def test_a_probes_answer_is_found_among_its_noise(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_offloads_need_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
-    from vrambench.methods.offload import OFFLOADS
-
     def fail() -> None:
         raise RuntimeError("no compiler\nand forty lines more")
 

@@ -217,6 +217,7 @@ def gpu_trainers(load_script: Callable[[str], ModuleType]) -> ModuleType:
     return load_script("tests/gpu/trainers.py")
 
 
+@pytest.mark.slow
 def test_a_trainers_job_runs_beside_its_prediction(
     gpu_trainers: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,6 +35,7 @@ def test_what_is_no_file_is_refused_with_force_too(matrix: Path, capsys: pytest.
     assert Path(os.devnull).is_char_device()
 
 
+@pytest.mark.slow
 def test_what_is_no_run_is_said(matrix: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "nowhere"]) == 2
     assert capsys.readouterr().err == "error: nowhere is not a run's folder: it is not there\n"
