@@ -19,6 +19,8 @@ from vrambench.bench.commands.shared import (
     say,
     stdout_kept_clean,
 )
+from vrambench.bench.predict.alloc_conf import read
+from vrambench.bench.predict.searchable import check_searchable
 from vrambench.methods.errors import ConfigurationError, shown
 from vrambench.methods.workload import AXIS_NAMES, FIELDS
 
@@ -58,6 +60,9 @@ def fit(
 
     It takes seconds, and neither a GPU nor weights. Exit code 0: it fits, even if tightly or as far as is known; 1: it does not."""
     loaded = load(matrix, selection)
+    read(alloc_conf)
+    if maximum is not None:
+        check_searchable(maximum)
     with stdout_kept_clean() as out:
         from vrambench.bench.predict.cache import Cache
         from vrambench.bench.predict.kept import about_answer, read_answer
