@@ -8,6 +8,7 @@ the current directory is searched last, so that no file there can hide an instal
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -110,12 +111,27 @@ def _holds_options(found: object) -> bool:
     return isinstance(found, type) and issubclass(found, Options)
 
 
-def load_attribute(reference: str, *, field: str) -> Any:
-    """What `module:attribute` names. The current directory is the last place searched, never the first."""
-    module_name, _, attribute = reference.partition(":")
+def check_module(reference: str, *, field: str) -> None:
+    """That the outermost package of `module:attribute` is there; nothing is imported. Raises ConfigurationError."""
+    outermost = reference.partition(":")[0].partition(".")[0]
+    _search_here(outermost)
+    if outermost.isidentifier() and importlib.util.find_spec(outermost) is None:
+        raise ConfigurationError(
+            f"{field}: {shown(reference)} cannot be imported: No module named {outermost!r}", field=field
+        )
+
+
+def _search_here(module_name: str) -> None:
+    """The current directory is the last place searched, never the first."""
     here = os.getcwd()  # noqa: PTH109 - sys.path holds strings
     if here not in sys.path and not module_name.startswith("vrambench."):
         sys.path.append(here)
+
+
+def load_attribute(reference: str, *, field: str) -> Any:
+    """What `module:attribute` names."""
+    module_name, _, attribute = reference.partition(":")
+    _search_here(module_name)
     try:
         found: Any = importlib.import_module(module_name)
     except KeyboardInterrupt:

@@ -12,14 +12,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedConfig
 
-from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.errors import ConfigurationError, shown
 from vrambench.methods.models.presets import PRESETS
 from vrambench.methods.workload import Workload
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 MADE = ("synthetic", "reviews")
 """Data that is made here, and is no file."""
@@ -30,6 +32,25 @@ def is_data_set(path: Path) -> bool:
     """Whether `path` is like a hub id (`stanfordnlp/imdb`), and no file that is there or lacks in a folder that is."""
     like = len(path.parts) == 2 and not path.suffix and path.parts[0] not in ("/", "..", "~")
     return like and (path.is_dir() or not path.parent.exists())
+
+
+def check_data(data: str) -> None:
+    """That the file can be read; what is in it the job says."""
+    if data in MADE:
+        return
+    path, reason = Path(data), None
+    try:
+        if is_data_set(path):
+            return
+        if path.exists() and not path.is_file() and not path.is_dir():
+            reason = "it is not a regular file"  # opening a pipe would wait for whoever writes to it
+        else:
+            with path.open("rb") as file:
+                file.read(1)
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise ConfigurationError(f"data: {shown(data)} cannot be read: {reason}; {GIVE}", field="data")
 
 
 def read_documents(path: Path) -> list[str]:

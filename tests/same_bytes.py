@@ -122,7 +122,7 @@ def python(checkout: Path, program: str, *words: str, standard_input: str = "") 
         (Path(folder) / "vrambench").symlink_to(checkout)
         done = subprocess.run(
             [sys.executable, "-P", "-c", program, *words],
-            env=os.environ | {"PYTHONPATH": folder},
+            env=os.environ | {"PYTHONPATH": folder, "VRAMBENCH_CACHE": folder},  # nothing that was predicted before
             cwd=checkout,
             input=standard_input,
             stdout=subprocess.PIPE,

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vrambench.bench.commands.shared import Mistakes, default_matrix
-from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.errors import ConfigurationError, UnknownValue
+from vrambench.methods.models.presets import check_name
+from vrambench.methods.registry import check_module
 from vrambench.methods.validated import meant_by, unknown_field, validated
 from vrambench.methods.workload import FIELDS, Workload
 
@@ -37,6 +39,7 @@ def load(path: Path | None, selection: Selection) -> Matrix:
     messages = [
         *(error.message for error in mistakes),
         *messages,
+        *_about_kept(matrix, selection),
         *_about_matrix(matrix, None if about_profiles(mistakes) else selection.profile),
     ]
     if messages:
@@ -90,12 +93,52 @@ def _of(selection: Selection) -> list[str]:
         for axis, settings in selection.layer().axes.items():
             for setting in settings:
                 check(partial(check_builtin, axis, setting.value, setting.origin))
+                check(partial(_check_own, axis, setting))
 
     check(check_axes)
     check(lambda: _check_fields({name: (setting,) for name, setting in selection.settings().items()}))
     check(lambda: _check_fields(selection.sweeps()))
+    check(lambda: _check_things({name: (setting,) for name, setting in selection.settings().items()}))
+    check(lambda: _check_things(selection.sweeps()))
     check(selection.kept)
     return messages
+
+
+def _check_own(axis: str, setting: Setting) -> None:
+    """That the module of a user's own value is there."""
+    from vrambench.bench.plan.matrix import located
+    from vrambench.methods.axes import AXES
+
+    if ":" in setting.value and setting.value.partition(":")[0] not in AXES[axis].families:
+        try:
+            check_module(setting.value, field=axis)
+        except ConfigurationError as error:
+            raise located(error, {axis: setting}) from None
+
+
+def _check_things(settings: Mapping[str, tuple[Setting, ...]]) -> None:
+    """That models, data and a user's own reward are there, as far as their names tell."""
+    from vrambench.bench.plan.matrix import located
+
+    for name, values in settings.items():
+        for setting in values:
+            try:
+                _check_thing(name, setting.value)
+            except ConfigurationError as error:
+                raise located(error, {name: setting}) from None
+
+
+def _check_thing(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        return
+    if name in ("model", "reward_model"):
+        check_name(value, name)
+    elif name == "data" and value != Workload().data:
+        from vrambench.methods.texts import check_data  # which imports numpy
+
+        check_data(value)
+    elif name == "reward" and ":" in value:
+        check_module(value, field=name)
 
 
 def _check_fields(settings: Mapping[str, tuple[Setting, ...]]) -> None:
@@ -116,6 +159,21 @@ def _check_field(name: str, value: object) -> None:
         validated(Workload, {name: value})
     elif "." not in name and not isinstance(value, Mapping) and meant_by(name):
         raise unknown_field(name)
+
+
+def _about_kept(matrix: Matrix, selection: Selection) -> Iterator[str]:
+    """A line for each value to keep that no axis has."""
+    from vrambench.methods.axes import AXES
+
+    try:
+        kept, chosen, layer = selection.kept(), selection.layer().axes, matrix.layer(selection.profile)
+    except ConfigurationError:  # which is told of the selector
+        return
+    for axis, names in kept.items():
+        there = [setting.value for setting in chosen.get(axis) or layer.axes.get(axis) or ()]
+        for name in names:
+            if ":" not in name and name not in AXES[axis]:
+                yield UnknownValue(f"--only {axis}", name, there or AXES[axis]).message
 
 
 def _about_matrix(matrix: Matrix, profile: str | None) -> Iterator[str]:

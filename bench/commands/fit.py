@@ -19,6 +19,8 @@ from vrambench.bench.commands.shared import (
     say,
     stdout_kept_clean,
 )
+from vrambench.bench.predict.alloc_conf import read
+from vrambench.bench.predict.searchable import check_searchable, searched_fields
 from vrambench.methods.errors import ConfigurationError, shown
 from vrambench.methods.workload import AXIS_NAMES
 
@@ -63,7 +65,10 @@ def fit(
 
     It takes seconds, and neither a GPU nor weights. Exit code 0: it fits, even if tightly or as far as is known; 1: it does not."""
     loaded = load(matrix, selection)
+    read(alloc_conf)
     maximum = ",".join(maxima) if maxima else None
+    for field in searched_fields(maximum):
+        check_searchable(field)
     with stdout_kept_clean() as out:
         from vrambench.bench.predict.cache import Cache
         from vrambench.bench.predict.kept import about_answer, read_answer
@@ -136,7 +141,7 @@ def _predicted(
 def only_cell(plan: Plan, searched: str | None = None) -> PlannedCell:
     """The plan's one cell; of several that differ in the `searched` fields alone, the one with their least values.
     ConfigurationError where there are others, with what they differ in, or where a rule forbids it."""
-    from vrambench.bench.predict.reach import check_searched, searched_fields
+    from vrambench.bench.predict.reach import check_searched
 
     planned = plan.cells[0]
     fields = searched_fields(searched)

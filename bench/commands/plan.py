@@ -20,6 +20,7 @@ from vrambench.bench.commands.shared import (
     predictions,
     stdout_kept_clean,
 )
+from vrambench.bench.predict.alloc_conf import read
 
 if TYPE_CHECKING:
     from vrambench.bench.plan.selection import Selection
@@ -53,6 +54,8 @@ def plan(
     out, and entries of its include that name all five axes are left out."""
     check_device(device)
     loaded = load(matrix, selection)
+    if alloc_conf is not None:
+        read(alloc_conf)
     with stdout_kept_clean() as out:
         # Unlike one to run on, a device to plan for need not be there.
         planned = planned_for(loaded, selection, device_here(device) if device == "auto" else device)

@@ -51,7 +51,7 @@ from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
 from vrambench.methods.models.config import model_config
 from vrambench.methods.models.presets import PRESETS
 from vrambench.methods.registry import load_attribute
-from vrambench.methods.texts import GIVE, MADE, is_data_set
+from vrambench.methods.texts import check_data
 
 if TYPE_CHECKING:
     from vrambench.bench.results.forecast import Outcome
@@ -263,7 +263,7 @@ def resolved(axes: Mapping[str, str], settings: Settings, *, flash: bool) -> Cel
         cell = resolve(axes, unflatten(overruled(settings) if whole else settings), flash=flash)
         for name in ("model", "reward_model"):
             _check_model(getattr(cell.workload, name), name)
-        _check_data(cell.workload.data)
+        check_data(cell.workload.data)
         _check_reward(cell.workload.reward)
     except ConfigurationError as error:
         raise located(error, settings) from None
@@ -276,25 +276,6 @@ def _check_model(model: str | None, field: str) -> None:
         return
     if model.count("/") != 1 or model.startswith((".", "/", "~")) or Path(model).exists():
         model_config(model, field=field)
-
-
-def _check_data(data: str) -> None:
-    """That the file can be read; what is in it the job says."""
-    if data in MADE:
-        return
-    path, reason = Path(data), None
-    try:
-        if is_data_set(path):
-            return
-        if path.exists() and not path.is_file() and not path.is_dir():
-            reason = "it is not a regular file"  # opening a pipe would wait for whoever writes to it
-        else:
-            with path.open("rb") as file:
-                file.read(1)
-    except OSError as error:
-        reason = error.strerror or str(error)
-    if reason:
-        raise ConfigurationError(f"data: {shown(data)} cannot be read: {reason}; {GIVE}", field="data")
 
 
 def _check_reward(reward: str | None) -> None:

@@ -17,7 +17,8 @@ from vrambench.bench.predict.answer import Answer
 from vrambench.bench.predict.cache import Cache
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.neighbours import MOST_EVENTS, spread
-from vrambench.bench.predict.reach import integer_fields, largest, searched_fields
+from vrambench.bench.predict.reach import integer_fields, largest
+from vrambench.bench.predict.searchable import searched_fields
 from vrambench.bench.results.forecast import Forecast
 from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell

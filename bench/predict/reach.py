@@ -13,22 +13,14 @@ from typing import Any
 from vrambench.bench.plan.validity import Finding, check
 from vrambench.bench.predict.answer import Maximum, Probe
 from vrambench.bench.predict.changes import changed
+from vrambench.bench.predict.searchable import NOT_SEARCHED, check_searchable
 from vrambench.bench.results.forecast import Forecast
 from vrambench.methods.cell import Cell
-from vrambench.methods.errors import ConfigurationError, UnknownValue
+from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.lengths import parse_lengths
 from vrambench.methods.workload import PARTS
 
 Ask = Callable[[Cell], Forecast]
-
-NOT_SEARCHED = {
-    "steps": "every step after the second holds what the second held",
-    "warmup_steps": "every step after the second holds what the second held",
-    "seed": "memory does not depend on it",
-    "torch_empty_cache_steps": "what is reserved goes up and down with it",
-    "lora_alpha": "a factor, on which memory does not depend",
-}
-"""Integer fields that memory does not depend on, with the reason."""
 
 FARTHEST = {"gradient_accumulation_steps": 64}
 """How far a field is searched whose own bytes stop growing while predicting takes longer and longer. The others end at a rule, at
@@ -45,18 +37,9 @@ def integer_fields(cell: Cell) -> tuple[str, ...]:
     )
 
 
-def searched_fields(text: str | None) -> tuple[str, ...]:
-    """What `--max` names: fields with commas between them, each once."""
-    return tuple(dict.fromkeys(name.strip() for name in text.split(","))) if text is not None else ()
-
-
 def check_searched(cell: Cell, field: str) -> None:
     """UnknownValue or ConfigurationError where `field` is none whose largest value can be asked for."""
-    fields = integer_fields(cell)
-    if field in NOT_SEARCHED:
-        raise ConfigurationError(f"--max {field}: {NOT_SEARCHED[field]}; take one of {', '.join(fields)}", field=field)
-    if field not in fields:
-        raise UnknownValue("--max", field, fields)
+    check_searchable(field, integer_fields(cell))
 
 
 def rejection(cell: Cell, *, bf16: bool = True) -> Finding | None:

@@ -6,13 +6,11 @@ shortened(config, device)           with as many layers as the simulated device 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -22,11 +20,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from vrambench.methods.device import Device
-from vrambench.methods.errors import ConfigurationError, did_you_mean, shown
+from vrambench.methods.errors import ConfigurationError, shown
 from vrambench.methods.models.attention import own_code, settled
 from vrambench.methods.models.fill import build
 from vrambench.methods.models.parts import DEPTH, layer_stacks
-from vrambench.methods.models.presets import PRESETS
+from vrambench.methods.models.presets import PRESETS, check_name, hint
 
 MOST_WORDS = 200
 """Letters of a library's reason that are told."""
@@ -124,13 +122,7 @@ def read_config(name: str, field: str) -> PreTrainedConfig:
     if name in PRESETS:
         config = PRESETS[name].config()
     else:
-        alike = next((preset for preset, one in PRESETS.items() if one.hub_id == name), None)
-        hint = f"; the preset {alike!r} has its shape" if alike else did_you_mean(name, PRESETS)
-        if not Path(name).exists() and ("/" not in name or name.startswith((".", "/", "~"))):
-            raise ConfigurationError(
-                f"{field}: {name!r} is neither a preset ({_presets_near(name)}) nor a folder nor a hub id{hint}",
-                field=field,
-            )
+        check_name(name, field)
         try:
             offline = _hub_is_out_of_reach()
             _check_sizes(PreTrainedConfig.get_config_dict(name, local_files_only=offline)[0], name, field)
@@ -139,7 +131,7 @@ def read_config(name: str, field: str) -> PreTrainedConfig:
             if isinstance(error, ConfigurationError):
                 raise
             reason = str(error).strip().splitlines()[0][:MOST_WORDS] if str(error).strip() else type(error).__name__
-            raise ConfigurationError(f"{field}: {name!r} cannot be read: {reason}{hint}", field=field) from error
+            raise ConfigurationError(f"{field}: {name!r} cannot be read: {reason}{hint(name)}", field=field) from error
         _check_sizes(_sizes(text_of(config)), name, field)
     for part in {id(part): part for part in (config, text_of(config))}.values():
         _switch_dropout_off(part)
@@ -159,12 +151,6 @@ def _sizes(config: PreTrainedConfig) -> dict[str, object]:
         if not isinstance(getattr(type(config), size, None), property)
     }
     return {size: value for size, value in known.items() if value is not None}
-
-
-def _presets_near(name: str) -> str:
-    """The few presets that are spelt most like `name`, and where all of them are."""
-    near = difflib.get_close_matches(name.lower(), PRESETS, n=4, cutoff=0.5)
-    return f"{', '.join(near) + '; ' if near else ''}docs/config.md has all of them"
 
 
 @functools.cache

@@ -7,6 +7,10 @@ depend on is left out: special tokens, dropout, and the factors of `longrope`, a
 tests/methods/published.yaml names the public file that each was compared with.
 """
 
+import difflib
+from pathlib import Path
+
+from vrambench.methods.errors import ConfigurationError, did_you_mean
 from vrambench.methods.models.presets.gemma import GEMMA
 from vrambench.methods.models.presets.llama import LLAMA
 from vrambench.methods.models.presets.mistral import MISTRAL
@@ -15,6 +19,23 @@ from vrambench.methods.models.presets.preset import Preset
 from vrambench.methods.models.presets.qwen import QWEN
 from vrambench.methods.models.presets.tiny import TINY
 
-__all__ = ["PRESETS", "Preset"]
+__all__ = ["PRESETS", "Preset", "check_name", "hint"]
 
 PRESETS: dict[str, Preset] = TINY | LLAMA | QWEN | GEMMA | MISTRAL | OTHERS
+
+
+def check_name(name: str, field: str) -> None:
+    """That `name` is a preset, a folder, or may be a hub id, as far as the name alone tells. Raises ConfigurationError."""
+    if name in PRESETS or Path(name).exists() or ("/" in name and not name.startswith((".", "/", "~"))):
+        return
+    near = difflib.get_close_matches(name.lower(), PRESETS, n=4, cutoff=0.5)
+    presets = f"{', '.join(near) + '; ' if near else ''}docs/config.md has all of them"
+    raise ConfigurationError(
+        f"{field}: {name!r} is neither a preset ({presets}) nor a folder nor a hub id{hint(name)}", field=field
+    )
+
+
+def hint(name: str) -> str:
+    """The end of an error about a name that is no preset."""
+    alike = next((preset for preset, one in PRESETS.items() if one.hub_id == name), None)
+    return f"; the preset {alike!r} has its shape" if alike else did_you_mean(name, PRESETS)
