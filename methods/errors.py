@@ -116,13 +116,27 @@ class ConfigurationError(ValueError):
         self.line = line
 
 
+FEW = 20
+"""So many choices are read before the one that was meant."""
+
+
 class UnknownValue(ConfigurationError):
-    """`value` is none of `choices`: `algorithm: 'ppoo' is not one of sft, ppo, remax; did you mean 'ppo'?`"""
+    """`value` is none of `choices`: `algorithm: 'ppoo' is not one of sft, ppo, remax; did you mean 'ppo'?`
+
+    Of more than FEW the one that was meant comes first: `adapter: 'peft:BoftConfig' is unknown; did you mean 'peft:BOFTConfig'?
+    It is one of peft:LoraConfig, ...`.
+    """
 
     def __init__(self, field: str, value: object, choices: Iterable[str], *, line: int | None = None) -> None:
         self.choices = tuple(choices)
-        message = f"{field}: {shown(value)} is not one of {', '.join(self.choices)}"
-        super().__init__(message + did_you_mean(str(value), self.choices), field=field, line=line)
+        listed, meant = ", ".join(self.choices), did_you_mean(str(value), self.choices)
+        if meant and len(self.choices) > FEW:
+            message = (
+                f"{field}: {shown(value)} is unknown{meant}{'' if meant.endswith('?') else '.'} It is one of {listed}"
+            )
+        else:
+            message = f"{field}: {shown(value)} is not one of {listed}{meant}"
+        super().__init__(message, field=field, line=line)
 
 
 def printable(text: str) -> str:

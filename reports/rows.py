@@ -10,7 +10,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -243,9 +243,16 @@ def setting_options(cell: Mapping[str, Any]) -> dict[str, str]:
 
 def as_yaml(value: object) -> str:
     """A setting as `--set` reads it: one line of YAML."""
+    return _scalar_as_yaml(value) if isinstance(value, str | int | float) else _as_yaml(value)
+
+
+def _as_yaml(value: object) -> str:
     text = _one_line(value, allow_unicode=True)
     # A plain word may be read as a number (1e5), or its unusual blanks be lost; quoted and escaped, it is safe.
     return text if parse_value(text) == value else _one_line(value, default_style='"')
+
+
+_scalar_as_yaml = lru_cache(maxsize=2**14, typed=True)(_as_yaml)  # most cells have the same few
 
 
 def _one_line(value: object, **style: Any) -> str:

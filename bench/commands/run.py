@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from vrambench.bench.run.session import Summary
 
 
-def _finite(value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter("must be a finite number of seconds.")
+def _seconds(value: float | None) -> float | None:
+    if value is not None and not (math.isfinite(value) and value >= 1):
+        raise typer.BadParameter("must be a finite number of seconds, at least 1.")
     return value
 
 
@@ -73,7 +73,7 @@ Jobs = Annotated[
 ]
 Timeout = Annotated[
     float | None,
-    typer.Option(help="Seconds that a cell may take.", min=1, metavar="S", callback=_finite, show_default="1800"),
+    typer.Option(help="Seconds that a cell may take.", metavar="S", callback=_seconds, show_default="1800"),
 ]
 Retry = Annotated[
     str | None,

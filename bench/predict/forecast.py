@@ -123,9 +123,15 @@ def _check_predicted(cell: Cell) -> None:
     foreign = cell.algorithm_value.foreign
     if foreign is None:
         return
-    said = f"{foreign.library}'s own {foreign.trainer} is measured (`vrambench run`), and not predicted"
+    said = f"{foreign.library}'s own {foreign.trainer} can be measured (`vrambench run`), and not predicted"
     if foreign.same in ALGORITHMS:
-        said += f": `{cell.name.removesuffix(cell.algorithm) + foreign.same}` says the same of ours"
+        loss = foreign.predicted.get(cell.workload.loss, cell.workload.loss)
+        if loss is None:
+            said += f"; our {foreign.same}, which is predicted, has no loss {cell.workload.loss}"
+        else:
+            said += f"; what predicts it is ours: --algorithm {foreign.same} --set loss={loss}"
+        if loss and foreign.said(cell.workload):
+            said += f" (docs/recipes.md says what {foreign.namespace}.* is there)"
     raise NotPredicted(f"{cell.name}: {said}")
 
 

@@ -114,6 +114,10 @@ def _runs_inside(file: Path) -> str:
     return f"; runs inside are {', '.join(inside[-MOST_NAMED:])}{more}"
 
 
+WAY_ON = "move it away, and `run --out` with what was asked for writes another, with the results that cells/ holds"
+"""After a damaged run.json."""
+
+
 def read_run_info(file: Path) -> RunInfo:
     """The run.json of a run that was started before. Raises ConfigurationError where there is none, or it is damaged."""
     try:
@@ -124,10 +128,10 @@ def read_run_info(file: Path) -> RunInfo:
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be read: {error.strerror or error}", field="run") from None
     except ValueError as error:
-        raise ConfigurationError(f"{file} cannot be read: {error}", field="run") from None
+        raise ConfigurationError(f"{file} cannot be read: {error}; {WAY_ON}", field="run") from None
     if refused := schema_refused(data):
         raise ConfigurationError(f"{file} is {refused.reason}", field="run")
     try:
         return RunInfo.model_validate(data)
     except ValidationError as error:
-        raise ConfigurationError(f"{file} cannot be read: {in_words(error)}", field="run") from None
+        raise ConfigurationError(f"{file} cannot be read: {in_words(error)}; {WAY_ON}", field="run") from None

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class Foreign:
     """`module`: the library's. `trainer`, `config`: its classes' names there. `same`: our algorithm that does the same.
     `namespace`: under which a workload says more of its settings. `losses`: by the workload's `loss`, what its configuration is
-    told; `no_loss`: why there are no others. `told`: settings that are said by fields of a workload, with these; `kept`: those that
-    a measurement needs as they are. `offloads_activations`: it has a setting for that. `takes_virtual_tokens`: it leaves out
-    what the model gives for tokens that an adapter puts before a sequence."""
+    told; `predicted`: what ours calls it, where that is another word (None: ours has none). `told`: settings that fields of a
+    workload say, with these; `kept`: those that a measurement needs as they are. `offloads_activations`: it has a setting for
+    that. `takes_virtual_tokens`: it leaves out what the model gives for tokens that an adapter puts before a sequence."""
 
     library: str
     module: str
@@ -30,7 +30,7 @@ class Foreign:
     same: str
     namespace: str
     losses: Mapping[str, Mapping[str, Any]] = field(hash=False)
-    no_loss: str
+    predicted: Mapping[str, str | None] = field(hash=False)
     told: Mapping[str, str] = field(hash=False)
     kept: tuple[str, ...]
     offloads_activations: bool = True
@@ -44,6 +44,14 @@ class Foreign:
     def settings(self) -> frozenset[str]:
         """Names of all that its configuration has."""
         return frozenset(vars(self.load(self.config))["__dataclass_fields__"])
+
+    @property
+    def takes(self) -> str:
+        """Its losses, as the workload says them."""
+        loss, *others = self.losses
+        return (
+            f"{self.trainer} takes {' or '.join(self.losses) if others else f'{loss} alone'}, as in --set loss={loss}"
+        )
 
     def said(self, workload: Workload) -> Mapping[str, Any]:
         """Settings that the workload says in the library's own names."""

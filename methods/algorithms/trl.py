@@ -235,7 +235,9 @@ def _arguments(kind: Kind, setup: Setup, device: Device) -> dict[str, Any]:
         arguments |= {"train_sampling_strategy": "sequential", "max_length": work.sequence_tokens}
     arguments |= optimizer_arguments(setup)
     if work.loss not in kind.foreign.losses:
-        raise ConfigurationError(f"loss: {work.loss!r}: {kind.foreign.no_loss}", field="loss")
+        raise ConfigurationError(
+            f"loss: {work.loss!r} is none of the trainer's own: {kind.foreign.takes}", field="loss"
+        )
     arguments |= kind.foreign.losses[work.loss]
     return arguments | dict(kind.foreign.said(work))
 
@@ -295,7 +297,7 @@ def _metrics(logs: list[dict[str, float]]) -> Metrics:
 def _foreign(
     name: str,
     losses: Mapping[str, Mapping[str, Any]],
-    no_loss: str,
+    predicted: Mapping[str, str | None],
     told: Mapping[str, str] = TOLD,
     *,
     offloads_activations: bool = True,
@@ -309,7 +311,7 @@ def _foreign(
         name.lower(),
         "trl",
         losses,
-        no_loss,
+        predicted,
         told,
         KEPT,
         offloads_activations,
@@ -317,10 +319,8 @@ def _foreign(
     )
 
 
-NO_OWN_LOSS = (
-    "the trainer takes the logits of what it scores in a way of its own (loss: scored), or by Liger's kernel (liger)"
-)
 OWN_LOSSES: dict[str, dict[str, Any]] = {"scored": {}, "liger": {"use_liger_kernel": True}}
+SELECTIVE: dict[str, str | None] = {"scored": "selective", "liger": None}
 SFT = Kind(
     _foreign(
         "SFT",
@@ -329,26 +329,26 @@ SFT = Kind(
             "chunked_nll": {"loss_type": "chunked_nll"},
             "liger": {"loss_type": "nll", "use_liger_kernel": True},
         },
-        "SFTTrainer has nll, chunked_nll (its own choice) and liger (loss: nll)",
+        {},
         TOLD | {"loss_type": "loss", "pad_to_multiple_of": "lengths"},
         takes_virtual_tokens=True,
     ),
     sequences,
 )
-DPO = Kind(_foreign("DPO", OWN_LOSSES, NO_OWN_LOSS), pairs, each=2)
+DPO = Kind(_foreign("DPO", OWN_LOSSES, {"scored": "nll", "liger": None}), pairs, each=2)
 REWARD = Kind(
     _foreign(
         "Reward",
         {"scored": {}},
-        "its model has a score in the place of logits (loss: scored)",
+        {},
         takes_virtual_tokens=True,
     ),
     pairs,
     each=2,
     scores=True,
 )
-GRPO = Kind(_foreign("GRPO", OWN_LOSSES, NO_OWN_LOSS, offloads_activations=False), prompts, group_size=8)
-RLOO = Kind(_foreign("RLOO", {"scored": {}}, NO_OWN_LOSS, offloads_activations=False), prompts, group_size=2)
+GRPO = Kind(_foreign("GRPO", OWN_LOSSES, SELECTIVE, offloads_activations=False), prompts, group_size=8)
+RLOO = Kind(_foreign("RLOO", {"scored": {}}, SELECTIVE, offloads_activations=False), prompts, group_size=2)
 
 
 def _algorithm(kind: Kind, summary: str, learning_rate: float) -> Algorithm:

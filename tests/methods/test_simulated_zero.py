@@ -108,6 +108,10 @@ CASES: dict[str, dict[str, Any]] = {
         "zero": GATHERED,
     },
     "zero3 all, dora": {"offload": "zero3_all", "adapter": "dora", "precision": "bf16", "zero": GATHERED},
+    "dora on nf4": {**LORA, "adapter": "dora", "precision": "nf4"},
+    "ia3, bf16": {**LORA, "adapter": "ia3", "precision": "bf16", "zero": SMALL_BUCKET},
+    "zero3, oft on nf4": {"offload": "zero3_optimizer", **LORA, "adapter": "oft", "precision": "nf4", "zero": GATHERED},
+    "zero3 all, vera": {"offload": "zero3_all", "adapter": "vera", "zero": GATHERED},
     "zero3 all, remax, lora, its own loss": {
         "offload": "zero3_all",
         "algorithm": "remax",

@@ -33,12 +33,12 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "trainer-loss",
         "reject",
-        "another library's trainer has its own losses, and not this one",
+        "another library's trainer computes its loss in ways of its own, and the cell's is none of them",
         lambda cell, _: (
             cell.algorithm_value.foreign is not None and cell.workload.loss not in cell.algorithm_value.foreign.losses
         ),
         lambda cell, _: (
-            f"{cell.workload.loss}; {cell.algorithm_value.foreign.no_loss}" if cell.algorithm_value.foreign else ""
+            f"loss {cell.workload.loss}; {cell.algorithm_value.foreign.takes}" if cell.algorithm_value.foreign else ""
         ),
     ),
     Rule(

@@ -317,17 +317,43 @@ def test_the_same_cell_gives_the_same_numbers(job: MakeJob) -> None:
 
 
 def test_a_loss_of_another_kind_is_refused(job: MakeJob) -> None:
-    with pytest.raises(ConfigurationError, match=r"^loss: 'scored': SFTTrainer has nll, chunked_nll"):
+    told = r"^loss: 'scored' is none of the trainer's own: SFTTrainer takes nll or chunked_nll or liger, as in --set loss=nll$"
+    with pytest.raises(ConfigurationError, match=told):
         job(algorithm="trl_sft", **WORK)
 
 
-def test_it_is_not_predicted(cell: MakeCell) -> None:
+OURS = "what predicts it is ours:"
+SAYS = " (docs/recipes.md says what trl.* is there)"
+
+
+@pytest.mark.parametrize(
+    ("settings", "trainer", "ours"),
+    [
+        ({"algorithm": "trl_dpo", "loss": "liger"}, "DPOTrainer", "our dpo, which is predicted, has no loss liger"),
+        ({"algorithm": "trl_sft", "loss": "nll"}, "SFTTrainer", f"{OURS} --algorithm sft --set loss=nll"),
+        (
+            {"algorithm": "trl_sft", "loss": "chunked_nll"},
+            "SFTTrainer",
+            f"{OURS} --algorithm sft --set loss=chunked_nll",
+        ),
+        ({"algorithm": "trl_dpo"}, "DPOTrainer", f"{OURS} --algorithm dpo --set loss=nll"),
+        ({"algorithm": "trl_reward"}, "RewardTrainer", f"{OURS} --algorithm reward --set loss=scored"),
+        (
+            {"algorithm": "trl_grpo", "trl": {"beta": 0.1}},
+            "GRPOTrainer",
+            f"{OURS} --algorithm grpo --set loss=selective{SAYS}",
+        ),
+        ({"algorithm": "trl_rloo"}, "RLOOTrainer", f"{OURS} --algorithm rloo --set loss=selective"),
+    ],
+)
+def test_it_is_measured_and_what_predicts_it_is_named(
+    settings: dict[str, Any], trainer: str, ours: str, cell: MakeCell
+) -> None:
+    made = cell(**settings)
     with pytest.raises(NotPredicted) as caught:
-        Predictor().forecast(cell(algorithm="trl_sft", loss="nll"))
-    assert str(caught.value) == (
-        "fp32 none adamw_torch none trl_sft: TRL's own SFTTrainer is measured (`vrambench run`), and not predicted: "
-        "`fp32 none adamw_torch none sft` says the same of ours"
-    )
+        Predictor().forecast(made)
+    told = f"{made.name}: TRL's own {trainer} can be measured (`vrambench run`), and not predicted; {ours}"
+    assert str(caught.value) == told
 
 
 # --- a function that waits ---
