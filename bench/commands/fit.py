@@ -66,13 +66,25 @@ def fit(
             say(f"warning: {warning}")
         one = only_cell(planned, maximum)
         answer = fit_cell(
-            one.cell, card, maximum=maximum, advices=advices, alloc_conf=alloc_conf, said=one.said, tell=say
+            one.cell,
+            card,
+            maximum=maximum,
+            advices=advices,
+            alloc_conf=alloc_conf,
+            said=one.said,
+            left_out=planned.left_out,
+            tell=say,
         )
+        config = planned.config
         if as_json:
-            print(json.dumps(answer.document(), indent=1), file=out)
+            told = answer.document() | ({"config": config.document()} if config else {})
+            print(json.dumps(told, indent=1), file=out)
         else:
             from vrambench.reports.text.answers import print_fit
+            from vrambench.reports.text.config import print_config
 
+            if config:
+                print_config(config, out)
             print_fit(answer, out, planned.profile)
     fits = answer.forecast.verdict == "fits" if strict else answer.forecast.fits
     return 0 if fits else EXIT_DOES_NOT_FIT

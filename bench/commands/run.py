@@ -124,11 +124,12 @@ def run(
         cells, settings = _stored_plan(folder, device)
     else:
         cells, settings = _new_plan(folder, matrix, selection, device or "auto")
+    left_out = settings.pop("left_out", ())
     if predict or prune:
         option = "--prune" if prune else "--predict"
         if settings["device"] == "cpu":
             raise ConfigurationError(f"{option}: predictions are for CUDA, and this run is on the CPU", field="prune")
-        settings |= {"predict": predictions(selection), "prune": prune}
+        settings |= {"predict": predictions(selection, left_out=left_out), "prune": prune}
     settings["about"]["command"] = shlex.join(["vrambench", *context.obj])
     settings["jobs"] = jobs or settings.get("jobs") or _jobs(settings["device"])
     settings["timeout"] = timeout or settings.get("timeout") or TIMEOUT_SECONDS
@@ -210,7 +211,12 @@ def _new_plan(
     planned = planned_for(loaded, selection, name)
     _say_what_is_added(folder, [one.cell.id for one in planned.cells])
     about = {"matrix": planned.matrix, "profile": planned.profile, "coverage": planned.coverage}
-    return list(planned.cells), {"device": name, "repeat": planned.repeat, "about": about}
+    if planned.config:
+        from vrambench.reports.text.config import print_config
+
+        print_config(planned.config, sys.stderr)
+    told = {"device": name, "repeat": planned.repeat, "about": about, "left_out": planned.left_out}
+    return list(planned.cells), told
 
 
 def _claimed_plan(

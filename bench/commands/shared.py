@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vrambench.bench.plan.matrix import Matrix
     from vrambench.bench.plan.plan import Plan
     from vrambench.bench.plan.selection import Selection
-    from vrambench.bench.results.forecast import Outcome
+    from vrambench.bench.results.forecast import Outcome, Unmodelled
     from vrambench.bench.run.session import Predict
     from vrambench.methods.cards import Card
     from vrambench.methods.cell import Cell
@@ -91,9 +91,9 @@ def card_named(selection: Selection) -> Card | None:
     return card_called(named.value) if named else None
 
 
-def predictions(selection: Selection, alloc_conf: str | None = None) -> Predict:
+def predictions(selection: Selection, alloc_conf: str | None = None, left_out: tuple[Unmodelled, ...] = ()) -> Predict:
     """How cells are predicted: in processes of their own, with a line on stderr that says how many are done; for the GPU that they
-    run on, else for the card that the budget names."""
+    run on, else for the card that the budget names. `left_out`: what a configuration says, and no prediction holds."""
     from vrambench.bench.predict.many import predict_all
 
     named = card_named(selection)
@@ -110,7 +110,7 @@ def predictions(selection: Selection, alloc_conf: str | None = None) -> Predict:
 
     def predict(cells: Sequence[Cell], here: Card | None) -> Mapping[str, Outcome]:
         card = here or named
-        return predict_all(cells, card.name if card else None, alloc_conf=alloc_conf, tell=tell)
+        return predict_all(cells, card.name if card else None, alloc_conf=alloc_conf, left_out=left_out, tell=tell)
 
     return predict
 

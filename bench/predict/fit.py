@@ -17,7 +17,7 @@ from vrambench.bench.predict.advise import Advice, advise
 from vrambench.bench.predict.forecast import Predictor, card_of
 from vrambench.bench.predict.neighbours import MOST_EVENTS, spread
 from vrambench.bench.predict.reach import Maximum, integer_fields, largest
-from vrambench.bench.results.forecast import Forecast
+from vrambench.bench.results.forecast import Forecast, Unmodelled
 from vrambench.methods.cards import FIRST_BF16, Card
 from vrambench.methods.cell import Cell
 
@@ -82,11 +82,13 @@ def fit(
     advices: int | None = None,
     alloc_conf: str | None = None,
     said: Mapping[str, Any] | None = None,
+    left_out: tuple[Unmodelled, ...] = (),
     tell: Callable[[str], None] = lambda text: None,
 ) -> Answer:
     """Predicts `cell` under its budget. `maximum`: a field whose largest value is wanted; `advices`: how many configurations
-    that fit. `alloc_conf`: see Predictor; `said`: see `advise`, `largest`. `tell` hears of each further prediction."""
-    predictor = Predictor(alloc_conf)
+    that fit. `alloc_conf`: see Predictor; `said`: see `advise`, `largest`; `left_out`: see
+    Predictor. `tell` hears of each further prediction."""
+    predictor = Predictor(alloc_conf, left_out)
     bf16 = has_bf16(card)
     freezes = gc.get_freeze_count() == 0  # what a caller has frozen stays so
 

@@ -39,7 +39,8 @@ class Predictor:
     ConfigurationError where they say what no allocator here can do.
     """
 
-    def __init__(self, alloc_conf: str | None = None) -> None:
+    def __init__(self, alloc_conf: str | None = None, left_out: tuple[Unmodelled, ...] = ()) -> None:
+        self._left_out = left_out
         self._conf = read(alloc_conf)
         self._simulator = Simulator()
         self._simulations: dict[tuple[str, str | None, bool], Simulation] = {}
@@ -75,7 +76,7 @@ class Predictor:
             made = _forecast(simulation, judged, budget, outside, notes)
             batches = predicted_batches(cell, judged.replay.phases) if several else None
             made = made.model_copy(update={"batches": batches})
-            made = doubted(made, unmodelled(cell, trace), judged.error)
+            made = doubted(made, (*unmodelled(cell, trace), *self._left_out), judged.error)
         told = {"alloc_conf": settings.text(), "seconds": time.perf_counter() - began}
         if elsewhere:
             memory = made.memory.model_copy(update={"elsewhere_bytes": elsewhere})

@@ -24,7 +24,7 @@ from vrambench.bench.predict.alloc_conf import read
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.quiet import hush
 from vrambench.bench.processes import deaf_to_interrupts, fresh_start
-from vrambench.bench.results.forecast import Outcome
+from vrambench.bench.results.forecast import Outcome, Unmodelled
 from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import Cell, from_flat
 from vrambench.methods.errors import ConfigurationError
@@ -45,11 +45,12 @@ def predict_all(
     *,
     processes: int = PROCESSES,
     alloc_conf: str | None = None,
+    left_out: tuple[Unmodelled, ...] = (),
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Outcome]:
     """Each cell's outcome under its own budget, by the cell's id. `card`: the card's name, where the budget was given as one.
-    `alloc_conf`: see Predictor. `tell` is called with how many cells are done, and of how many. Whatever goes wrong with a
-    cell is its outcome's reason."""
+    `alloc_conf`, `left_out`: see Predictor. `tell` is called with how many cells are done, and of how many. Whatever goes
+    wrong with a cell is its outcome's reason."""
     distinct = list({cell.id: cell for cell in cells}.values())
     chunks = [distinct[start : start + CHUNK] for start in range(0, len(distinct), CHUNK)]
     outcomes: dict[str, Outcome] = {}
@@ -58,7 +59,7 @@ def predict_all(
     read(alloc_conf)  # a mistake in it is told here, once
     used = min(processes, len(chunks)) if len(distinct) > WORTH_A_PROCESS else 1
     tell(0, len(distinct))
-    with fresh_start(), _pool(used, alloc_conf) as pool:  # the pool starts a process of its own, too
+    with fresh_start(), _pool(used, alloc_conf, left_out) as pool:  # the pool starts a process of its own, too
         with deaf_to_interrupts():
             futures = {pool.submit(_predict, [cell.flat() for cell in chunk], card): chunk for chunk in chunks}
         left: set[Future[list[Outcome]]] = set(futures)
@@ -79,10 +80,13 @@ def _outcomes(future: Future[list[Outcome]], count: int) -> list[Outcome]:
 
 
 @contextlib.contextmanager
-def _pool(processes: int, alloc_conf: str | None) -> Iterator[Executor]:
+def _pool(processes: int, alloc_conf: str | None, left_out: tuple[Unmodelled, ...]) -> Iterator[Executor]:
     """Processes that end with the block, whether they are done or not."""
     pool = ProcessPoolExecutor(
-        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(alloc_conf,)
+        processes,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin,
+        initargs=(alloc_conf, left_out),
     )
     try:
         yield pool
@@ -99,7 +103,7 @@ def _pool(processes: int, alloc_conf: str | None) -> Iterator[Executor]:
 _predictor: Predictor | None = None  # one for each process of the pool, which has no other place to keep it
 
 
-def _begin(alloc_conf: str | None) -> None:
+def _begin(alloc_conf: str | None, left_out: tuple[Unmodelled, ...]) -> None:
     """What a process does before its first prediction: no GPU is touched."""
     import torch
 
@@ -108,7 +112,7 @@ def _begin(alloc_conf: str | None) -> None:
     hush()
     torch.set_num_threads(1)
     global _predictor
-    _predictor = Predictor(alloc_conf)
+    _predictor = Predictor(alloc_conf, left_out)
 
 
 def _predict(flats: Sequence[dict[str, Any]], card: str | None) -> list[Outcome]:
