@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vrambench.bench.plan.configs import training_arguments, trl
+from vrambench.bench.plan.configs import deepspeed, training_arguments, trl
 from vrambench.bench.plan.configs.files import command_line, load
 from vrambench.bench.plan.configs.keys import Chosen, Draft, Format, Given
 from vrambench.bench.plan.document import Document
@@ -20,6 +20,7 @@ from vrambench.methods.errors import ConfigurationError, UnknownValue
 FORMATS: tuple[Format, ...] = (
     training_arguments.FORMAT,
     *trl.FORMATS,
+    deepspeed.FORMAT,
 )
 COMMAND_LINES = {one.name.removeprefix("trl-"): one.name for one in trl.FORMATS}
 
@@ -38,6 +39,8 @@ def read(source: str, chosen: Chosen, named: str | None = None) -> Matrix:
     else:
         document = load(Path(source))
     form = next(one for one in FORMATS if one.name == named) if named else detected(document, chosen)
+    if form is deepspeed.FORMAT:
+        document = deepspeed.flat(document)
     draft = Draft(Given(document, form.table), chosen)
     form.draft(draft)
     config = draft.done(form.name, form.called)
@@ -49,6 +52,8 @@ def detected(document: Document, chosen: Chosen) -> Format:
     """The format that knows most of the document's keys, and at least half of them. Of several, the one whose trainer is that of
     the command line's algorithm, or TrainingArguments, of which TRL's are kinds."""
     known = {one: sum(key in _keys(one) for key in document.data) for one in FORMATS}
+    if deepspeed.ZERO in document.data:
+        return deepspeed.FORMAT
     most = max(known.values())
     best = [one for one, count in known.items() if count == most]
     names = ", ".join(one.name for one in FORMATS)

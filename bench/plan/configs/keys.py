@@ -12,7 +12,7 @@ scripts go on without such keys, and a file may be of another version. So it is 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from vrambench.bench.plan.document import Document
@@ -185,10 +185,13 @@ class Config:
 
 
 class Draft:
-    """The settings that a format makes of what is `given`. What the command line has `chosen` it overrules."""
+    """The settings that a format makes of what is `given`. What the command line has `chosen` it overrules.
+    `engine`: DeepSpeed's trains, so that there is no autocast; `engine_type`: in which its own file says."""
 
     def __init__(self, given: Given, chosen: Chosen) -> None:
         self.given, self.chosen = given, chosen
+        self.engine, self.engine_type = False, ""
+        self._adopted: list[ReadKey] = []
         self.axes: dict[str, Setting] = {}
         self.settings: dict[str, Setting] = {}
         self.taken: list[str] = []
@@ -197,6 +200,19 @@ class Draft:
         self._made: dict[str, list[str]] = {}
         self._reasons: dict[str, str] = {}
         self._by: dict[str, str] = {}
+
+    def beside(self, given: Given) -> Draft:
+        """A draft of another file that says more of the same settings."""
+        other = Draft(given, self.chosen)
+        other.axes, other.settings, other.taken = self.axes, self.settings, self.taken
+        other._lacking = self._lacking
+        return other
+
+    def adopt(self, other: Draft, called: str, name: str) -> None:
+        """Takes in what the file of `beside` said; its keys are told as `name: key`."""
+        keys = other._keys(called)
+        self._adopted += [replace(one, key=f"{name}: {one.key}") for one in keys]
+        self.doubts += other.doubts
 
     def axis(self, name: str, fallback: str = "none") -> str:
         """The axis' value as it stands: the command line's, else the file's."""
@@ -220,7 +236,11 @@ class Draft:
             self._made.setdefault(one, []).append(told + (" (the command line says otherwise)" if overruled else ""))
         if not (name in AXIS_NAMES and overruled):
             where = self.given.where(key)
-            held[name] = Setting(value, where.removesuffix(f"{name}: ") if key in self.given.data else where)
+            held[name] = Setting(value, where.removesuffix(f"{name}: ") if self.given.written(key) == name else where)
+
+    def say(self, key: str, told: str) -> None:
+        """The file's `key` was used, and sets nothing of its own."""
+        self._made.setdefault(key, []).append(told)
 
     def lack(self, name: str, message: str, key: str | None = None) -> None:
         """The file does not say the axis or field `name`: the command line must."""
@@ -238,13 +258,16 @@ class Draft:
         if self._lacking:
             lacking, message = next(iter(self._lacking.items()))
             raise ConfigurationError(message, field=lacking)
-        keys = tuple(self._read(key, value, called) for key, value in self.given.document.data.items())
+        keys = (*self._keys(called), *self._adopted)
         defaults = tuple(
             _told(name, setting.value)
             for name, setting in (self.axes | self.settings).items()
             if name not in self.chosen.names and setting.origin.startswith(self.given.nowhere)
         )
         return Config(self.given.document.name, name, called, keys, tuple(self.doubts), defaults, tuple(self.taken))
+
+    def _keys(self, called: str) -> tuple[ReadKey, ...]:
+        return tuple(self._read(key, value, called) for key, value in self.given.document.data.items())
 
     def _read(self, written: str, value: Any, called: str) -> ReadKey:
         table = self.given.table
@@ -257,6 +280,8 @@ class Draft:
             return ReadKey(written, value, "not modelled", self._reasons[key])
         if key in self._made:
             return ReadKey(written, value, "used", ", ".join(self._made[key]))
+        if key in table.used and value == "auto":
+            return ReadKey(written, value, "used", "as the trainer says, else by default")
         return ReadKey(written, value, "without effect")
 
 

@@ -6,6 +6,7 @@ weights in fp32 and no adapter are taken where the command line says nothing, an
 
 from __future__ import annotations
 
+from vrambench.bench.plan.configs import deepspeed
 from vrambench.bench.plan.configs.keys import INERT, Doubt, Draft, Format, Table
 from vrambench.methods.errors import did_you_mean, shown
 from vrambench.methods.optimizers import OPTIMIZERS
@@ -15,7 +16,7 @@ COMPILED = "what torch.compile makes of the model takes other memory"
 USED = """
 per_device_train_batch_size gradient_accumulation_steps learning_rate max_grad_norm torch_empty_cache_steps optim optim_args
 optim_target_modules bf16 fp16 activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing
-gradient_checkpointing_kwargs use_liger_kernel eval_strategy per_device_eval_batch_size eval_accumulation_steps
+gradient_checkpointing_kwargs deepspeed use_liger_kernel eval_strategy per_device_eval_batch_size eval_accumulation_steps
 """
 WITHOUT = """
 accelerator_config adam_beta1 adam_beta2 adam_epsilon average_tokens_across_devices batch_eval_metrics bf16_full_eval data_seed
@@ -45,7 +46,6 @@ TABLE = Table.of(
         "auto_find_batch_size": Doubt(
             "the batch becomes smaller where memory runs out: the first try is predicted", nbytes=0
         ),
-        "deepspeed": Doubt("what DeepSpeed's configuration says is not read with this one: --offload says it"),
         "fsdp": Doubt(SEVERAL),
         "full_determinism": Doubt("deterministic kernels take other memory inside themselves"),
         "label_smoothing_factor": Doubt("the Trainer's smoothed loss makes one more copy of all logits", (*INERT, 0.0)),
@@ -81,12 +81,21 @@ def mixed(draft: Draft, default: bool = False) -> str:
     bf16 = given.flag("bf16", default and not fp16)
     if bf16 and fp16:
         raise given.error("fp16", "true, as bf16 is, and only one of both can be")
-    return "bf16" if bf16 else "fp16" if fp16 else "none"
+    told = "bf16" if bf16 else "fp16" if fp16 else "none"
+    if draft.engine_type not in ("", told):
+        raise given.error(
+            "fp16" if fp16 else "bf16",
+            f"trains in {told}, and DeepSpeed's configuration has {draft.engine_type}.enabled; leave one of both out",
+        )
+    return told
 
 
 def floating(draft: Draft, dtype: str, autocast: str, *keys: str) -> None:
     """Axis precision and autocast of a model that is loaded as `dtype`; `keys` said so, the last of them of autocast. A precision
     that the command line names changes what autocast is over."""
+    if draft.engine and autocast != "none":  # it casts the whole model, and keeps fp32 masters
+        draft.set("precision", autocast, *keys)
+        return
     plain = dtype if dtype != "fp32" or autocast == "none" else f"{autocast}_amp"
     draft.set("precision", plain, *keys)
     over(draft, autocast, keys[-1])
@@ -94,7 +103,7 @@ def floating(draft: Draft, dtype: str, autocast: str, *keys: str) -> None:
 
 def over(draft: Draft, autocast: str, key: str) -> None:
     """Autocast over a model in 16 bit, or quantised."""
-    if autocast != "none" and draft.axis("precision") in ("bf16", "fp16", "nf4", "int8"):
+    if autocast != "none" and not draft.engine and draft.axis("precision") in ("bf16", "fp16", "nf4", "int8"):
         draft.set("autocast", autocast, key)
 
 
@@ -129,7 +138,10 @@ def common(draft: Draft, *, checkpointing: bool = False) -> None:
         )
         if given.get("eval_accumulation_steps") is not None:
             draft.set("eval_accumulation_steps", given.get("eval_accumulation_steps"), "eval_accumulation_steps")
-    draft.set("offload", "none", "deepspeed")
+    if given.get("deepspeed"):
+        deepspeed.lay(draft)
+    else:
+        draft.set("offload", "none", "deepspeed")
 
 
 def optimizer(draft: Draft, key: str, default: str) -> None:

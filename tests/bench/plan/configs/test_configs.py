@@ -28,10 +28,14 @@ from vrambench.reports.text.config import print_config
 FILES = Path(__file__).parent / "files"
 LENGTH = {"names": ("model", "max_length"), "set": ("max_length=512",), "model": "qwen2.5-0.5b"}
 """What the command line says where a file knows of neither model nor data."""
+ENGINE = {"axes": {"adapter": "none", "algorithm": "sft", "precision": "bf16", "optimizer": "adamw_torch_fused"}}
 MORE: dict[str, dict[str, Any]] = {
     "transformers-full.json": LENGTH,
     "transformers-bnb.yaml": LENGTH,
     "transformers-galore.yaml": LENGTH,
+    "deepspeed-zero1.json": LENGTH | {"axes": {"adapter": "none", "algorithm": "sft"}},
+    "deepspeed-zero2-offload.json": LENGTH | {"axes": {"adapter": "lora", "algorithm": "dpo"}},
+    "deepspeed-zero3-auto.json": LENGTH | ENGINE | {"names": ("model", "batch_size"), "set": ("batch_size=2",)},
     "trl-sft-qlora.yaml": {"format": "trl-sft"},
     "trl-grpo.yaml": {"format": "trl-grpo"},
 }

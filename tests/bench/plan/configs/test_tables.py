@@ -41,6 +41,22 @@ def test_trl_s_models_and_scripts() -> None:
     assert SCRIPT.names >= fields(trl.ScriptArguments)
 
 
+def test_deepspeed_s_zero() -> None:
+    """What offload_optimizer and offload_param hold is a class of its own each."""
+    pytest.importorskip("deepspeed")
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from deepspeed.runtime.zero.offload_config import (
+        DeepSpeedZeroOffloadOptimizerConfig,
+        DeepSpeedZeroOffloadParamConfig,
+    )
+
+    inner = {"offload_optimizer": DeepSpeedZeroOffloadOptimizerConfig, "offload_param": DeepSpeedZeroOffloadParamConfig}
+    zero = {field.alias or name for name, field in DeepSpeedZeroConfig.model_fields.items()} - inner.keys()
+    zero |= {f"{section}.{name}" for section, kind in inner.items() for name in kind.model_fields}
+    own = {key.partition(".")[2] for key in TABLES["deepspeed"].names if key.startswith("zero_optimization.")}
+    assert own ^ zero == set()
+
+
 def test_keys_of_other_versions_are_no_keys_of_this_one() -> None:
     for table in TABLES.values():
         assert not (table.renamed.keys() | table.old) & table.names
