@@ -33,7 +33,9 @@ def load(path: Path | None, selection: Selection) -> Matrix:
     _check_blanks(path, selection)
     messages = list(dict.fromkeys(_about(selection)))
     try:
-        matrix, mistakes = read_matrix(path or default_matrix())
+        matrix, mistakes = (
+            (_configured(path, selection), []) if selection.config else read_matrix(path or default_matrix())
+        )
     except ConfigurationError as error:
         raise Mistakes([error.message, *messages]) from None
     messages = [
@@ -45,6 +47,23 @@ def load(path: Path | None, selection: Selection) -> Matrix:
     if messages:
         raise Mistakes(list(dict.fromkeys(messages)))
     return matrix
+
+
+def _configured(path: Path | None, selection: Selection) -> Matrix:
+    """The file of --config as a matrix."""
+    from vrambench.bench.plan.configs import read
+    from vrambench.bench.plan.configs.keys import Chosen
+
+    assert selection.config is not None
+    if path is not None:
+        raise ConfigurationError(
+            f"--config {selection.config}: takes the place of the matrix {path}; leave one out", field="config"
+        )
+    axes = {axis: text.strip() for axis, text in selection.axes.items()}
+    for axis, text in axes.items():
+        if "," in text:
+            raise ConfigurationError(f"--{axis} {text}: with --config, an axis has one value", field=axis)
+    return read(selection.config, Chosen(axes, (*selection.settings(), *selection.sweeps())), selection.config_format)
 
 
 def _check_blanks(path: Path | None, selection: Selection) -> None:

@@ -81,10 +81,14 @@ def fit(
         kept = kept or _predicted(loaded, selection, maximum, advices, alloc_conf, cache, asked)
         answer = kept.answer
         if as_json:
-            print(json.dumps(answer.document(), indent=1), file=out)
+            told = answer.document() | ({"config": loaded.config.document()} if loaded.config else {})
+            print(json.dumps(told, indent=1), file=out)
         else:
             from vrambench.reports.text.answers import print_fit
+            from vrambench.reports.text.config import print_config
 
+            if loaded.config:
+                print_config(loaded.config, out)
             print_fit(answer, out, kept.profile)
     fits = answer.forecast.verdict == "fits" if strict else answer.forecast.fits
     return 0 if fits else EXIT_DOES_NOT_FIT
@@ -129,6 +133,7 @@ def _predicted(
         advices=advices,
         alloc_conf=alloc_conf,
         said=one.said,
+        left_out=planned.left_out,
         tell=tell,
         cache=cache,
     )

@@ -60,10 +60,14 @@ def plan(
         # Unlike one to run on, a device to plan for need not be there.
         planned = planned_for(loaded, selection, device_here(device) if device == "auto" else device)
         if predict or (predict is None and planned.device == "cuda"):
-            planned = planned.predicted(predictions(selection, alloc_conf, no_cache=no_cache)(planned.valid, None))
+            ask = predictions(selection, alloc_conf, planned.left_out, no_cache=no_cache)
+            planned = planned.predicted(ask(planned.valid, None))
         if as_json:
             print(json.dumps(planned.document(), indent=1), file=out)
         else:
             from vrambench.reports.text.answers import print_plan
+            from vrambench.reports.text.config import print_config
 
+            if planned.config:
+                print_config(planned.config, out)
             print_plan(planned, out)

@@ -135,13 +135,14 @@ def run(
         cells, settings = stored_plan(folder, device)
     else:
         cells, settings = _new_plan(folder, matrix, selection, device or "auto")
+    left_out = settings.pop("left_out", ())
     for option, chosen in (("--prune", prune), ("--predict", predict), ("--record", record)):
         if chosen and settings["device"] in NO_GPU:
             raise ConfigurationError(
                 f"{option}: is for runs on a GPU, and {NO_GPU[settings['device']]}", field="device"
             )
     if predict or prune:
-        settings |= {"predict": predictions(selection), "prune": prune}
+        settings |= {"predict": predictions(selection, left_out=left_out), "prune": prune}
     settings["record"] = record
     settings["about"]["command"] = shlex.join(["vrambench", *context.obj])
     settings["jobs"] = jobs or settings.get("jobs") or _jobs(settings["device"])
@@ -151,7 +152,7 @@ def run(
         from vrambench.bench.predict.cache import Cache
         from vrambench.bench.run.predicted import PredictingExecutor
 
-        settings["executor"] = PredictingExecutor(settings.pop("card"), settings["jobs"], Cache.usual())
+        settings["executor"] = PredictingExecutor(settings.pop("card"), settings["jobs"], left_out, Cache.usual())
     with stdout_kept_clean() as stdout:
         summary = run_here(cells, folder, settings)
         if summary.interrupted:
@@ -235,7 +236,11 @@ def _new_plan(
         if selection.repeat is not None:
             raise ConfigurationError("--repeat: a prediction is the same each time; leave it out", field="repeat")
         settings |= {"repeat": 1, "card": card.name if card else None}
-    return list(planned.cells), settings
+    if planned.config:
+        from vrambench.reports.text.config import print_config
+
+        print_config(planned.config, sys.stderr)
+    return list(planned.cells), settings | {"left_out": planned.left_out}
 
 
 def _claimed_plan(

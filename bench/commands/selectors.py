@@ -44,6 +44,15 @@ def selectors(
     model: Annotated[Texts, typer.Option("--model", help="A preset, a hub id or a folder.", metavar="MODEL")] = None,
     budget: Annotated[Texts, typer.Option(help="The device memory that a cell may use.", metavar="SIZE|CARD")] = None,
     coverage: Annotated[Texts, typer.Option(help="full, or pairwise: every pair of values.", metavar="HOW")] = None,
+    config: Annotated[
+        Texts,
+        typer.Option(
+            "--config", help="A trainer's own file instead of a matrix: docs/config-files.md.", metavar="FILE"
+        ),
+    ] = None,
+    config_format: Annotated[
+        Texts, typer.Option("--config-format", help="What it is, where its keys do not tell.", metavar="FORMAT")
+    ] = None,
     precision: Annotated[Texts, typer.Option(help="These precisions instead of the matrix'.", metavar="V,V")] = None,
     adapter: Annotated[Texts, typer.Option(help="These adapters instead of the matrix'.", metavar="V,V")] = None,
     optimizer: Annotated[Texts, typer.Option(help="These optimizers instead of the matrix'.", metavar="V,V")] = None,
@@ -71,6 +80,8 @@ def selectors(
         model=_once("model", model),
         budget=_once("budget", budget),
         coverage=_once("coverage", coverage),
+        config=_once("config", config),
+        config_format=_once("config-format", config_format),
     )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vrambench.bench.plan.matrix import Matrix
     from vrambench.bench.plan.plan import Plan
     from vrambench.bench.plan.selection import Selection
-    from vrambench.bench.results.forecast import Outcome
+    from vrambench.bench.results.forecast import Outcome, Unmodelled
     from vrambench.bench.run.session import Predict
     from vrambench.methods.cards import Card
     from vrambench.methods.cell import Cell
@@ -107,9 +107,16 @@ def card_named(selection: Selection) -> Card | None:
     return card_called(named.value) if named else None
 
 
-def predictions(selection: Selection, alloc_conf: str | None = None, *, no_cache: bool = False) -> Predict:
+def predictions(
+    selection: Selection,
+    alloc_conf: str | None = None,
+    left_out: tuple[Unmodelled, ...] = (),
+    *,
+    no_cache: bool = False,
+) -> Predict:
     """How cells are predicted: in processes of their own, with a line on stderr that says how many are done; for the GPU that they
-    run on, else for the card that the budget names. What was predicted before is looked up unless `no_cache` forbids it."""
+    run on, else for the card that the budget names. What was predicted before is looked up unless `no_cache` forbids it.
+    `left_out`: what a configuration says, and no prediction holds."""
     from vrambench.bench.predict.cache import Cache
     from vrambench.bench.predict.many import predict_all
 
@@ -128,7 +135,8 @@ def predictions(selection: Selection, alloc_conf: str | None = None, *, no_cache
 
     def predict(cells: Sequence[Cell], here: Card | None) -> Mapping[str, Outcome]:
         card = here or named
-        return predict_all(cells, card.name if card else None, alloc_conf=alloc_conf, cache=cache, tell=tell)
+        name = card.name if card else None
+        return predict_all(cells, name, alloc_conf=alloc_conf, left_out=left_out, cache=cache, tell=tell)
 
     return predict
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -25,6 +25,9 @@ from vrambench.bench.plan.file import Coverage, Section, read
 from vrambench.methods.errors import ConfigurationError, UnknownValue, brief, shown
 from vrambench.methods.validated import unknown_field, unknown_option
 from vrambench.methods.workload import AXIS_NAMES, FIELDS, PARTS
+
+if TYPE_CHECKING:
+    from vrambench.bench.plan.configs.keys import Config
 
 
 class Level(IntEnum):
@@ -93,12 +96,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix file. `name`: the file, as errors call it."""
+    """A matrix file, or a `config` of another tool that was read as one. `name`: the file, as errors call it."""
 
     name: str
     top: Layer
     profiles: Mapping[str, Layer]
     default_profile: Mapping[str, str]
+    config: Config | None = None
 
     def layer(self, profile: str | None) -> Layer:
         """The top level with `profile` laid over it. Raises UnknownValue where there is no such profile."""

@@ -54,7 +54,8 @@ from vrambench.methods.registry import load_attribute
 from vrambench.methods.texts import check_data
 
 if TYPE_CHECKING:
-    from vrambench.bench.results.forecast import Outcome
+    from vrambench.bench.plan.configs.keys import Config
+    from vrambench.bench.results.forecast import Outcome, Unmodelled
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class PlannedCell:
 @dataclass(frozen=True)
 class Plan:
     """`matrix`: the file. `profile`: the one in use, if any. `device`: what the cells were checked for. `warnings`:
-    sentences about the matrix, which is valid all the same."""
+    sentences about the matrix, which is valid all the same. `config`: the trainer's configuration that was read as one."""
 
     matrix: str
     profile: str | None
@@ -109,6 +110,12 @@ class Plan:
     repeat: int
     cells: tuple[PlannedCell, ...]
     warnings: tuple[str, ...] = ()
+    config: Config | None = None
+
+    @property
+    def left_out(self) -> tuple[Unmodelled, ...]:
+        """What the trainer's configuration that was read as a matrix says, and no prediction holds."""
+        return self.config.left_out if self.config else ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -136,7 +143,7 @@ class Plan:
             "repeat": self.repeat,
             "counts": self.counts,
             "cells": [planned.row() for planned in self.cells],
-        }
+        } | ({"config": self.config.document()} if self.config else {})
 
 
 def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: bool = True) -> Plan:
@@ -150,6 +157,8 @@ def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: boo
     named = selection.layer()
     check_names(matrix, named)
     layer = named.over(matrix.layer(profile))
+    if matrix.config:
+        layer = _by_preset(layer)
     said = _Said.of(layer, selection)
     only = selection.kept()
     # Whoever names every value means every combination.
@@ -185,7 +194,7 @@ def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: boo
     warnings = idle_settings(matrix, profile, named, left)
     if not narrowed:
         warnings = (*idle_excludes(matrix, profile), *idle_additions(added), *warnings)
-    return Plan(matrix.name, profile, device_kind, coverage, layer.repeat or 1, tuple(kept), warnings)
+    return Plan(matrix.name, profile, device_kind, coverage, layer.repeat or 1, tuple(kept), warnings, matrix.config)
 
 
 @dataclass(frozen=True)
@@ -268,6 +277,15 @@ def resolved(axes: Mapping[str, str], settings: Settings, *, flash: bool) -> Cel
     except ConfigurationError as error:
         raise located(error, settings) from None
     return cell
+
+
+def _by_preset(layer: Layer) -> Layer:
+    """`layer`, with a model's preset in place of the hub id whose shape it has: it needs no network."""
+    setting = layer.workload.get("model")
+    preset = next((name for name, one in PRESETS.items() if setting and one.hub_id == setting.value), None)
+    if preset is None or setting is None:
+        return layer
+    return replace(layer, workload={**layer.workload, "model": replace(setting, value=preset)})
 
 
 def _check_model(model: str | None, field: str) -> None:

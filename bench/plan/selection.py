@@ -33,6 +33,8 @@ class Selection:
     budget: str | None = None
     repeat: int | None = None
     coverage: str | None = None
+    config: str | None = None
+    config_format: str | None = None
 
     @property
     def empty(self) -> bool:

@@ -19,7 +19,7 @@ from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.neighbours import MOST_EVENTS, spread
 from vrambench.bench.predict.reach import integer_fields, largest
 from vrambench.bench.predict.searchable import searched_fields
-from vrambench.bench.results.forecast import Forecast
+from vrambench.bench.results.forecast import Forecast, Unmodelled
 from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell
 
@@ -32,13 +32,14 @@ def fit(
     advices: int | None = None,
     alloc_conf: str | None = None,
     said: Mapping[str, Any] | None = None,
+    left_out: tuple[Unmodelled, ...] = (),
     tell: Callable[[str], None] = lambda text: None,
     cache: Cache | None = None,
 ) -> Answer:
     """Predicts `cell` under its budget. `maximum`: fields, with commas between them, whose largest values are wanted, each with the
-    others as they are; `advices`: how many configurations that fit. `alloc_conf`, `cache`: see Predictor; `said`: see `advise`,
-    `largest`. `tell` hears of each further prediction."""
-    predictor = Predictor(alloc_conf, cache)
+    others as they are; `advices`: how many configurations that fit. `alloc_conf`, `left_out`, `cache`: see Predictor; `said`: see
+    `advise`, `largest`. `tell` hears of each further prediction."""
+    predictor = Predictor(alloc_conf, left_out, cache)
     bf16 = has_bf16(card)
     freezes = gc.get_freeze_count() == 0  # what a caller has frozen stays so
 

@@ -38,10 +38,14 @@ class Predictor:
     """Forecasts, one after the other; what it learns of operators, and the last simulations, it keeps.
 
     `alloc_conf`: the allocator's options, written as in PYTORCH_ALLOC_CONF; None: those of this process' environment. Raises
-    ConfigurationError where they say what no allocator here can do. `cache`: where forecasts are kept, and looked up.
+    ConfigurationError where they say what no allocator here can do. `left_out`: what a configuration says, and is not modelled;
+    where it may decide, the verdict is `unsure`. `cache`: where forecasts are kept, and looked up.
     """
 
-    def __init__(self, alloc_conf: str | None = None, cache: Cache | None = None) -> None:
+    def __init__(
+        self, alloc_conf: str | None = None, left_out: tuple[Unmodelled, ...] = (), cache: Cache | None = None
+    ) -> None:
+        self._left_out = left_out
         self._conf = read(alloc_conf)
         self._cache = cache
         self.events = 0
@@ -70,7 +74,7 @@ class Predictor:
         card = card or card_of(whole)
         settings = replace(self._conf.settings, expandable_segments=True) if expandable else self._conf.settings
         conf = self._conf._replace(settings=settings)
-        asked = about_forecast(cell, whole, card, conf, worst_alone) if self._cache else None
+        asked = about_forecast(cell, whole, card, conf, self._left_out, worst_alone) if self._cache else None
         kept = read_forecast(self._cache, asked) if self._cache and asked else None
         if kept is not None:
             self.events = kept.events
@@ -86,7 +90,7 @@ class Predictor:
             made = _forecast(simulation, judged, budget, outside, notes)
             batches = predicted_batches(cell, judged.replay.phases) if several else None
             made = made.model_copy(update={"batches": batches})
-            made = doubted(made, unmodelled(cell, trace), judged.error)
+            made = doubted(made, (*unmodelled(cell, trace), *self._left_out), judged.error)
         told = {"alloc_conf": settings.text(), "seconds": time.perf_counter() - began}
         if elsewhere:
             memory = made.memory.model_copy(update={"elsewhere_bytes": elsewhere})

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from vrambench.bench.allocator.settings import ENVIRONMENT
 from vrambench.bench.predict.answer import Answer
 from vrambench.bench.predict.cache import Cache, Question
-from vrambench.bench.results.forecast import Forecast
+from vrambench.bench.results.forecast import Forecast, Unmodelled
 from vrambench.methods.axes import AXES
 from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell
@@ -66,7 +66,12 @@ def self_contained(cell: Cell) -> bool:
 
 
 def about_forecast(
-    cell: Cell, budget_bytes: int, card: Card | None, conf: AllocConf, worst_alone: bool = False
+    cell: Cell,
+    budget_bytes: int,
+    card: Card | None,
+    conf: AllocConf,
+    left_out: tuple[Unmodelled, ...] = (),
+    worst_alone: bool = False,
 ) -> Question | None:
     """What one prediction answers (see Predictor.forecast); None where its answer cannot be kept."""
     from vrambench.methods.models.config import model_config
@@ -80,6 +85,7 @@ def about_forecast(
         "budget_bytes": budget_bytes,
         "card": card.name if card else None,
         "alloc_conf": [asdict(conf.settings), conf.notes],
+        "left_out": [one.model_dump() for one in left_out],
         "worst_alone": worst_alone,
     }
 

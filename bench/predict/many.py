@@ -26,7 +26,7 @@ from vrambench.bench.predict.cache import Cache
 from vrambench.bench.predict.kept import about_forecast, read_forecast
 from vrambench.bench.predict.quiet import hush
 from vrambench.bench.processes import deaf_to_interrupts, fresh_start, kill
-from vrambench.bench.results.forecast import Outcome
+from vrambench.bench.results.forecast import Outcome, Unmodelled
 from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import Cell, from_flat
 from vrambench.methods.errors import ConfigurationError
@@ -49,24 +49,25 @@ def predict_all(
     *,
     processes: int = PROCESSES,
     alloc_conf: str | None = None,
+    left_out: tuple[Unmodelled, ...] = (),
     cache: Cache | None = None,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Outcome]:
     """Each cell's outcome under its own budget, by the cell's id. `card`: the card's name, where the budget was given as one.
-    `alloc_conf`, `cache`: see Predictor. `tell` is called with how many cells are done, and of how many. Whatever goes wrong with a
-    cell is its outcome's reason."""
+    `alloc_conf`, `left_out`, `cache`: see Predictor. `tell` is called with how many cells are done, and of how many. Whatever goes
+    wrong with a cell is its outcome's reason."""
     distinct = {cell.id: cell for cell in cells}
     if not distinct:
         return {}
     conf = read(alloc_conf)  # a mistake in it is told here, once
-    outcomes = _kept(distinct.values(), card, conf, cache) if cache else {}
+    outcomes = _kept(distinct.values(), card, conf, left_out, cache) if cache else {}
     asked = [cell for cell in distinct.values() if cell.id not in outcomes]
     chunks = [asked[start : start + CHUNK] for start in range(0, len(asked), CHUNK)]
     used = min(processes, len(chunks)) if len(asked) > WORTH_A_PROCESS else 1
     tell(len(outcomes), len(distinct))
     if not asked:
         return outcomes
-    with fresh_start(), _pool(used, alloc_conf, cache) as pool:  # the pool starts a process of its own, too
+    with fresh_start(), _pool(used, alloc_conf, left_out, cache) as pool:  # the pool starts a process of its own, too
         with deaf_to_interrupts():
             futures = {pool.submit(predicted, [cell.flat() for cell in chunk], card): chunk for chunk in chunks}
         left: set[Future[list[Outcome]]] = set(futures)
@@ -79,7 +80,9 @@ def predict_all(
     return outcomes
 
 
-def _kept(cells: Iterable[Cell], card: str | None, conf: AllocConf, cache: Cache) -> dict[str, Outcome]:
+def _kept(
+    cells: Iterable[Cell], card: str | None, conf: AllocConf, left_out: tuple[Unmodelled, ...], cache: Cache
+) -> dict[str, Outcome]:
     """The outcomes that were kept, by the cells' ids."""
     from vrambench.bench.predict.forecast import card_of
 
@@ -87,7 +90,7 @@ def _kept(cells: Iterable[Cell], card: str | None, conf: AllocConf, cache: Cache
     for cell in cells:
         budget = cell.workload.budget
         with contextlib.suppress(ConfigurationError):  # of a model that cannot be read: a process says so
-            asked = about_forecast(cell, budget, CARDS[card] if card else card_of(budget), conf)
+            asked = about_forecast(cell, budget, CARDS[card] if card else card_of(budget), conf, left_out)
             if asked and (kept := read_forecast(cache, asked)):
                 found[cell.id] = Outcome(forecast=kept.forecast)
     return found
@@ -101,9 +104,11 @@ def _outcomes(future: Future[list[Outcome]], count: int) -> list[Outcome]:
 
 
 @contextlib.contextmanager
-def _pool(processes: int, alloc_conf: str | None, cache: Cache | None) -> Iterator[Executor]:
+def _pool(
+    processes: int, alloc_conf: str | None, left_out: tuple[Unmodelled, ...], cache: Cache | None
+) -> Iterator[Executor]:
     """Processes that end with the block, whether they are done or not."""
-    pool = new_pool(processes, alloc_conf, cache)
+    pool = new_pool(processes, alloc_conf, left_out, cache)
     try:
         yield pool
     except BaseException:
@@ -113,10 +118,14 @@ def _pool(processes: int, alloc_conf: str | None, cache: Cache | None) -> Iterat
         pool.shutdown(cancel_futures=True)
 
 
-def new_pool(processes: int, alloc_conf: str | None, cache: Cache | None) -> ProcessPoolExecutor:
+def new_pool(
+    processes: int, alloc_conf: str | None, left_out: tuple[Unmodelled, ...], cache: Cache | None
+) -> ProcessPoolExecutor:
     """Processes for `predicted`, which start as they are needed."""
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(alloc_conf, cache))
+    return ProcessPoolExecutor(
+        processes, mp_context=context, initializer=_begin, initargs=(alloc_conf, left_out, cache)
+    )
 
 
 def end(pool: ProcessPoolExecutor) -> None:
@@ -130,7 +139,7 @@ def end(pool: ProcessPoolExecutor) -> None:
 _predictor: Predictor | None = None  # one for each process of the pool, which has no other place to keep it
 
 
-def _begin(alloc_conf: str | None, cache: Cache | None) -> None:
+def _begin(alloc_conf: str | None, left_out: tuple[Unmodelled, ...], cache: Cache | None) -> None:
     """What a process does before its first prediction: no GPU is touched."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.dup2(2, 1)  # libraries that print do so where a parent's --json document is not
@@ -143,7 +152,7 @@ def _begin(alloc_conf: str | None, cache: Cache | None) -> None:
     torch.set_num_threads(1)
     gc.freeze()
     global _predictor
-    _predictor = Predictor(alloc_conf, cache)
+    _predictor = Predictor(alloc_conf, left_out, cache)
 
 
 def predicted(flats: Sequence[dict[str, Any]], card: str | None) -> list[Outcome]:

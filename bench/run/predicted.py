@@ -19,7 +19,7 @@ from vrambench.bench.predict.alloc_conf import read
 from vrambench.bench.predict.cache import Cache
 from vrambench.bench.predict.many import end, new_pool, predicted
 from vrambench.bench.processes import deaf_to_interrupts, fresh_start
-from vrambench.bench.results.forecast import Forecast, Outcome
+from vrambench.bench.results.forecast import Forecast, Outcome, Unmodelled
 from vrambench.bench.results.records import Phase, Sample
 from vrambench.bench.results.run_info import PREDICTED
 from vrambench.bench.run.executor import Ended, Order, Spot
@@ -39,13 +39,16 @@ class PredictedJob:
 
 
 class PredictingExecutor:
-    """Predicts `jobs` cells at a time for `card` (its name in CARDS; None: for the card whose memory a cell's budget is). `cache`:
-    see Predictor."""
+    """Predicts `jobs` cells at a time for `card` (its name in CARDS; None: for the card whose memory a cell's budget is).
+    `left_out`, `cache`: see Predictor."""
 
-    def __init__(self, card: str | None, jobs: int, cache: Cache | None = None) -> None:
+    def __init__(
+        self, card: str | None, jobs: int, left_out: tuple[Unmodelled, ...] = (), cache: Cache | None = None
+    ) -> None:
         read(None)  # a mistake in the environment's allocator settings is told here, once
         self._card = card
         self._processes = jobs
+        self._left_out = left_out
         self._cache = cache
         self._pool: ProcessPoolExecutor | None = None
         self._jobs: list[PredictedJob] = []
@@ -60,7 +63,7 @@ class PredictingExecutor:
 
     def start(self, order: Order) -> PredictedJob:
         with fresh_start(), deaf_to_interrupts():  # the pool starts its processes as they are needed
-            self._pool = self._pool or new_pool(self._processes, None, self._cache)
+            self._pool = self._pool or new_pool(self._processes, None, self._left_out, self._cache)
             job = PredictedJob(order, self._pool.submit(predicted, [order.cell], self._card))
         self._jobs.append(job)
         return job

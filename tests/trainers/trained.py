@@ -18,7 +18,7 @@ from torch import nn
 from vrambench.bench.measure.ledger import weights
 from vrambench.bench.measure.meters.storages import StorageTrace, existing_tensors, storage_bytes
 from vrambench.methods.batches import Batch, Batches, Row, best_fit_decreasing, wrapped
-from vrambench.methods.cell import resolve
+from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job, Role
 from vrambench.methods.offload.learner import tensors_in
@@ -129,8 +129,8 @@ class Known(Batches):
         return (self._batch(self._known[step * BATCH : (step + 1) * BATCH]),)
 
 
-def ours(configuration: Configuration, folder: Path) -> Held:
-    """The cell's job."""
+def cell_of(configuration: Configuration, folder: Path) -> Cell:
+    """The cell that says what the configuration says."""
     settings = {
         "model": str(folder),
         "weights": "pretrained",
@@ -140,7 +140,12 @@ def ours(configuration: Configuration, folder: Path) -> Held:
         "learning_rate": 1e-3,
         "loss": "scored" if configuration.pairs == "reward" else "nll",
     }
-    cell = resolve(dict(zip(AXES, configuration.axes.split(), strict=True)), settings | dict(configuration.settings))
+    return resolve(dict(zip(AXES, configuration.axes.split(), strict=True)), settings | dict(configuration.settings))
+
+
+def ours(configuration: Configuration, folder: Path) -> Held:
+    """The cell's job."""
+    cell = cell_of(configuration, folder)
     watch = Watch()
     traced = False
 

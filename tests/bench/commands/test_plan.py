@@ -47,7 +47,7 @@ def test_plan_predicts_by_default_for_cuda_alone(
 
     asked: list[int] = []
 
-    def failing(cells: list[Any], card: str | None, *, alloc_conf: str | None, tell: Any) -> dict[str, Outcome]:
+    def failing(cells: list[Any], card: str | None, **told: Any) -> dict[str, Outcome]:
         asked.append(len(cells))
         return {cell.id: Outcome(reason="no such operator") for cell in cells}
 

@@ -1,0 +1,77 @@
+"""People's own configurations as a matrix of one cell: what `--config` names.
+
+    matrix = read("sft.yaml", chosen)
+    matrix.config.called, matrix.config.keys         "TRL's SFTConfig", and how each key was read
+
+A format is a file here, and a line in FORMATS. Nothing here imports torch or transformers, executes anything or asks the network.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vrambench.bench.plan.configs import deepspeed, training_arguments, trl
+from vrambench.bench.plan.configs.files import command_line, load
+from vrambench.bench.plan.configs.keys import Chosen, Draft, Format, Given
+from vrambench.bench.plan.document import Document
+from vrambench.bench.plan.matrix import Layer, Matrix
+from vrambench.methods.errors import ConfigurationError, UnknownValue
+
+FORMATS: tuple[Format, ...] = (
+    training_arguments.FORMAT,
+    *trl.FORMATS,
+    deepspeed.FORMAT,
+)
+COMMAND_LINES = {one.name.removeprefix("trl-"): one.name for one in trl.FORMATS}
+
+
+def read(source: str, chosen: Chosen, named: str | None = None) -> Matrix:
+    """The matrix of the file, or TRL command line, `source`. `named`: the format, where --config-format says it. Raises
+    ConfigurationError, with file, line and key, for what cannot be read."""
+    names = [one.name for one in FORMATS]
+    if named is not None and named not in names:
+        raise UnknownValue("--config-format", named, names)
+    if source.split()[:1] == ["trl"]:
+        command, document = command_line(source)
+        if command not in COMMAND_LINES:
+            raise UnknownValue("--config trl", command, COMMAND_LINES)
+        named = named or COMMAND_LINES[command]
+    else:
+        document = load(Path(source))
+    form = next(one for one in FORMATS if one.name == named) if named else detected(document, chosen)
+    if form is deepspeed.FORMAT:
+        document = deepspeed.flat(document)
+    draft = Draft(Given(document, form.table), chosen)
+    form.draft(draft)
+    config = draft.done(form.name, form.called)
+    axes = {axis: (setting,) for axis, setting in draft.axes.items()}
+    return Matrix(document.name, Layer(workload=draft.settings, axes=axes), {}, {}, config)
+
+
+def detected(document: Document, chosen: Chosen) -> Format:
+    """The format that knows most of the document's keys, and at least half of them. Of several, the one whose trainer is that of
+    the command line's algorithm, or TrainingArguments, of which TRL's are kinds."""
+    known = {one: sum(key in _keys(one) for key in document.data) for one in FORMATS}
+    if deepspeed.ZERO in document.data:
+        return deepspeed.FORMAT
+    most = max(known.values())
+    best = [one for one, count in known.items() if count == most]
+    names = ", ".join(one.name for one in FORMATS)
+    if not document.data or most * 2 < len(document.data):
+        raise ConfigurationError(
+            f"{document.name}: its keys are those of no format that is known here ({names}); --config-format says which it is"
+        )
+    if len(best) > 1:
+        best = [one for one in best if one.algorithm == chosen.axes.get("algorithm", "")] or best
+    plain = [one for one in best if one.algorithm is None]
+    best = plain if len(plain) == 1 else best
+    if len(best) > 1:
+        either = ", ".join(one.name for one in best)
+        raise ConfigurationError(
+            f"{document.name}: may be {either}, which have all its keys; --config-format {best[0].name} says which it is"
+        )
+    return best[0]
+
+
+def _keys(form: Format) -> frozenset[str]:
+    return form.table.names | form.table.renamed.keys() | form.table.old

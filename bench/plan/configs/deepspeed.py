@@ -1,0 +1,209 @@
+"""DeepSpeed's JSON: alone, or named by another configuration's `deepspeed`.
+
+Read: DeepSpeed 0.19, runtime/config.py, runtime/constants.py, runtime/zero/config.py; transformers 5.23, integrations/deepspeed.py;
+accelerate, which wraps no model in autocast beside DeepSpeed's engine. `auto` is what the trainer says. Keys of sections are
+written `zero_optimization.stage`. One GPU is predicted, whatever the launcher starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vrambench.bench.plan.configs.files import load_json
+from vrambench.bench.plan.configs.keys import INERT, Doubt, Draft, Format, Given, Table
+from vrambench.bench.plan.document import Document
+from vrambench.methods.errors import ConfigurationError, shown
+
+ZERO = "zero_optimization"
+ENGINE = "DeepSpeed's engine does it in a way of its own"
+OFF = (*INERT, "auto", 0, 1, {"enabled": False})
+WHOLE = """
+aio amp autotuning checkpoint comet comms_logger compile compression_training csv_monitor curriculum_learning data_efficiency
+data_types elasticity flops_profiler hybrid_engine pipeline scheduler sparse_attention tensorboard torch_autocast wandb
+""".split()  # noqa: SIM905
+"""Sections that are read as one key."""
+STAGE_3 = (
+    *("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_max_live_parameters"),
+    *("stage3_max_reuse_distance", "sub_group_size"),
+)
+TABLE = Table.of(
+    f"""
+    train_micro_batch_size_per_gpu gradient_accumulation_steps gradient_clipping train_batch_size bf16.enabled fp16.enabled
+    optimizer.type optimizer.params.lr {ZERO}.stage {ZERO}.overlap_comm {ZERO}.reduce_bucket_size
+    {ZERO}.offload_optimizer.device {ZERO}.offload_param.device {ZERO}.offload_optimizer.pin_memory
+    {ZERO}.offload_param.pin_memory {" ".join(f"{ZERO}.{name}" for name in STAGE_3)}
+    """,
+    f"""
+    aio autotuning checkpoint comet comms_logger csv_monitor curriculum_learning data_efficiency elasticity flops_profiler pipeline
+    scheduler tensorboard wandb dump_state log_level memory_breakdown steps_per_print wall_clock_breakdown disable_allgather
+    prescale_gradients gradient_predivide_factor sparse_gradients communication_data_type dataloader_drop_last
+    zero_allow_untested_optimizer zero_force_ds_cpu_optimizer seed train_steps
+    fp16.loss_scale fp16.loss_scale_window fp16.initial_scale_power fp16.hysteresis fp16.min_loss_scale fp16.auto_cast
+    fp16.consecutive_hysteresis
+    optimizer.params.betas optimizer.params.eps optimizer.params.weight_decay optimizer.params.torch_adam
+    optimizer.params.adam_w_mode
+    activation_checkpointing.partition_activations activation_checkpointing.contiguous_memory_optimization
+    activation_checkpointing.cpu_checkpointing activation_checkpointing.number_checkpoints
+    activation_checkpointing.synchronize_checkpoint_boundary activation_checkpointing.profile
+    {ZERO}.allgather_bucket_size {ZERO}.allgather_partitions {ZERO}.compute_grad_norm {ZERO}.contiguous_gradients
+    {ZERO}.elastic_checkpoint {ZERO}.enable_sanity_checks {ZERO}.ignore_unused_parameters {ZERO}.leaf_module
+    {ZERO}.load_from_fp32_weights {ZERO}.log_trace_cache_warnings {ZERO}.memory_efficient_linear {ZERO}.override_module_apply
+    {ZERO}.parameter_alignment {ZERO}.pipeline_loading_checkpoint {ZERO}.reduce_scatter {ZERO}.round_robin_gradients
+    {ZERO}.save_muon_momentum_buffer_in_memory {ZERO}.stage3_allgather_sequential
+    {ZERO}.stage3_gather_16bit_weights_on_model_save {ZERO}.stage3_gather_fp16_weights_on_model_save
+    {ZERO}.stage3_use_all_reduce_for_fetch_params {ZERO}.use_multi_rank_bucket_allreduce
+    {ZERO}.offload_optimizer.buffer_count {ZERO}.offload_optimizer.fast_init {ZERO}.offload_optimizer.nvme_path
+    {ZERO}.offload_optimizer.cpuadam_cores_perc
+    {ZERO}.offload_optimizer.pipeline_read {ZERO}.offload_optimizer.pipeline_write {ZERO}.offload_param.buffer_count
+    {ZERO}.offload_param.buffer_size {ZERO}.offload_param.max_in_cpu {ZERO}.offload_param.nvme_path
+    """,
+    {
+        **{
+            name: Doubt(ENGINE, OFF)
+            for name in ("amp", "compile", "compression_training", "data_types", "hybrid_engine")
+        },
+        **{name: Doubt(ENGINE, OFF) for name in ("sparse_attention", "torch_autocast", "bf16.immediate_grad_update")},
+        f"{ZERO}.offload_optimizer.super_offload": Doubt(ENGINE, OFF),
+        f"{ZERO}.legacy_stage1": Doubt(ENGINE, OFF),
+        f"{ZERO}.offload_optimizer.ratio": Doubt("a part of the state stays on the device", (*OFF, 1.0)),
+        f"{ZERO}.stage3_model_persistence_threshold": Doubt("some parameters stay on the device", OFF),
+        f"{ZERO}.stage3_module_granularity_threshold": Doubt("some modules are gathered whole", OFF),
+        f"{ZERO}.zenflow": Doubt(ENGINE, OFF),
+        f"{ZERO}.zero_hpz_partition_size": Doubt("several GPUs: one is predicted", OFF),
+        f"{ZERO}.zero_quantized_gradients": Doubt(ENGINE, OFF),
+        f"{ZERO}.zero_quantized_nontrainable_weights": Doubt(ENGINE, OFF),
+        f"{ZERO}.zero_quantized_weights": Doubt(ENGINE, OFF),
+        f"{ZERO}.cpu_offload": Doubt("an old name: offload_optimizer says it", OFF),
+        f"{ZERO}.cpu_offload_param": Doubt("an old name: offload_param says it", OFF),
+        f"{ZERO}.cpu_offload_use_pin_memory": Doubt("an old name: offload_optimizer.pin_memory says it", OFF),
+    },
+)
+OPTIMIZERS = {"adam": "adamw_torch_fused", "adamw": "adamw_torch_fused"}
+
+
+def flat(document: Document) -> Document:
+    """The document with the keys of its sections beside each other."""
+    data: dict[str, Any] = {}
+    lines: dict[tuple[str | int, ...], int] = {}
+
+    def walk(held: Mapping[str, Any], path: tuple[str, ...]) -> None:
+        for key, value in held.items():
+            here = (*path, key)
+            if isinstance(value, dict) and value and here[0] not in WHOLE:
+                walk(value, here)
+            elif value != {}:
+                data[".".join(here)] = value
+                lines[(".".join(here),)] = document.line(*here)
+
+    walk(document.data, ())
+    return Document(document.name, data, lines)
+
+
+def lay(draft: Draft, key: str = "deepspeed") -> None:
+    """Lays the DeepSpeed configuration that the file names, relative to itself, or holds under `key` over its settings."""
+    given, said = draft.given, draft.given.get(key)
+    if isinstance(said, str):
+        path = Path(given.document.name).parent / said
+        try:
+            document = load_json(path)
+        except ConfigurationError as error:
+            raise given.error(key, error.message) from None
+    else:
+        document = Document(f"{given.document.name}: {key}", said, {})
+    if not isinstance(document.data, dict):
+        raise given.error(key, f"{shown(document.data)} is not a configuration of DeepSpeed")
+    inner = draft.beside(Given(flat(document), TABLE))
+    zero(inner)
+    kind = enabled(inner)
+    if kind:
+        draft.engine_type = kind
+        inner.say(f"{kind}.enabled", f"precision: {kind}")
+    draft.adopt(inner, "DeepSpeed's configuration", Path(document.name).name if isinstance(said, str) else key)
+    draft.engine = True
+
+
+def zero(draft: Draft) -> None:
+    """What DeepSpeed's own keys say."""
+    given = draft.given
+
+    def number(key: str) -> Any:
+        value = given.get(key)
+        return None if value == "auto" else value
+
+    for key, name in (
+        ("train_micro_batch_size_per_gpu", "batch_size"),
+        ("gradient_accumulation_steps", "gradient_accumulation_steps"),
+        ("gradient_clipping", "max_grad_norm"),
+        ("optimizer.params.lr", "learning_rate"),
+    ):
+        if number(key) is not None:
+            draft.set(name, number(key), key)
+    whole, micro = number("train_batch_size"), number("train_micro_batch_size_per_gpu")
+    if whole and micro and whole != micro * (number("gradient_accumulation_steps") or 1):
+        draft.doubt("train_batch_size", f"{whole} is that of several GPUs: one is predicted, with its share")
+    _offload(draft, given.get(f"{ZERO}.stage", 0))
+
+
+def _offload(draft: Draft, stage: Any) -> None:
+    given = draft.given
+    if stage not in (0, 1, 2, 3):
+        raise given.error(f"{ZERO}.stage", f"{shown(stage)} is not one of 0, 1, 2, 3")
+    state, weights = (f"{ZERO}.offload_{one}.device" for one in ("optimizer", "param"))
+    hosts = {key: given.choice(key, ("none", "cpu", "nvme"), "none") for key in (state, weights)}
+    for key in (one for one, device in hosts.items() if device == "nvme"):
+        draft.doubt(key, "on a disk, and not in the host's memory: buffers of its own come to it")
+    on_host = {key for key, device in hosts.items() if device != "none"}
+    if stage < 2:
+        draft.doubt(f"{ZERO}.stage", "DeepSpeed's engine below stage 2 is not modelled: stage 2 is predicted")
+        stage = 2
+    if stage == 3 and state not in on_host:
+        draft.lack(
+            "offload", "stage 3 without offload_optimizer is not here, and --offload may name another", f"{ZERO}.stage"
+        )
+        return
+    whole = stage == 3 and weights in on_host
+    name = "zero3_all" if whole else f"zero{stage}{'_optimizer' if state in on_host else ''}"
+    draft.set("offload", name, f"{ZERO}.stage", *on_host)
+    options = ["reduce_bucket_size", "overlap_comm", *(STAGE_3 if stage == 3 else ())]
+    for option in options:
+        value = given.get(f"{ZERO}.{option}", True if (option, stage) == ("overlap_comm", 3) else None)
+        if value is not None and value != "auto":
+            draft.set(f"zero.{option}", int(value) if isinstance(value, float) else value, f"{ZERO}.{option}")
+    if given.get(f"{ZERO}.reduce_bucket_size") == "auto":
+        draft.taken.append(
+            "DeepSpeed's own reduce_bucket_size, of which `auto` is mostly less: the square of the hidden size"
+        )
+    if on_host:
+        pinned = [given.get(key.replace("device", "pin_memory"), False) for key in sorted(on_host)]
+        draft.set("zero.pin_memory", any(pinned), *(key.replace("device", "pin_memory") for key in sorted(on_host)))
+
+
+def enabled(draft: Draft) -> str:
+    """The type in which the engine trains, empty where the file leaves it to the trainer."""
+    kinds = [kind for kind in ("bf16", "fp16") if draft.given.get(f"{kind}.enabled") is True]
+    if len(kinds) > 1:
+        raise draft.given.error("fp16.enabled", "true, as bf16.enabled is, and only one of both can be")
+    return kinds[0] if kinds else ""
+
+
+def _draft(draft: Draft) -> None:
+    """DeepSpeed's configuration alone, of a model in 16 bit: the command line says the rest."""
+    given = draft.given
+    zero(draft)
+    kind = enabled(draft)
+    if kind:
+        draft.set("precision", kind, f"{kind}.enabled")
+    optimizer = str(given.get("optimizer.type", "")).lower()
+    if optimizer in OPTIMIZERS:
+        draft.set("optimizer", OPTIMIZERS[optimizer], "optimizer.type")
+    for axis in ("precision", "adapter", "optimizer", "algorithm"):
+        if axis not in draft.axes:
+            draft.lack(axis, f"DeepSpeed's configuration does not say the {axis}; --{axis} does")
+    if "batch_size" not in draft.settings:
+        draft.lack("batch_size", "it does not say the batch; --set batch_size=4 does")
+    draft.lack("model", "it names no model; --model does")
+
+
+FORMAT = Format("deepspeed", "DeepSpeed's configuration", TABLE, _draft)

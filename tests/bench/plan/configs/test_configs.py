@@ -1,0 +1,181 @@
+"""People's configurations: how each key is read, the cell that it comes to, and what is said of those that cannot be read.
+
+Beside each file in `files/` stands what is printed of it, and its cell; `python tests/bench/plan/configs/test_configs.py` writes
+these anew.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vrambench.bench.commands.app import main
+from vrambench.bench.plan.configs import FORMATS, read
+from vrambench.bench.plan.configs.keys import Chosen
+from vrambench.bench.plan.plan import Plan, select
+from vrambench.bench.plan.selection import Selection
+from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.workload import Workload
+from vrambench.reports.text.config import print_config
+
+FILES = Path(__file__).parent / "files"
+LENGTH = {"names": ("model", "max_length"), "set": ("max_length=512",), "model": "qwen2.5-0.5b"}
+"""What the command line says where a file knows of neither model nor data."""
+ENGINE = {"axes": {"adapter": "none", "algorithm": "sft", "precision": "bf16", "optimizer": "adamw_torch_fused"}}
+MORE: dict[str, dict[str, Any]] = {
+    "transformers-full.json": LENGTH,
+    "transformers-bnb.yaml": LENGTH,
+    "transformers-galore.yaml": LENGTH,
+    "deepspeed-zero1.json": LENGTH | {"axes": {"adapter": "none", "algorithm": "sft"}},
+    "deepspeed-zero2-offload.json": LENGTH | {"axes": {"adapter": "lora", "algorithm": "dpo"}},
+    "deepspeed-zero3-auto.json": LENGTH | ENGINE | {"names": ("model", "batch_size"), "set": ("batch_size=2",)},
+    "trl-sft-qlora.yaml": {"format": "trl-sft"},
+    "trl-grpo.yaml": {"format": "trl-grpo"},
+}
+GOOD = sorted(path.name for path in FILES.glob("*.*") if path.suffix != ".txt")
+BAD = sorted(path.name for path in (FILES / "bad").glob("*.*") if path.suffix != ".txt")
+
+
+def planned(source: str, *, names: tuple[str, ...] = (), format: str | None = None, **selected: Any) -> Plan:
+    """The plan of the configuration on CUDA."""
+    matrix = read(source, Chosen(selected.get("axes", {}), names), format)
+    return select(matrix, Selection(**selected), "cuda")
+
+
+def told(name: str, plan: Plan) -> str:
+    """What is printed of the file, and what its one cell says that is not as usual."""
+    assert plan.config is not None
+    out = io.StringIO()
+    print_config(plan.config, out)
+    (cell,) = [one.cell for one in plan.cells]
+    usual, work = Workload().flat(), cell.workload.flat()
+    said = [f"  {key}: {json.dumps(value)}" for key, value in work.items() if value not in (None, usual.get(key))]
+    printed = "\n".join(line.rstrip() for line in out.getvalue().splitlines()).replace(str(FILES / name), name)
+    return "\n".join([printed, cell.name, *said, ""])
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_file_is_read_as_people_publish_it(name: str) -> None:
+    plan = planned(str(FILES / name), **MORE.get(name, {}))
+    assert told(name, plan) == (FILES / f"{name}.txt").read_text()
+
+
+def complaint(name: str) -> str:
+    """What is said of a file that cannot be read."""
+    with pytest.raises(ConfigurationError) as caught:
+        planned(str(FILES / "bad" / name))
+    assert "\n" not in caught.value.message
+    return caught.value.message.replace(str(FILES / "bad") + "/", "") + "\n"
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_file_that_cannot_be_read_is_told_by_key_and_line(name: str) -> None:
+    assert complaint(name) == (FILES / "bad" / f"{name}.txt").read_text()
+
+
+def test_each_format_has_three_files() -> None:
+    for form in FORMATS:
+        family = form.name.partition("-")[0]
+        assert sum(name.startswith(family) for name in GOOD) >= 3
+
+
+def test_reading_imports_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys; from vrambench.bench.plan.configs import read; from vrambench.bench.plan.configs.keys import Chosen\n"
+        f"read({str(FILES / 'trl-dpo.yaml')!r}, Chosen())\n"
+        "assert not {'torch', 'transformers', 'trl'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class TestCommandLine:
+    def test_it_overrules_the_file_and_says_so(self) -> None:
+        plan = planned(
+            str(FILES / "trl-dpo.yaml"),
+            names=("batch_size", "lora_r"),
+            axes={"optimizer": "sgd"},
+            set=("batch_size=3", "lora_r=4"),
+        )
+        (cell,) = [one.cell for one in plan.cells]
+        assert (cell.optimizer, cell.workload.batch_size, cell.workload.lora_r) == ("sgd", 3, 4)
+        assert plan.config is not None
+        read_as = {one.key: one.told for one in plan.config.keys}
+        assert read_as["per_device_train_batch_size"] == "batch_size: 2 (the command line says otherwise)"
+        assert read_as["gradient_accumulation_steps"] == "gradient_accumulation_steps: 8"
+
+    def test_a_precision_changes_what_autocast_is_over(self) -> None:
+        for precision, autocast in (("nf4", "bf16"), ("bf16", "bf16"), ("bf16_amp", None)):
+            plan = planned(str(FILES / "trl-dpo.yaml"), axes={"precision": precision})
+            (cell,) = [one.cell for one in plan.cells]
+            assert (cell.precision, cell.workload.autocast) == (precision, autocast)
+        assert cell.adapter == "lora"
+
+    def test_the_algorithm_tells_which_trainer_is_meant(self) -> None:
+        matrix = read(str(FILES / "trl-grpo.yaml"), Chosen({"algorithm": "rloo"}))
+        assert matrix.config is not None
+        assert matrix.config.format == "trl-rloo"
+
+    def test_trl_s_own_is_read(self, tmp_path: Path) -> None:
+        words = "--model_name_or_path gpt2 --lora-r 4 --use_peft --lora_target_modules c_attn c_proj --max_length=128 --bf16 False"
+        (one,) = planned(f"trl sft {words}").cells
+        work = one.cell.workload
+        assert (one.cell.precision, one.cell.adapter, work.lora_r, work.max_length) == ("fp32", "lora", 4, 128)
+        assert work.lora_target_modules == ("c_attn", "c_proj")
+        file = tmp_path / "x.yaml"
+        file.write_text("model_name_or_path: gpt2\nmax_length: 64\nper_device_train_batch_size: 3\n")
+        (one,) = planned(f"trl dpo --config {shlex.quote(str(file))} --max_length 32").cells
+        assert (one.cell.algorithm, one.cell.workload.max_length, one.cell.workload.batch_size) == ("dpo", 32, 3)
+
+    @pytest.mark.parametrize(
+        ("typed", "said"),
+        [
+            (["--config", "trl kto"], "--config trl: 'kto' is not one of sft, dpo, reward, grpo, rloo"),
+            (["--config", "trl sft gpt2"], "--config trl sft gpt2: 'gpt2' is no option"),
+            (["--config", "none.yaml"], "none.yaml: cannot be read: No such file or directory"),
+            (
+                ["--config", "trl sft", "--config-format", "trl-stf"],
+                "--config-format: 'trl-stf' is not one of transformers, trl-sft,",
+            ),
+            (["m.yaml", "--config", "x.yaml"], "--config x.yaml: takes the place of the matrix m.yaml; leave one out"),
+            (
+                ["--config", "x.yaml", "--precision", "bf16,nf4"],
+                "--precision bf16,nf4: with --config, an axis has one value",
+            ),
+        ],
+    )
+    def test_what_is_wrong_is_told(
+        self,
+        typed: list[str],
+        said: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert main(["plan", *typed, "--no-predict", "--device", "cuda"]) == 2
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["fit", "plan"])
+def test_what_is_not_modelled_may_decide(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["--model", "tiny", "--set", "max_length=64", "--budget", "1100MiB", "--device", "cuda", "--json"]
+    typed = typed if command == "plan" else [one for one in typed if one not in ("--device", "cuda")]
+    assert main([command, "--config", str(FILES / "transformers-galore.yaml"), *typed]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["verdict"] if command == "fit" else document["cells"][0]["fit"]) == "unsure"
+    keys = {one["key"]: one["read"] for one in document["config"]["keys"]}
+    assert (keys["torch_compile"], keys["optim"], keys["max_steps"]) == ("not modelled", "used", "without effect")
+
+
+if __name__ == "__main__":
+    for good in GOOD:
+        (FILES / f"{good}.txt").write_text(told(good, planned(str(FILES / good), **MORE.get(good, {}))))
+    for bad in BAD:
+        (FILES / "bad" / f"{bad}.txt").write_text(complaint(bad))
