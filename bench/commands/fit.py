@@ -18,6 +18,7 @@ from vrambench.bench.commands.shared import (
     say,
     stdout_kept_clean,
 )
+from vrambench.bench.plan.aliased import field_in_our_name
 from vrambench.methods.errors import ConfigurationError, shown
 from vrambench.methods.workload import AXIS_NAMES, FIELDS
 
@@ -53,6 +54,10 @@ def fit(
 
     It takes seconds, and neither a GPU nor weights. Exit code 0: it fits, even if tightly or as far as is known; 1: it does not."""
     loaded = load(matrix, selection)
+    if maximum is not None:
+        maximum, note = field_in_our_name(maximum)
+        if note:
+            say(f"--max {note}")
     with stdout_kept_clean() as out:
         from vrambench.bench.plan.plan import select
         from vrambench.bench.predict.fit import fit as fit_cell
