@@ -19,6 +19,10 @@ from vrambench.bench.commands.shared import (
     predictions,
     stdout_kept_clean,
 )
+from vrambench.methods.errors import ConfigurationError, UnknownValue
+
+SORTED = ("peak", "room")
+"""What --sort takes: `plan.ORDERS`."""
 
 if TYPE_CHECKING:
     from vrambench.bench.plan.selection import Selection
@@ -40,6 +44,14 @@ def plan(
             show_default="predict where the rules are CUDA's",
         ),
     ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            help="peak: least memory first; room: most room under its budget first.",
+            metavar="peak|room",
+            show_default="as the matrix has them",
+        ),
+    ] = None,
     alloc_conf: AllocConf = None,
     as_json: Json = False,
 ) -> None:
@@ -50,12 +62,18 @@ def plan(
     Naming all five axes asks for every combination of the values named: the matrix' exclude and coverage then leave none
     out, and entries of its include that name all five axes are left out."""
     check_device(device)
+    if sort is not None and sort not in SORTED:
+        raise UnknownValue("--sort", sort, SORTED)
+    if sort is not None and predict is False:
+        raise ConfigurationError("--sort: cells are sorted by what is predicted; leave --no-predict out", field="sort")
     loaded = load(matrix, selection)
     with stdout_kept_clean() as out:
         # Unlike one to run on, a device to plan for need not be there.
         planned = planned_for(loaded, selection, device_here(device) if device == "auto" else device)
-        if predict or (predict is None and planned.device == "cuda"):
+        if predict or (predict is None and (sort or planned.device == "cuda")):
             planned = planned.predicted(predictions(selection, alloc_conf)(planned.valid, None))
+        if sort:
+            planned = planned.sorted_by(sort)
         if as_json:
             print(json.dumps(planned.document(), indent=1), file=out)
         else:
