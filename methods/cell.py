@@ -251,10 +251,12 @@ def _lengths(workload: Workload, given: Collection[str]) -> dict[str, Any]:
         return decided
     if whole is None:
         return {"max_length": workload.sequence_tokens}
+    if prompt >= whole and "prompt_tokens" not in given:
+        prompt = whole // 2
     if prompt >= whole:
         raise ConfigurationError(
             f"prompt_tokens: {prompt} must be less than max_length, {whole}, which leaves the rest to the response",
-            field="prompt_tokens" if "prompt_tokens" in given else "max_length",
+            field="prompt_tokens",
         )
     if "response_tokens" in given and prompt + workload.response_tokens != whole:
         raise ConfigurationError(
@@ -262,7 +264,7 @@ def _lengths(workload: Workload, given: Collection[str]) -> dict[str, Any]:
             "response_tokens or max_length out",
             field="response_tokens",
         )
-    return {"response_tokens": whole - prompt}
+    return {"prompt_tokens": prompt, "response_tokens": whole - prompt}
 
 
 def _several_lengths(lengths: Mapping[int, float], limit: int | None, packing: str) -> dict[str, Any]:

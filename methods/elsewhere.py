@@ -42,7 +42,6 @@ HERE = {
         ("gradient_checkpointing_kwargs", "what it says is use_reentrant=true or false"),
         ("save_strategy", "what is saved at the end is save (model, merged)"),
         ("eval_packing", "an evaluation packs as training does (packing)"),
-        ("model_name_or_path base_model", "it is model"),
     )
     for name in names.split()
 }

@@ -218,7 +218,8 @@ class Workload(BaseModel):
     """Tokens of every response, exactly as many as are generated; in SFT the rest of every sequence."""
     max_length: Length | None = None
     """Tokens of a whole sequence in SFT, DPO and for reward models: the response is what `prompt_tokens` leaves of it, whatever a
-    profile or the file says of `response_tokens`; both named in one place are a mistake. Null is prompt and response together."""
+    profile or the file says of `response_tokens`; all three named in one place must agree. A prompt that is not said there and is
+    no shorter is half of it. Null is prompt and response together."""
     lengths: Lengths = None
     """In SFT, how long sequences are: shares by tokens ({256: 0.5, 1024: 0.4, 2048: 0.1}), or a file with a length on each line (in
     JSON lines: `length` or `input_ids`). `max_length` then truncates them, and prompt_tokens and response_tokens say nothing. Null:

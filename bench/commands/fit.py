@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +20,7 @@ from vrambench.bench.commands.shared import (
     say,
     stdout_kept_clean,
 )
+from vrambench.bench.plan.aliased import field_in_our_name
 from vrambench.bench.predict.alloc_conf import read
 from vrambench.bench.predict.searchable import check_searchable, searched_fields
 from vrambench.methods.errors import ConfigurationError, shown
@@ -66,9 +68,7 @@ def fit(
     It takes seconds, and neither a GPU nor weights. Exit code 0: it fits, even if tightly or as far as is known; 1: it does not."""
     loaded = load(matrix, selection)
     read(alloc_conf)
-    maximum = ",".join(maxima) if maxima else None
-    for field in searched_fields(maximum):
-        check_searchable(field)
+    maximum = ",".join(_searched(maxima)) if maxima else None
     with stdout_kept_clean() as out:
         from vrambench.bench.predict.cache import Cache
         from vrambench.bench.predict.kept import about_answer, read_answer
@@ -92,6 +92,16 @@ def fit(
             print_fit(answer, out, kept.profile)
     fits = answer.forecast.verdict == "fits" if strict else answer.forecast.fits
     return 0 if fits else EXIT_DOES_NOT_FIT
+
+
+def _searched(typed: Sequence[str]) -> Iterator[str]:
+    """The fields of `--max` by our names, each checked."""
+    for field in searched_fields(",".join(typed)):
+        name, note = field_in_our_name(field)
+        if note:
+            say(f"--max {note}")
+        check_searchable(name)
+        yield name
 
 
 def _predicted(

@@ -21,6 +21,10 @@ from vrambench.bench.commands.shared import (
     stdout_kept_clean,
 )
 from vrambench.bench.predict.alloc_conf import read
+from vrambench.methods.errors import ConfigurationError, UnknownValue
+
+SORTED = ("peak", "room")
+"""What --sort takes: `plan.ORDERS`."""
 
 if TYPE_CHECKING:
     from vrambench.bench.plan.selection import Selection
@@ -42,6 +46,14 @@ def plan(
             show_default="predict where the rules are CUDA's",
         ),
     ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            help="peak: least memory first; room: most room under its budget first.",
+            metavar="peak|room",
+            show_default="as the matrix has them",
+        ),
+    ] = None,
     alloc_conf: AllocConf = None,
     no_cache: NoCache = False,
     as_json: Json = False,
@@ -53,15 +65,21 @@ def plan(
     Naming all five axes asks for every combination of the values named: the matrix' exclude and coverage then leave none
     out, and entries of its include that name all five axes are left out."""
     check_device(device)
+    if sort is not None and sort not in SORTED:
+        raise UnknownValue("--sort", sort, SORTED)
+    if sort is not None and predict is False:
+        raise ConfigurationError("--sort: cells are sorted by what is predicted; leave --no-predict out", field="sort")
     loaded = load(matrix, selection)
     if alloc_conf is not None:
         read(alloc_conf)
     with stdout_kept_clean() as out:
         # Unlike one to run on, a device to plan for need not be there.
         planned = planned_for(loaded, selection, device_here(device) if device == "auto" else device)
-        if predict or (predict is None and planned.device == "cuda"):
+        if predict or (predict is None and (sort or planned.device == "cuda")):
             ask = predictions(selection, alloc_conf, planned.left_out, no_cache=no_cache)
             planned = planned.predicted(ask(planned.valid, None))
+        if sort:
+            planned = planned.sorted_by(sort)
         if as_json:
             print(json.dumps(planned.document(), indent=1), file=out)
         else:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vrambench.bench.commands.shared import say
 from vrambench.methods.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -105,7 +106,12 @@ def with_selectors(refused: Mapping[str, str] = MappingProxyType({})) -> Callabl
             for name, why in refused.items():
                 if chosen[name]:
                     raise ConfigurationError(f"--{name} {chosen[name][0]}: {why}", field=name)
-            return command(selection=selectors(**chosen), **arguments)
+            from vrambench.bench.plan.aliased import in_our_names
+
+            selection, notes = in_our_names(selectors(**chosen))
+            for note in notes:
+                say(note)
+            return command(selection=selection, **arguments)
 
         hints = typing.get_type_hints(command, include_extras=True, localns={"Selection": Any})
         more = typing.get_type_hints(selectors, include_extras=True, localns={"Selection": Any})

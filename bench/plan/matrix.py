@@ -241,15 +241,27 @@ def flatten(data: Mapping[str, Any], origins: Mapping[str, str], level: Level) -
 
 
 def overruled(settings: Settings) -> Settings:
-    """`settings` of a cell whose sequences can have a `max_length`, or `lengths`: without what lower levels say of the parts."""
+    """`settings` of a cell whose sequences can have a `max_length`, or `lengths`: without what lower levels say of the parts, or of
+    the whole where both parts are said above it. A lower level's prompt stays where it leaves room for a response."""
     kept = dict(settings)
-    for name, parts in (("max_length", PARTS[1:]), ("lengths", PARTS)):
-        above = settings.get(name)
+    whole = settings.get("max_length")
+    if whole is not None and all(part in settings and settings[part].level > whole.level for part in PARTS):
+        del kept["max_length"]
+    for name, parts in (("max_length", PARTS), ("lengths", PARTS)):
+        above = kept.get(name)
         if above is not None and above.value is not None:
             for part in parts:
-                if part in kept and kept[part].level < above.level:
+                if part in kept and kept[part].level < above.level and not _leaves_room(name, part, kept):
                     del kept[part]
     return kept
+
+
+def _leaves_room(name: str, part: str, settings: Settings) -> bool:
+    """Whether a prompt is shorter than the whole sequence."""
+    prompt, whole = settings[part].value, settings[name].value
+    return (name, part) == ("max_length", "prompt_tokens") and (
+        not isinstance(prompt, int) or not isinstance(whole, int) or prompt < whole
+    )
 
 
 def unflatten(settings: Settings) -> dict[str, Any]:

@@ -98,6 +98,20 @@ class PlannedCell:
         }
 
 
+def _peak(one: PlannedCell) -> int | None:
+    forecast = one.outcome.forecast if one.outcome else None
+    return forecast.memory.device_bytes if forecast else None
+
+
+def _room(one: PlannedCell) -> int | None:
+    forecast = one.outcome.forecast if one.outcome else None
+    return -forecast.margin_bytes if forecast else None
+
+
+ORDERS: Mapping[str, Callable[[PlannedCell], int | None]] = {"peak": _peak, "room": _room}
+"""By what cells are sorted: the least memory first, or the most room under the cell's own budget."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """`matrix`: the file. `profile`: the one in use, if any. `device`: what the cells were checked for. `warnings`:
@@ -132,6 +146,11 @@ class Plan:
     def predicted(self, outcomes: Mapping[str, Outcome]) -> Plan:
         """The plan with each cell's prediction, by the cell's id."""
         return replace(self, cells=tuple(replace(one, outcome=outcomes.get(one.id)) for one in self.cells))
+
+    def sorted_by(self, order: str) -> Plan:
+        """The plan in another order, one of ORDERS; cells without a prediction come last."""
+        key = ORDERS[order]
+        return replace(self, cells=tuple(sorted(self.cells, key=lambda one: (key(one) is None, key(one) or 0))))
 
     def document(self) -> dict[str, Any]:
         """As `plan --json` prints it."""

@@ -7,6 +7,7 @@ Text from users is never read as markup. Sizes are binary and say so.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
@@ -36,15 +37,20 @@ def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]], out: Text
 
 
 def print_plan(planned: Plan, out: TextIO) -> None:
-    """A line for each cell, the warnings' reasons once, the counts; predictions where they were made."""
+    """A line for each cell, reasons of warnings and of several cells once below, the counts; predictions where they were made."""
     predicted = any(one.outcome for one in planned.cells)
+    shared = _shared_reasons(planned)
     rows = []
     warnings: dict[str, str] = {}
     for one in planned.cells:
-        refused = [f"{finding.rule}: {finding.reason}" for finding in one.findings if finding.kind == "reject"]
+        refused = [finding for finding in one.findings if finding.kind == "reject"]
+        why = [
+            found.rule if (found.rule, found.reason) in shared else f"{found.rule}: {found.reason}" for found in refused
+        ]
         warned = [finding for finding in one.findings if finding.kind == "warn" and one.verdict == "valid"]
         warnings |= {finding.rule: finding.reason for finding in warned}
-        why = refused or (["warning: " + ", ".join(finding.rule for finding in warned)] if warned else [])
+        if warned and not refused:
+            why = ["warning: " + ", ".join(finding.rule for finding in warned)]
         if one.outcome and one.outcome.reason:
             why = [*why, f"not predicted: {one.outcome.reason}"]
         if one.outcome and one.outcome.forecast and one.outcome.forecast.memory.num_alloc_retries:
@@ -52,8 +58,10 @@ def print_plan(planned: Plan, out: TextIO) -> None:
         colour = "green" if one.verdict == "valid" else "dim"
         told = _prediction(one) if predicted else ()
         rows.append((f"[{colour}]{plain(one.name)}[/]", one.verdict, *told, "\n".join(map(plain, why))))
-    headings = ("cell", "verdict", *(("predicted", "of budget", "fit") if predicted else ()), "why")
+    headings = ("cell", "rules", *(("predicted", "of budget", "memory") if predicted else ()), "why")
     console = print_rows(headings, rows, out)
+    for rule, reason in shared:
+        console.tell(f"rule {rule}: {reason}")
     for rule, reason in warnings.items():
         console.tell(f"warning {rule}: {reason}")
     counts = planned.counts
@@ -63,6 +71,14 @@ def print_plan(planned: Plan, out: TextIO) -> None:
         f"{counts['invalid']} invalid; {planned.matrix}{profile}, {planned.coverage} coverage, on {planned.device}"
         + (", predictions for CUDA" if predicted else "")
     )
+
+
+def _shared_reasons(planned: Plan) -> list[tuple[str, str]]:
+    """The rules, each with its reason, that forbid several cells in the same words."""
+    told = Counter(
+        (finding.rule, finding.reason) for one in planned.cells for finding in one.findings if finding.kind == "reject"
+    )
+    return [reason for reason, times in told.items() if times > 1]
 
 
 def print_fit(answer: Answer, out: TextIO, profile: str | None = None) -> None:

@@ -232,6 +232,7 @@ def test_each_algorithm_has_its_learning_rate(algorithm: str, rate: float) -> No
         (PPO_AXES, {}, {"max_length": 9}),
         (SFT_AXES, {}, {"max_length": 512}),
         (SFT_AXES, {"prompt_tokens": 96, "response_tokens": 4000}, {"prompt_tokens": 96, "max_length": 4096}),
+        (SFT_AXES, {"max_length": 256}, {"prompt_tokens": 128, "response_tokens": 128}),
         (SFT_AXES, {"prompt_tokens": 7}, {"prompt_tokens": 7, "response_tokens": 256, "max_length": 263}),
         (SFT_AXES, {}, {"lengths": None, "packing": "none", "padding_free": False}),
         (

@@ -231,11 +231,6 @@ def test_a_mistake_is_named_whether_the_field_is_used_or_not(settings: dict[str,
 
 TWICE: list[tuple[dict[str, Any], str, str]] = [
     (
-        {"max_length": 256},
-        "max_length",
-        "prompt_tokens: 256 must be less than max_length, 256, which leaves the rest to the response",
-    ),
-    (
         {"prompt_tokens": 600, "max_length": 512},
         "prompt_tokens",
         "prompt_tokens: 600 must be less than max_length, 512, which leaves the rest to the response",

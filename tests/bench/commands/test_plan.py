@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 
 from vrambench.bench.commands.app import main
+from vrambench.bench.commands.plan import SORTED
+from vrambench.bench.plan.plan import ORDERS
 from vrambench.bench.results.forecast import Outcome
 
 
@@ -19,7 +22,8 @@ def test_plan_shows_every_cell_with_its_reason(capsys: pytest.CaptureFixture[str
     lines = capsys.readouterr().out.splitlines()
     (row,) = [line for line in lines if "nf4 none adamw_torch none sft" in line]
     assert "invalid" in row
-    assert "quantized-full: without an adapter a quantised model" in row
+    assert row.rstrip().endswith("quantized-full")
+    assert any(line.startswith("rule quantized-full: without an adapter a quantised model") for line in lines)
     assert any("nf4 lora adamw_torch none ppo" in line and " valid " in line for line in lines)
     assert lines[-1] == "8 cells: 6 valid (2 with warnings), 2 invalid; matrix.yaml, full coverage, on cpu"
 
@@ -91,3 +95,29 @@ def test_warnings_of_the_matrix_go_to_stderr(
         captured = capsys.readouterr()
         assert "warning: matrix.yaml:10: exclude[0]: matches no combination" in captured.err
         assert "matches no combination" not in captured.out
+
+
+@pytest.mark.usefixtures("matrix")
+def test_plan_tells_a_reason_of_several_cells_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--device", "cpu", "--adapter", "none", "--precision", "nf4"]) == 0
+    text = capsys.readouterr().out
+    assert len(re.findall(r"none adamw_torch none \w+ +invalid +quantized-full\s*$", text, re.M)) == 2
+    assert text.count("rule quantized-full: without an adapter a quantised model") == 1
+
+
+@pytest.mark.usefixtures("matrix")
+def test_plan_sorts_cells_by_what_is_predicted(capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["plan", "--device", "cpu", "--only", "algorithm=sft", "--adapter", "lora", "--sweep", "batch_size=9,1"]
+    assert main([*typed, "--sort", "peak", "--json"]) == 0
+    cells = json.loads(capsys.readouterr().out)["cells"]
+    peaks = [one["predicted"]["device_bytes"] for one in cells]
+    assert len(peaks) >= 2
+    assert peaks == sorted(peaks)
+    assert cells[0]["cell"]["batch_size"] == 1
+    assert main([*typed, "--sort", "size"]) == 2
+    assert capsys.readouterr().err == "error: --sort: 'size' is not one of peak, room\n"
+    assert main([*typed, "--sort", "room", "--no-predict"]) == 2
+
+
+def test_what_the_command_sorts_by_is_what_a_plan_can() -> None:
+    assert set(SORTED) == set(ORDERS)

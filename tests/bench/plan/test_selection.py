@@ -206,6 +206,9 @@ profiles:
         ("whole", ("max_length=64",), (20, 44)),
         ("whole", ("prompt_tokens=10",), (10, 40)),
         ("whole", ("response_tokens=30",), (20, 30)),
+        ("whole", ("prompt_tokens=70", "response_tokens=30"), (70, 30)),
+        ("parts", ("max_length=20",), (10, 10)),
+        ("whole", ("max_length=9",), (4, 5)),
         ("added", (), (20, 40)),
         ("added", ("max_length=64",), (20, 44)),
         ("several", (), (1, 39)),
@@ -233,14 +236,22 @@ def test_max_length_overrules_what_is_laid_below(
             ("response_tokens=40",),
             "--set response_tokens=40: response_tokens: 40 with prompt_tokens 20 is not ",
         ),
-        ("parts", ("max_length=20",), "profiles.parts.workload.prompt_tokens: 20 must be less than max_length, 20, "),
+        (
+            "parts",
+            ("prompt_tokens=20", "max_length=20"),
+            "--set prompt_tokens=20: prompt_tokens: 20 must be less than max_length, 20, ",
+        ),
         (
             "several",
             ("response_tokens=8",),
             "--set response_tokens=8: response_tokens: 8 says nothing beside lengths, ",
         ),
         (None, ("lengths={8: 1.0}", "packing=bfd"), "--set packing=bfd: max_length: packing bfd needs it: the tokens "),
-        (None, ("max_length=256",), "--set max_length=256: prompt_tokens: 256 must be less than max_length, 256, "),
+        (
+            None,
+            ("prompt_tokens=5", "response_tokens=5", "max_length=256"),
+            "--set response_tokens=5: response_tokens: 5 with prompt_tokens 5 is not max_length, 256; leave ",
+        ),
     ],
 )
 def test_lengths_that_disagree_are_a_mistake(
