@@ -265,8 +265,8 @@ def _claimed_plan(
 
 
 def _check_folder(folder: Path) -> None:
-    """That the run can be there: in a new folder, or in a run's."""
-    if (folder / "run.json").exists():
+    """That the run can be there: in a new folder, or in a run's, even where that has lost its run.json."""
+    if (folder / "run.json").exists() or any((folder / "cells").glob("*.json")):
         return
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise ConfigurationError(f"--out {folder}: is there already, and is no run's folder; name another", field="out")

@@ -93,7 +93,7 @@ def advise(
 @dataclass
 class _Search:
     """One search for `wanted` configurations of `cell`, whose forecast is `own`; the others are as in `advise`. `held`: what every
-    cell of a bulk holds at one moment."""
+    cell of a bulk holds at one moment. `nearest`: of what was tried, that which exceeds the budget least."""
 
     cell: Cell
     own: Forecast
@@ -106,6 +106,7 @@ class _Search:
     unchanged: list[Suggestion] = field(default_factory=list)
     found: list[tuple[frozenset[Change], Suggestion]] = field(default_factory=list)
     held: dict[_Bulk, int] = field(default_factory=dict)
+    nearest: tuple[Variant, Forecast] | None = None
 
     def __post_init__(self) -> None:
         self.held[_bulk(self.cell)] = _held_bytes(self.cell, self.own)
@@ -126,15 +127,31 @@ class _Search:
                 later.append(variant)
             elif not self._too_large(variant.cell):
                 if self.predictions >= self.most:
-                    return (
+                    number = (
                         f"stopped at the limit of {self.most} predictions, with {self._number} of {self.wanted} found"
                     )
+                    return number if self._number else f"{number}; {self._lacks()}"
                 self._try(variant)
         if self._number == self.wanted:
             return f"{self.wanted} found"
         if self._number:
             return "all other changes that are known do not fit, or add to these for little more room"
-        return "no change that is known makes it fit"
+        return f"no change that is known makes it fit; {self._lacks()}"
+
+    def _lacks(self) -> str:
+        """What is nearest where nothing fits, what it lacks, and what is largest there."""
+        if self.nearest is None:
+            least = min(self.held.values()) + (self.own.memory.context_bytes or 0)
+            return (
+                "weights, gradients that are there together and what is outside the allocator take "
+                f"{least / 2**30:.2f} GiB at least, of {self.own.budget_bytes / 2**30:.2f} GiB"
+            )
+        variant, forecast = self.nearest
+        margin = forecast.margin_bytes / 2**30
+        room = f"{-margin:.2f} GiB too much" if margin < 0 else f"tight by luck, with {margin:.2f} GiB to spare"
+        largest = max(forecast.at_peak, key=lambda share: share.nbytes, default=None)
+        held = f"; largest in it: {largest.kind.replace('_', ' ')}, {largest.nbytes / 2**30:.2f} GiB" if largest else ""
+        return f"nearest is {_words(self.cell, variant)}: {room}{held}"
 
     def _within(self, changes: frozenset[Change]) -> list[Suggestion]:
         """What fits with a part of `changes`."""
@@ -149,6 +166,8 @@ class _Search:
         forecast = self._asked(variant)
         if forecast is None:
             return
+        if self.nearest is None or forecast.margin_bytes > self.nearest[1].margin_bytes:
+            self.nearest = variant, forecast
         bulk = _bulk(variant.cell)
         self.held[bulk] = max(self.held.get(bulk, 0), _held_bytes(variant.cell, forecast))
         within = self._within(variant.changes)

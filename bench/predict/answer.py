@@ -54,7 +54,8 @@ class Suggestion(Record):
 
 
 class Advice(Record):
-    """`predictions`: how many were made. `ending`: why the search stopped, in a sentence."""
+    """`predictions`: how many were made. `ending`: why the search stopped, in a sentence; where nothing fits, with what is nearest
+    and what it lacks."""
 
     suggestions: tuple[Suggestion, ...]
     predictions: int

@@ -123,7 +123,9 @@ def read_run_info(file: Path) -> RunInfo:
     try:
         data = parse(file)
     except (FileNotFoundError, NotADirectoryError):
-        why = f"it has no {file.name}{_runs_inside(file)}" if file.parent.exists() else "it is not there"
+        why = "it is not there"
+        if file.parent.exists():
+            why = f"it has no {file.name}{_runs_inside(file)}" if file.parent.is_dir() else "it is a file"
         raise ConfigurationError(f"{file.parent} is not a run's folder: {why}", field="run") from None
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be read: {error.strerror or error}", field="run") from None

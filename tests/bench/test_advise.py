@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +261,31 @@ def test_what_is_tight_by_luck_is_not_advised(predictor: Predictor) -> None:
 def test_nothing_fits_where_the_context_takes_the_budget(predictor: Predictor) -> None:
     advice = advise(cell_of(), 3, asking(predictor, 64 * 2**20))
     assert (advice.suggestions, advice.predictions) == ((), 1)
-    assert advice.ending == "no change that is known makes it fit"
+    assert re.fullmatch(
+        r"no change that is known makes it fit; weights, gradients that are there together and what is outside the allocator "
+        r"take 0\.\d\d GiB at least, of 0\.06 GiB",
+        advice.ending,
+    )
+
+
+def test_where_nothing_fits_the_nearest_and_what_it_lacks_are_told(predictor: Predictor) -> None:
+    cell = cell_of(batch_size=1024)
+    whole = predictor.forecast(cell, 2**40)
+    held = sum(role.weights_bytes + role.gradients_bytes for role in whole.roles.values())
+    budget = (whole.memory.context_bytes or 0) + held + 2**20
+    asked: dict[str, Forecast] = {}
+
+    def ask(cell: Cell) -> Forecast:
+        return asked.setdefault(cell.id, predictor.forecast(cell, budget))
+
+    advice = advise(cell, 3, ask, most=6)
+    assert advice.suggestions == ()
+    own, *others = asked.values()
+    nearest = max(others, key=lambda forecast: forecast.margin_bytes)
+    assert nearest.margin_bytes > own.margin_bytes
+    assert re.search(
+        rf"; nearest is .+: {-nearest.margin_bytes / 2**30:.2f} GiB too much; largest in it: ", advice.ending
+    )
 
 
 def test_a_step_without_copies_is_advised_before_rounded_state() -> None:
@@ -284,7 +309,7 @@ def test_the_search_stops_at_its_cap_and_says_so(predictor: Predictor) -> None:
 
     advice = advise(cell_of({"algorithm": "ppo"}), 3, never, most=12)
     assert (advice.predictions, len(asked)) == (12, 12)
-    assert advice.ending == "stopped at the limit of 12 predictions, with 0 of 3 found"
+    assert advice.ending.startswith("stopped at the limit of 12 predictions, with 0 of 3 found; nearest is ")
     assert all(rejection(cell) is None for cell in asked)
     assert len({cell.id for cell in asked}) == 12
 

@@ -83,7 +83,7 @@ def test_what_is_run_is_each_cell_once(tmp_path: Path) -> None:
         ("    claimed: 50 %\n    reproduced: [40, null]\n", "    claimed: fits\n",
          "11: claims.less.claimed: 'fits' is fits or not, and the formula gives a number"),
         ("    claimed: 50 %\n", "    claimed: [1]\n", "11: claims.less.claimed: "),
-        ("ppo.device_bytes", "ppo.device_byte", "10: claims.less.formula: the value of ppo: 'device_byte' is not one of"),
+        ("ppo.device_bytes", "ppo.device_byte", "10: claims.less.formula: the value of ppo: 'device_byte' is unknown"),
         ("ppo.device_bytes", "ppoo.device_bytes", "10: claims.less.formula: 'ppoo' is not one of ppo, remax; did you mean 'ppo'?"),
         ("remax.device_bytes /", "2 /", "9: claims.less.cells.remax: the formula asks nothing of it"),
         ("      remax: {", "      re-max: {", "9: claims.less.cells.re-max: 're-max' can be no cell's name"),

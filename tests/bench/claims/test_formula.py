@@ -49,7 +49,7 @@ def test_a_share_is_exact(less: int, more: int) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a.device_byte", "the value of a: 'device_byte' is not one of .*; did you mean 'device_bytes'"),
+        ("a.device_byte", "the value of a: 'device_byte' is unknown; did you mean 'device_bytes'"),
         ("a.polcy.weights_bytes", "the role of a: 'polcy' is not one of .*; did you mean 'policy'"),
         ("a.policy.device_bytes", "the value of a.policy: 'device_bytes' is not one of weights_bytes"),
         ("a.policy", "a.policy is a role; write a.policy.weights_bytes"),

@@ -90,6 +90,18 @@ def test_the_same_folder_without_selectors_resumes(runner: Fake, matrix: Path) -
     assert second["about"]["matrix"] == "matrix.yaml"
 
 
+def test_a_run_that_has_lost_its_run_json_goes_on_in_its_folder(runner: Fake, tmp_path: Path) -> None:
+    calls = runner({"ok": 1})
+    cells = tmp_path / "lost" / "cells"
+    cells.mkdir(parents=True)
+    typed = ["run", "--device", "cpu", "--out", str(tmp_path / "lost")]
+    (cells / "notes.txt").write_text("")
+    assert main(typed) == 2
+    (cells / "c804210262f1.json").write_text("{}")
+    assert main(typed) == 0
+    assert len(calls) == 1
+
+
 def test_cells_that_are_added_to_a_run_are_counted(runner: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     runner({"ok": 1})
     assert (

@@ -110,7 +110,10 @@ include:
             "--only adapter=lora,,none: an empty value; separate values by single commas",
         ),
         ({"only": ("adapter=lora,lora",)}, "--only adapter=lora,lora: 'lora' is named twice"),
-        ({"axes": {"optimizer": "adamw"}}, "--optimizer adamw: optimizer: 'adamw' is not one of adamw_torch, "),
+        (
+            {"axes": {"optimizer": "adamw"}},
+            "--optimizer adamw: optimizer: 'adamw' is unknown; did you mean 'adamw_torch'? ",
+        ),
         ({"axes": {"precision": ""}}, "--precision : an empty value"),
         ({"set": ("steps",)}, "--set steps: write --set FIELD=VALUE"),
         ({"set": ("=4",)}, "--set =4: write --set FIELD=VALUE"),

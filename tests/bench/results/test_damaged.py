@@ -184,3 +184,12 @@ def test_a_newer_schema_is_said_and_no_folder_or_pipe_stops_a_report(folder: Run
     page = render([read_run(folder.path, "run")], draw=lambda chart: "")
     assert "which a newer vrambench wrote" in page
     assert folder.set_aside("a2") == folder.cells / "a2.json.corrupted-1"
+
+
+def test_a_damaged_run_json_has_a_way_on_and_a_file_is_no_folder(folder: RunFolder) -> None:
+    file = folder.path / "run.json"
+    file.write_text("{")
+    with pytest.raises(ConfigurationError, match=r"run\.json cannot be read: .+; move it away, and `run --out`"):
+        read_run_info(file)
+    with pytest.raises(ConfigurationError, match=r"run\.json is not a run's folder: it is a file$"):
+        read_run_info(file / "run.json")
