@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vrambench.bench.plan.configs import deepspeed, training_arguments, trl
+from vrambench.bench.plan.configs import axolotl, deepspeed, training_arguments, trl
 from vrambench.bench.plan.configs.files import command_line, load
 from vrambench.bench.plan.configs.keys import Chosen, Draft, Format, Given
 from vrambench.bench.plan.document import Document
@@ -21,6 +21,7 @@ FORMATS: tuple[Format, ...] = (
     training_arguments.FORMAT,
     *trl.FORMATS,
     deepspeed.FORMAT,
+    axolotl.FORMAT,
 )
 COMMAND_LINES = {one.name.removeprefix("trl-"): one.name for one in trl.FORMATS}
 

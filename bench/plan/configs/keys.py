@@ -28,7 +28,8 @@ INERT: tuple[Any, ...] = (None, False, "", [], {}, "no", "none")
 
 @dataclass(frozen=True)
 class Doubt:
-    """Why a key can change memory. `inert`: values with which it does not. `nbytes`: the most that it is, where known."""
+    """Why a key can change memory. `inert`: values with which it does not. `nbytes`: the most that it is, where known;
+    0 where the prediction takes more."""
 
     reason: str
     inert: tuple[Any, ...] = INERT
@@ -249,9 +250,10 @@ class Draft:
             self._lacking[name] = where + message
 
     def doubt(self, key: str, reason: str, nbytes: int | None = None) -> None:
-        """The file's `key` may change memory by what is not modelled."""
+        """The file's `key` may change memory by what is not modelled; by 0 bytes where the prediction takes more than the job."""
         self._reasons[key] = reason
-        self.doubts.append(Unmodelled(reason=f"{self.given.written(key)}: {reason}", nbytes=nbytes))
+        if nbytes != 0:
+            self.doubts.append(Unmodelled(reason=f"{self.given.written(key)}: {reason}", nbytes=nbytes))
 
     def done(self, name: str, called: str) -> Config:
         """The configuration. Raises ConfigurationError where something lacks that the command line does not say either."""

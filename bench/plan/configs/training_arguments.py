@@ -66,6 +66,8 @@ TABLE = Table.of(
     old=OLD,
 )
 ALIASES = {
+    "ao_adamw_4bit": "adamw_torch_4bit",
+    "ao_adamw_8bit": "adamw_torch_8bit",
     "adamw_8bit": "adamw_bnb_8bit",
     "adamw_hf": "adamw_torch",
     "paged_adamw": "paged_adamw_32bit",
