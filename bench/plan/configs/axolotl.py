@@ -338,4 +338,4 @@ def _checkpoints(draft: Draft) -> None:
         draft.set("activation_offloading", True, "activation_offloading")
 
 
-FORMAT = Format("axolotl", "an axolotl config", TABLE, _draft)
+FORMAT = Format("axolotl", "an axolotl config", TABLE, _draft, marks=frozenset({"base_model", "micro_batch_size"}))

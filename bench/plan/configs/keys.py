@@ -279,7 +279,8 @@ class Draft:
         if key not in table.names | table.old:
             self.doubt(written, f"no key of {called}{did_you_mean(written, table.names)}")
         if key in self._reasons:
-            return ReadKey(written, value, "not modelled", self._reasons[key])
+            told = "; ".join([*self._made.get(key, ()), self._reasons[key]])
+            return ReadKey(written, value, "not modelled", told)
         if key in self._made:
             return ReadKey(written, value, "used", ", ".join(self._made[key]))
         if key in table.used and value == "auto":
@@ -294,10 +295,11 @@ def _told(name: str, value: Any) -> str:
 @dataclass(frozen=True, eq=False)
 class Format:
     """`name`: as --config-format has it. `called`: in words. `algorithm`: the one whose trainer it configures, if it is one's.
-    `draft`: what is made of a file."""
+    `draft`: what is made of a file. `marks`: keys by any of which a file is known to be one."""
 
     name: str
     called: str
     table: Table
     draft: Callable[[Draft], None]
     algorithm: str | None = None
+    marks: frozenset[str] = frozenset()
