@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vrambench.bench.plan.configs import deepspeed, training_arguments, trl
+from vrambench.bench.plan.configs import axolotl, deepspeed, llama_factory, training_arguments, trl
 from vrambench.bench.plan.configs.files import command_line, load
 from vrambench.bench.plan.configs.keys import Chosen, Draft, Format, Given
 from vrambench.bench.plan.document import Document
@@ -21,6 +21,8 @@ FORMATS: tuple[Format, ...] = (
     training_arguments.FORMAT,
     *trl.FORMATS,
     deepspeed.FORMAT,
+    axolotl.FORMAT,
+    llama_factory.FORMAT,
 )
 COMMAND_LINES = {one.name.removeprefix("trl-"): one.name for one in trl.FORMATS}
 
@@ -49,11 +51,17 @@ def read(source: str, chosen: Chosen, named: str | None = None) -> Matrix:
 
 
 def detected(document: Document, chosen: Chosen) -> Format:
-    """The format that knows most of the document's keys, and at least half of them. Of several, the one whose trainer is that of
-    the command line's algorithm, or TrainingArguments, of which TRL's are kinds."""
-    known = {one: sum(key in _keys(one) for key in document.data) for one in FORMATS}
-    if deepspeed.ZERO in document.data:
-        return deepspeed.FORMAT
+    """The format that has marks among the document's keys; else, of those without marks, the one that knows most of its keys, and
+    at least half of them. Of several, the one whose trainer is that of the command line's algorithm, or TrainingArguments, of
+    which TRL's are kinds."""
+    marked = [one for one in FORMATS if one.marks & document.data.keys()]
+    if len(marked) == 1:
+        return marked[0]
+    known = {
+        one: sum(key in _keys(one) for key in document.data)
+        for one in marked or FORMATS
+        if one in marked or not one.marks
+    }
     most = max(known.values())
     best = [one for one, count in known.items() if count == most]
     names = ", ".join(one.name for one in FORMATS)
@@ -63,12 +71,11 @@ def detected(document: Document, chosen: Chosen) -> Format:
         )
     if len(best) > 1:
         best = [one for one in best if one.algorithm == chosen.axes.get("algorithm", "")] or best
-    plain = [one for one in best if one.algorithm is None]
-    best = plain if len(plain) == 1 else best
+    best = [one for one in best if one is training_arguments.FORMAT] or best
     if len(best) > 1:
         either = ", ".join(one.name for one in best)
         raise ConfigurationError(
-            f"{document.name}: may be {either}, which have all its keys; --config-format {best[0].name} says which it is"
+            f"{document.name}: may be {either}, which know as many of its keys; --config-format {best[0].name} says which it is"
         )
     return best[0]
 

@@ -206,4 +206,4 @@ def _draft(draft: Draft) -> None:
     draft.lack("model", "it names no model; --model does")
 
 
-FORMAT = Format("deepspeed", "DeepSpeed's configuration", TABLE, _draft)
+FORMAT = Format("deepspeed", "DeepSpeed's configuration", TABLE, _draft, marks=frozenset({ZERO}))

@@ -28,7 +28,8 @@ INERT: tuple[Any, ...] = (None, False, "", [], {}, "no", "none")
 
 @dataclass(frozen=True)
 class Doubt:
-    """Why a key can change memory. `inert`: values with which it does not. `nbytes`: the most that it is, where known."""
+    """Why a key can change memory. `inert`: values with which it does not. `nbytes`: the most that it is, where known;
+    0 where the prediction takes more."""
 
     reason: str
     inert: tuple[Any, ...] = INERT
@@ -249,9 +250,10 @@ class Draft:
             self._lacking[name] = where + message
 
     def doubt(self, key: str, reason: str, nbytes: int | None = None) -> None:
-        """The file's `key` may change memory by what is not modelled."""
+        """The file's `key` may change memory by what is not modelled; by 0 bytes where the prediction takes more than the job."""
         self._reasons[key] = reason
-        self.doubts.append(Unmodelled(reason=f"{self.given.written(key)}: {reason}", nbytes=nbytes))
+        if nbytes != 0:
+            self.doubts.append(Unmodelled(reason=f"{self.given.written(key)}: {reason}", nbytes=nbytes))
 
     def done(self, name: str, called: str) -> Config:
         """The configuration. Raises ConfigurationError where something lacks that the command line does not say either."""
@@ -277,7 +279,8 @@ class Draft:
         if key not in table.names | table.old:
             self.doubt(written, f"no key of {called}{did_you_mean(written, table.names)}")
         if key in self._reasons:
-            return ReadKey(written, value, "not modelled", self._reasons[key])
+            told = "; ".join([*self._made.get(key, ()), self._reasons[key]])
+            return ReadKey(written, value, "not modelled", told)
         if key in self._made:
             return ReadKey(written, value, "used", ", ".join(self._made[key]))
         if key in table.used and value == "auto":
@@ -292,10 +295,11 @@ def _told(name: str, value: Any) -> str:
 @dataclass(frozen=True, eq=False)
 class Format:
     """`name`: as --config-format has it. `called`: in words. `algorithm`: the one whose trainer it configures, if it is one's.
-    `draft`: what is made of a file."""
+    `draft`: what is made of a file. `marks`: keys by any of which a file is known to be one."""
 
     name: str
     called: str
     table: Table
     draft: Callable[[Draft], None]
     algorithm: str | None = None
+    marks: frozenset[str] = frozenset()

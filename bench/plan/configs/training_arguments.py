@@ -66,6 +66,8 @@ TABLE = Table.of(
     old=OLD,
 )
 ALIASES = {
+    "ao_adamw_4bit": "adamw_torch_4bit",
+    "ao_adamw_8bit": "adamw_torch_8bit",
     "adamw_8bit": "adamw_bnb_8bit",
     "adamw_hf": "adamw_torch",
     "paged_adamw": "paged_adamw_32bit",
@@ -107,19 +109,12 @@ def over(draft: Draft, autocast: str, key: str) -> None:
         draft.set("autocast", autocast, key)
 
 
-def common(draft: Draft, *, checkpointing: bool = False) -> None:
-    """What every trainer takes from TrainingArguments. `checkpointing`: where the file says nothing of it."""
+def checkpoints(draft: Draft, *, default: bool = False) -> None:
+    """Gradient checkpointing. `default`: where the file says nothing of it."""
     given = draft.given
-    draft.set("batch_size", given.number("per_device_train_batch_size", 8), "per_device_train_batch_size")
-    clipped = ["max_grad_norm"] if not str(given.get("optim")).endswith("_layerwise") else []
-    if not clipped:  # the Trainer clips when every gradient is gone
-        draft.set("max_grad_norm", 0, "optim")
-    for key in ("gradient_accumulation_steps", "learning_rate", "torch_empty_cache_steps", *clipped):
-        if given.get(key) is not None:
-            draft.set(key, given.get(key), key)
     old, new = "gradient_checkpointing", "activation_checkpointing"
     key = new if given.get(new) is not None else old
-    draft.set("gradient_checkpointing", given.flag(key, checkpointing), key)
+    draft.set("gradient_checkpointing", given.flag(key, default), key)
     for key in (f"{new}_kwargs", f"{old}_kwargs"):
         said = given.get(key, {})
         if not isinstance(said, dict):
@@ -128,7 +123,20 @@ def common(draft: Draft, *, checkpointing: bool = False) -> None:
             draft.set("use_reentrant", said["use_reentrant"], key)
         if said.get("every_n_layers", 1) != 1 or said.get("offload"):
             draft.doubt(key, "checkpoints of some layers alone, or on the host, are not modelled")
-    optimizer(draft, "optim", "adamw_torch_fused")
+
+
+def common(draft: Draft) -> None:
+    """What every trainer takes from TrainingArguments, but for checkpointing."""
+    given = draft.given
+    draft.set("batch_size", given.number("per_device_train_batch_size", 8), "per_device_train_batch_size")
+    clipped = ["max_grad_norm"] if not str(given.get("optim")).endswith("_layerwise") else []
+    if not clipped:  # the Trainer clips when every gradient is gone
+        draft.set("max_grad_norm", 0, "optim")
+    for key in ("gradient_accumulation_steps", "learning_rate", "torch_empty_cache_steps", *clipped):
+        if given.get(key) is not None:
+            draft.set(key, given.get(key), key)
+    if "optimizer" not in draft.axes:
+        optimizer(draft, "optim", "adamw_torch_fused")
     if given.get("eval_strategy", "no") not in ("no", False):
         draft.set(
             "eval_batch_size",
@@ -176,6 +184,7 @@ def optimizer(draft: Draft, key: str, default: str) -> None:
 def _draft(draft: Draft) -> None:
     """A model of transformers' own loss under transformers' Trainer."""
     common(draft)
+    checkpoints(draft)
     autocast = mixed(draft)
     if "precision" not in draft.chosen.axes:
         draft.taken.append(

@@ -14,7 +14,15 @@ from typing import Any
 
 from vrambench.bench.plan.configs import training_arguments
 from vrambench.bench.plan.configs.keys import INERT, Doubt, Draft, Format, Table
-from vrambench.bench.plan.configs.training_arguments import SHORT, common, floating, mixed, needs_model, over
+from vrambench.bench.plan.configs.training_arguments import (
+    SHORT,
+    checkpoints,
+    common,
+    floating,
+    mixed,
+    needs_model,
+    over,
+)
 from vrambench.methods.errors import did_you_mean, shown
 
 SYNCED = Doubt("a reference that follows the policy is a model of its own")
@@ -333,7 +341,8 @@ def _rloo(draft: Draft) -> None:
 
 def _draft(own: Callable[[Draft], None], algorithm: str, draft: Draft) -> None:
     draft.set("algorithm", algorithm, "algorithm")
-    common(draft, checkpointing=True)
+    common(draft)
+    checkpoints(draft, default=True)
     _load(draft)
     own(draft)
 

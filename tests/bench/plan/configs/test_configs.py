@@ -35,6 +35,7 @@ MORE: dict[str, dict[str, Any]] = {
     "transformers-galore.yaml": LENGTH,
     "deepspeed-zero1.json": LENGTH | {"axes": {"adapter": "none", "algorithm": "sft"}},
     "deepspeed-zero2-offload.json": LENGTH | {"axes": {"adapter": "lora", "algorithm": "dpo"}},
+    "deepspeed-zero2-auto.json": LENGTH | ENGINE | {"names": ("model", "batch_size"), "set": ("batch_size=2",)},
     "deepspeed-zero3-auto.json": LENGTH | ENGINE | {"names": ("model", "batch_size"), "set": ("batch_size=2",)},
     "trl-sft-qlora.yaml": {"format": "trl-sft"},
     "trl-grpo.yaml": {"format": "trl-grpo"},
@@ -54,11 +55,12 @@ def told(name: str, plan: Plan) -> str:
     assert plan.config is not None
     out = io.StringIO()
     print_config(plan.config, out)
-    (cell,) = [one.cell for one in plan.cells]
+    (one,) = plan.cells
+    cell, rule = one.cell, one.rejection
     usual, work = Workload().flat(), cell.workload.flat()
     said = [f"  {key}: {json.dumps(value)}" for key, value in work.items() if value not in (None, usual.get(key))]
     printed = "\n".join(line.rstrip() for line in out.getvalue().splitlines()).replace(str(FILES / name), name)
-    return "\n".join([printed, cell.name, *said, ""])
+    return "\n".join([printed, cell.name + (f": invalid by {rule.rule}" if rule else ""), *said, ""])
 
 
 @pytest.mark.parametrize("name", GOOD)
