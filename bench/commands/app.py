@@ -26,6 +26,7 @@ from vrambench.bench.processes import interruptible
 from vrambench.methods.errors import ConfigurationError
 
 COMMANDS = (
+    "list",
     "plan",
     "fit",
     "run",
