@@ -47,7 +47,6 @@ ClickException: type[Any] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="vrambench",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
