@@ -31,7 +31,7 @@ from vrambench.methods.workload import FIELDS, Workload
 from vrambench.reports.text.lists import default, described
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = ("fit", "explain", "recipes", "run", "report", "numbers", "config", "gpu")
+DOCS = ("questions", "fit", "explain", "recipes", "run", "report", "numbers", "config", "gpu")
 PAGES = tuple(ROOT / name for name in ("README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in DOCS)))
 CONFIG = ROOT / "docs" / "config.md"
 MAIN = "import sys; from vrambench.bench.commands.app import main; sys.exit(main())"
