@@ -12,20 +12,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import inspect
-import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 import tempfile
-import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel
 
 from vrambench.bench.plan.validity import RULES
 from vrambench.methods.axes import AXES
@@ -33,9 +28,22 @@ from vrambench.methods.cards import CARDS
 from vrambench.methods.models.presets import PRESETS
 from vrambench.methods.registry import AxisValue
 from vrambench.methods.workload import FIELDS, Workload
+from vrambench.reports.text.lists import default, described
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = ("fit", "explain", "config-files", "recipes", "run", "report", "numbers", "config", "gpu")
+DOCS = (
+    "questions",
+    "fit",
+    "explain",
+    "config-files",
+    "recipes",
+    "run",
+    "report",
+    "numbers",
+    "config",
+    "gate",
+    "gpu",
+)
 PAGES = tuple(ROOT / name for name in ("README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in DOCS)))
 CONFIG = ROOT / "docs" / "config.md"
 MAIN = "import sys; from vrambench.bench.commands.app import main; sys.exit(main())"
@@ -183,27 +191,6 @@ def cards() -> str:
         capability = ".".join(map(str, card.capability))
         rows.append([f"`{card.name}`", capability, size(card.usable_bytes, 2**30, 2), outside, card.source])
     return table(("card", "compute capability", "usable, GiB", "outside the allocator, MiB", "source"), rows)
-
-
-def described(kind: type[BaseModel], name: str) -> str:
-    return " ".join((kind.model_fields[name].description or "").split())
-
-
-def default(kind: type[BaseModel], name: str) -> str:
-    """A field's default as YAML has it, and what else it can be where those are few words."""
-    field = kind.model_fields[name]
-    value = f"{field.default // 2**30}GiB" if name == "budget" else field.default
-    shown = json.dumps(value).strip('"')
-    others = [one for one in literals(field.annotation) if one != value]
-    return shown + (f" (or {', '.join(others)})" if others else "")
-
-
-def literals(annotation: Any) -> list[str]:
-    """The words that an annotation allows."""
-    inside = typing.get_args(annotation)
-    if typing.get_origin(annotation) is typing.Literal:
-        return list(inside)
-    return [word for part in inside for word in literals(part)]
 
 
 TABLES = {"axes": axes, "fields": fields, "options": options, "rules": rules, "models": models, "cards": cards}

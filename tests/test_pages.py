@@ -20,6 +20,7 @@ import vrambench
 from vrambench.bench.commands.app import app, main
 from vrambench.methods.cell import option_namespaces
 from vrambench.methods.workload import Workload
+from vrambench.reports.text.lists import LISTS
 
 ROOT = Path(__file__).parents[1]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
@@ -74,11 +75,13 @@ def check_ours(words: list[str]) -> None:
     """That each option is known and has a value of its kind, and that the selectors come to cells."""
     commands: Any = typer.main.get_command(app)
     assert words[0] in commands.commands, words
+    if words[0] == "list":
+        assert words[1] in LISTS
     context = commands.commands[words[0]].make_context(words[0], words[1:])
     planning = {one.name: one for one in commands.commands["plan"].params}
     typed = []
     for name, value in context.params.items():
-        if value is not None and name in planning and name not in ("device", "predict", "as_json"):
+        if value is not None and name in planning and name not in ("device", "predict", "sort", "as_json"):
             option = [] if name == "matrix" else [planning[name].opts[0]]
             for one in value if isinstance(value, list | tuple) else [value]:
                 typed += [*option, str(one)]

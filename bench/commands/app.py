@@ -36,6 +36,7 @@ from vrambench.bench.processes import interruptible
 from vrambench.methods.errors import ConfigurationError
 
 COMMANDS = (
+    "list",
     "plan",
     "fit",
     "run",
@@ -58,7 +59,6 @@ ClickException: type[Any] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="vrambench",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

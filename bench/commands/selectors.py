@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vrambench.bench.commands import completion
 from vrambench.bench.commands.shared import say
 from vrambench.methods.errors import ConfigurationError
 
@@ -29,21 +30,37 @@ Texts = list[str] | None
 
 def selectors(
     *,
-    profile: Annotated[Texts, typer.Option(help="A profile of the matrix.", metavar="NAME")] = None,
+    profile: Annotated[
+        Texts, typer.Option(help="A profile of the matrix.", metavar="NAME", autocompletion=completion.profiles)
+    ] = None,
     only: Annotated[
         Texts, typer.Option(help="Keep only cells with these values; may be repeated.", metavar="AXIS=V,V")
     ] = None,
     set_: Annotated[
-        Texts, typer.Option("--set", help="Set a workload field or an option; may be repeated.", metavar="FIELD=VALUE")
+        Texts,
+        typer.Option(
+            "--set",
+            help="Set a workload field or an option; may be repeated.",
+            metavar="FIELD=VALUE",
+            autocompletion=completion.fields,
+        ),
     ] = None,
     sweep: Annotated[
-        Texts, typer.Option(help="Make a cell of each value; may be repeated.", metavar="FIELD=V,V")
+        Texts,
+        typer.Option(
+            help="Make a cell of each value; may be repeated.", metavar="FIELD=V,V", autocompletion=completion.fields
+        ),
     ] = None,
     repeat: Annotated[
         list[int] | None, typer.Option(help="How many samples of each cell are measured.", metavar="N")
     ] = None,
     model: Annotated[Texts, typer.Option("--model", help="A preset, a hub id or a folder.", metavar="MODEL")] = None,
-    budget: Annotated[Texts, typer.Option(help="The device memory that a cell may use.", metavar="SIZE|CARD")] = None,
+    budget: Annotated[
+        Texts,
+        typer.Option(
+            help="The device memory that a cell may use.", metavar="SIZE|CARD", autocompletion=completion.budgets
+        ),
+    ] = None,
     coverage: Annotated[Texts, typer.Option(help="full, or pairwise: every pair of values.", metavar="HOW")] = None,
     config: Annotated[
         Texts,
@@ -54,11 +71,46 @@ def selectors(
     config_format: Annotated[
         Texts, typer.Option("--config-format", help="What it is, where its keys do not tell.", metavar="FORMAT")
     ] = None,
-    precision: Annotated[Texts, typer.Option(help="These precisions instead of the matrix'.", metavar="V,V")] = None,
-    adapter: Annotated[Texts, typer.Option(help="These adapters instead of the matrix'.", metavar="V,V")] = None,
-    optimizer: Annotated[Texts, typer.Option(help="These optimizers instead of the matrix'.", metavar="V,V")] = None,
-    offload: Annotated[Texts, typer.Option(help="These offloads instead of the matrix'.", metavar="V,V")] = None,
-    algorithm: Annotated[Texts, typer.Option(help="These algorithms instead of the matrix'.", metavar="V,V")] = None,
+    precision: Annotated[
+        Texts,
+        typer.Option(
+            help="These precisions instead of the matrix'.",
+            metavar="V,V",
+            autocompletion=completion.axis_values("precision"),
+        ),
+    ] = None,
+    adapter: Annotated[
+        Texts,
+        typer.Option(
+            help="These adapters instead of the matrix'.",
+            metavar="V,V",
+            autocompletion=completion.axis_values("adapter"),
+        ),
+    ] = None,
+    optimizer: Annotated[
+        Texts,
+        typer.Option(
+            help="These optimizers instead of the matrix'.",
+            metavar="V,V",
+            autocompletion=completion.axis_values("optimizer"),
+        ),
+    ] = None,
+    offload: Annotated[
+        Texts,
+        typer.Option(
+            help="These offloads instead of the matrix'.",
+            metavar="V,V",
+            autocompletion=completion.axis_values("offload"),
+        ),
+    ] = None,
+    algorithm: Annotated[
+        Texts,
+        typer.Option(
+            help="These algorithms instead of the matrix'.",
+            metavar="V,V",
+            autocompletion=completion.axis_values("algorithm"),
+        ),
+    ] = None,
 ) -> Selection:
     """What the selectors say. `--only`, `--set` and `--sweep` may be repeated, the others may not."""
     from vrambench.bench.plan.selection import Selection

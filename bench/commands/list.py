@@ -1,0 +1,40 @@
+"""`vrambench list`: what can be asked for, so that nobody has to know the names by heart."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from vrambench.bench.commands.shared import Json, stdout_kept_clean
+from vrambench.methods.errors import UnknownValue
+
+SENTENCES = ("meaning", "reason")
+"""What stands without its name."""
+
+
+def list(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="models, cards, fields, values or rules.")],
+    word: Annotated[str, typer.Argument(metavar="[WORD]", help="Only lines with this word.", show_default=False)] = "",
+    *,
+    as_json: Json = False,
+) -> None:
+    """List what can be asked for: models, cards, fields, axis values, rules.
+
+    One command with the list's name as its argument, because all five are asked for, filtered and printed in the same way."""
+    from vrambench.reports.text.lists import LISTS
+
+    if what not in LISTS:
+        raise UnknownValue("list", what, LISTS)
+    with stdout_kept_clean() as out:
+        records = LISTS[what]()
+        wanted = [one for one in records if word.lower() in " ".join(one.values()).lower()]
+        if as_json:
+            print(json.dumps(wanted, indent=1), file=out)
+            return
+        for one in wanted:
+            told = [text if key in SENTENCES else f"{key} {text}" for key, text in one.items() if key != "name"]
+            print(f"{one['name']}: {'; '.join(told)}", file=out)
+        if not wanted:
+            print(f"none of {len(records)} {what} has {word!r}", file=out)
