@@ -10,14 +10,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-import yaml
-
-from vrambench.bench.plan.document import parse_value
+from vrambench.bench.plan.document import as_yaml
 from vrambench.bench.predict.band import error_band
 from vrambench.bench.results.curves import quarters
 from vrambench.bench.results.records import Memory, Result
@@ -239,25 +237,6 @@ def setting_options(cell: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(budget, int) and budget % 2**30 == 0:
         settings["budget"] = f"{budget // 2**30}GiB"
     return {key: shlex.join(("--set", f"{key}={as_yaml(value)}")) for key, value in settings.items()}
-
-
-def as_yaml(value: object) -> str:
-    """A setting as `--set` reads it: one line of YAML."""
-    return _scalar_as_yaml(value) if isinstance(value, str | int | float) else _as_yaml(value)
-
-
-def _as_yaml(value: object) -> str:
-    text = _one_line(value, allow_unicode=True)
-    # A plain word may be read as a number (1e5), or its unusual blanks be lost; quoted and escaped, it is safe.
-    return text if parse_value(text) == value else _one_line(value, default_style='"')
-
-
-_scalar_as_yaml = lru_cache(maxsize=2**14, typed=True)(_as_yaml)  # most cells have the same few
-
-
-def _one_line(value: object, **style: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=2**31, **style)
-    return text.removesuffix("...\n").rstrip("\n")
 
 
 def pareto(points: Iterable[tuple[int, float, float]]) -> set[int]:

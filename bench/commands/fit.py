@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +19,7 @@ from vrambench.bench.commands.shared import (
     MatrixPath,
     NoCache,
     card_named,
+    default_matrix,
     say,
     stdout_kept_clean,
 )
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from vrambench.bench.plan.selection import Selection
     from vrambench.bench.predict.cache import Cache, Question
     from vrambench.bench.predict.kept import KeptAnswer
+    from vrambench.methods.cell import Cell
 
 _ONE = "fit answers for one cell; vrambench plan takes it"
 REFUSED = {"sweep": _ONE, "coverage": _ONE, "repeat": "fit predicts, and measures nothing that could be repeated"}
@@ -78,10 +82,11 @@ def fit(
         kept = read_answer(cache, asked) if cache else None
         for line in kept.lines if kept else ():
             say(line)
-        kept = kept or _predicted(loaded, selection, maximum, advices, alloc_conf, cache, asked)
+        kept = kept or _predicted(loaded, matrix, selection, maximum, advices, alloc_conf, cache, asked)
         answer = kept.answer
         if as_json:
-            told = answer.document() | ({"config": loaded.config.document()} if loaded.config else {})
+            told = answer.document() | {"command": kept.command}
+            told |= {"config": loaded.config.document()} if loaded.config else {}
             print(json.dumps(told, indent=1), file=out)
         else:
             from vrambench.reports.text.answers import print_fit
@@ -90,6 +95,8 @@ def fit(
             if loaded.config:
                 print_config(loaded.config, out)
             print_fit(answer, out, kept.profile)
+            if loaded.config:
+                print(f"the same without the file: {kept.command}", file=out)
     fits = answer.forecast.verdict == "fits" if strict else answer.forecast.fits
     return 0 if fits else EXIT_DOES_NOT_FIT
 
@@ -106,6 +113,7 @@ def _searched(typed: Sequence[str]) -> Iterator[str]:
 
 def _predicted(
     matrix: Matrix,
+    path: Path | None,
     selection: Selection,
     maximum: str | None,
     advices: int | None,
@@ -113,7 +121,7 @@ def _predicted(
     cache: Cache | None,
     asked: Question,
 ) -> KeptAnswer:
-    """The answer anew, kept in `cache` as that to what is `asked`."""
+    """The answer anew, kept in `cache` as that to what is `asked`. `path`: where the matrix was read, if that was said."""
     from vrambench.bench.measure.collector import collector_held
     from vrambench.bench.predict.kept import KeptAnswer, write_answer
     from vrambench.bench.predict.quiet import hush
@@ -147,10 +155,20 @@ def _predicted(
         tell=tell,
         cache=cache,
     )
-    kept = KeptAnswer(answer, planned.profile, tuple(lines))
+    kept = KeptAnswer(answer, planned.profile, _again(one.cell, matrix, path, selection.profile), tuple(lines))
     if cache:
         write_answer(cache, asked, kept, one.said)
     return kept
+
+
+def _again(cell: Cell, matrix: Matrix, path: Path | None, profile: str | None) -> str:
+    """The shortest command that asks for the cell: of the matrix at `path`, or of the default one."""
+    from vrambench.bench.plan.matrix import read_matrix
+    from vrambench.bench.plan.shortest import shortest
+
+    if matrix.config:
+        matrix, _ = read_matrix(default_matrix())
+    return shlex.join(["vrambench", "fit", *([str(path)] if path else []), *shortest(cell, matrix, profile=profile)])
 
 
 def only_cell(plan: Plan, searched: str | None = None) -> PlannedCell:

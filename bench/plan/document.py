@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +242,22 @@ class _Reader:
 
     def _error(self, node: yaml.Node, message: str) -> ConfigurationError:
         return _error(self._name, node.start_mark.line + 1, message)
+
+
+def as_yaml(value: object) -> str:
+    """A setting as `--set` reads it: one line of YAML."""
+    return _scalar_as_yaml(value) if isinstance(value, str | int | float) else _as_yaml(value)
+
+
+def _as_yaml(value: object) -> str:
+    text = _one_line(value, allow_unicode=True)
+    # A plain word may be read as a number (1e5), or its unusual blanks be lost; quoted and escaped, it is safe.
+    return text if parse_value(text) == value else _one_line(value, default_style='"')
+
+
+_scalar_as_yaml = lru_cache(maxsize=2**14, typed=True)(_as_yaml)  # most cells have the same few
+
+
+def _one_line(value: object, **style: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=2**31, **style)
+    return text.removesuffix("...\n").rstrip("\n")

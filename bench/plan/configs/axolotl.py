@@ -197,8 +197,8 @@ def _algorithm(draft: Draft) -> None:
             )
     else:
         _sft(draft, length)
-    if draft.axis("algorithm", "sft") in ("dpo", "reward") and "max_length" not in draft.chosen.names:
-        draft.set("prompt_tokens", length // 2, "sequence_len")
+    if draft.axis("algorithm", "sft") in ("dpo", "reward"):
+        draft.halves(length, "sequence_len")
 
 
 def _sft(draft: Draft, length: int) -> None:

@@ -239,6 +239,11 @@ class Draft:
             where = self.given.where(key)
             held[name] = Setting(value, where.removesuffix(f"{name}: ") if self.given.written(key) == name else where)
 
+    def halves(self, length: int, key: str) -> None:
+        """Of pairs' sequences of `length` tokens, which `key` says, half is the prompt; of another length that the command line
+        says, one token."""
+        self.set("prompt_tokens", 1 if "max_length" in self.chosen.names else length // 2, key)
+
     def say(self, key: str, told: str) -> None:
         """The file's `key` was used, and sets nothing of its own."""
         self._made.setdefault(key, []).append(told)

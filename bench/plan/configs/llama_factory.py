@@ -182,8 +182,7 @@ def _stage(draft: Draft) -> None:
         draft.set("prompt_tokens", 1, "train_on_prompt")
         draft.set("loss", "liger" if given.flag("enable_liger_kernel") else "nll", "enable_liger_kernel")
         return
-    if "max_length" not in draft.chosen.names:
-        draft.set("prompt_tokens", length // 2, "cutoff_len")
+    draft.halves(length, "cutoff_len")
     if given.flag("enable_liger_kernel"):
         draft.doubt("enable_liger_kernel", "Liger's kernels keep less: more is predicted", 0)
     if stage == "rm":

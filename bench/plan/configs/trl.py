@@ -249,8 +249,7 @@ def _sft(draft: Draft) -> None:
 
 def _pairs(draft: Draft) -> None:
     _whole(draft)
-    if "max_length" not in draft.chosen.names:
-        draft.set("prompt_tokens", draft.given.number("max_length", 1024) // 2, "max_length")
+    draft.halves(draft.given.number("max_length", 1024), "max_length")
     if draft.given.flag("use_liger_kernel"):
         draft.doubt("use_liger_kernel", LIGER)
 

@@ -112,6 +112,10 @@ class TestCommandLine:
         assert read_as["per_device_train_batch_size"] == "batch_size: 2 (the command line says otherwise)"
         assert read_as["gradient_accumulation_steps"] == "gradient_accumulation_steps: 8"
 
+    def test_a_length_may_be_any(self) -> None:
+        (one,) = planned(str(FILES / "trl-dpo.yaml"), names=("max_length",), set=("max_length=32",)).cells
+        assert (one.cell.workload.max_length, one.cell.workload.prompt_tokens) == (32, 1)
+
     def test_a_precision_changes_what_autocast_is_over(self) -> None:
         for precision, autocast in (("nf4", "bf16"), ("bf16", "bf16"), ("bf16_amp", None)):
             plan = planned(str(FILES / "trl-dpo.yaml"), axes={"precision": precision})
