@@ -36,8 +36,8 @@ DATA = ("synthetic", "reviews")
 
 @dataclass(frozen=True)
 class KeptAnswer:
-    """What `fit` said. `command`: the shortest that asks for the cell again; `lines`: on stderr; `files`: what it read, by path, with
-    a digest of what was in it."""
+    """What `fit` said. `command`: the shortest that asks for the cell again; `lines`: on stderr; `files`: what it read, by path,
+    with a digest of what was in it."""
 
     answer: Answer
     profile: str | None
