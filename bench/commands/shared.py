@@ -107,6 +107,18 @@ def card_named(selection: Selection) -> Card | None:
     return card_called(named.value) if named else None
 
 
+def say_how_many(done: int, total: int, what: str = "cells") -> None:
+    """On stderr, how many are predicted: one line that changes on a terminal, else the first and the last."""
+    live = sys.stderr.isatty()
+    if live or done in (0, total):
+        print(
+            f"{chr(13) if live else ''}predicted {done} of {total} {what}",
+            end="\n" if done == total or not live else "",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def predictions(selection: Selection, alloc_conf: str | None = None, *, no_cache: bool = False) -> Predict:
     """How cells are predicted: in processes of their own, with a line on stderr that says how many are done; for the GPU that they
     run on, else for the card that the budget names. What was predicted before is looked up unless `no_cache` forbids it."""
@@ -128,7 +140,7 @@ def predictions(selection: Selection, alloc_conf: str | None = None, *, no_cache
 
     def predict(cells: Sequence[Cell], here: Card | None) -> Mapping[str, Outcome]:
         card = here or named
-        return predict_all(cells, card.name if card else None, alloc_conf=alloc_conf, cache=cache, tell=tell)
+        return predict_all(cells, card.name if card else None, alloc_conf=alloc_conf, cache=cache, tell=say_how_many)
 
     return predict
 
