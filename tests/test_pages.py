@@ -78,7 +78,7 @@ def check_ours(words: list[str]) -> None:
     planning = {one.name: one for one in commands.commands["plan"].params}
     typed = []
     for name, value in context.params.items():
-        if value is not None and name in planning and name not in ("device", "predict", "as_json"):
+        if value is not None and name in planning and name not in ("device", "predict", "no_cache", "as_json"):
             option = [] if name == "matrix" else [planning[name].opts[0]]
             for one in value if isinstance(value, list | tuple) else [value]:
                 typed += [*option, str(one)]
