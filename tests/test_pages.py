@@ -71,6 +71,10 @@ def check(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert name in ("git", "cd", "tar"), f"what is {name}?"
 
 
+SAID_TO_IT = ("device", "predict", "no_cache", "sort", "as_json")
+"""Options of the command itself, which the planning of its cells is not given."""
+
+
 def check_ours(words: list[str]) -> None:
     """That each option is known and has a value of its kind, and that the selectors come to cells."""
     commands: Any = typer.main.get_command(app)
@@ -81,7 +85,7 @@ def check_ours(words: list[str]) -> None:
     planning = {one.name: one for one in commands.commands["plan"].params}
     typed = []
     for name, value in context.params.items():
-        if value is not None and name in planning and name not in ("device", "predict", "sort", "as_json"):
+        if value is not None and name in planning and name not in SAID_TO_IT:
             option = [] if name == "matrix" else [planning[name].opts[0]]
             for one in value if isinstance(value, list | tuple) else [value]:
                 typed += [*option, str(one)]

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vrambench.bench.commands.early import load
+from vrambench.bench.commands.menu import is_menu, named, print_menu
 from vrambench.bench.commands.selectors import with_selectors
 from vrambench.bench.commands.shared import (
     EXIT_DOES_NOT_FIT,
     AllocConf,
     Json,
-    MatrixPath,
     NoCache,
     card_named,
     default_matrix,
@@ -47,7 +47,14 @@ MOST_SHOWN = 6
 
 @with_selectors(REFUSED)
 def fit(
-    matrix: MatrixPath = None,
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL|MATRIX]",
+            help="A model (a preset, a hub id or a folder), or the matrix file; ./matrix.yaml, else the one that is shipped.",
+            show_default=False,
+        ),
+    ] = None,
     *,
     selection: Selection,
     maxima: Annotated[
@@ -67,17 +74,22 @@ def fit(
     no_cache: NoCache = False,
     as_json: Json = False,
 ) -> int:
-    """Predict whether one cell fits on a GPU.
+    """Predict whether one cell fits on a GPU, or, of a model alone, which of the usual recipes do.
 
     It takes seconds, and neither a GPU nor weights. Exit code 0: it fits, even if tightly or as far as is known; 1: it does not."""
+    matrix, selection = named(what, selection)
+    if is_menu(what, selection):
+        _check_alone(maxima, advices)
+        return print_menu(
+            matrix, selection, alloc_conf=alloc_conf, strict=strict, as_json=as_json, cache=_cache(no_cache)
+        )
     loaded = load(matrix, selection)
     read(alloc_conf)
     maximum = ",".join(_searched(maxima)) if maxima else None
     with stdout_kept_clean() as out:
-        from vrambench.bench.predict.cache import Cache
         from vrambench.bench.predict.kept import about_answer, read_answer
 
-        cache = None if no_cache else Cache.usual()
+        cache = _cache(no_cache)
         asked = about_answer(loaded, selection, maximum=maximum, advices=advices, alloc_conf=alloc_conf)
         kept = read_answer(cache, asked) if cache else None
         for line in kept.lines if kept else ():
@@ -109,6 +121,19 @@ def _searched(typed: Sequence[str]) -> Iterator[str]:
             say(f"--max {note}")
         check_searchable(name)
         yield name
+
+
+def _cache(no_cache: bool) -> Cache | None:
+    from vrambench.bench.predict.cache import Cache
+
+    return None if no_cache else Cache.usual()
+
+
+def _check_alone(maxima: list[str] | None, advices: int | None) -> None:
+    """That nothing is asked which only one cell under one budget can answer."""
+    option = f"--max {','.join(maxima)}" if maxima else f"--advise {advices}" if advices else None
+    if option:
+        raise ConfigurationError(f"{option}: it is answered for one cell; name all five axes and one budget")
 
 
 def _predicted(

@@ -107,6 +107,18 @@ def card_named(selection: Selection) -> Card | None:
     return card_called(named.value) if named else None
 
 
+def say_how_many(done: int, total: int, what: str = "cells") -> None:
+    """On stderr, how many are predicted: one line that changes on a terminal, else the first and the last."""
+    live = sys.stderr.isatty()
+    if live or done in (0, total):
+        print(
+            f"{chr(13) if live else ''}predicted {done} of {total} {what}",
+            end="\n" if done == total or not live else "",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def predictions(
     selection: Selection,
     alloc_conf: str | None = None,
@@ -123,20 +135,10 @@ def predictions(
     named = card_named(selection)
     cache = None if no_cache else Cache.usual()
 
-    def tell(done: int, total: int) -> None:
-        live = sys.stderr.isatty()
-        if live or done in (0, total):
-            print(
-                f"{chr(13) if live else ''}predicted {done} of {total} cells",
-                end="\n" if done == total or not live else "",
-                file=sys.stderr,
-                flush=True,
-            )
-
     def predict(cells: Sequence[Cell], here: Card | None) -> Mapping[str, Outcome]:
         card = here or named
         name = card.name if card else None
-        return predict_all(cells, name, alloc_conf=alloc_conf, left_out=left_out, cache=cache, tell=tell)
+        return predict_all(cells, name, alloc_conf=alloc_conf, left_out=left_out, cache=cache, tell=say_how_many)
 
     return predict
 

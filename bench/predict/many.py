@@ -155,12 +155,17 @@ def _begin(alloc_conf: str | None, left_out: tuple[Unmodelled, ...], cache: Cach
     _predictor = Predictor(alloc_conf, left_out, cache)
 
 
+def predictor_here() -> Predictor:
+    """The one of this process of the pool."""
+    assert _predictor is not None
+    return _predictor
+
+
 def predicted(flats: Sequence[dict[str, Any]], card: str | None) -> list[Outcome]:
     """The outcomes of cells given as in result files; runs in a process of the pool."""
-    assert _predictor is not None
     outcomes = []
     for flat in flats:
-        outcomes.append(outcome(_predictor, flat, card))
+        outcomes.append(outcome(predictor_here(), flat, card))
         gc.freeze()  # what is there by now, the libraries made and keep: the next cell's collections take 0.2 s less
     return outcomes
 
@@ -169,9 +174,12 @@ def outcome(predictor: Predictor, flat: dict[str, Any], card: str | None) -> Out
     """The outcome of one cell, given as in result files. Whatever a prediction raises is its reason: the others go on."""
     try:
         return Outcome(forecast=predictor.forecast(from_flat(flat), card=CARDS[card] if card else None))
-    except (ConfigurationError, NotPredicted) as error:
-        return Outcome(reason=str(error))
     except Exception as error:
-        return Outcome(
-            reason=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
-        )
+        return Outcome(reason=why(error))
+
+
+def why(error: Exception) -> str:
+    """Why there is no prediction, in one line where the error is none of ours."""
+    if isinstance(error, ConfigurationError | NotPredicted):
+        return str(error)
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from vrambench.bench.plan.validity import Finding, check
 from vrambench.bench.predict.answer import Maximum, Probe
@@ -25,6 +25,9 @@ Ask = Callable[[Cell], Forecast]
 FARTHEST = {"gradient_accumulation_steps": 64}
 """How far a field is searched whose own bytes stop growing while predicting takes longer and longer. The others end at a rule, at
 the budget or at the field's own bound."""
+
+FARTHEST_STEP = 32
+"""How many times as large as the one that fits the next value may be that is tried."""
 
 
 def integer_fields(cell: Cell) -> tuple[str, ...]:
@@ -55,8 +58,11 @@ def largest(
     bf16: bool = True,
     said: Mapping[str, Any] | None = None,
     tell: Callable[[str], None] = lambda text: None,
+    along_a_line: bool = False,
 ) -> Maximum:
-    """The largest value of `field` whose verdict is not "does not fit": doubled from the cell's own, then bisected.
+    """The largest value of `field` whose verdict is not "does not fit": doubled from the cell's own, then bisected. The next
+    probe with `along_a_line` is where a line through those before it meets the budget: half as many predictions. Where
+    memory goes up and down with the field, several values are such ends, and the two ways may find different ones.
 
     Where there is a rollout, `batch_size` and `gradient_accumulation_steps` take `rollout_batch` along, so that it stays as
     many optimizer steps; `rollout_batch` and `group_size` themselves go by whole ones. That memory grows with the field is taken
@@ -66,6 +72,7 @@ def largest(
     check_searched(cell, field)
     longest, unit = _longest(cell, said or {}) if field == "max_length" else None, _unit(cell, field)
     probes, stops = dict[int, Probe](), dict[int, str]()
+    points: dict[int, tuple[int, int]] = {}  # bytes in use and missing; of no work, those of weights and optimizer
 
     def fits(count: int) -> bool:
         value = count * unit
@@ -88,16 +95,18 @@ def largest(
             return False
         forecast = ask(variant)
         probes[value] = _probe(value, forecast)
+        used = (forecast.memory.active_bytes or 0) + (forecast.memory.context_bytes or 0)
+        points.setdefault(0, (min(used - 1, _held_bytes(forecast)), 0))
+        points[count] = (used, (forecast.oom.missing_bytes or 0) if forecast.oom else 0)
         tell(f"{field} {value}: {forecast.verdict}")
         return forecast.fits
 
     own = max(1, getattr(cell.workload, field) // unit)
-    low, high = (own, 2 * own) if fits(own) else (0, own)
-    while low and fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+    if along_a_line:
+        least = 2 if field == "max_length" else 1  # a prompt's token and a response's
+        low, high = _along_a_line(own, least, fits, lambda high: _meets(points, cell.workload.own_budget, high))
+    else:
+        low, high = _bisected(own, fits)
     value = low * unit
     over = high * unit if value or not probes else min(probes)  # of none that fits, not the rule below the smallest
     return Maximum(
@@ -108,6 +117,60 @@ def largest(
         bound=stops.get(over) or f"{field} {over} does not fit",
         probes=tuple(probes.values()),
     )
+
+
+def _bisected(own: int, fits: Callable[[int], bool]) -> tuple[int, int]:
+    """The largest count that fits, 0 for none, and the next one; by doubling and halving."""
+    low, high = (own, 2 * own) if fits(own) else (0, own)
+    while low and fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low, high
+
+
+def _along_a_line(
+    own: int, least: int, fits: Callable[[int], bool], guess: Callable[[int | None], int | None]
+) -> tuple[int, int]:
+    """The same; no count is below `least`. `guess`: where the end may be, given the smallest count that does not fit (None:
+    not known). Every other probe between the two halves the way, so that no curve takes long."""
+    low, high = own, cast(int | None, None)
+    if not fits(own):
+        if own <= least or not fits(least):
+            return 0, min(own, least)
+        low, high = least, own
+    halve = False
+    while high is None or high - low > 1:
+        guessed = guess(high)
+        if high is None:
+            count = min(max(guessed or 2 * low, low + 1 + low // 8), FARTHEST_STEP * low)
+        else:
+            inside = guessed is not None and low < guessed < high and not halve
+            count = guessed if inside and guessed is not None else (low + high) // 2
+            halve = not halve
+        low, high = (count, high) if fits(count) else (low, count)
+    return low, high
+
+
+def _meets(points: Mapping[int, tuple[int, int]], budget: int, high: int | None) -> int | None:
+    """Where the bytes in use come to `budget`, by a line through the two points nearest to it; from `high` down by what was missing
+    there. None where they do not rise. `points`: by count, bytes in use and missing ones."""
+    nearest = sorted(points.items(), key=lambda point: abs(point[1][0] - budget))[:2]
+    if len(nearest) < 2:
+        return None
+    (first, (one, _)), (second, (other, _)) = sorted(nearest)
+    if other <= one:
+        return None
+    if high is not None and high in points and points[high][1]:
+        return high - -(-points[high][1] * (second - first) // (other - one))
+    return first + (budget - one) * (second - first) // (other - one)
+
+
+def _held_bytes(forecast: Forecast) -> int:
+    """What the job holds however little it works on."""
+    roles = forecast.roles.values()
+    return sum(role.weights_bytes + role.optimizer_bytes for role in roles) + (forecast.memory.context_bytes or 0)
 
 
 def _probe(value: int, forecast: Forecast) -> Probe:

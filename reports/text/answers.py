@@ -163,7 +163,7 @@ def _work(answer: Answer) -> str:
     parts = [
         workload.model,
         f"batch_size {workload.batch_size}",
-        _tokens(workload),
+        tokens(workload),
     ]
     if workload.rollout_batch is not None:
         parts.append(f"rollout_batch {workload.rollout_batch}")
@@ -173,7 +173,7 @@ def _work(answer: Answer) -> str:
     return ", ".join(parts)
 
 
-def _tokens(workload: Workload) -> str:
+def tokens(workload: Workload) -> str:
     """How long sequences are."""
     if workload.lengths is None:
         return f"{workload.max_length or f'{workload.prompt_tokens} + {workload.response_tokens}'} tokens"

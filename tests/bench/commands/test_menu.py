@@ -1,0 +1,143 @@
+"""`vrambench fit MODEL`: the usual recipes for a model, each as `fit` says it of the cell, with how far it goes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vrambench.bench.commands.app import main
+from vrambench.bench.plan.matrix import load_matrix
+from vrambench.bench.plan.selection import Selection
+from vrambench.bench.predict import many
+from vrambench.bench.predict.fit import fit
+from vrambench.bench.predict.forecast import Predictor
+from vrambench.bench.predict.menu import PlannedRow, plan_menu, predict_menu
+from vrambench.bench.predict.reach import largest
+
+MATRIX = "workload: {model: tiny, steps: 3, batch_size: 2, prompt_tokens: 24, response_tokens: 8}\n"
+
+
+@pytest.fixture(autouse=True)
+def matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "matrix.yaml").write_text(MATRIX)
+
+
+def planned(**selectors: Any) -> list[PlannedRow]:
+    return plan_menu(load_matrix(Path("matrix.yaml")), Selection(**{"model": "tiny", **selectors}))
+
+
+def recipes(**axes: str) -> list[tuple[str, str]]:
+    return [(row.recipe, row.planned.name) for row in planned(axes=axes)]
+
+
+def test_the_recipes_are_cells_of_sft() -> None:
+    assert recipes() == [
+        ("full", "bf16 none adamw_torch_fused none sft"),
+        ("full, 8-bit Adam", "bf16 none adamw_bnb_8bit none sft"),
+        ("GaLore", "bf16 none galore_adamw_8bit_layerwise none sft"),
+        ("LoRA", "bf16 lora adamw_torch_fused none sft"),
+        ("QLoRA", "nf4 lora paged_adamw_8bit none sft"),
+    ]
+    assert all(row.planned.cell.workload.gradient_checkpointing for row in planned())
+
+
+def test_a_named_axis_narrows_them() -> None:
+    assert recipes(precision="nf4") == [("QLoRA", "nf4 lora paged_adamw_8bit none sft")]
+    assert [name for name, _ in recipes(adapter="none")] == ["full", "full, 8-bit Adam", "GaLore"]
+    assert recipes(optimizer="lion_8bit", algorithm="sft,dpo") == [
+        (recipe, f"{cell} lion_8bit none {algorithm}")
+        for algorithm in ("sft", "dpo")
+        for recipe, cell in (("full", "bf16 none"), ("LoRA", "bf16 lora"), ("QLoRA", "nf4 lora"))
+    ]
+    assert recipes(adapter="dora", precision="nf4") == [("QLoRA", "nf4 dora paged_adamw_8bit none sft")]
+
+
+def test_a_row_s_command_gives_its_cell_again(capsys: pytest.CaptureFixture[str]) -> None:
+    for row in planned(budget="2GiB", set=("lora_r=8",)):
+        words = shlex.split(row.command)[1:]
+        assert main(["plan", *words[2:], "--model", words[1], "--device", "cuda", "--json"]) == 0
+        (cell,) = json.loads(capsys.readouterr().out)["cells"]
+        assert cell["id"] == row.planned.id
+        assert ("lora_r=8" in words) == (row.planned.cell.adapter == "lora")
+
+
+@pytest.mark.parametrize("budget", ["460MiB", "500MiB"])
+def test_a_row_is_what_fit_says_of_its_cell(budget: str) -> None:
+    rows = planned(budget=budget, axes={"adapter": "lora"})
+    found = predict_menu({budget: rows}, Predictor())
+    assert len(found) == 2
+    for one in found:
+        cell = one.row.planned.cell
+        assert one.forecast is not None
+        alone = fit(cell, maximum="batch_size")
+        assert one.forecast.memory == alone.forecast.memory
+        assert one.forecast.verdict == alone.forecast.verdict
+        assert one.batch is not None
+        assert (one.batch.value, one.batch.bound) == (alone.max[0].value, alone.max[0].bound)
+
+
+@pytest.mark.parametrize("room", [-1, 0, 3 << 20, 40 << 20])
+def test_along_a_line_the_largest_is_an_end(room: int) -> None:
+    cell = planned()[0].planned.cell
+    predictor = Predictor()
+    budget = (predictor.forecast(cell, 2**34).memory.device_bytes or 0) + room
+
+    def ask(one: Any) -> Any:
+        return predictor.forecast(one, budget)
+
+    limited = cell.model_copy(update={"workload": cell.workload.model_copy(update={"budget": budget})})
+    for field in ("batch_size", "response_tokens"):
+        plain, quick = (largest(limited, field, ask, along_a_line=how) for how in (False, True))
+        if field == "batch_size" or plain.value is None:  # with lengths memory goes up and down, and has several ends
+            assert (quick.value, quick.bound) == (plain.value, plain.bound)
+        fitting = {probe.value: probe.verdict != "does not fit" for probe in quick.probes}
+        assert quick.value is None or (fitting[quick.value], fitting.get(quick.value + 1, False)) == (True, False)
+
+
+def test_several_budgets_are_columns_and_a_rule_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "tiny", "--budget", "1MiB,2GiB", "--precision", "nf4,fp16", "--no-cache"]) == 0
+    out = capsys.readouterr().out
+    assert "1MiB" in out.splitlines()[1]
+    assert "2GiB" in out.splitlines()[1]
+    assert "all about QLoRA: vrambench fit tiny --budget 2GiB" in out
+
+
+def test_where_nothing_fits_the_nearest_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "tiny", "--budget", "1MiB", "--precision", "nf4", "--no-cache"]) == 1
+    assert "nothing fits; nearest is QLoRA, which lacks " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["qwen3-8"], "'qwen3-8' is neither a matrix (a YAML file) nor a model"),
+        (["tiny", "--max", "batch_size"], "--max batch_size: it is answered for one cell"),
+        (["tiny", "--model", "gpt2"], "--model gpt2: the model is 'tiny' already"),
+        (["tiny", "--only", "precision=nf4"], "--only precision=nf4: recipes are narrowed by"),
+        (["tiny", "--budget", "2GiB,2GiB"], "--budget 2GiB,2GiB: name each once"),
+    ],
+)
+def test_what_is_no_question_is_told_in_a_line(
+    typed: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *typed]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {words}")
+
+
+def test_a_model_with_five_axes_and_a_file_are_answered_as_before(capsys: pytest.CaptureFixture[str]) -> None:
+    axes = "--precision fp32 --adapter none --optimizer adamw_torch --offload none --algorithm sft --no-cache --json"
+    told = []
+    for what in (["tiny"], ["--model", "tiny"], ["matrix.yaml"]):
+        assert main(["fit", *what, *axes.split()]) == 0
+        told.append({**json.loads(capsys.readouterr().out), "seconds": 0})
+    assert told[0] == told[1] == told[2]
+
+
+def test_a_process_of_the_pool_has_a_predictor_of_its_own() -> None:
+    with pytest.raises(AssertionError):
+        many.predictor_here()
