@@ -84,10 +84,10 @@ def test_every_name_that_transformers_takes_is_here_or_is_answered() -> None:
             OPTIMIZERS.get(name)
         said = str(caught.value)
         if name == "adamw_8bit":
-            assert said.endswith("; did you mean 'adamw_bnb_8bit'?")
+            assert "; did you mean 'adamw_bnb_8bit'? " in said
         else:
             assert EXPLAINED[name].startswith("transformers has it, and it is not here; ")
-            assert said.endswith(f"; {EXPLAINED[name]}")
+            assert f"; {EXPLAINED[name]}" in said
 
 
 @pytest.mark.parametrize("name", [*CPU, *LAYERWISE])

@@ -95,7 +95,7 @@ def test_a_mistake_in_the_file_is_told_before_anything_runs(claims: Path, capsys
     claims.write_text(TEXT.replace("remax.device_bytes", "remax.device_byte"))
     assert main(["claims"]) == 2
     assert capsys.readouterr().err.startswith(
-        "error: claims.yaml:7: claims.memory.formula: the value of remax: 'device_byte' is not"
+        "error: claims.yaml:7: claims.memory.formula: the value of remax: 'device_byte' is unknown; did you mean 'device_bytes'? "
     )
 
 
