@@ -193,7 +193,8 @@ def _again(cell: Cell, matrix: Matrix, path: Path | None, profile: str | None) -
 
     if matrix.config:
         matrix, _ = read_matrix(default_matrix())
-    return shlex.join(["vrambench", "fit", *([str(path)] if path else []), *shortest(cell, matrix, profile=profile)])
+    named = [str(path)] if path and path.resolve() != default_matrix().resolve() else []
+    return shlex.join(["vrambench", "fit", *named, *shortest(cell, matrix, profile=profile)])
 
 
 def only_cell(plan: Plan, searched: str | None = None) -> PlannedCell:
