@@ -28,6 +28,12 @@ Texts = list[str] | None
 """What was typed, each time that the option was given."""
 
 
+def _of_axis(axis: str) -> Any:
+    return typer.Option(
+        help=f"These {axis}s instead of the matrix'.", metavar="V,V", autocompletion=completion.axis_values(axis)
+    )
+
+
 def selectors(
     *,
     profile: Annotated[
@@ -71,46 +77,11 @@ def selectors(
     config_format: Annotated[
         Texts, typer.Option("--config-format", help="What it is, where its keys do not tell.", metavar="FORMAT")
     ] = None,
-    precision: Annotated[
-        Texts,
-        typer.Option(
-            help="These precisions instead of the matrix'.",
-            metavar="V,V",
-            autocompletion=completion.axis_values("precision"),
-        ),
-    ] = None,
-    adapter: Annotated[
-        Texts,
-        typer.Option(
-            help="These adapters instead of the matrix'.",
-            metavar="V,V",
-            autocompletion=completion.axis_values("adapter"),
-        ),
-    ] = None,
-    optimizer: Annotated[
-        Texts,
-        typer.Option(
-            help="These optimizers instead of the matrix'.",
-            metavar="V,V",
-            autocompletion=completion.axis_values("optimizer"),
-        ),
-    ] = None,
-    offload: Annotated[
-        Texts,
-        typer.Option(
-            help="These offloads instead of the matrix'.",
-            metavar="V,V",
-            autocompletion=completion.axis_values("offload"),
-        ),
-    ] = None,
-    algorithm: Annotated[
-        Texts,
-        typer.Option(
-            help="These algorithms instead of the matrix'.",
-            metavar="V,V",
-            autocompletion=completion.axis_values("algorithm"),
-        ),
-    ] = None,
+    precision: Annotated[Texts, _of_axis("precision")] = None,
+    adapter: Annotated[Texts, _of_axis("adapter")] = None,
+    optimizer: Annotated[Texts, _of_axis("optimizer")] = None,
+    offload: Annotated[Texts, _of_axis("offload")] = None,
+    algorithm: Annotated[Texts, _of_axis("algorithm")] = None,
 ) -> Selection:
     """What the selectors say. `--only`, `--set` and `--sweep` may be repeated, the others may not."""
     from vrambench.bench.plan.selection import Selection
