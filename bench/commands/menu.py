@@ -77,7 +77,10 @@ def print_menu(
         from vrambench.bench.predict.fit import has_bf16
         from vrambench.bench.predict.forecast import Predictor
         from vrambench.bench.predict.menu import document, plan_menu, predict_menu
+        from vrambench.methods.models.config import model_config
 
+        if selection.model is not None:
+            model_config(selection.model, field="model")  # what cannot be read is said once, and not by every row
         planned = {}
         for matrix, budget in zip(matrices, budgets, strict=True):
             chosen = replace(selection, budget=budget)

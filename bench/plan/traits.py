@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
@@ -170,7 +171,7 @@ def described(model: str) -> PreTrainedConfig | None:
 def configured(model: str) -> object:
     """The language model's configuration of `model`; one without any field where it cannot be read here."""
     config = described(model)
-    return config.get_text_config() if config else object()
+    return config.get_text_config() if config else SimpleNamespace()
 
 
 def packs_experts(cell: Cell) -> bool:

@@ -32,7 +32,7 @@ def recorded(cell: Cell, card: Card | None = None, alloc_conf: str | None = None
     trace = predictor.simulation(cell, card).trace
     allowed = _allowed_bytes(forecast)
     replay = Replay(trace, AllocatorSettings.parse(forecast.alloc_conf), allowed, record=True)
-    requests = (event for event in trace.events if event.kind == ALLOC)
+    requests = (event for event in trace.events if event.kind == ALLOC and event.nbytes)  # nothing is recorded of 0 bytes
     asked = [_asked(event.operator, event.place, *whose(event, trace)) for event in requests]
     if replay.oom is not None and allowed is not None:
         _tell_what_was_left(replay, allowed)

@@ -141,3 +141,9 @@ def test_a_model_with_five_axes_and_a_file_are_answered_as_before(capsys: pytest
 def test_a_process_of_the_pool_has_a_predictor_of_its_own() -> None:
     with pytest.raises(AssertionError):
         many.predictor_here()
+
+
+def test_a_model_that_cannot_be_read_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main(["fit", str(tmp_path / "empty"), "--budget", "24GiB"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: model: '{tmp_path / 'empty'}' ")

@@ -143,6 +143,7 @@ def test_experts_that_stay_in_16_bit_are_told_with_their_bytes(mixtral: str, pre
     assert told.kind == "warn"
     assert told.reason.endswith(f": {EXPERTS * 2 / 2**30:.1f} GiB of each model stay in bf16")
     assert stacked_weights(mixtral) == EXPERTS
+    assert stacked_weights("a model that cannot be read") == 0
     assert forecast(cell).roles["policy"].weights_bytes > EXPERTS * 2
 
 

@@ -12,6 +12,9 @@ from vrambench.bench.allocator.comparison import replay_snapshot
 from vrambench.bench.allocator.explained import explain
 from vrambench.bench.allocator.snapshot import Snapshot
 from vrambench.bench.predict.exported import recorded
+from vrambench.bench.predict.forecast import Predictor, card_of
+from vrambench.bench.predict.replay import whose
+from vrambench.bench.predict.tracing.trace import ALLOC
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.workload import AXIS_NAMES
 
@@ -59,6 +62,23 @@ def test_memory_has_its_name_and_the_moment_its_phase() -> None:
     assert "policy/model.transformer.h.*.mlp.c_fc" in {live.where.split()[0] for live in told.live if live.where}
     spans = {one["name"] for one in recording["external_annotations"]}
     assert spans == {"load", *(f"step {step} {phase}" for step in (0, 1) for phase in ("learn", "optimizer_step"))}
+
+
+@pytest.mark.parametrize("one", CELLS, ids=lambda one: one.name)
+def test_every_request_has_the_name_of_its_own(one: Cell) -> None:
+    _, recording = recorded(one)
+    trace = Predictor().simulation(one, card_of(one.workload.budget)).trace
+    wanted = [
+        (event.nbytes, event.operator, " ".join(filter(None, whose(event, trace))))
+        for event in trace.events
+        if event.kind == ALLOC and event.nbytes > 0
+    ]
+    told = [
+        (entry["size"], entry["frames"][0]["name"], entry["user_metadata"])
+        for entry in recording["device_traces"][0]
+        if entry["action"] == "alloc"
+    ]
+    assert told == wanted
 
 
 def test_a_job_that_runs_out_ends_there() -> None:
