@@ -253,6 +253,11 @@ def cards_called(text: str) -> tuple[Card, ...]:
     return tuple(plain or found)
 
 
+def card_of(budget_bytes: int) -> Card | None:
+    """The card whose usable capacity is exactly the budget: a card's name is stored as those bytes."""
+    return next((card for card in CARDS.values() if card.usable_bytes == budget_bytes), None)
+
+
 def card_called(text: object) -> Card | None:
     """The one card that people call so."""
     found = cards_called(text) if isinstance(text, str) else ()

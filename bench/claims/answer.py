@@ -21,11 +21,11 @@ from vrambench.bench.claims.formula import Name
 from vrambench.bench.claims.values import Values, of_forecast, of_results
 from vrambench.bench.results.forecast import Outcome
 from vrambench.bench.results.records import Result
+from vrambench.bench.results.run_info import PREDICTED
 from vrambench.methods.cell import Cell, from_flat
 from vrambench.methods.errors import ConfigurationError
 
 Predict = Callable[[Sequence[Cell]], Mapping[str, Outcome]]
-PREDICTED = "predicted"
 ON_CPU = "the CPU"
 NOT_MEASURED = "not measured here"
 

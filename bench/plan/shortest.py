@@ -12,7 +12,7 @@ from vrambench.bench.plan.document import as_yaml
 from vrambench.bench.plan.matrix import Matrix
 from vrambench.bench.plan.plan import select
 from vrambench.bench.plan.selection import Selection
-from vrambench.methods.cards import CARDS
+from vrambench.methods.cards import card_of
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Kind
 from vrambench.methods.errors import ConfigurationError
@@ -64,6 +64,6 @@ def _option(name: str, value: Any) -> tuple[str, str]:
     if name == "model":
         return "--model", value
     if name == "budget":
-        card = next((card.name for card in CARDS.values() if card.usable_bytes == value), None)
-        return "--budget", card or (f"{value // 2**30}GiB" if value % 2**30 == 0 else str(value))
+        card = card_of(value)
+        return "--budget", card.name if card else (f"{value // 2**30}GiB" if value % 2**30 == 0 else str(value))
     return "--set", f"{name}={as_yaml(value)}"

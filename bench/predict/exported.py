@@ -14,11 +14,11 @@ from typing import Any
 
 from vrambench.bench.allocator import AllocatorSettings
 from vrambench.bench.allocator.snapshot import Asked, snapshot_of
-from vrambench.bench.predict.forecast import Predictor, card_of
+from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.replay import Replay, whose
 from vrambench.bench.predict.tracing.trace import ALLOC, Place
 from vrambench.bench.results.forecast import Forecast
-from vrambench.methods.cards import Card
+from vrambench.methods.cards import Card, card_of
 from vrambench.methods.cell import Cell
 
 
@@ -32,7 +32,8 @@ def recorded(cell: Cell, card: Card | None = None, alloc_conf: str | None = None
     trace = predictor.simulation(cell, card).trace
     allowed = _allowed_bytes(forecast)
     replay = Replay(trace, AllocatorSettings.parse(forecast.alloc_conf), allowed, record=True)
-    requests = (event for event in trace.events if event.kind == ALLOC and event.nbytes)  # nothing is recorded of 0 bytes
+    # Nothing is recorded of requests of 0 bytes.
+    requests = (event for event in trace.events if event.kind == ALLOC and event.nbytes)
     asked = [_asked(event.operator, event.place, *whose(event, trace)) for event in requests]
     if replay.oom is not None and allowed is not None:
         _tell_what_was_left(replay, allowed)

@@ -29,7 +29,7 @@ from vrambench.bench.predict.unseen.hardware import Outside, outside_allocator
 from vrambench.bench.results.forecast import Forecast, PredictedPhase, Unmodelled, Verdict
 from vrambench.bench.results.records import Memory
 from vrambench.methods.algorithms import ALGORITHMS
-from vrambench.methods.cards import CARDS, Card
+from vrambench.methods.cards import Card, card_of
 from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError
 
@@ -152,11 +152,6 @@ def _why(error: Exception) -> str:
             "`vrambench run` measures it"
         )
     return f"the simulated job ends in {type(error).__name__}: {said.splitlines()[0] if said else ''}".rstrip(": ")
-
-
-def card_of(budget_bytes: int) -> Card | None:
-    """The card whose usable capacity is exactly the budget: a card's name is stored as those bytes."""
-    return next((card for card in CARDS.values() if card.usable_bytes == budget_bytes), None)
 
 
 class Judged(NamedTuple):

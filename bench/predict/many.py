@@ -27,7 +27,7 @@ from vrambench.bench.predict.kept import about_forecast, read_forecast
 from vrambench.bench.predict.quiet import hush
 from vrambench.bench.processes import deaf_to_interrupts, fresh_start, kill
 from vrambench.bench.results.forecast import Outcome, Unmodelled
-from vrambench.methods.cards import CARDS
+from vrambench.methods.cards import CARDS, card_of
 from vrambench.methods.cell import Cell, from_flat
 from vrambench.methods.errors import ConfigurationError
 
@@ -84,8 +84,6 @@ def _kept(
     cells: Iterable[Cell], card: str | None, conf: AllocConf, left_out: tuple[Unmodelled, ...], cache: Cache
 ) -> dict[str, Outcome]:
     """The outcomes that were kept, by the cells' ids."""
-    from vrambench.bench.predict.forecast import card_of
-
     found = {}
     for cell in cells:
         budget = cell.workload.budget

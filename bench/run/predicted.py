@@ -76,9 +76,8 @@ class PredictingExecutor:
             elif time.monotonic() > job.deadline:
                 job.ended = Ended(timed_out_seconds=job.order.timeout_seconds)
         if any(job.ended and (job.ended.lost or job.ended.timed_out_seconds is not None) for job in self._jobs):
-            for (
-                job
-            ) in self._jobs:  # whose process is whose is not known: all end, and what else was under way runs again
+            # Whose process is whose is not known: all end, and what else was under way runs again.
+            for job in self._jobs:
                 job.ended = job.ended or Ended(lost=True)
             self.kill()
         self._jobs = [job for job in self._jobs if job.ended is None]

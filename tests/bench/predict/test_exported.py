@@ -12,9 +12,10 @@ from vrambench.bench.allocator.comparison import replay_snapshot
 from vrambench.bench.allocator.explained import explain
 from vrambench.bench.allocator.snapshot import Snapshot
 from vrambench.bench.predict.exported import recorded
-from vrambench.bench.predict.forecast import Predictor, card_of
+from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.replay import whose
 from vrambench.bench.predict.tracing.trace import ALLOC
+from vrambench.methods.cards import card_of
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.workload import AXIS_NAMES
 
