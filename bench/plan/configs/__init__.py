@@ -11,8 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from vrambench.bench.plan.configs import axolotl, deepspeed, llama_factory, training_arguments, trl
+from vrambench.bench.plan.configs.draft import Draft, Format
 from vrambench.bench.plan.configs.files import command_line, load
-from vrambench.bench.plan.configs.keys import Chosen, Draft, Format, Given
+from vrambench.bench.plan.configs.keys import Chosen, Given
 from vrambench.bench.plan.document import Document
 from vrambench.bench.plan.matrix import Layer, Matrix
 from vrambench.methods.errors import ConfigurationError, UnknownValue
@@ -31,6 +32,7 @@ def read(source: str, chosen: Chosen, named: str | None = None) -> Matrix:
     """The matrix of the file, or TRL command line, `source`. `named`: the format, where --config-format says it. Raises
     ConfigurationError, with file, line and key, for what cannot be read."""
     names = [one.name for one in FORMATS]
+    named = named and named.replace("_", "-")
     if named is not None and named not in names:
         raise UnknownValue("--config-format", named, names)
     if source.split()[:1] == ["trl"]:
@@ -70,12 +72,15 @@ def detected(document: Document, chosen: Chosen) -> Format:
             f"{document.name}: its keys are those of no format that is known here ({names}); --config-format says which it is"
         )
     if len(best) > 1:
-        best = [one for one in best if one.algorithm == chosen.axes.get("algorithm", "")] or best
+        trained = chosen.axes.get("algorithm", "").removeprefix("trl_")
+        best = [one for one in best if one.algorithm == trained] or best
     best = [one for one in best if one is training_arguments.FORMAT] or best
     if len(best) > 1:
-        either = ", ".join(one.name for one in best)
+        *others, last = (one.name for one in best)
+        by_algorithm = f", or --algorithm {best[0].algorithm}," if best[0].algorithm else ""
         raise ConfigurationError(
-            f"{document.name}: may be {either}, which know as many of its keys; --config-format {best[0].name} says which it is"
+            f"{document.name}: fits {', '.join(others)} and {last} alike; --config-format {best[0].name}{by_algorithm} "
+            "would say that it is the first"
         )
     return best[0]
 

@@ -35,8 +35,12 @@ MORE: dict[str, dict[str, Any]] = {
     "transformers-galore.yaml": LENGTH,
     "deepspeed-zero1.json": LENGTH | {"axes": {"adapter": "none", "algorithm": "sft"}},
     "deepspeed-zero2-offload.json": LENGTH | {"axes": {"adapter": "lora", "algorithm": "dpo"}},
-    "deepspeed-zero2-auto.json": LENGTH | ENGINE | {"names": ("model", "batch_size"), "set": ("batch_size=2",)},
-    "deepspeed-zero3-auto.json": LENGTH | ENGINE | {"names": ("model", "batch_size"), "set": ("batch_size=2",)},
+    "deepspeed-zero2-auto.json": LENGTH
+    | ENGINE
+    | {"names": ("model", "batch_size", "max_length"), "set": ("batch_size=2", "max_length=512")},
+    "deepspeed-zero3-auto.json": LENGTH
+    | ENGINE
+    | {"names": ("model", "batch_size", "max_length"), "set": ("batch_size=2", "max_length=512")},
     "trl-sft-qlora.yaml": {"format": "trl-sft"},
     "trl-grpo.yaml": {"format": "trl-grpo"},
 }
@@ -73,8 +77,9 @@ def complaint(name: str) -> str:
     """What is said of a file that cannot be read."""
     with pytest.raises(ConfigurationError) as caught:
         planned(str(FILES / "bad" / name))
-    assert "\n" not in caught.value.message
-    return caught.value.message.replace(str(FILES / "bad") + "/", "") + "\n"
+    messages = getattr(caught.value, "messages", [caught.value.message])
+    assert not any("\n" in one for one in messages)
+    return "".join(one.replace(str(FILES / "bad") + "/", "") + "\n" for one in messages)
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -128,6 +133,65 @@ class TestCommandLine:
         assert matrix.config is not None
         assert matrix.config.format == "trl-rloo"
 
+    @pytest.mark.parametrize(
+        ("typed", "format"),
+        [("sft", "trl-sft"), ("trl_dpo", "trl-dpo"), ("reward", "trl-reward"), ("grpo", "trl-grpo")],
+    )
+    def test_a_file_that_fits_several_trainers_is_that_algorithm_s(
+        self, typed: str, format: str, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "x.yaml"
+        file.write_text("model_name_or_path: gpt2\nmax_length: 512\nlearning_rate: 1.0e-5\nuse_peft: true\n")
+        if typed == "grpo":
+            file.write_text("model_name_or_path: gpt2\nmax_completion_length: 512\nnum_generations: 4\n")
+        config = read(str(file), Chosen({"algorithm": typed})).config
+        assert config is not None
+        assert config.format == format
+        by_name = read(str(file), Chosen(), format.replace("-", "_")).config
+        assert by_name is not None
+        assert by_name.format == format
+
+    @pytest.mark.parametrize(
+        ("name", "algorithm", "read_as"),
+        [
+            (
+                "llama-factory-lora-sft.yaml",
+                "ppo",
+                {
+                    "stage": ("used", "algorithm: sft (the command line says otherwise)"),
+                    "cutoff_len": ("without effect", "max_length: 2048; this job does not use it"),
+                    "lora_rank": ("used", "lora_r: 8"),
+                },
+            ),
+            (
+                "bad/llama-factory-kto.yaml",
+                "dpo",
+                {
+                    "stage": (
+                        "not modelled",
+                        "algorithm: dpo, as the command line says, loss: nll; "
+                        "its trainer of pairs makes a copy of all logits in fp32",
+                    )
+                },
+            ),
+            ("axolotl-qlora.yml", "dpo", {"sequence_len": ("used", "max_length: 4096, prompt_tokens: 2048")}),
+            ("trl-grpo.yaml", "ppo", {"num_generations": ("without effect", "")}),
+        ],
+    )
+    def test_what_is_said_of_a_key_is_true_of_the_cell(
+        self, name: str, algorithm: str, read_as: dict[str, tuple[str, str]]
+    ) -> None:
+        plan = planned(str(FILES / name), axes={"algorithm": algorithm}, format=MORE.get(name, {}).get("format"))
+        assert plan.config is not None
+        assert plan.warnings == ()
+        keys = {one.key: (one.kind, one.told) for one in plan.config.keys}
+        assert {key: keys[key] for key in read_as} == read_as
+        whole = algorithm in ("sft", "dpo", "reward")
+        assert [one.told.partition(" ")[0] for one in plan.config.taken if "_tokens" in one.name] == (
+            [] if whole else ["prompt_tokens", "response_tokens"]
+        )
+        assert any(one.name == "max_length" for one in plan.config.taken) == whole
+
     def test_trl_s_own_is_read(self, tmp_path: Path) -> None:
         words = "--model_name_or_path gpt2 --lora-r 4 --use_peft --lora_target_modules c_attn c_proj --max_length=128 --bf16 False"
         (one,) = planned(f"trl sft {words}").cells
@@ -178,6 +242,31 @@ def test_what_is_not_modelled_may_decide(command: str, capsys: pytest.CaptureFix
     assert (document["verdict"] if command == "fit" else document["cells"][0]["fit"]) == "unsure"
     keys = {one["key"]: one["read"] for one in document["config"]["keys"]}
     assert (keys["torch_compile"], keys["optim"], keys["max_steps"]) == ("not modelled", "used", "without effect")
+
+
+@pytest.mark.parametrize(
+    ("format", "slip", "meant"),
+    [
+        ("trl-sft", "per_device_train_batchsize: 1", "per_device_train_batch_size"),
+        ("trl-sft", "lora_rank: 4", "lora_r"),
+        ("trl-sft", "micro_batch_size: 4", "per_device_train_batch_size"),
+        ("axolotl", "sequence_length: 64", "sequence_len"),
+        ("axolotl", "cutoff_len: 64", "sequence_len"),
+        ("llama-factory", "lora_r: 64", "lora_rank"),
+    ],
+)
+def test_a_slip_of_a_key_that_is_used_always_leaves_it_unsure(
+    format: str, slip: str, meant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(f"learning_rate: 1.0e-4\n{slip}\n")
+    typed = ["fit", "--config", str(file), "--config-format", format, "--model", "tiny", "--json"]
+    for budget, code in (("80GiB", 0), ("450MiB", 1)):
+        assert main([*typed, "--budget", budget]) == code
+        document = json.loads(capsys.readouterr().out)
+        assert (document["verdict"], document["fits"]) == ("unsure", code == 0)
+    (key,) = [one for one in document["config"]["keys"] if one["read"] == "not modelled"]
+    assert key["told"].endswith(f"; did you mean {meant!r}?")
 
 
 if __name__ == "__main__":
