@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vrambench.bench.plan.configs import axolotl, deepspeed, llama_factory, training_arguments, trl
+from vrambench.bench.plan.configs import axolotl, deepspeed, llama_factory, torchtune, training_arguments, trl
 from vrambench.bench.plan.configs.draft import Draft, Format
 from vrambench.bench.plan.configs.files import command_line, load
 from vrambench.bench.plan.configs.keys import Chosen, Given
@@ -24,6 +24,7 @@ FORMATS: tuple[Format, ...] = (
     deepspeed.FORMAT,
     axolotl.FORMAT,
     llama_factory.FORMAT,
+    torchtune.FORMAT,
 )
 COMMAND_LINES = {one.name.removeprefix("trl-"): one.name for one in trl.FORMATS}
 
@@ -43,8 +44,8 @@ def read(source: str, chosen: Chosen, named: str | None = None) -> Matrix:
     else:
         document = load(Path(source))
     form = next(one for one in FORMATS if one.name == named) if named else detected(document, chosen)
-    if form is deepspeed.FORMAT:
-        document = deepspeed.flat(document)
+    if form.flat:
+        document = form.flat(document)
     draft = Draft(Given(document, form.table), chosen)
     form.draft(draft)
     config = draft.done(form.name, form.called)

@@ -261,4 +261,4 @@ def _draft(draft: Draft) -> None:
     draft.needs_length()
 
 
-FORMAT = Format("deepspeed", "DeepSpeed's configuration", TABLE, _draft, marks=frozenset({ZERO}))
+FORMAT = Format("deepspeed", "DeepSpeed's configuration", TABLE, _draft, marks=frozenset({ZERO}), flat=flat)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vrambench.bench.plan.configs.keys import Chosen, Config, Given, Made, ReadKey, Table
+from vrambench.bench.plan.document import Document
 from vrambench.bench.plan.matrix import Setting
 from vrambench.bench.results.forecast import Unmodelled
 from vrambench.methods.errors import EXPLAINED, ConfigurationError, did_you_mean, shown
@@ -161,7 +162,7 @@ class Draft:
         key = table.renamed.get(written, written)
         if key in table.doubts and table.doubts[key].raised_by(value) and key not in self._reasons:
             self.doubt(key, table.doubts[key].reason, table.doubts[key].nbytes)
-        if key not in table.names | table.old:
+        if not table.knows(key):
             self._unknown(written, value, called)
         made = tuple(self._made.get(key, ()))
         if key in self._reasons:
@@ -200,7 +201,8 @@ class Lacking(ConfigurationError):
 @dataclass(frozen=True, eq=False)
 class Format:
     """`name`: as --config-format has it. `called`: in words. `algorithm`: the one whose trainer it configures, if it is one's.
-    `draft`: what is made of a file. `marks`: keys by any of which a file is known to be one."""
+    `draft`: what is made of a file. `marks`: keys by any of which a file is known to be one. `flat`: of one with sections, their
+    keys beside each other."""
 
     name: str
     called: str
@@ -208,3 +210,4 @@ class Format:
     draft: Callable[[Draft], None]
     algorithm: str | None = None
     marks: frozenset[str] = frozenset()
+    flat: Callable[[Document], Document] | None = None

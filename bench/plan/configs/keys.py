@@ -40,13 +40,15 @@ class Doubt:
 @dataclass(frozen=True)
 class Table:
     """A format's keys: those that settings are made of, those without effect on memory, and those that are not modelled, with why.
-    `renamed`: what other versions call some of them. `old`: keys of other versions, without effect."""
+    `renamed`: what other versions call some of them. `old`: keys of other versions, without effect. `open`: sections that may have
+    any others, without effect unless they are a slip of a key that is used."""
 
     used: frozenset[str]
     without: frozenset[str]
     doubts: Mapping[str, Doubt] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     old: frozenset[str] = frozenset()
+    open: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         counted = len(self.used) + len(self.without) + len(self.doubts)
@@ -60,14 +62,22 @@ class Table:
         doubts: Mapping[str, Doubt] | None = None,
         renamed: Mapping[str, str] | None = None,
         old: str = "",
+        open: str = "",
     ) -> Table:
         """The table of keys that are written with blanks between them."""
         kinds = (frozenset(used.split()), frozenset(without.split()))
-        return cls(*kinds, doubts or {}, renamed or {}, frozenset(old.split()))
+        return cls(*kinds, doubts or {}, renamed or {}, frozenset(old.split()), frozenset(open.split()))
 
     @property
     def names(self) -> frozenset[str]:
         return self.used | self.without | self.doubts.keys()
+
+    def knows(self, key: str) -> bool:
+        """Whether the format, of this version or another, may have `key`."""
+        section, _, name = key.partition(".")
+        if key in self.names | self.old or section not in self.open:
+            return key in self.names | self.old
+        return nearest(name, [one.partition(".")[2] for one in self.used if one.startswith(f"{section}.")]) is None
 
     def meant(self, key: str) -> str | None:
         """The key that one which the format does not have is a slip of, or another tool's name for."""
@@ -83,6 +93,7 @@ class Table:
             {key: doubt for key, doubt in self.doubts.items() if key not in other.names} | dict(other.doubts),
             dict(self.renamed) | dict(other.renamed),
             self.old | other.old,
+            self.open | other.open,
         )
 
 
