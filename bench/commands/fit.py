@@ -99,7 +99,7 @@ def fit(
         answer = kept.answer
         config = as_built(loaded.config, [answer.cell]) if loaded.config else None
         if as_json:
-            told = answer.document() | {"command": kept.command}
+            told = answer.document() | {"command": kept.command, "read_as": list(selection.read_as)}
             told |= {"config": config.document()} if config else {}
             print(json.dumps(told, indent=1), file=out)
         else:
