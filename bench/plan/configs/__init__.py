@@ -54,12 +54,14 @@ def read(source: str, chosen: Chosen, named: str | None = None) -> Matrix:
 
 
 def detected(document: Document, chosen: Chosen) -> Format:
-    """The format that has marks among the document's keys; else, of those without marks, the one that knows most of its keys, and
+    """Of those that have marks among the document's keys, else of those without marks, the format that knows most of its keys, and
     at least half of them. Of several, the one whose trainer is that of the command line's algorithm, or TrainingArguments, of
     which TRL's are kinds."""
+    if "compute_environment" in document.data:
+        raise ConfigurationError(
+            f"{document.name}: is accelerate's, which says how processes are started; --config takes the trainer's own file"
+        )
     marked = [one for one in FORMATS if one.marks & document.data.keys()]
-    if len(marked) == 1:
-        return marked[0]
     known = {
         one: sum(key in _keys(one) for key in document.data)
         for one in marked or FORMATS
@@ -69,9 +71,9 @@ def detected(document: Document, chosen: Chosen) -> Format:
     best = [one for one, count in known.items() if count == most]
     names = ", ".join(one.name for one in FORMATS)
     if not document.data or most * 2 < len(document.data):
-        raise ConfigurationError(
-            f"{document.name}: its keys are those of no format that is known here ({names}); --config-format says which it is"
-        )
+        told = f"its keys are those of no format that is known here ({names})"
+        nearest = f"; {best[0].name} has {most} of its {len(document.data)}" if most else ""
+        raise ConfigurationError(f"{document.name}: {told}{nearest}; --config-format says which it is")
     if len(best) > 1:
         trained = chosen.axes.get("algorithm", "").removeprefix("trl_")
         best = [one for one in best if one.algorithm == trained] or best
@@ -87,4 +89,6 @@ def detected(document: Document, chosen: Chosen) -> Format:
 
 
 def _keys(form: Format) -> frozenset[str]:
-    return form.table.names | form.table.renamed.keys() | form.table.old
+    """As a file has them: of sections, the first part."""
+    every = form.table.names | form.table.renamed.keys() | form.table.old
+    return frozenset(key.partition(".")[0] for key in every) if form.flat else every

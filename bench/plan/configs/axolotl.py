@@ -74,7 +74,7 @@ KERNEL = "an attention kernel that is not here"
 OTHER = "the model is another one, or is loaded otherwise"
 REASONS = {
     SEVERAL: "fsdp fsdp_config dp_shard_size dp_replicate_size sequence_parallel_degree context_parallel_size tensor_parallel_size "
-    "world_size device_map use_ray deepcompile",
+    "expert_parallel_size world_size device_map use_ray deepcompile",
     COMPILED: "torch_compile torch_compile_backend torch_compile_mode torch_compile_options",
     KERNEL: "xformers_attention flex_attention sage_attention s2_attention gemma4_hybrid_attn_impl flash_attn_d512 "
     "large_head_attention sdpa_varlen fused_attn_kernel scaling_softmax flash_optimum",
@@ -82,7 +82,7 @@ REASONS = {
     "peft_trainable_token_indices lora_rank_pattern lisa_n_layers relora peft lora_on_cpu",
     OTHER: "resize_token_embeddings_to_32x shrink_embeddings reinit_weights model_config "
     "model_kwargs model_quantization_config use_onebitllms gptq rope_scaling image_size embeddings_skip_upcast fp32_norms "
-    "experts_implementation llama4_linearized_experts qat quantization fp8",
+    "experts_implementation llama4_linearized_experts qat quantization fp8 use_scattermoe use_sonicmoe",
     "checkpoints of some layers alone are not modelled": "selective_checkpointing layer_offloading tiled_mlp",
     "batches of another kind": "batch_flattening use_pose multipack_real_batches eval_sequence_len dpo_padding_free",
     "a trainer or a loss that is not here": "trainer_cls trl vllm ebft process_reward_model dpo_use_liger_kernel dpo_loss_weights "
@@ -93,7 +93,11 @@ TABLE = Table.of(
     USED,
     WITHOUT,
     {
-        **{key: Doubt(reason) for reason, keys in REASONS.items() for key in keys.split()},
+        **{
+            key: Doubt(reason, (*INERT, 1) if reason == SEVERAL else INERT)
+            for reason, keys in REASONS.items()
+            for key in keys.split()
+        },
         **{
             key: Doubt(LESS, nbytes=0)
             for key in (
@@ -105,7 +109,7 @@ TABLE = Table.of(
                     "flash_attn_fuse_mlp",
                 ),
                 *("flash_attn_rms_norm", "use_kernels", "liger_rope", "liger_rms_norm", "liger_glu_activation"),
-                *("liger_layer_norm", "liger_cross_entropy"),
+                *("liger_layer_norm", "liger_cross_entropy", "liger_rms_norm_gated"),
             )
         },
         "auto_find_batch_size": Doubt(
@@ -116,13 +120,16 @@ TABLE = Table.of(
             "noise as large as the embedded batch is added to it", (*INERT, 0), nbytes=2**29
         ),
     },
-    old="load_in_16bit model_is_quantized",
+    old="load_in_16bit model_is_quantized adam_eps base_model_ignore_patterns debug eta_min gptq_groupsize gptq_model_v1 "
+    "revision_of_model swanlab_completion_log_interval swanlab_completion_max_buffer swanlab_description "
+    "swanlab_experiment_name swanlab_log_completions swanlab_log_model swanlab_mode swanlab_project swanlab_workspace "
+    "use_swanlab",
 )
 PREFERENCES = {"dpo": "sigmoid", "ipo": "ipo", "orpo": "orpo", "simpo": "simpo"}
 """By `rl`, dpo.loss_type."""
 UNREAD = ("kto", "grpo", "gdpo", "ebft")
 """Its other values of `rl`."""
-PLUGINS = ("liger", "cut_cross_entropy")
+PLUGINS = ("liger", "cut_cross_entropy", "swanlab")
 
 
 def _draft(draft: Draft) -> None:
@@ -142,7 +149,8 @@ def _draft(draft: Draft) -> None:
     _adapter(draft)
     _attention(draft)
     _checkpoints(draft)
-    for plugin in given.get("plugins", []):
+    plugins = given.get("plugins", [])
+    for plugin in plugins if isinstance(plugins, list) else [plugins]:
         if not any(name in str(plugin) for name in PLUGINS):
             draft.doubt("plugins", f"{shown(plugin)} is not known here")
 
@@ -164,7 +172,7 @@ def _batches(draft: Draft) -> None:
 
 def _algorithm(draft: Draft) -> None:
     given = draft.given
-    kind, length = given.get("rl"), given.number("sequence_len", 512)
+    kind, length = given.text("rl"), given.number("sequence_len", 512)
     said = "dpo" if kind else "reward" if given.flag("reward_model") else "sft"
     if kind and kind not in PREFERENCES:
         hint = "" if kind in UNREAD else closest(kind, (*PREFERENCES, *UNREAD))
@@ -173,7 +181,7 @@ def _algorithm(draft: Draft) -> None:
         draft.set("algorithm", said, "reward_model" if said == "reward" else "rl")
     trained = draft.trained(said)
     if trained == "dpo":
-        _preferences(draft, PREFERENCES.get(str(kind), "sigmoid"))
+        _preferences(draft, PREFERENCES.get(kind, "sigmoid"))
     elif trained == "reward" and given.get("center_rewards_coefficient") is not None:
         key = "center_rewards_coefficient"
         draft.set(f"rm.{key}", given.get(key), key)

@@ -135,12 +135,15 @@ def flat(document: Document) -> Document:
 
 
 def lay(draft: Draft, key: str = "deepspeed") -> None:
-    """Lays the DeepSpeed configuration that the file names, relative to itself, or holds under `key` over its settings."""
+    """Lays the DeepSpeed configuration that the file names, from its own folder or the current one, or holds under `key` over its
+    settings."""
     given, said = draft.given, draft.given.get(key)
     if isinstance(said, str):
         path = Path(given.document.name).parent / said
+        if not path.exists() and not Path(said).exists():
+            raise given.error(key, f"{shown(said)} is neither beside it nor in the current folder")
         try:
-            document = load_json(path)
+            document = load_json(path if path.exists() else Path(said))
         except ConfigurationError as error:
             raise given.error(key, error.message) from None
     else:

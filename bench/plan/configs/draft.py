@@ -162,8 +162,8 @@ class Draft:
         key = table.renamed.get(written, written)
         if key in table.doubts and table.doubts[key].raised_by(value) and key not in self._reasons:
             self.doubt(key, table.doubts[key].reason, table.doubts[key].nbytes)
-        if not table.knows(key):
-            self._unknown(written, value, called)
+        if not table.knows(key) and value is not None:
+            self._unknown(written, called)
         made = tuple(self._made.get(key, ()))
         if key in self._reasons:
             return ReadKey(written, value, "not modelled", made, self._reasons[key])
@@ -171,13 +171,12 @@ class Draft:
             made = (Made("", "as the trainer says, else by default"),)
         return ReadKey(written, value, "used" if made else "without effect", made)
 
-    def _unknown(self, written: str, value: Any, called: str) -> None:
+    def _unknown(self, written: str, called: str) -> None:
         """A key that the format does not have."""
         meant = self.given.table.meant(written)
         explained = written.lower() in EXPLAINED
         hint = did_you_mean(written, ()) if explained or not meant else f"; did you mean {meant!r}?"
-        decisive = value is not None and (explained or meant in self.given.table.used)
-        self.doubt(written, f"no key of {called}{hint}", decisive=decisive)
+        self.doubt(written, f"no key of {called}{hint}", decisive=explained or meant in self.given.table.used)
 
 
 def _told(name: str, value: Any) -> str:

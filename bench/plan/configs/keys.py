@@ -148,6 +148,13 @@ class Given:
             raise self.error(key, f"{shown(value)} is not a whole number of at least 1")
         return value
 
+    def text(self, key: str, default: str = "") -> str:
+        """A word or a name; anything else is an error."""
+        value = self.get(key, default)
+        if not isinstance(value, str):
+            raise self.error(key, f"{shown(value)} is not text")
+        return value
+
     def choice(self, key: str, choices: Iterable[str], default: str) -> str:
         """One of `choices`; anything else is an error."""
         value, choices = self.get(key, default), tuple(choices)

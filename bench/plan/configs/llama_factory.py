@@ -94,7 +94,7 @@ def _draft(draft: Draft) -> None:
     if draft.axis("adapter") != "none":
         _lora(draft)
     _stage(draft)
-    attention = given.get("flash_attn", "auto")
+    attention = given.text("flash_attn", "auto")
     if attention in ATTENTION:
         draft.set("attention", ATTENTION[attention], "flash_attn")
     elif attention != "auto":

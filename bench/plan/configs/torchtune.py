@@ -70,7 +70,7 @@ def _draft(draft: Draft) -> None:
     given = draft.given
     said = _algorithm(draft)
     model = "policy_model" if "policy_model._component_" in given.data else "model"
-    builder = str(given.get(f"{model}.{COMPONENT}", "")).rpartition(".")[2]
+    builder = given.text(f"{model}.{COMPONENT}").rpartition(".")[2]
     _model(draft, f"{model}.{COMPONENT}")
     _precision(draft, builder)
     _adapter(draft, builder)
@@ -90,7 +90,7 @@ def _draft(draft: Draft) -> None:
 
 def _algorithm(draft: Draft) -> str:
     """By what the recipe trains, as far as the file shows it."""
-    given, loss = draft.given, str(draft.given.get(f"loss.{COMPONENT}", ""))
+    given, loss = draft.given, draft.given.text(f"loss.{COMPONENT}")
     if "policy_model._component_" in given.data:
         said, key = "ppo", "policy_model._component_"
     else:
@@ -181,8 +181,8 @@ def _adapter(draft: Draft, builder: str) -> None:
         raise given.error("model.lora_attn_modules", f"{shown(said)} is no list; write [q_proj, v_proj, output_proj]")
     modules = FUSED if "phi" in builder else MODULES
     for one in said:
-        if one not in modules or one == "mlp":
-            names = [name for name in modules if name != "mlp"]
+        names = [name for name in modules if name != "mlp"]
+        if one not in names:
             ours = next((f"; did you mean {name!r}?" for name in names if modules[name] == one), closest(one, names))
             raise given.error("model.lora_attn_modules", f"{shown(one)} is not one of {', '.join(names)}{ours}")
     targets = [str(modules[one]) for one in said]
@@ -203,7 +203,7 @@ def _adapter(draft: Draft, builder: str) -> None:
 
 def _optimizer(draft: Draft) -> None:
     given, key = draft.given, f"optimizer.{COMPONENT}"
-    said = str(given.get(key, "torch.optim.AdamW"))
+    said = given.text(key, "torch.optim.AdamW")
     layerwise = given.flag("optimizer_in_bwd")
     if said in OFFLOADED:
         draft.set("offload", "torchao_optimizer", key)
@@ -273,7 +273,7 @@ def _sft(draft: Draft) -> None:
     given, key = draft.given, f"loss.{COMPONENT}"
     draft.set("prompt_tokens", 1, "dataset.train_on_input")
     draft.set("loss", "nll", key)
-    said = given.get(key, "torchtune.modules.loss.LinearCrossEntropyLoss")
+    said = given.text(key, "torchtune.modules.loss.LinearCrossEntropyLoss")
     if said in LOSSES:
         draft.doubt(key, LOSSES[said], 0)
     else:
@@ -286,7 +286,7 @@ def _sft(draft: Draft) -> None:
 def _pairs(draft: Draft) -> None:
     given, key = draft.given, f"loss.{COMPONENT}"
     draft.set("loss", "nll", key)
-    draft.set("dpo.loss_type", PAIRS.get(str(given.get(key)), "sigmoid"), key)
+    draft.set("dpo.loss_type", PAIRS.get(given.text(key), "sigmoid"), key)
     for name in ("beta", "label_smoothing"):
         if given.get(f"loss.{name}") is not None:
             draft.set(f"dpo.{name}", given.get(f"loss.{name}"), f"loss.{name}")

@@ -55,7 +55,10 @@ COMMON = (
         "model_init_kwargs",
         "trust_remote_code",
         renamed={"torch_dtype": "dtype", "max_seq_length": "max_length"},
-        old="dataset_batch_size num_of_sequences chars_per_token config",
+        old="dataset_batch_size num_of_sequences chars_per_token config "
+        "auto_insert_empty_system_msg benchmarks callbacks chat_template dataset_configs dataset_mixer dataset_mixture "
+        "dataset_splits hub_model_revision overwrite_hub_revision preprocessing_num_workers push_to_hub_revision system_prompt "
+        "tokenizer_name_or_path wandb_entity wandb_project wandb_run_group",
     )
 )
 WHOLE = "max_length pad_to_multiple_of activation_offloading"
@@ -64,8 +67,10 @@ SFT = COMMON | _table(
     "chat_template_path dataset_num_proc eos_token pad_token router_aux_loss_coef assistant_only_loss completion_only_loss "
     "dataset_kwargs dataset_text_field eval_packing shuffle_dataset truncation_mode",
 )
-PAIRS = COMMON | _table(
-    "max_length activation_offloading", "dataset_num_proc disable_dropout pad_to_multiple_of pad_token"
+PAIRS = (
+    COMMON
+    | _table("max_length activation_offloading", "dataset_num_proc disable_dropout pad_to_multiple_of pad_token")
+    | Table.of("", old="max_prompt_length max_completion_length max_target_length")
 )
 DPO = PAIRS | _table(
     "beta label_smoothing loss_type precompute_ref_log_probs",
@@ -75,7 +80,7 @@ DPO = PAIRS | _table(
     sync_ref_model=SYNCED,
 )
 REWARD = PAIRS | _table("center_rewards_coefficient", "chat_template_path eos_token")
-ONLINE = COMMON | _table(
+ONLINE = (COMMON | Table.of("", old="max_prompt_length")) | _table(
     "beta epsilon epsilon_high generation_batch_size max_completion_length num_generations num_iterations steps_per_generation "
     "temperature top_p reward_model_name_or_path",
     "cache_implementation chat_template_kwargs disable_dropout ds3_gather_for_generation log_completions log_multimodal "
@@ -109,6 +114,8 @@ DPO_LOSSES = (
     *("sppo_hard", "apo_zero", "apo_down", "sigmoid_norm"),
 )
 GRPO_LOSSES = ("dapo", "grpo", "dr_grpo", "bnpo")
+OLD_STRATEGIES = {"bfd-requeue": "bfd_split", "ffd": "bfd"}
+"""By their names in other versions, what packs as nearly."""
 QUANTISED = ("nf4", "int8")
 
 
@@ -226,8 +233,8 @@ def _sft(draft: Draft) -> None:
     length = given.number("max_length", 1024)
     packs, free, multiple = given.flag("packing"), given.flag("padding_free"), given.get("pad_to_multiple_of")
     if packs:
-        strategy = given.choice("packing_strategy", ("bfd", "bfd_split", "bfd-requeue", "wrapped"), "bfd")
-        draft.set("packing", "bfd_split" if strategy == "bfd-requeue" else strategy, "packing", "packing_strategy")
+        strategy = given.choice("packing_strategy", ("bfd", "bfd_split", "wrapped", *OLD_STRATEGIES), "bfd")
+        draft.set("packing", OLD_STRATEGIES.get(strategy, strategy), "packing", "packing_strategy")
     if free and not packs:
         draft.set("padding_free", True, "padding_free")
     if multiple is not None:
@@ -295,6 +302,9 @@ def _online(draft: Draft, namespace: str, group: int, beta: float, options: tupl
             "max_completion_length",
         )
     draft.set("response_tokens", given.number("max_completion_length", 512), "max_completion_length")
+    if given.get("max_prompt_length") is not None:
+        draft.set("prompt_tokens", given.number("max_prompt_length", 512), "max_prompt_length")
+        draft.take("every prompt is as long as max_prompt_length lets it be (--set prompt_tokens=256)", "prompt_tokens")
     step = given.number("per_device_train_batch_size", 8)
     accumulated = given.number("gradient_accumulation_steps", 1)
     generation = given.get("generation_batch_size") or step * given.number("steps_per_generation", accumulated)
@@ -320,7 +330,9 @@ def _grpo(draft: Draft) -> None:
     given = draft.given
     _online(draft, "grpo", 8, 0.0, ("delta", "importance_sampling_level", "use_bias_correction_kl"))
     scale = given.get("scale_rewards", "group")
-    draft.set("grpo.scale_rewards", {True: "group", False: "none"}.get(scale, scale), "scale_rewards")
+    if isinstance(scale, bool):
+        scale = "group" if scale else "none"
+    draft.set("grpo.scale_rewards", scale, "scale_rewards")
     loss = given.get("loss_type", "dapo")
     if loss in GRPO_LOSSES:
         draft.set("grpo.loss_type", loss, "loss_type")

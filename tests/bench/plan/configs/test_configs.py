@@ -6,11 +6,13 @@ these anew.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ import pytest
 
 from vrambench.bench.commands.app import main
 from vrambench.bench.plan.configs import FORMATS, read
-from vrambench.bench.plan.configs.keys import Chosen
+from vrambench.bench.plan.configs.draft import Draft
+from vrambench.bench.plan.configs.files import load
+from vrambench.bench.plan.configs.keys import Chosen, Given
 from vrambench.bench.plan.plan import Plan, select
 from vrambench.bench.plan.selection import Selection
 from vrambench.methods.errors import ConfigurationError
@@ -267,6 +271,97 @@ def test_a_slip_of_a_key_that_is_used_always_leaves_it_unsure(
         assert (document["verdict"], document["fits"]) == ("unsure", code == 0)
     (key,) = [one for one in document["config"]["keys"] if one["read"] == "not modelled"]
     assert key["told"].endswith(f"; did you mean {meant!r}?")
+
+
+BASES = {
+    "transformers": "transformers-galore.yaml",
+    "trl-sft": "trl-sft-qlora.yaml",
+    "trl-dpo": "trl-dpo.yaml",
+    "trl-grpo": "trl-grpo.yaml",
+    "deepspeed": "deepspeed-zero2-offload.json",
+    "axolotl": "axolotl-qlora.yml",
+    "llama-factory": "llama-factory-qlora.yaml",
+    "torchtune": "torchtune-lora.yaml",
+}
+"""A good file of each format."""
+
+
+@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("value", [[1], {"a": 1}, 3, -1, "x", True], ids=str)
+def test_no_key_s_value_is_more_than_a_configuration_error(name: str, value: object) -> None:
+    form = next(one for one in FORMATS if one.name == name)
+    document = load(FILES / BASES[name])
+    for key in sorted(form.table.used):
+        section, _, inner = key.partition(".")
+        held = document.data.get(section) if form.flat and inner else None
+        data = document.data | ({section: {**(held or {}), inner: value}} if inner else {key: value})
+        axes = {"adapter": "lora", "algorithm": "sft"} if name == "deepspeed" else {}
+        with contextlib.suppress(ConfigurationError):
+            changed = replace(document, data=data)
+            draft = Draft(
+                Given(form.flat(changed) if form.flat else changed, form.table), Chosen(axes, ("model", "max_length"))
+            )
+            form.draft(draft)
+            draft.done(form.name, form.called)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "compute_environment: LOCAL_MACHINE\ndistributed_type: DEEPSPEED\n",
+            "is accelerate's, which says how processes",
+        ),
+        (
+            "model: Qwen/Qwen3-0.6B\nmodel_class: llm\ntemplate: qwen3\nkernel_config: null\nmicro_batch_size: 1\n",
+            "its keys are those of no format that is known here",
+        ),
+    ],
+)
+def test_a_file_of_something_else_is_no_trainer_s(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigurationError, match=said):
+        read(str(file), Chosen({}, ("model",)))
+
+
+def test_a_deepspeed_file_is_found_from_the_current_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "z3.json").write_text(
+        '{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}'
+    )
+    (tmp_path / "train").mkdir()
+    file = tmp_path / "train" / "full.yaml"
+    file.write_text("model_name_or_path: gpt2\nstage: sft\nfinetuning_type: full\ndeepspeed: deep/z3.json\n")
+    monkeypatch.chdir(tmp_path)
+    (one,) = planned(str(file)).cells
+    assert one.cell.offload == "zero3_optimizer"
+
+
+def test_a_key_of_another_version_and_one_that_says_nothing_leave_nothing_out(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("model_name_or_path: gpt2\nbeta: 0.1\nmax_prompt_length: 256\nsomething_new: null\n")
+    config = read(str(file), Chosen(), "trl-dpo").config
+    assert config is not None
+    assert {one.key: one.kind for one in config.keys if one.key not in ("model_name_or_path", "beta")} == {
+        "max_prompt_length": "without effect",
+        "something_new": "without effect",
+    }
+    assert config.left_out == ()
+    grpo = read(str(file), Chosen(), "trl-grpo").config
+    assert grpo is not None
+    assert {one.key: one.told for one in grpo.keys}["max_prompt_length"] == "prompt_tokens: 256"
+
+
+def test_a_layerwise_optimizer_of_llama_factory_clips_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        "model_name_or_path: Qwen/Qwen2.5-0.5B\nstage: sft\nfinetuning_type: full\npure_bf16: true\n"
+        "use_galore: true\ngalore_layerwise: true\n"
+    )
+    (one,) = planned(str(file)).cells
+    assert (one.cell.optimizer, one.cell.workload.max_grad_norm) == ("galore_adamw_layerwise", 0)
+    assert one.rejection is None
 
 
 if __name__ == "__main__":
