@@ -139,11 +139,11 @@ def _draft(draft: Draft) -> None:
         draft.needs_model()
     else:
         draft.set("model", given.get("base_model"), "base_model")
+    _batches(draft)
     if given.get("deepspeed"):
         deepspeed.lay(draft)
     else:
         draft.set("offload", "none", "deepspeed")
-    _batches(draft)
     _algorithm(draft)
     _precision(draft)
     _adapter(draft)

@@ -82,6 +82,8 @@ TABLE = Table.of(
     },
 )
 OPTIMIZERS = {"adam": "adamw_torch_fused", "adamw": "adamw_torch_fused"}
+ADAMW = ("adamw_torch", "adamw_torch_fused")
+"""Those whose state is DeepSpeed's."""
 UNREAD = (
     *("adagrad", "lamb", "lion", "muadam", "muadamw", "muon", "musgd"),
     *("onebitadam", "onebitlamb", "zerooneadam"),
@@ -156,8 +158,20 @@ def lay(draft: Draft, key: str = "deepspeed") -> None:
     if kind:
         draft.engine_type = kind
         inner.say(f"{kind}.enabled", f"precision: {kind}")
+    _optimizer(draft, inner)
     draft.adopt(inner, "DeepSpeed's configuration", Path(document.name).name if isinstance(said, str) else key)
     draft.engine = True
+
+
+def _optimizer(draft: Draft, inner: Draft) -> None:
+    """An optimizer of DeepSpeed's file is the one that trains, whatever the trainer's says."""
+    said = str(inner.given.get("optimizer.type", "")).lower()
+    if said in OPTIMIZERS and draft.axis("optimizer") in ADAMW:
+        inner.say("optimizer.type", "AdamW, as the trainer says")
+    elif said in OPTIMIZERS:
+        draft.overrule("optimizer", OPTIMIZERS[said], inner, "optimizer.type")
+    elif said and said != "auto":
+        inner.doubt("optimizer.type", "an optimizer that is not read: the trainer's is predicted")
 
 
 def _check(given: Given) -> None:

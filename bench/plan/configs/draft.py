@@ -84,6 +84,13 @@ class Draft:
             where = self.given.where(key)
             held[name] = Setting(value, where.removesuffix(f"{name}: ") if self.given.written(key) == name else where)
 
+    def overrule(self, axis: str, value: str, other: Draft, key: str) -> None:
+        """The axis is `value`, as `key` of the file of `beside` says, whatever this one says."""
+        for made in self._made.values():
+            made[:] = [Made("", f"{key} takes its place") if one.name == axis else one for one in made]
+        self.axes.pop(axis, None)
+        other.set(axis, value, key)
+
     def as_long_as(self, key: str, length: int) -> None:
         """Every sequence has as many tokens as `key` allows, unless the command line says how long they are."""
         if not {"response_tokens", "lengths"} & set(self.chosen.names):

@@ -338,6 +338,24 @@ def test_a_deepspeed_file_is_found_from_the_current_folder_too(tmp_path: Path, m
     assert one.cell.offload == "zero3_optimizer"
 
 
+@pytest.mark.parametrize(("typed", "optimizer"), [({}, "adamw_torch_fused"), ({"optimizer": "sgd"}, "sgd")])
+def test_deepspeed_s_optimizer_trains_whatever_the_trainer_s_file_says(
+    typed: dict[str, str], optimizer: str, tmp_path: Path
+) -> None:
+    (tmp_path / "z2.json").write_text('{"zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW"}}')
+    for name, lines in (
+        ("axolotl.yml", "base_model: gpt2\nmicro_batch_size: 1\noptimizer: paged_adamw_8bit\n"),
+        ("trl.yaml", "model_name_or_path: gpt2\nmax_length: 64\npacking: false\noptim: paged_adamw_8bit\n"),
+    ):
+        (tmp_path / name).write_text(f"{lines}deepspeed: z2.json\n")
+        plan = planned(str(tmp_path / name), axes=typed)
+        assert [one.cell.optimizer for one in plan.cells] == [optimizer]
+        assert plan.config is not None
+        told = {one.key: one.told for one in plan.config.keys}
+        assert told["optimizer" if name == "axolotl.yml" else "optim"] == "optimizer.type takes its place"
+        assert told["z2.json: optimizer.type"].startswith("optimizer: adamw_torch_fused")
+
+
 def test_a_key_of_another_version_and_one_that_says_nothing_leave_nothing_out(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text("model_name_or_path: gpt2\nbeta: 0.1\nmax_prompt_length: 256\nsomething_new: null\n")
