@@ -34,7 +34,11 @@ def as_built(config: Config, cells: Sequence[Cell]) -> Config:
     parts = [part for part in PARTS if part not in config.said]
     apart = [cell.workload for cell in cells if cell.workload.max_length is None and cell.workload.lengths is None]
     taken = [
-        Made(part, f"{part} {getattr(apart[0], part)}, as the file does not say how many (--set {part}=512)")
+        Made(
+            part,
+            f"{part.removesuffix('_tokens')}s of {getattr(apart[0], part)} tokens, as the file does not say how long they are "
+            f"(--set {part}=512)",
+        )
         for part in (parts if apart else ())
     ]
     return replace(

@@ -272,11 +272,11 @@ def _lengths(draft: Draft) -> None:
 def _sft(draft: Draft) -> None:
     given, key = draft.given, f"loss.{COMPONENT}"
     draft.set("prompt_tokens", 1, "dataset.train_on_input")
-    draft.set("loss", "nll", key)
     said = given.text(key, "torchtune.modules.loss.LinearCrossEntropyLoss")
-    if said in LOSSES:
-        draft.doubt(key, LOSSES[said], 0)
-    else:
+    draft.set("loss", LOSSES.get(said, "nll"), key)
+    if said == "torch.nn.CrossEntropyLoss":
+        draft.doubt(key, "it makes no copy in fp32: the loss of transformers is predicted, which takes more", 0)
+    elif said not in LOSSES:
         draft.doubt(key, f"{shown(said)} is not here: the loss of transformers is predicted{closest(said, LOSSES)}")
     if given.get("run_val_every_n_steps") is not None and given.get("dataset_val"):
         size = given.number("batch_size_val", given.number("batch_size", 1))

@@ -148,11 +148,10 @@ OPTIMIZERS = {
     },
 }
 OFFLOADED = ("torchao.optim.CPUOffloadOptimizer", "torchao.prototype.low_bit_optim.CPUOffloadOptimizer")
-LESS = "its chunks keep fp32 log-probabilities, and neither logits nor a copy of them: whole logits are predicted, which take more"
 LOSSES = {
-    "torchtune.modules.loss.LinearCrossEntropyLoss": LESS,
-    "torchtune.modules.loss.CEWithChunkedOutputLoss": LESS,
-    "torch.nn.CrossEntropyLoss": "it makes no copy in fp32: the loss of transformers is predicted, which takes more",
+    "torchtune.modules.loss.LinearCrossEntropyLoss": "linear_cross_entropy",
+    "torchtune.modules.loss.CEWithChunkedOutputLoss": "chunked_output",
+    "torch.nn.CrossEntropyLoss": "nll",
 }
 PAIRS = {"torchtune.rlhf.loss.DPOLoss": "sigmoid", "torchtune.rlhf.loss.RSOLoss": "hinge"}
 """Losses of pairs: dpo.loss_type."""
