@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vrambench.bench.plan.configs.draft import Draft, Format
+from vrambench.bench.plan.configs.draft import WHOLE, Draft, Format
 from vrambench.bench.plan.configs.keys import closest
 from vrambench.bench.plan.configs.torchtune_keys import (
     FUSED,
@@ -77,11 +77,12 @@ def _draft(draft: Draft) -> None:
     _optimizer(draft)
     _steps(draft)
     trained = draft.trained(said)
-    if trained == "ppo":
+    if (said, trained) == ("ppo", "ppo"):
         _ppo(draft)
         return
-    _lengths(draft)
     draft.set("batch_size", given.number("batch_size", 1), "batch_size")
+    if trained in WHOLE:
+        _lengths(draft)
     if trained == "sft":
         _sft(draft)
     elif trained == "dpo":
@@ -220,7 +221,8 @@ def _optimizer(draft: Draft) -> None:
         keys = [key, *(["optimizer.fused"] if fused else []), *(["optimizer_in_bwd"] if layerwise else [])]
         draft.set("optimizer", name + ("_layerwise" if layerwise else ""), *keys)
     elif said not in OFFLOADED:
-        message = f"{shown(said)} is no optimizer here, and --optimizer may say another{closest(said, OPTIMIZERS)}"
+        whole = next((name for name in OPTIMIZERS if name.endswith(f".{said}")), said)
+        message = f"{shown(said)} is no optimizer here, and --optimizer may say another{closest(whole, OPTIMIZERS)}"
         draft.lack("optimizer", message, key)
     if given.get("optimizer.lr") is not None:
         draft.set("learning_rate", given.get("optimizer.lr"), "optimizer.lr")

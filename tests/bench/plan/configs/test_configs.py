@@ -180,6 +180,16 @@ class TestCommandLine:
             ),
             ("axolotl-qlora.yml", "dpo", {"sequence_len": ("used", "max_length: 4096, prompt_tokens: 2048")}),
             ("trl-grpo.yaml", "ppo", {"num_generations": ("without effect", "")}),
+            (
+                "torchtune-lora.yaml",
+                "ppo",
+                {"tokenizer.max_seq_len": ("without effect", ""), "batch_size": ("used", "batch_size: 2")},
+            ),
+            (
+                "torchtune-lora.yaml",
+                "dpo",
+                {"tokenizer.max_seq_len": ("used", "max_length: 2048, prompt_tokens: 1024")},
+            ),
         ],
     )
     def test_what_is_said_of_a_key_is_true_of_the_cell(
