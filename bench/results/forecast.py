@@ -127,7 +127,7 @@ class Forecast(Record):
     @property
     def fits(self) -> bool:
         """Whether it is predicted to run, be it only just, or as far as is known."""
-        return self.verdict != "does not fit" and self.oom is None
+        return self.verdict in ("fits", "tight") or (self.verdict == "unsure" and self.oom is None)
 
     @property
     def stored_verdict(self) -> PredictedVerdict:
