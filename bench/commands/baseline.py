@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from vrambench.bench.commands.shared import check_out
-from vrambench.methods.errors import ConfigurationError
 
 
 def baseline(
@@ -25,9 +24,7 @@ def baseline(
     from vrambench.bench.results.store import RunFolder
     from vrambench.reports.units import plural
 
-    check_out(out)
-    if out.exists() and not force:
-        raise ConfigurationError(f"-o {out}: is there already; --force replaces it", field="out")
+    check_out(out, replaces=force)
     before = read_baseline(out) if out.exists() else None
     made = baseline_of(RunFolder.open(run), before)
     write_baseline(made, out)

@@ -94,6 +94,7 @@ def measured_again(run: Path, ids: Collection[str]) -> bool:
         return False
     say(f"measuring {plural(len(ids), 'cell')} once more, into {run / 'again'}")
     cells, settings = stored_plan(run, None)
+    settings.pop("left_out", None)  # which is about predictions
     shutil.rmtree(run / "again", ignore_errors=True)
     summary = run_here([cell for cell in cells if cell.cell.id in ids], run / "again", settings)
     if summary.interrupted:

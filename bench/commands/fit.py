@@ -87,6 +87,7 @@ def fit(
     read(alloc_conf)
     maximum = ",".join(_searched(maxima)) if maxima else None
     with stdout_kept_clean() as out:
+        from vrambench.bench.plan.configs.built import as_built
         from vrambench.bench.predict.kept import about_answer, read_answer
 
         cache = _cache(no_cache)
@@ -96,18 +97,19 @@ def fit(
             say(line)
         kept = kept or _predicted(loaded, matrix, selection, maximum, advices, alloc_conf, cache, asked)
         answer = kept.answer
+        config = as_built(loaded.config, [answer.cell]) if loaded.config else None
         if as_json:
-            told = answer.document() | {"command": kept.command}
-            told |= {"config": loaded.config.document()} if loaded.config else {}
+            told = answer.document() | {"command": kept.command, "read_as": list(selection.read_as)}
+            told |= {"config": config.document()} if config else {}
             print(json.dumps(told, indent=1), file=out)
         else:
             from vrambench.reports.text.answers import print_fit
             from vrambench.reports.text.config import print_config
 
-            if loaded.config:
-                print_config(loaded.config, out)
+            if config:
+                print_config(config, out)
             print_fit(answer, out, kept.profile)
-            if loaded.config:
+            if config:
                 print(f"the same without the file: {kept.command}", file=out)
     fits = answer.forecast.verdict == "fits" if strict else answer.forecast.fits
     return 0 if fits else EXIT_DOES_NOT_FIT

@@ -24,11 +24,7 @@ def report(
     """Write an HTML report about runs.
 
     It is one file, which needs nothing else to be read."""
-    check_out(out)
-    if out.exists() and not force and not is_report(out):
-        raise ConfigurationError(
-            f"-o {out}: is there already, and is no report of ours; --force overwrites it", field="out"
-        )
+    check_out(out, replaces=force or not out.is_file() or is_report(out), why=", and is no report of ours")
     with stdout_kept_clean() as stdout:
         write_report(runs, out)
         _say_what_cannot_be_read(runs)

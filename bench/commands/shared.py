@@ -64,14 +64,17 @@ def say(text: str, end: str = "\n") -> None:
     print("\n".join(printable(line) for line in text.split("\n")), end=end, file=sys.stderr, flush=True)
 
 
-def check_out(out: Path) -> None:
-    """That a file can be written there. Raises ConfigurationError."""
+def check_out(out: Path, *, replaces: bool = True, why: str = "") -> None:
+    """That a file can be written there; one that is there only where it `replaces` that, else with `why` not. Raises
+    ConfigurationError."""
     if out.is_dir():
         raise ConfigurationError(f"-o {out}: is a folder; name a file", field="out")
     if not out.parent.is_dir():
         raise ConfigurationError(f"-o {out}: there is no folder {out.parent}", field="out")
     if out.exists() and not out.is_file():
         raise ConfigurationError(f"-o {out}: is a pipe or a device, not a file; name a file", field="out")
+    if out.exists() and not replaces:
+        raise ConfigurationError(f"-o {out}: is there already{why}; --force replaces it", field="out")
 
 
 def default_matrix() -> Path:

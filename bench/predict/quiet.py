@@ -10,10 +10,13 @@ KERNELS = "Failed to load CPU gemm_4bit_forward from kernels-community"
 
 
 def hush() -> None:
-    """Keeps three sentences, and no others, off stderr."""
+    """Keeps four sentences, and no others, off stderr."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_news)
     warnings.simplefilter("ignore", FutureWarning)  # transformers' about its own names, one for each model
     warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU")  # where none is meant to run
+    warnings.filterwarnings(
+        "ignore", "None of the inputs have requires_grad=True"
+    )  # of passes that nothing learns from
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -134,6 +134,8 @@ def _verdict(answer: Answer) -> str:
     band = units.size(forecast.band_bytes)
     if not forecast.fits:
         words = f"{need} of {budget} predicted, {units.size(-forecast.margin_bytes)} too much"
+        if forecast.verdict == "unsure":
+            return f"{words}; with what is left out, below, it may be another job"
         if -forecast.margin_bytes < forecast.band_bytes:
             words += f", less than the error band of {band}"
         return words + _runs_out(forecast.oom_phase, forecast.oom)

@@ -2,7 +2,7 @@
 
     LISTS["cards"]()        [{"name": "rtx-3090", "usable": "23.68 GiB", ...}, ...]
 
-Fields and cards are told without torch.
+Models, fields and cards are told without torch.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def test_what_fits_is_exit_code_0(capsys: pytest.CaptureFixture[str]) -> None:
             "limiting_step",
             "limiting_role",
         ),
-        *("oom", "oom_phase", "notes", "seconds", "max", "advice", "command"),
+        *("oom", "oom_phase", "notes", "seconds", "max", "advice", "command", "read_as"),
     }
     assert set(told["predicted"]) == set(Memory.model_fields)
     assert told["margin_bytes"] == told["budget_bytes"] - told["predicted"]["device_bytes"]
