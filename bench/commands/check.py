@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +15,12 @@ from vrambench.bench.commands.shared import Json, check_out, say, stdout_kept_cl
 from vrambench.bench.results.run_info import PREDICTED
 from vrambench.methods.errors import ConfigurationError
 from vrambench.reports.units import plural
+
+if TYPE_CHECKING:
+    from vrambench.bench.gate.baseline import Baseline
+    from vrambench.bench.gate.check import CellCheck
+    from vrambench.bench.results.store import RunFolder
+    from vrambench.reports.ci.annotations import Place
 
 
 def check(
@@ -39,6 +46,9 @@ def check(
     ] = True,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.", metavar="FILE")] = None,
     summary: Annotated[Path | None, typer.Option(help="Write a summary in Markdown.", metavar="FILE")] = None,
+    annotate: Annotated[
+        bool, typer.Option("--annotate", help="Also print annotations for GitHub, on the lines of the matrix.")
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Hold a run against a baseline.
@@ -71,6 +81,10 @@ def check(
             junit.write_text(junit_of(found), encoding="utf-8")
         if summary is not None:
             summary.write_text(summary_of(found), encoding="utf-8")
+        if annotate:
+            from vrambench.reports.ci.annotations import annotations_of
+
+            sys.stderr.write(annotations_of(found, _place(folder, before)))
         if as_json:
             print(json.dumps(found.document(), indent=1), file=out)
         else:
@@ -78,6 +92,25 @@ def check(
 
             print_check(found, out)
     return found.exit_code
+
+
+def _place(folder: RunFolder, before: Baseline) -> Place:
+    """Where each cell stands in the run's matrix, if that can still be read."""
+    from vrambench.bench.plan.matrix import load_matrix
+    from vrambench.bench.plan.places import place_of
+
+    cells = {one.id: one.cell for one in before.cells} | {one.id: one.cell for one in folder.results()}
+    file, profile = folder.info.get("matrix"), folder.info.get("profile")
+    try:
+        matrix = load_matrix(Path(file)) if file else None
+    except ConfigurationError:
+        matrix = None
+
+    def place(cell: CellCheck) -> tuple[str, int] | None:
+        line = place_of(matrix, profile, cells[cell.id]) if matrix else None
+        return (matrix.name, line) if matrix and line else None
+
+    return place
 
 
 def measured_again(run: Path, ids: Collection[str]) -> bool:
