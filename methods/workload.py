@@ -200,7 +200,7 @@ class Workload(BaseModel):
     """One job's work. Sizes in bytes, lengths in tokens; None where the cell's axis values do not use the field. The sentence
     below a field is its description."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Name = "tiny"
     """The model whose shape is trained: a preset, a folder with a config.json, or a hub id."""

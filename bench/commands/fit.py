@@ -154,34 +154,33 @@ def _predicted(
     from vrambench.bench.predict.quiet import hush
 
     hush()
-    with collector_held(collect=False):  # which takes a second of imports
-        from vrambench.bench.plan.plan import select
-        from vrambench.bench.predict.fit import fit as fit_cell
-        from vrambench.bench.predict.fit import has_bf16
-
     lines: list[str] = []
 
     def tell(line: str) -> None:
         lines.append(line)
         say(line)
 
-    card = card_named(selection)
-    with collector_held(collect=False):
+    with collector_held(collect=False):  # what is imported, and made of it, stays
+        from vrambench.bench.plan.plan import select
+        from vrambench.bench.predict.fit import fit as fit_cell
+        from vrambench.bench.predict.fit import has_bf16
+
+        card = card_named(selection)
         planned = select(matrix, selection, "cuda", bf16=has_bf16(card))
-    for warning in planned.warnings:
-        tell(f"warning: {warning}")
-    one = only_cell(planned, maximum)
-    answer = fit_cell(
-        one.cell,
-        card,
-        maximum=maximum,
-        advices=advices,
-        alloc_conf=alloc_conf,
-        said=one.said,
-        left_out=planned.left_out,
-        tell=tell,
-        cache=cache,
-    )
+        for warning in planned.warnings:
+            tell(f"warning: {warning}")
+        one = only_cell(planned, maximum)
+        answer = fit_cell(
+            one.cell,
+            card,
+            maximum=maximum,
+            advices=advices,
+            alloc_conf=alloc_conf,
+            said=one.said,
+            left_out=planned.left_out,
+            tell=tell,
+            cache=cache,
+        )
     kept = KeptAnswer(answer, planned.profile, _again(one.cell, matrix, path, selection.profile), tuple(lines))
     if cache:
         write_answer(cache, asked, kept, one.said)
