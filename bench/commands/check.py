@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from vrambench.bench.commands.shared import Json, check_out, say, stdout_kept_clean
-from vrambench.bench.results.run_info import PREDICTED
+from vrambench.bench.results.run_info import OWN_CODE, PREDICTED
 from vrambench.methods.errors import ConfigurationError
 from vrambench.reports.units import plural
 
@@ -88,6 +88,9 @@ def measured_again(run: Path, ids: Collection[str]) -> bool:
     from vrambench.bench.results.store import RunFolder
 
     info = RunFolder.open(run).info
+    if info.get("profile") == OWN_CODE:
+        say("not measured once more, since these are tests: pytest runs them")
+        return False
     apart = same_hardware(info.get("environment") or {}, describe_environment(info["device"]))
     if apart:
         say(f"not measured once more, since this is another machine: {'; '.join(apart)}")
