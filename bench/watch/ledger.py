@@ -32,7 +32,7 @@ from vrambench.bench.predict.replay import Replay, held, shares, whose
 from vrambench.bench.predict.simulate import hidden_memory
 from vrambench.bench.predict.tracing.trace import ALLOC, LayerIndex, Owner
 from vrambench.bench.predict.tracing.tracer import Tracer
-from vrambench.bench.predict.unseen.hardware import card_here, outside_allocator
+from vrambench.bench.predict.unseen.hardware import outside_allocator
 from vrambench.bench.results.forecast import Share
 from vrambench.bench.results.records import Held, Memory, OutOfMemory, Phase
 from vrambench.bench.watch.simulated import simulated_cuda
@@ -90,6 +90,11 @@ class LineTracer(Tracer):
         return ""
 
 
+def _cuda_here() -> torch.device:
+    """The process' current device, without initialising CUDA: what comes into being then is the meter's to count."""
+    return torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_initialized() else 0)
+
+
 class Ledger:
     """What the watched code holds. Complete when `watch` is left; until then it takes phases.
 
@@ -114,7 +119,7 @@ class Ledger:
         self._names: dict[nn.Module, str] = {}
         self._kind = "cuda" if self.source == "measured" else "meta"
         self._tracer = LineTracer(self._kind, card)
-        self._meter = CudaMeter(torch.device("cuda", torch.cuda.current_device())) if self._kind == "cuda" else None
+        self._meter = CudaMeter(_cuda_here()) if self._kind == "cuda" else None
         self._measured: list[Phase] = []
 
     @property
@@ -167,6 +172,7 @@ class Ledger:
 
     def _end_phase(self) -> None:
         if self._meter is not None and self._begun:
+            torch.cuda.synchronize()  # the meter wants an idle device
             peaks = self._meter.end_phase()
             step = self._step if self._step >= 0 else None
             self._measured.append(Phase(name=self._phase, step=step, seconds=None, **vars(peaks)))
@@ -311,7 +317,7 @@ class watch:
             raise ConfigurationError(f"card: {card!r} is no card that is known here", field="card")
         if named is None and limit_bytes is not None:
             named = card_of(limit_bytes)
-        self.ledger = Ledger(limit_bytes, named if not torch.cuda.is_available() else card_here())
+        self.ledger = Ledger(limit_bytes, named)
         self._exits = ExitStack()
 
     def __enter__(self) -> Ledger:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 import vrambench
 from vrambench.bench.watch.ledger import Ledger
@@ -146,3 +148,23 @@ def test_nothing_used_is_said() -> None:
 def test_importing_vrambench_and_its_plugin_imports_no_torch() -> None:
     code = "import sys, vrambench, vrambench.bench.watch.plugin; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_trainer_of_transformers_trains(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
+    )
+    rows = [{"input_ids": list(range(16)), "labels": list(range(16))} for _ in range(4)]
+    with vrambench.watch("24GiB") as ledger:
+        told = TrainingArguments(
+            str(tmp_path),
+            per_device_train_batch_size=2,
+            max_steps=2,
+            report_to=[],
+            save_strategy="no",
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+        )
+        Trainer(LlamaForCausalLM(config), told, train_dataset=rows).train()
+    assert {phase.name for phase in ledger.phases} == {"load", "learn", "optimizer_step"}
+    assert any(share.kind == "optimizer" and share.role == "LlamaForCausalLM" for share in ledger.at_peak)
