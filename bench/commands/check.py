@@ -17,7 +17,7 @@ from vrambench.reports.units import plural
 
 
 def check(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or pytest-benchmark's JSON.")],
     *,
     baseline: Annotated[Path, typer.Option("--baseline", help="What `vrambench baseline` wrote.", metavar="FILE")],
     tolerance: Annotated[
@@ -49,6 +49,7 @@ def check(
     A measured cell that is worse is measured once more, into the run's folder `again`, where this is the machine that measured it;
     it is a regression if it is worse then, too."""
     from vrambench.bench.gate.baseline import read_baseline
+    from vrambench.bench.gate.benchmarks import opened
     from vrambench.bench.gate.check import check as checked
     from vrambench.bench.gate.check import confirmed
     from vrambench.bench.results.store import RunFolder
@@ -60,12 +61,12 @@ def check(
             check_out(file)
     told = dict(_tolerance(one) for one in tolerance or [])
     with stdout_kept_clean() as out:
-        folder = RunFolder.open(run)
+        folder = opened(run)
         how = {"across_versions": across_versions, "two_sided": two_sided}
         before = read_baseline(baseline)
         found = checked(before, folder, told, **how)
         worse = {cell.id for cell in found.of("regressed")}
-        if again and worse and folder.info["device"] != PREDICTED and measured_again(run, worse):
+        if again and worse and run.is_dir() and folder.info["device"] != PREDICTED and measured_again(run, worse):
             found = confirmed(found, checked(before, RunFolder.open(run / "again"), told, **how))
         if junit is not None:
             junit.write_text(junit_of(found), encoding="utf-8")
