@@ -168,3 +168,10 @@ def test_a_trainer_of_transformers_trains(tmp_path: Path) -> None:
         Trainer(LlamaForCausalLM(config), told, train_dataset=rows).train()
     assert {phase.name for phase in ledger.phases} == {"load", "learn", "optimizer_step"}
     assert any(share.kind == "optimizer" and share.role == "LlamaForCausalLM" for share in ledger.at_peak)
+
+
+@pytest.mark.parametrize("name", ["memory_allocated", "max_memory_allocated", "mem_get_info", "get_device_properties"])
+def test_what_the_allocator_counts_is_no_zero(name: str) -> None:
+    """Without a GPU, torch says 0, with which every comparison passes."""
+    with vrambench.watch(), pytest.raises(NoValue, match="the ledger has the peaks afterwards"):
+        getattr(torch.cuda, name)(0)
