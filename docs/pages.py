@@ -47,6 +47,7 @@ DOCS = (
     "numbers",
     "config",
     "gate",
+    "own-code",
     "gpu",
 )
 PAGES = tuple(ROOT / name for name in ("README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in DOCS)))

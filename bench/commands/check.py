@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vrambench.bench.commands.shared import Json, check_out, say, stdout_kept_clean
-from vrambench.bench.results.run_info import PREDICTED
+from vrambench.bench.results.run_info import OWN_CODE, PREDICTED
 from vrambench.methods.errors import ConfigurationError
 from vrambench.reports.units import plural
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def check(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or pytest-benchmark's JSON.")],
     *,
     baseline: Annotated[Path, typer.Option("--baseline", help="What `vrambench baseline` wrote.", metavar="FILE")],
     tolerance: Annotated[
@@ -59,6 +59,7 @@ def check(
     A measured cell that is worse is measured once more, into the run's folder `again`, where this is the machine that measured it;
     it is a regression if it is worse then, too."""
     from vrambench.bench.gate.baseline import read_baseline
+    from vrambench.bench.gate.benchmarks import opened
     from vrambench.bench.gate.check import check as checked
     from vrambench.bench.gate.check import confirmed
     from vrambench.bench.results.store import RunFolder
@@ -70,12 +71,12 @@ def check(
             check_out(file)
     told = dict(_tolerance(one) for one in tolerance or [])
     with stdout_kept_clean() as out:
-        folder = RunFolder.open(run)
+        folder = opened(run)
         how = {"across_versions": across_versions, "two_sided": two_sided}
         before = read_baseline(baseline)
         found = checked(before, folder, told, **how)
         worse = {cell.id for cell in found.of("regressed")}
-        if again and worse and folder.info["device"] != PREDICTED and measured_again(run, worse):
+        if again and worse and run.is_dir() and folder.info["device"] != PREDICTED and measured_again(run, worse):
             found = confirmed(found, checked(before, RunFolder.open(run / "again"), told, **how))
         if junit is not None:
             junit.write_text(junit_of(found), encoding="utf-8")
@@ -121,6 +122,9 @@ def measured_again(run: Path, ids: Collection[str]) -> bool:
     from vrambench.bench.results.store import RunFolder
 
     info = RunFolder.open(run).info
+    if info.get("profile") == OWN_CODE:
+        say("not measured once more, since these are tests: pytest runs them")
+        return False
     apart = same_hardware(info.get("environment") or {}, describe_environment(info["device"]))
     if apart:
         say(f"not measured once more, since this is another machine: {'; '.join(apart)}")

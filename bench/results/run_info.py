@@ -21,6 +21,9 @@ from vrambench.methods.errors import ConfigurationError
 PREDICTED: Literal["predicted"] = "predicted"
 """The device of a run that predicts, whose GPU is the card that it predicts for; and the source of its results."""
 
+OWN_CODE = "pytest"
+"""The profile of a run whose cells are people's own tests."""
+
 
 class _Kept(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
