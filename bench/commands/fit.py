@@ -20,7 +20,9 @@ from vrambench.bench.commands.shared import (
     NoCache,
     card_named,
     default_matrix,
+    end_progress,
     say,
+    say_progress,
     stdout_kept_clean,
 )
 from vrambench.bench.plan.aliased import field_in_our_name
@@ -170,17 +172,20 @@ def _predicted(
         for warning in planned.warnings:
             tell(f"warning: {warning}")
         one = only_cell(planned, maximum)
-        answer = fit_cell(
-            one.cell,
-            card,
-            maximum=maximum,
-            advices=advices,
-            alloc_conf=alloc_conf,
-            said=one.said,
-            left_out=planned.left_out,
-            tell=tell,
-            cache=cache,
-        )
+        try:
+            answer = fit_cell(
+                one.cell,
+                card,
+                maximum=maximum,
+                advices=advices,
+                alloc_conf=alloc_conf,
+                said=one.said,
+                left_out=planned.left_out,
+                tell=say_progress,
+                cache=cache,
+            )
+        finally:
+            end_progress()
     kept = KeptAnswer(answer, planned.profile, _again(one.cell, matrix, path, selection.profile), tuple(lines))
     if cache:
         write_answer(cache, asked, kept, one.said)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,6 +63,21 @@ def stdout_kept_clean() -> Iterator[typing.TextIO]:
 def say(text: str, end: str = "\n") -> None:
     """On stderr. What a terminal would obey is shown as a mark."""
     print("\n".join(printable(line) for line in text.split("\n")), end=end, file=sys.stderr, flush=True)
+
+
+def say_progress(text: str) -> None:
+    """On stderr, what was done last: one line that is rewritten on a terminal (by nothing in the end), else a line each."""
+    if not sys.stderr.isatty():
+        say(text)
+        return
+    width = shutil.get_terminal_size().columns - 1
+    print(f"\r{printable(text)[:width]}\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def end_progress() -> None:
+    """Takes that line away."""
+    if sys.stderr.isatty():
+        say_progress("")
 
 
 def check_out(out: Path, *, replaces: bool = True, why: str = "") -> None:
