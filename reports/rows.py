@@ -21,12 +21,14 @@ from vrambench.bench.results.curves import quarters
 from vrambench.bench.results.records import Memory, Result
 from vrambench.methods.cards import DRIVERS_SHARE
 from vrambench.methods.workload import AXIS_NAMES, FIELDS
-from vrambench.reports.units import size
+from vrambench.reports.units import DASH, size
 
 STATUSES = ("ok", "oom", "timeout", "crashed", "error", "invalid", "pruned", "unreadable", "not run")
 """Every status that a row can have, in the order in which they are counted and listed."""
 
 Fit = Literal["fits", "tight", "unsure", "does not fit", "unknown"]
+FITS = ("fits", "tight", "unsure", "does not fit")
+"""Verdicts that are known, the best first."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,15 @@ class Row:
     @property
     def tokens_per_second(self) -> float | None:
         return self.result.throughput.train_tokens_per_second if self.result else None
+
+    @cached_property
+    def rates(self) -> tuple[float, ...]:
+        """Train tokens per second by each timed step of each sample: what the rate is the middle of."""
+        if self.result is None or not self.tokens_per_second or not self.step_seconds:
+            return ()
+        tokens = self.tokens_per_second * self.step_seconds
+        samples = self.result.samples or (self.result,)
+        return tuple(tokens / step for sample in samples for step in sample.throughput.step_seconds if step > 0)
 
     @property
     def loss(self) -> tuple[float | None, float | None] | None:
@@ -211,6 +222,19 @@ def flat_settings(cell: Mapping[str, Any]) -> dict[str, Any]:
         else:
             settings[key] = value
     return settings
+
+
+def setting_text(row: Row, name: str) -> str:
+    """A setting as tables show it, by its dotted name."""
+    namespace, _, option = name.partition(".")
+    value = row.cell.get(namespace)
+    if option:
+        value = value.get(option) if isinstance(value, Mapping) else None
+    if value is None:
+        return DASH
+    if isinstance(value, bool):
+        return str(value).lower()
+    return size(value) if name == "budget" and isinstance(value, int) else str(value)
 
 
 def varying_fields(rows: Iterable[Row]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""`vrambench report`: one HTML file about runs."""
+"""`vrambench report`: one HTML file about runs, or their cells as a table."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from enum import StrEnum
+from io import StringIO
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
@@ -15,20 +17,108 @@ from vrambench.bench.commands.shared import EXIT_FAILED, EXIT_USAGE, check_out, 
 from vrambench.methods.errors import ConfigurationError
 
 
+class Format(StrEnum):
+    """What a report is written as."""
+
+    HTML = "html"
+    TABLE = "table"
+    MARKDOWN = "markdown"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+ENDINGS = {".csv": Format.CSV, ".md": Format.MARKDOWN, ".parquet": Format.PARQUET}
+"""Formats that a file's name tells where --format does not."""
+
+
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
     *,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The file to write.", metavar="FILE")] = Path("report.html"),
+    baseline: Annotated[
+        Path | None,
+        typer.Option("--baseline", help="Show the difference from what `vrambench baseline` wrote.", metavar="FILE"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            help="The file to write.",
+            metavar="FILE",
+            show_default="report.html; tables go to the terminal",
+        ),
+    ] = None,
+    as_format: Annotated[
+        Format | None,
+        typer.Option("--format", help="What to write.", show_default="as FILE's name ends, else html"),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is no report.")] = False,
 ) -> None:
-    """Write an HTML report about runs.
+    """Write a report about runs: one HTML file, which needs nothing else to be read, or its cells as a table.
 
-    It is one file, which needs nothing else to be read."""
-    check_out(out, replaces=force or not out.is_file() or is_report(out), why=", and is no report of ours")
+    With several runs the page lays the same cells side by side. --format csv and parquet hold numbers as they were stored, in
+    bytes and seconds."""
+    chosen = as_format or ENDINGS.get(out.suffix if out else "", Format.HTML)
+    if chosen in (Format.HTML, Format.PARQUET):
+        out = out or Path(f"report.{chosen}")
+    if out is not None:
+        replaces = force or not out.is_file() or (chosen is Format.HTML and is_report(out))
+        check_out(out, replaces=replaces, why=", and is no report of ours")
+    _check_baseline(baseline, runs, chosen)
     with stdout_kept_clean() as stdout:
-        write_report(runs, out)
+        if chosen is Format.HTML:
+            assert out
+            write_report(runs, out, baseline)
+        else:
+            _write_table(runs, chosen, out, baseline, stdout)
         _say_what_cannot_be_read(runs)
-        print(f"wrote {out}", file=stdout)
+        if out is not None:
+            print(f"wrote {out}", file=stdout)
+
+
+def _check_baseline(baseline: Path | None, runs: Sequence[Path], chosen: Format) -> None:
+    if baseline is None:
+        return
+    from vrambench.bench.gate.baseline import read_baseline
+
+    if len(runs) > 1 or chosen not in (Format.HTML, Format.TABLE):
+        raise ConfigurationError("--baseline: goes with one run, and --format html or table", field="baseline")
+    read_baseline(baseline)
+
+
+def _write_table(runs: Sequence[Path], chosen: Format, out: Path | None, baseline: Path | None, stdout: TextIO) -> None:
+    """The cells as a table: to `out`, else to the terminal."""
+    if chosen is Format.TABLE:
+        text = _table(runs, baseline, stdout if out is None else StringIO())
+    else:
+        from vrambench.reports import tables
+        from vrambench.reports.read import read_runs
+        from vrambench.reports.report import Report
+
+        found = Report(read_runs(runs))
+        if chosen is Format.PARQUET:
+            assert out
+            tables.write_parquet(found, out)
+            return
+        text = tables.markdown(found) if chosen is Format.MARKDOWN else tables.frame(found).to_csv(index=False)
+        if out is None:
+            stdout.write(text)
+    if out is not None:
+        out.write_text(text, encoding="utf-8")
+
+
+def _table(runs: Sequence[Path], baseline: Path | None, to: TextIO) -> str:
+    from vrambench.reports.text.terminal import print_table
+
+    print_table(runs, to)
+    if baseline is not None:
+        from vrambench.bench.gate.baseline import read_baseline
+        from vrambench.bench.gate.check import check
+        from vrambench.bench.results.store import RunFolder
+        from vrambench.reports.text.checked import print_check
+
+        print_check(check(read_baseline(baseline), RunFolder.open(runs[0])), to)
+    return to.getvalue() if isinstance(to, StringIO) else ""
 
 
 def _say_what_cannot_be_read(runs: Sequence[Path]) -> None:
@@ -45,11 +135,11 @@ def is_report(path: Path) -> bool:
         return b'name="generator" content="vrambench' in file.read(4096)
 
 
-def write_report(folders: Sequence[Path], out: Path) -> None:
+def write_report(folders: Sequence[Path], out: Path, baseline: Path | None = None) -> None:
     """Writes the report in a process of its own: where the drawing library lacks memory, it ends the process that it is in.
     Raises ConfigurationError where a folder is no run's, OSError, with the file's name, where there is no report."""
     code = f"from {__name__} import draw; draw()"
-    command = [sys.executable, "-P", "-c", code, str(out), *map(str, folders)]
+    command = [sys.executable, "-P", "-c", code, str(out), str(baseline or ""), *map(str, folders)]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
     words = done.stderr.strip().rpartition("\n")[2]
     if done.returncode == EXIT_USAGE:
@@ -62,12 +152,14 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
 
 
 def draw() -> NoReturn:
-    """Runs in the process of its own, on the file's and the folders' names; its last line on stderr says what is wrong."""
+    """Runs in the process of its own, on the file's, the baseline's (empty for none) and the folders' names; its last line on
+    stderr says what is wrong."""
     from vrambench.reports.page import html
 
-    out, *folders = map(Path, sys.argv[1:])
+    file, baseline, *folders = sys.argv[1:]
+    out = Path(file)
     try:
-        html.write_report(folders, out)
+        html.write_report([Path(folder) for folder in folders], out, Path(baseline) if baseline else None)
     except ConfigurationError as error:
         print(error.message, file=sys.stderr)
         sys.exit(EXIT_USAGE)

@@ -9,8 +9,8 @@ sets it to what the table shows.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -28,10 +28,24 @@ NEUTRAL = "#8c8c8c"
 
 
 @dataclass(frozen=True)
+class Legend:
+    """Names of a legend, and by row index which of them its marks have: the legend shows those of what is shown."""
+
+    names: Sequence[str]
+    of: Mapping[int, Sequence[int]]
+
+    @classmethod
+    def of_names(cls, names: Sequence[str], of: Mapping[int, Iterable[str]]) -> Legend:
+        """`of`: names by row index."""
+        places = {name: place for place, name in enumerate(names)}
+        return cls(names, {index: sorted({places[name] for name in found}) for index, found in of.items()})
+
+
+@dataclass(frozen=True)
 class Chart:
     """`spec`: Vega-Lite. `rows`: the indices of the rows it can draw, in order. `limit`: how many it draws at once.
     `min_width`: it may be made as narrow as that, and as wide as the page; None: it may not. `alt`: what it shows,
-    for those who cannot see it."""
+    for those who cannot see it. `legends`: by parameter, what each row has of that legend's names."""
 
     id: str
     title: str
@@ -40,6 +54,8 @@ class Chart:
     rows: tuple[int, ...]
     limit: int | None = None
     min_width: int | None = None
+    legends: Mapping[str, Legend] = field(default_factory=dict)
+    labelled: bool = False
 
 
 def vl_version() -> str:
@@ -69,13 +85,25 @@ def category(value: str) -> str:
 TAG = re.compile(r"<(?:g|path|line|rect|text)\b[^>]*>")
 NEEDLESS = re.compile(r' (?:opacity="1"|stroke-width="1"|pointer-events="none"|aria-hidden="true"|font-family="[^"]*")')
 LONG_NUMBER = re.compile(r"(?<=\d)(\.\d\d)\d+")
+SHOWN_NAME = "shown"
 SHOWN = "shown[datum.i] >= 0"
 
 
-def specification(chart: Any, rows: Sequence[Row], datasets: dict[str, Any]) -> dict[str, Any]:
-    """The specification with its data, the parameter `shown`, and the look of all our charts."""
-    shown = alt.param(name="shown", value={str(row.index): rank for rank, row in enumerate(rows)})
-    spec: dict[str, Any] = chart.add_params(shown).to_dict()
+ROOM = 300
+"""Pixels that labels of bars take at most; the page gives them a share of what it has."""
+
+
+def specification(
+    chart: Any, rows: Sequence[Row], datasets: dict[str, Any], legends: Mapping[str, Legend] | None = None
+) -> dict[str, Any]:
+    """The specification with its data, its parameters (`shown`, `room` and those of its legends), and the look of all our
+    charts."""
+    indices = {row.index for row in rows}
+    params = [alt.param(name=SHOWN_NAME, value={str(row.index): rank for rank, row in enumerate(rows)})]
+    for name, of in (legends or {}).items():
+        found = {place for index, places in of.of.items() if index in indices for place in places}
+        params.append(alt.param(name=name, value=[one for place, one in enumerate(of.names) if place in found]))
+    spec: dict[str, Any] = chart.add_params(*params, alt.param(name="room", value=ROOM)).to_dict()
     printable: dict[str, Any] = _printable(spec | {"config": CONFIG, "datasets": datasets})
     return printable
 
@@ -113,11 +141,14 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def legend(title: str | None, names: Sequence[str], **more: Any) -> Any:
-    """Above the plot; left out for one nameless entry, which tells nothing."""
+def legend(title: str | None, names: Sequence[str], parameter: str | None = None, **more: Any) -> Any:
+    """Above the plot; left out for one nameless entry, which tells nothing. `parameter`: the name of one of the chart's
+    `legends`."""
     if len(names) < 2:
         return None
     columns = 8 if max(map(len, names)) < 16 else 4 if max(map(len, names)) < 32 else 2
+    if parameter:
+        more["values"] = alt.ExprRef(expr=parameter)
     return alt.Legend(title=title, orient="top", columns=columns, symbolOpacity=1, symbolStrokeWidth=2, **more)
 
 

@@ -14,7 +14,6 @@ import base64
 import gzip
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,38 +24,31 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from vrambench.bench.gate.baseline import read_baseline
+from vrambench.bench.gate.check import Check, check
 from vrambench.bench.results.run_info import PREDICTED
 from vrambench.bench.results.store import RunFolder, write_atomically
 from vrambench.reports import units
 from vrambench.reports.page import charts
+from vrambench.reports.page.table import column_styles, table_data
 from vrambench.reports.page.view import ChartsData, View
 from vrambench.reports.page.views import VIEWS
 from vrambench.reports.page.views.cells import CellsData
+from vrambench.reports.read import read_runs
 from vrambench.reports.report import Report
 from vrambench.reports.rows import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
+SCRIPTS = ("report.js", "table.js", "charts.js", "heatmap.js", "timeline.js", "start.js")
+"""Parts of the page's one script, in order."""
 
 
-def write_report(folders: Sequence[Path], out: Path) -> None:
-    """Writes the report about the runs in `folders` to `out`, in one step. Raises ConfigurationError where a folder
-    is no run's, OSError where `out` cannot be written."""
-    short = [folder.resolve().name for folder in folders]
-    names = [name if short.count(name) == 1 else str(folder) for name, folder in zip(short, folders, strict=True)]
-    write_atomically(out, render([read_run(folder, name) for folder, name in zip(folders, names, strict=True)]))
-
-
-def read_run(folder: Path, name: str) -> Run:
-    """A run folder as the report takes it, and what it calls it."""
-    store = RunFolder.open(folder)
-    unreadable = store.unreadable
-    return Run(
-        name,
-        store.info,
-        tuple(store.results()),
-        tuple(str(one.file.relative_to(folder)) for one in unreadable),
-        {one.file.stem: one.reason for one in unreadable},
-    )
+def write_report(folders: Sequence[Path], out: Path, baseline: Path | None = None) -> None:
+    """Writes the report about the runs in `folders` to `out`, in one step; the first run's difference from the `baseline` too.
+    Raises ConfigurationError where a folder is no run's, OSError where `out` cannot be written."""
+    runs = read_runs(folders)
+    found = check(read_baseline(baseline), RunFolder.open(folders[0])) if baseline else None
+    write_atomically(out, render(runs, found))
 
 
 @dataclass(frozen=True)
@@ -67,13 +59,13 @@ class Shown:
     html: Markup
 
 
-def render(runs: Sequence[Run], *, draw: Callable[[charts.Chart], str] = charts.svg) -> str:
-    """The page about `runs`; `draw` gives a chart's static drawing."""
-    report = Report(runs)
+def render(runs: Sequence[Run], found: Check | None = None, *, draw: Callable[[charts.Chart], str] = charts.svg) -> str:
+    """The page about `runs`, and what was `found` beside a baseline; `draw` gives a chart's static drawing."""
+    report = Report(runs, found)
     templates = _templates()
     sections: list[Shown] = []
     living: dict[str, Any] = {}
-    table: dict[str, Any] = {"keys": {}, "labels": [], "shared": ""}
+    table: dict[str, Any] = {}
     for view in VIEWS:
         data = view.data(report)
         if data is None:
@@ -83,9 +75,9 @@ def render(runs: Sequence[Run], *, draw: Callable[[charts.Chart], str] = charts.
             drawings = [Markup(draw(chart)) for chart in data.charts]
             living |= {chart.id: _living(chart) for chart in data.charts}
         if isinstance(data, CellsData):
-            table = _table(data)
+            table = table_data(report, data)
         sections.append(Shown(view, Markup(templates.get_template(view.template).render(data=data, drawings=drawings))))
-    css, script, bundle = _text("report.css"), _text("report.js"), charts.bundle()
+    css, script, bundle = _text("report.css") + column_styles(table), "".join(map(_text, SCRIPTS)), charts.bundle()
     page = templates.get_template("page.html").render(
         title=_title(report),
         subtitle=_subtitle(report),
@@ -122,21 +114,9 @@ def _living(chart: charts.Chart) -> dict[str, Any]:
         "rows": chart.rows,
         "limit": chart.limit,
         "min_width": chart.min_width,
+        "labelled": chart.labelled,
+        "legends": {name: {"names": one.names, "of": one.of} for name, one in chart.legends.items()},
     }
-
-
-def _table(data: CellsData) -> dict[str, Any]:
-    """What the script cannot read from the table itself: each row's sort keys and name, and the settings that its
-    commands share."""
-    keyed = [column for column in data.columns if column.kind != "text"]
-    keys = {column.key: [_key(column.sort(line.row)) for line in data.lines] for column in keyed}
-    return {"keys": keys, "labels": [line.label for line in data.lines], "shared": data.shared}
-
-
-def _key(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
 
 
 def _title(report: Report) -> str:

@@ -22,8 +22,10 @@ class View:
 
 @dataclass(frozen=True)
 class ChartsData:
-    """A view that is charts, with what must be said beside them. Its template is `charts.html`."""
+    """A view that is charts, with what must be said beside them. Its template is `charts.html`. `text_id`: of the text's element,
+    where the script says it anew for what is shown."""
 
     charts: tuple[Chart, ...]
     text: str = ""
     remarks: tuple[str, ...] = ()
+    text_id: str = ""

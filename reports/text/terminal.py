@@ -26,6 +26,7 @@ from vrambench.bench.results.store import RunFolder
 from vrambench.reports import units
 from vrambench.reports.report import PEAKS, Report
 from vrambench.reports.rows import STATUSES, Row, Run, peak_basis, rows_of
+from vrambench.reports.summary import summary
 
 STYLES = {
     "ok": "green",
@@ -36,6 +37,8 @@ STYLES = {
     "crashed": "red",
     "error": "red",
 }
+LINES = 12
+"""Groups of cells that do like work of which the best are named."""
 PIPED_WIDTH = 200
 """Columns where the output is no terminal that has a width of its own."""
 
@@ -104,16 +107,15 @@ def summary_lines(results: Sequence[Result], *, not_run: int = 0, corrupted: Seq
     parts = [f"{counts[status]} {status}" for status in STATUSES if status in counts]
     parts += [f"{not_run} not run"] if not_run else []
     lines = [f"{units.plural(len(results) + not_run, 'cell')}: {', '.join(parts)}" if parts else "no cells"]
-    from vrambench.reports.page.views.verdict import verdict  # the page's views draw, which takes a while to import
-
-    data = verdict(report)
+    data = summary(report)
     if results:
         lines += data.sentences[1:]
     if report.ok and report.basis and not data.judged and len(data.sentences) < 2:
         lines.append(f"cells are compared by their peak of {PEAKS[report.basis]}")
-    for line in data.lines:
+    for line in data.lines[:LINES]:
         chosen = [("fastest", line.fastest), ("smallest", line.smallest)]
-        lines += [f"{line.algorithm}: {which} {best.label} ({best.words})" for which, best in chosen if best]
+        about = f"{line.algorithm} ({line.about})" if line.about else line.algorithm
+        lines += [f"{about}: {which} {best.name} ({best.words})" for which, best in chosen if best]
     failed = [result for result in results if result.status in FAILED]
     if failed:
         lines.append(

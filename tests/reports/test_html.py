@@ -28,7 +28,6 @@ from vrambench.bench.results.records import (
 )
 from vrambench.bench.results.store import RunFolder
 from vrambench.methods.errors import ConfigurationError
-from vrambench.methods.workload import AXIS_NAMES
 from vrambench.reports.page.charts import Chart
 from vrambench.reports.page.html import json_for_script, render, write_report
 from vrambench.reports.rows import Run
@@ -104,7 +103,7 @@ def test_a_generator_says_whose_page_it_is(page: str) -> None:
 
 def test_the_charts_are_drawn_without_javascript(page: str) -> None:
     drawn = re.findall(r'<div class="chart" id="chart-(\w+)" role="img" aria-label="[^"]+"><svg ', page)
-    assert drawn == ["tradeoff", "ledger", "phases", "loss", "reward"]
+    assert drawn == ["cards", "tradeoff", "ledger", "phases", "loss", "reward"]
 
 
 def test_hostile_text_stays_text(hostile_page: str) -> None:
@@ -138,7 +137,14 @@ def test_what_is_not_known_is_never_a_number() -> None:
 
 def test_what_no_cell_has_is_no_column() -> None:
     page = render([made.run_of([made.result(status="ok")])])
-    assert re.findall(r'data-key="(\w+)"', page) == ["status", *AXIS_NAMES]
+    assert re.findall(r'data-key="(\w+)"', page) == ["status"]
+
+
+def test_what_never_varies_is_said_once_and_is_no_column() -> None:
+    page = render([made.run_of([made.full("a1"), made.full("a2", precision="nf4")])])
+    assert re.findall(r'data-key="(\w+)"', page)[:2] == ["status", "precision"]
+    told = page[page.index("Every cell: ") : page.index('<form id="filters"')]
+    assert re.findall(r">([\w.]+) <b>", told)[:5] == ["adapter", "optimizer", "offload", "algorithm", "model"]
 
 
 counts = st.none() | st.integers(0, 2**45)

@@ -9,11 +9,14 @@ from vrambench.reports.page.view import View
 
 ORDER = (
     "verdict",
+    "changes",
+    "pairs",
     "cells",
-    "equal_work",
     "tradeoff",
+    "heatmap",
     "ledger",
     "learning",
+    "equal_work",
     "claims",
     "environment",
 )

@@ -3,39 +3,60 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import altair as alt
 
+from vrambench.bench.results.forecast import KINDS
 from vrambench.reports import units
-from vrambench.reports.page.charts import SHOWN, Chart, hues, legend, rounded, shapes, specification
+from vrambench.reports.filled import BEYOND, COUNTED, LITTLE, REST, WHOLE, beyond_peak, parts, prediction_error
+from vrambench.reports.page.charts import SHOWN, Chart, Legend, hues, legend, rounded, shapes, specification
 from vrambench.reports.page.view import ChartsData, View
 from vrambench.reports.report import Report
 from vrambench.reports.rows import Row
 
 LEDGER_CELLS = 40
 """Bars that one chart holds."""
-# One hue per kind; the policy strongest, further roles lighter.
+# One hue per counted kind; the policy strongest, further roles lighter.
 KIND_HUES = {
     "weights": ("#1f6fb0", "#5b9fd4", "#93c3e6", "#c0dcf0"),
     "gradients": ("#d55e00", "#e98e4e", "#f2b48a", "#f7d3bc"),
     "optimizer": ("#00805d", "#3aab8a", "#7fcbb3", "#b5e2d4"),
 }
-REST_HUES = {"activations and workspace": "#b7a6cf", "held by the allocator": "#9a9a9a", "outside PyTorch": "#c4c4c4"}
-RANK = "shown[datum.i]"
+OTHER_HUES = {
+    **{
+        "kv_cache": "#f0c419",
+        "activations": "#8a63b8",
+        "logits_and_loss": "#c65b9a",
+        "backward_temporaries": "#a5306b",
+    },
+    **{
+        "step_temporaries": "#5aa469",
+        "workspace": "#7a6a4f",
+        "gathered_weights": "#2a4d8f",
+        "engine_buffers": "#3d8f9c",
+    },
+    **{"load_temporaries": "#9db8c9", "save_temporaries": "#c9b79d", "data": "#6f6f6f"},
+}
+OWN_HUE = "#444444"
+"""Of kinds that a job's own code names."""
+REST_HUES = {LITTLE: "#d3c8e3", REST: "#b7a6cf", WHOLE: "#b0b0b0", BEYOND[0]: "#9a9a9a", BEYOND[1]: "#c4c4c4"}
+BUDGET_IN_SIGHT = 1.6
+"""A budget so many times the highest bar is not drawn: it would leave the bars a corner."""
 
 
 def ledger(report: Report) -> ChartsData | None:
     """What filled the memory, per role and kind, and the peak inside each phase; of the first cells of the table that
-    have them."""
-    bars = [row for row in report.rows if row.result and row.result.roles]
-    dots = [row for row in report.rows if row.result and phase_peaks(row)]
-    made = [
-        ledger_bars(bars, report.labels) if bars else None,
-        phase_dots(dots, report.labels) if dots else None,
-    ]
-    drawn = tuple(chart for chart in made if chart)
+    have them, cells that ran out of memory too."""
+    filled = {row.index: found for row in report.rows if (found := parts(row))}
+    peaks = {row.index: of for row in report.rows if (of := phase_peaks(row))}
+    bars = by_size(report, {index: sum(held for _, held in of) for index, of in filled.items()})
+    dots = by_size(report, {index: max(of.values()) for index, of in peaks.items()})
+    drawn = (
+        *([ledger_bars(bars, report.labels, filled)] if bars else []),
+        *([phase_dots(dots, report.labels, peaks)] if dots else []),
+    )
     if not drawn:
         return None
     remarks = []
@@ -45,79 +66,115 @@ def ledger(report: Report) -> ChartsData | None:
             "them lies outside the device's allocator (on the host, or in managed memory). No rest is drawn there."
         )
     if max(len(bars), len(dots)) > LEDGER_CELLS:
-        remarks.append(f"Drawn: the first {LEDGER_CELLS} cells, in the order and selection of the table.")
-    text = (
-        "Weights, gradients and optimizer state are counted by role; what is left up to the peak of allocated memory is "
-        "activations and workspace. Peaks need not fall together, so the parts beyond allocated memory are differences between "
-        "peaks."
-    )
-    return ChartsData(drawn, text, tuple(remarks))
+        remarks.append(
+            f"Drawn: {LEDGER_CELLS} of the cells that the filters leave, the largest first, or as the table is sorted."
+        )
+    if kinds := _kinds(bars):
+        remarks.append(f"{kinds}.")
+    return ChartsData(drawn, _words(bars), tuple(remarks))
 
 
-def segments(row: Row) -> list[tuple[str, int]]:
-    """What filled a cell's memory, in bytes: roles' parts, then the rest up to each further peak, as far as these are
-    known."""
-    assert row.result is not None
-    memory = row.result.memory
-    parts = [
-        (f"{role} {kind}", getattr(held, f"{kind}_bytes"))
-        for role, held in row.result.roles.items()
-        for kind in KIND_HUES
-    ]
-    filled = sum(held for _, held in parts)
-    peaks = (memory.allocated_bytes, memory.reserved_bytes, memory.device_bytes)
-    for name, peak in zip(REST_HUES, peaks, strict=True):
-        if peak is None or peak < filled:
-            break
-        parts.append((name, peak - filled))
-        filled = peak
-    return [(name, held) for name, held in parts if held > 0]
+def _words(bars: Sequence[Row]) -> str:
+    words = ["Where peaks do not fall together, what is beyond allocated memory is the difference between peaks."]
+    if any(row.result and not row.result.held and row.result.roles for row in bars):
+        words.insert(
+            0,
+            "Of a measured cell, weights, gradients and optimizer state are counted by role; the rest of what was allocated is "
+            "activations and workspace.",
+        )
+    if any(row.result and row.result.held for row in bars):
+        words.insert(0, "Of a predicted cell, what is live at the peak is told by kind.")
+    if any(prediction_error(row) for row in bars):
+        words.append("A mark on a bar is what was predicted, with the prediction's error.")
+    return " ".join(words)
 
 
-def beyond_peak(row: Row) -> bool:
-    """Whether the roles hold more than the peak of what was allocated on the device."""
-    if row.result is None or row.memory.allocated_bytes is None:
-        return False
-    held = sum(r.weights_bytes + r.gradients_bytes + r.optimizer_bytes for r in row.result.roles.values())
-    return held > row.memory.allocated_bytes
+def _kinds(bars: Sequence[Row]) -> str:
+    there = {held.kind for row in bars if row.result for held in row.result.held}
+    return "; ".join(f"{kind}: {words}" for kind, words in KINDS.items() if kind in there and kind not in COUNTED)
 
 
-def ledger_bars(rows: Sequence[Row], labels: Mapping[int, str]) -> Chart:
-    """One stacked bar per cell: `segments`."""
-    parts = {row.index: segments(row) for row in rows}
-    unit = units.common_unit(sum(held for _, held in of) for of in parts.values())
+def by_size(report: Report, sizes: Mapping[int, int]) -> list[Row]:
+    """Rows that have one, the largest first."""
+    return sorted((report.rows[index] for index in sizes), key=lambda row: (-sizes[row.index], row.index))
+
+
+def colours(rows: Sequence[Row], present: Iterable[str]) -> dict[str, str]:
+    """The hue of each part, in the order in which bars stack them."""
     roles = list(dict.fromkeys(role for row in rows if row.result for role in row.result.roles))
-    colours = {
-        f"{role} {kind}": hues[min(place, len(hues) - 1)]
-        for kind, hues in KIND_HUES.items()
+    of_roles = {
+        f"{role} {kind}": of[min(place, len(of) - 1)]
+        for kind, of in KIND_HUES.items()
         for place, role in enumerate(roles)
-    } | REST_HUES
-    present = {name for of in parts.values() for name, _ in of}
-    order = [name for name in colours if name in present]
-    data = [_bar(row, labels, parts[row.index], unit, order) for row in rows]
-    chart = (
+    }
+    bare = {kind: of[-1] for kind, of in KIND_HUES.items()}
+    known = of_roles | bare | OTHER_HUES | REST_HUES
+    own = {name: OWN_HUE for name in present if name not in known}
+    return {name: hue for name, hue in (of_roles | bare | OTHER_HUES | own | REST_HUES).items() if name in set(present)}
+
+
+def ledger_bars(rows: Sequence[Row], labels: Mapping[int, str], filled: Mapping[int, list[tuple[str, int]]]) -> Chart:
+    """One stacked bar per cell: its `parts`, in bytes by row index; the budget as a line, and what was predicted as a mark."""
+    unit = units.common_unit(sum(held for _, held in of) for of in filled.values())
+    hue = colours(rows, dict.fromkeys(name for of in filled.values() for name, _ in of))
+    order = list(hue)
+    data = [_bar(row, labels, filled[row.index], unit, order) for row in rows]
+    ends = [_end(row, sum(held for _, held in filled[row.index]), unit) for row in rows]
+    y = _cells_axis()
+    x = alt.X("held:Q", title=unit, stack="zero")
+    of_parts = (
         alt.Chart(alt.NamedData(name="bars"))
         .transform_filter(SHOWN)
         .transform_flatten(["place", "held"])
         .transform_calculate(rank=RANK, part=_named(order))
-        .mark_bar(height=12)
-        .encode(
-            x=alt.X("held:Q", title=unit, stack="zero"),
-            y=_cells_axis(),
-            color=alt.Color(
-                "part:N",
-                scale=alt.Scale(domain=order, range=[colours[name] for name in order]),
-                legend=legend(None, order),
-            ),
-            order=alt.Order("place:Q"),
-            tooltip=[alt.Tooltip("cell:N"), alt.Tooltip("part:N"), alt.Tooltip("held:Q", title=unit, format=",.4~r")],
-        )
-        .properties(width=620, height=alt.Step(18))
     )
-    alt_text = (
+    colour = alt.Color(
+        "part:N", scale=alt.Scale(domain=order, range=list(hue.values())), legend=legend(None, order, "legend_part")
+    )
+    tooltip = [alt.Tooltip("cell:N"), alt.Tooltip("part:N"), alt.Tooltip("held:Q", title=unit, format=",.4~r")]
+    of_ends = alt.Chart(alt.NamedData(name="ends")).transform_filter(SHOWN).transform_calculate(rank=RANK)
+    layers = [
+        of_parts.mark_bar(height=12).encode(x=x, y=y, color=colour, order=alt.Order("place:Q"), tooltip=tooltip),
+        of_ends.mark_text(align="left", dx=5, fontSize=10).encode(x="top:Q", y=y, text="words:N"),
+    ]
+    if any("told" in end for end in ends):
+        marks = of_ends.transform_filter("isValid(datum.told)").mark_tick(color="#111111", thickness=2, size=16)
+        layers.append(marks.encode(x="told:Q", y=y, tooltip=[alt.Tooltip("cell:N"), alt.Tooltip("words:N")]))
+    highest = max(end["top"] for end in ends)
+    if line := _budget_line(rows, unit, highest):
+        layers.append(line)
+    described = (
         f"Stacked bars of {units.plural(len(rows), 'cell')}: bytes by role and kind, and the rest up to the peaks."
     )
-    return _ranked("ledger", "Memory by role and kind", alt_text, chart, rows, {"bars": data})
+    legends = {
+        "legend_part": Legend.of_names(order, {row.index: [name for name, _ in filled[row.index]] for row in rows})
+    }
+    chart = alt.layer(*layers).properties(width=620, height=alt.Step(18))
+    title = "Memory by role and kind" + ("; dotted line: the budget" if line else "")
+    return _ranked("ledger", title, described, chart, rows, {"bars": data, "ends": ends}, legends)
+
+
+def _end(row: Row, top: int, unit: units.Unit) -> dict[str, Any]:
+    """What stands at a bar's end: its size, how the cell ended unless well, and by how much the prediction is off."""
+    scale = units.SCALE[unit]
+    error = prediction_error(row)
+    words = [units.size(top), *([] if row.status == "ok" else [row.status])]
+    end: dict[str, Any] = {"i": row.index, "top": rounded(top / scale)}
+    if error:
+        told, share = error
+        end["told"] = rounded(told / scale)
+        words.append(f"predicted {units.percent(share)}")
+    return end | {"words": ", ".join(words)}
+
+
+def _budget_line(rows: Sequence[Row], unit: units.Unit, highest: float) -> Any:
+    budgets = {row.budget_bytes for row in rows}
+    budget = next(iter(budgets))
+    if len(budgets) > 1 or budget is None or budget / units.SCALE[unit] > BUDGET_IN_SIGHT * highest:
+        return None
+    data = alt.Data(values=[{"budget": rounded(budget / units.SCALE[unit]), "words": f"budget {units.size(budget)}"}])
+    rule = alt.Chart(data).mark_rule(color="#d55e00", strokeDash=[3, 2], strokeWidth=1.5)
+    return rule.encode(x="budget:Q", tooltip=[alt.Tooltip("words:N", title="line")])
 
 
 def phase_peaks(row: Row) -> dict[str, int]:
@@ -133,11 +190,10 @@ def phase_peaks(row: Row) -> dict[str, int]:
     return {}
 
 
-def phase_dots(rows: Sequence[Row], labels: Mapping[int, str]) -> Chart:
+def phase_dots(rows: Sequence[Row], labels: Mapping[int, str], peaks: Mapping[int, Mapping[str, int]]) -> Chart:
     """One line of dots per cell: the peak inside each phase."""
-    peaks = {row.index: phase_peaks(row) for row in rows}
-    unit = units.common_unit(peak for of in peaks.values() for peak in of.values())
-    order = list(dict.fromkeys(name for of in peaks.values() for name in of))
+    unit = units.common_unit(peak for row in rows for peak in peaks[row.index].values())
+    order = list(dict.fromkeys(name for row in rows for name in peaks[row.index]))
     data = [_bar(row, labels, list(peaks[row.index].items()), unit, order) for row in rows]
     chart = (
         alt.Chart(alt.NamedData(name="dots"))
@@ -148,8 +204,8 @@ def phase_dots(rows: Sequence[Row], labels: Mapping[int, str]) -> Chart:
         .encode(
             x=alt.X("held:Q", title=unit, scale=alt.Scale(zero=True)),
             y=_cells_axis(),
-            color=alt.Color("part:N", scale=hues(order), legend=legend("phase", order)),
-            shape=alt.Shape("part:N", scale=shapes(order), legend=legend("phase", order)),
+            color=alt.Color("part:N", scale=hues(order), legend=legend("phase", order, "legend_phase")),
+            shape=alt.Shape("part:N", scale=shapes(order), legend=legend("phase", order, "legend_phase")),
             tooltip=[
                 alt.Tooltip("cell:N"),
                 alt.Tooltip("part:N", title="phase"),
@@ -159,17 +215,23 @@ def phase_dots(rows: Sequence[Row], labels: Mapping[int, str]) -> Chart:
         .properties(width=620, height=alt.Step(18))
     )
     described = f"Dots of {units.plural(len(rows), 'cell')}: the peak inside each phase."
-    return _ranked("phases", "Peak inside each phase", described, chart, rows, {"dots": data})
+    legends = {"legend_phase": Legend.of_names(order, {row.index: peaks[row.index] for row in rows})}
+    return _ranked(
+        "phases", "Peak of allocated memory inside each phase", described, chart, rows, {"dots": data}, legends
+    )
+
+
+RANK = "shown[datum.i]"
 
 
 def _bar(
-    row: Row, labels: Mapping[int, str], parts: Sequence[tuple[str, int]], unit: units.Unit, order: Sequence[str]
+    row: Row, labels: Mapping[int, str], held: Sequence[tuple[str, int]], unit: units.Unit, order: Sequence[str]
 ) -> dict[str, Any]:
     return {
         "i": row.index,
         "cell": labels[row.index],
-        "place": [order.index(name) for name, _ in parts],
-        "held": [rounded(held / units.SCALE[unit]) for _, held in parts],
+        "place": [order.index(name) for name, _ in held],
+        "held": [rounded(nbytes / units.SCALE[unit]) for _, nbytes in held],
     }
 
 
@@ -179,13 +241,22 @@ def _named(order: Sequence[str]) -> str:
 
 
 def _cells_axis() -> Any:
-    axis = alt.Axis(labelLimit=460, ticks=False, domain=False)
+    axis = alt.Axis(labelLimit=alt.ExprRef(expr="room"), ticks=False, domain=False)
     return alt.Y("cell:N", title=None, sort=alt.EncodingSortField("rank", op="min"), axis=axis)
 
 
-def _ranked(id_: str, title: str, described: str, chart: Any, rows: Sequence[Row], datasets: dict[str, Any]) -> Chart:
-    spec = specification(chart, rows[:LEDGER_CELLS], datasets)
-    return Chart(id_, title, described, spec, tuple(row.index for row in rows), limit=LEDGER_CELLS)
+def _ranked(
+    id_: str,
+    title: str,
+    described: str,
+    chart: Any,
+    rows: Sequence[Row],
+    datasets: dict[str, Any],
+    legends: dict[str, Legend],
+) -> Chart:
+    spec = specification(chart, rows[:LEDGER_CELLS], datasets, legends)
+    indices = tuple(row.index for row in rows)
+    return Chart(id_, title, described, spec, indices, limit=LEDGER_CELLS, legends=legends, labelled=True)
 
 
 VIEW = View("ledger", "What filled the memory", "charts.html", ledger)

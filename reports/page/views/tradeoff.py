@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import altair as alt
 
 from vrambench.reports import units
-from vrambench.reports.page.charts import NEUTRAL, SHOWN, Chart, category, hues, legend, rounded, shapes, specification
+from vrambench.reports.page.charts import (
+    NEUTRAL,
+    SHOWN,
+    Chart,
+    Legend,
+    category,
+    hues,
+    legend,
+    rounded,
+    shapes,
+    specification,
+)
 from vrambench.reports.page.view import ChartsData, View
 from vrambench.reports.report import PEAKS, Report
 from vrambench.reports.rows import Row, pareto
 
 LOG_RATIO = 30
 """From this ratio of largest to smallest on, an axis is logarithmic."""
+BUDGET_IN_SIGHT = 1.6
+"""A budget so many times the highest peak is not drawn: it would leave the points a corner."""
+
+
+AREAS = (30, 260)
+"""Of the points with the least and the most reward, in square pixels."""
+AREA = 64
+"""Of a point without reward."""
 
 
 def tradeoff(report: Report) -> ChartsData | None:
@@ -26,7 +46,11 @@ def tradeoff(report: Report) -> ChartsData | None:
     algorithms = dict.fromkeys(row.algorithm for row in rows)
     fronts = [pareto((row.index, *points[row.index]) for row in rows if row.algorithm == one) for one in algorithms]
     front = sum(map(len, fronts))
-    budget = report.budgets[0] if len(report.budgets) == 1 and report.basis == "device_bytes" else None
+    highest = max(peak for peak, _ in points.values())
+    in_sight = (
+        len(report.budgets) == 1 and report.basis == "device_bytes" and report.budgets[0] < BUDGET_IN_SIGHT * highest
+    )
+    budget = report.budgets[0] if in_sight else None
     chart = tradeoff_chart(rows, report.labels, points, PEAKS[report.basis or ""], budget)
     text = (
         f"{units.plural(front, 'cell')} of {len(points):,} lie on their algorithm's Pareto front: no other cell of the "
@@ -35,7 +59,7 @@ def tradeoff(report: Report) -> ChartsData | None:
     )
     absent = len(report.rows) - len(points)
     remarks = (f"{units.plural(absent, 'cell')} without a peak or a throughput: only in the table.",) if absent else ()
-    return ChartsData((chart,), text, remarks)
+    return ChartsData((chart,), text, remarks, text_id="front")
 
 
 def _point(report: Report, row: Row) -> tuple[float, float] | None:
@@ -55,21 +79,44 @@ def tradeoff_chart(
     peaks, rates = ([point[place] for point in points.values()] for place in (0, 1))
     x, unit = _bytes_axis("memory", f"peak of {peak_name}", peaks)
     y, scale = _rate_axis("rate", "train tokens per second", rates), units.SCALE[unit]
-    data = [_point_data(row, labels[row.index], points[row.index], scale) for row in rows]
+    areas = _areas(rows)
+    data = [
+        _point_data(row, labels[row.index], points[row.index], scale) | {"area": areas.get(row.index, AREA)}
+        for row in rows
+    ]
+    legends = {
+        f"legend_{name}": Legend.of_names(
+            sorted({str(one[name]) for one in data}), {int(one["i"]): [str(one[name])] for one in data}
+        )
+        for name in ("algorithm", "precision")
+    }
     layers = _layers(data, x, y, unit)
     if budget is not None:
         rule = alt.Chart(alt.NamedData(name="budget")).mark_rule(color="#d55e00", strokeDash=[2, 2])
         layers.append(rule.encode(x="memory:Q", tooltip=[alt.Tooltip("budget:N")]))
     datasets = {"points": data, "budget": [{"memory": (budget or 0) / scale, "budget": units.size(budget)}]}
-    spec = specification(alt.layer(*layers).properties(width=860, height=380), rows, datasets)
+    spec = specification(alt.layer(*layers).properties(width=860, height=380), rows, datasets, legends)
     spec["autosize"] = {"type": "fit-x", "contains": "padding"}
     described = (
         f"Scatter plot of {units.plural(len(rows), 'cell')}: peak of {peak_name} against train tokens per second."
     )
-    title = "Rings and dashed lines: each algorithm's Pareto front" + (
-        "; dotted line: the budget" if budget is not None else ""
+    title = (
+        "Rings and dashed lines: each algorithm's Pareto front"
+        + ("; dotted line: the budget" if budget is not None else "")
+        + ("; larger points: more reward" if areas else "")
     )
-    return Chart("tradeoff", title, described, spec, tuple(row.index for row in rows), min_width=340)
+    indices = tuple(row.index for row in rows)
+    return Chart("tradeoff", title, described, spec, indices, min_width=300, legends=legends)
+
+
+def _areas(rows: Sequence[Row]) -> dict[int, float]:
+    """Of points by the last reward, by row index; empty where all have the same."""
+    rewards = {row.index: last for row in rows if row.reward and (last := row.reward[1]) is not None and isfinite(last)}
+    low, high = (min(rewards.values()), max(rewards.values())) if rewards else (0.0, 0.0)
+    if not high > low:
+        return {}
+    least, most = AREAS
+    return {index: rounded(least + (most - least) * ((last - low) / (high - low))) for index, last in rewards.items()}
 
 
 def _point_data(row: Row, label: str, point: tuple[float, float], scale: float) -> dict[str, Any]:
@@ -98,17 +145,22 @@ def _layers(data: Sequence[Mapping[str, Any]], x: Any, y: Any, unit: units.Unit)
     )
     algorithms = sorted({str(point["algorithm"]) for point in data})
     precisions = sorted({str(point["precision"]) for point in data})
-    colour = alt.Color("algorithm:N", scale=hues(algorithms), legend=legend("algorithm", algorithms))
+    # Vega makes one legend of two with the same names.
+    of_shapes = "legend_algorithm" if precisions == algorithms else "legend_precision"
+    colour = alt.Color(
+        "algorithm:N", scale=hues(algorithms), legend=legend("algorithm", algorithms, "legend_algorithm")
+    )
     return [
         front.mark_line(interpolate="step-after", strokeDash=[4, 3], strokeWidth=1.2).encode(x, y, color=colour),
-        base.mark_point(filled=True, size=64, opacity=0.9).encode(
+        base.mark_point(filled=True, size=64, opacity=0.85).encode(
             x,
             y,
             color=colour,
+            size=alt.Size("area:Q", scale=None),
             shape=alt.Shape(
                 "precision:N",
                 scale=shapes(precisions),
-                legend=legend("precision", precisions, symbolFillColor=NEUTRAL),
+                legend=legend("precision", precisions, of_shapes, symbolFillColor=NEUTRAL),
             ),
             tooltip=[
                 alt.Tooltip("cell:N"),

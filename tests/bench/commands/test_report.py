@@ -15,7 +15,7 @@ def test_report_overwrites_a_report_and_with_force_anything(
     matrix: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[tuple[list[Path], Path]] = []
-    monkeypatch.setattr(command, "write_report", lambda folders, out: asked.append((folders, out)) or out)
+    monkeypatch.setattr(command, "write_report", lambda folders, out, baseline: asked.append((folders, out)))
     monkeypatch.setattr(command, "_say_what_cannot_be_read", lambda folders: None)
     ours = matrix.parent / "report.html"
     ours.write_text('<!doctype html><html><head><meta name="generator" content="vrambench 0.1.0"></head></html>')
@@ -53,7 +53,7 @@ def test_what_is_no_run_is_said(matrix: Path, capsys: pytest.CaptureFixture[str]
 def test_results_that_cannot_be_read_are_told(
     matrix: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "write_report", lambda folders, out: None)
+    monkeypatch.setattr(command, "write_report", lambda folders, out, baseline: None)
     cells = matrix.parent / "one" / "cells"
     cells.mkdir(parents=True)
     (cells.parent / "run.json").write_text('{"schema": 1, "device": "cpu", "repeat": 1, "cells": []}')

@@ -15,7 +15,8 @@ from tests.reports import made
 from vrambench.bench.results.run_info import read_run_info
 from vrambench.bench.results.store import RunFolder, Unreadable, dump_result
 from vrambench.methods.errors import ConfigurationError
-from vrambench.reports.page.html import read_run, render
+from vrambench.reports.page.html import render
+from vrambench.reports.read import read_run
 from vrambench.reports.page.views.environment import VIEW
 from vrambench.reports.report import Report
 from vrambench.reports.text.terminal import print_table

@@ -1,0 +1,120 @@
+"""Cells that do like work, and the best of them: rates and peaks are compared within one algorithm, model, batch and length
+only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from vrambench.reports import units
+from vrambench.reports.report import Report, told_apart
+from vrambench.reports.rows import Row, flat_settings
+
+WORK = (
+    *("model", "batch_size", "prompt_tokens", "response_tokens", "max_length", "lengths", "packing", "rollout_batch"),
+    *("group_size", "gradient_accumulation_steps", "data", "reward", "reward_model"),
+)
+"""Settings that decide what a step works on."""
+PASSES = ("epochs", "num_iterations")
+"""Options that say how often a step trains on its tokens."""
+SHORT = {"batch_size": "batch", "prompt_tokens": "prompt", "response_tokens": "response", "rollout_batch": "rollout"}
+
+
+@dataclass(frozen=True)
+class Best:
+    """A cell that stands out. `words`: its rate and peak; `spread`: the lowest and highest rate of its steps; `near`: others of its
+    group that are as fast, as far as steps tell."""
+
+    index: int
+    label: str
+    name: str
+    words: str
+    spread: str = ""
+    near: int = 0
+
+
+@dataclass(frozen=True)
+class Like:
+    """Cells that do the same work, of one run. `about`: what tells their work from that of other groups of the report. `fits`:
+    how many fit, where that is known of any cell. `fastest`, `smallest`: of those that fit, else of those that are ok."""
+
+    algorithm: str
+    about: str
+    cells: int
+    ok: int
+    fits: int | None
+    fastest: Best | None
+    smallest: Best | None
+
+
+def alike(report: Report, judged: bool) -> tuple[Like, ...]:
+    """Every group, those of most cells first; those of one cell, which is compared with nothing, only where there are no others."""
+    groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
+    for row in report.rows:
+        groups.setdefault(_work(row), []).append(row)
+    keys = [dict(key) for key in groups]
+    common = {name for name in _names(keys) if len({key.get(name) for key in keys}) == 1}
+    found = [_like(report, _about(dict(key), keys, common), rows, judged) for key, rows in groups.items()]
+    several = [like for like in found if like.cells > 1]
+    return tuple(sorted(several or found, key=lambda like: -like.cells))
+
+
+def _work(row: Row) -> tuple[tuple[str, str], ...]:
+    settings = flat_settings(row.cell)
+    told = {name: str(settings[name]) for name in WORK if name in settings}
+    told |= {name: str(value) for name, value in settings.items() if name.partition(".")[2] in PASSES}
+    return (("algorithm", row.algorithm), ("run", row.run), *told.items())
+
+
+def _names(keys: Sequence[dict[str, str]]) -> list[str]:
+    return list(dict.fromkeys(name for key in keys for name in key))
+
+
+def _about(key: dict[str, str], keys: Sequence[dict[str, str]], common: set[str]) -> str:
+    """What other groups of the algorithm do not share."""
+    rivals = [other for other in keys if other["algorithm"] == key["algorithm"]]
+    told = [
+        value if name in ("run", "model") else f"{SHORT.get(name, name)} {value}"
+        for name, value in key.items()
+        if name != "algorithm" and name not in common and any(other.get(name) != value for other in rivals)
+    ]
+    return ", ".join(told)
+
+
+def _like(report: Report, about: str, rows: Sequence[Row], judged: bool) -> Like:
+    ok = [row for row in rows if row.status == "ok"]
+    fitting = [row for row in rows if row.verdict.fit in ("fits", "tight")]
+    candidates = [row for row in ok if row in fitting] if judged else ok
+    fastest = _first(candidates, lambda row: row.tokens_per_second or None)
+    smallest = _first(candidates, lambda row: -peak if (peak := report.peak(row)) is not None else None)
+    labels = told_apart(rows)
+    return Like(
+        algorithm=rows[0].algorithm,
+        about=about,
+        cells=len(rows),
+        ok=len(ok),
+        fits=len(fitting) if judged else None,
+        fastest=_best(report, fastest, candidates, labels),
+        smallest=_best(report, smallest, (), labels),
+    )
+
+
+def _first(rows: Sequence[Row], score: Callable[[Row], float | None]) -> Row | None:
+    scored = [(value, -row.index, row) for row in rows if (value := score(row)) is not None]
+    return max(scored)[2] if scored else None
+
+
+def _best(report: Report, row: Row | None, rivals: Sequence[Row], labels: Mapping[int, str]) -> Best | None:
+    if row is None:
+        return None
+    rate = f"{units.rate(row.tokens_per_second, 'tokens/s')}, " if row.tokens_per_second else ""
+    spread = f"{units.rate(min(row.rates))} to {units.rate(max(row.rates))}" if len(row.rates) > 1 else ""
+    words = rate + units.size(report.peak(row))
+    return Best(row.index, labels[row.index], row.name, words, spread, _near(row, rivals))
+
+
+def _near(best: Row, rivals: Sequence[Row]) -> int:
+    """Rivals whose fastest step is faster than the slowest of `best`: samples do not tell them apart."""
+    if not best.rates:
+        return 0
+    return sum(row is not best and bool(row.rates) and max(row.rates) >= min(best.rates) for row in rivals)

@@ -1,0 +1,87 @@
+"""What filled a cell's memory, in parts that add up: the same kinds as `fit` tells, as far as the result holds them.
+
+A prediction knows what is live at the peak by kind. A measurement counts weights, gradients and optimizer state by role; the
+rest of what was allocated is one part.
+"""
+
+from __future__ import annotations
+
+from vrambench.bench.results.records import Memory
+from vrambench.reports.rows import Row
+
+COUNTED = ("weights", "gradients", "optimizer")
+"""Kinds that a measurement counts, too, by role."""
+REST = "activations and workspace"
+LITTLE = "little parts"
+WHOLE = "allocated"
+"""Where nothing tells what it was."""
+BEYOND = ("held by the allocator", "outside PyTorch")
+"""From allocated to reserved bytes, and on to the device's."""
+
+
+def parts(row: Row) -> list[tuple[str, int]]:
+    """Parts in bytes: of each role what it holds, then of other kinds, then the rest up to each further peak, as far as these are
+    known. A role's part is called `policy weights`."""
+    result = row.result
+    if result is None:
+        return []
+    memory = result.memory
+    told = _told_at_peak(row) or _counted(row)
+    filled = sum(held for _, held in told)
+    rest = LITTLE if result.held else REST if told else WHOLE
+    for name, peak in zip((rest, *BEYOND), _peaks(memory), strict=True):
+        if peak is None or peak < filled:
+            break
+        told.append((name, peak - filled))
+        filled = peak
+    return [(name, held) for name, held in told if held > 0]
+
+
+def _peaks(memory: Memory) -> tuple[int | None, int | None, int | None]:
+    return memory.allocated_bytes, memory.reserved_bytes, memory.device_bytes
+
+
+def _told_at_peak(row: Row) -> list[tuple[str, int]]:
+    """Of a predicted cell: what was live at the peak, roles' weights, gradients and optimizer state first."""
+    assert row.result is not None
+    found: dict[tuple[str | None, str], int] = {}
+    for held in row.result.held:
+        role = held.role if held.kind in COUNTED else None
+        found[role, held.kind] = found.get((role, held.kind), 0) + held.nbytes
+    roles = {role: place for place, role in enumerate(row.result.roles)}
+
+    def order(key: tuple[str | None, str]) -> tuple[int, int, str]:
+        role, kind = key
+        return COUNTED.index(kind) if kind in COUNTED else len(COUNTED), roles.get(role or "", len(roles)), kind
+
+    return [(" ".join(filter(None, key)), found[key]) for key in sorted(found, key=order)]
+
+
+def _counted(row: Row) -> list[tuple[str, int]]:
+    """What roles hold."""
+    assert row.result is not None
+    return [
+        (f"{role} {kind}", getattr(held, f"{kind}_bytes"))
+        for kind in COUNTED
+        for role, held in row.result.roles.items()
+    ]
+
+
+def beyond_peak(row: Row) -> bool:
+    """Whether the roles hold more than the peak of what was allocated on the device."""
+    if row.result is None or row.result.held or row.memory.allocated_bytes is None:
+        return False
+    return sum(held for _, held in _counted(row)) > row.memory.allocated_bytes
+
+
+def prediction_error(row: Row) -> tuple[int, float] | None:
+    """Predicted bytes of the outermost line of the ledger that was measured, too, and the signed error as a share of the
+    measurement."""
+    result = row.result
+    if result is None or result.predicted is None or result.source == "predicted" or result.status != "ok":
+        return None
+    for key in ("device_bytes", "reserved_bytes", "allocated_bytes"):
+        told, real = getattr(result.predicted, key), getattr(result.memory, key)
+        if told is not None and real:
+            return told, (told - real) / real
+    return None
