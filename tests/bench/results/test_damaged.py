@@ -16,8 +16,8 @@ from vrambench.bench.results.run_info import read_run_info
 from vrambench.bench.results.store import RunFolder, Unreadable, dump_result
 from vrambench.methods.errors import ConfigurationError
 from vrambench.reports.page.html import render
-from vrambench.reports.read import read_run
 from vrambench.reports.page.views.environment import VIEW
+from vrambench.reports.read import read_run
 from vrambench.reports.report import Report
 from vrambench.reports.text.terminal import print_table
 
