@@ -19,8 +19,8 @@ from vrambench.bench.commands.shared import (
     Json,
     NoCache,
     card_named,
-    default_matrix,
     end_progress,
+    matrix_again,
     say,
     say_progress,
     stdout_kept_clean,
@@ -80,6 +80,7 @@ def fit(
 
     It takes seconds, and neither a GPU nor weights. Exit code 0: it fits, even if tightly or as far as is known; 1: it does not."""
     matrix, selection = named(what, selection)
+    maximum = ",".join(_searched(maxima)) if maxima else None
     if is_menu(what, selection):
         _check_alone(maxima, advices)
         return print_menu(
@@ -87,7 +88,6 @@ def fit(
         )
     loaded = load(matrix, selection)
     read(alloc_conf)
-    maximum = ",".join(_searched(maxima)) if maxima else None
     with stdout_kept_clean() as out:
         from vrambench.bench.plan.configs.built import as_built
         from vrambench.bench.predict.kept import about_answer, read_answer
@@ -186,21 +186,19 @@ def _predicted(
             )
         finally:
             end_progress()
-    kept = KeptAnswer(answer, planned.profile, _again(one.cell, matrix, path, selection.profile), tuple(lines))
+    again = _again(one.cell, matrix, path, selection.profile, bf16=has_bf16(card))
+    kept = KeptAnswer(answer, planned.profile, again, tuple(lines))
     if cache:
         write_answer(cache, asked, kept, one.said)
     return kept
 
 
-def _again(cell: Cell, matrix: Matrix, path: Path | None, profile: str | None) -> str:
+def _again(cell: Cell, matrix: Matrix, path: Path | None, profile: str | None, *, bf16: bool) -> str:
     """The shortest command that asks for the cell: of the matrix at `path`, or of the default one."""
-    from vrambench.bench.plan.matrix import read_matrix
     from vrambench.bench.plan.shortest import shortest
 
-    if matrix.config:
-        matrix, _ = read_matrix(default_matrix())
-    named = [str(path)] if path and path.resolve() != default_matrix().resolve() else []
-    return shlex.join(["vrambench", "fit", *named, *shortest(cell, matrix, profile=profile)])
+    named, matrix = matrix_again(matrix, path)
+    return shlex.join(["vrambench", "fit", *named, *shortest(cell, matrix, profile=profile, bf16=bf16)])
 
 
 def only_cell(plan: Plan, searched: str | None = None) -> PlannedCell:

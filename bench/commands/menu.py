@@ -6,20 +6,30 @@ path, selection = named(text, selection)      what the positional argument of fi
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vrambench.bench.commands.early import load
-from vrambench.bench.commands.shared import EXIT_DOES_NOT_FIT, say_how_many, stdout_kept_clean
-from vrambench.methods.cards import card_called
+from vrambench.bench.commands.shared import (
+    EXIT_DOES_NOT_FIT,
+    card_named,
+    end_progress,
+    matrix_again,
+    say_progress,
+    stdout_kept_clean,
+)
+from vrambench.bench.predict.alloc_conf import read
 from vrambench.methods.errors import ConfigurationError, did_you_mean, shown
 from vrambench.methods.workload import AXIS_NAMES
 
 if TYPE_CHECKING:
+    from vrambench.bench.plan.matrix import Matrix
     from vrambench.bench.plan.selection import Selection
-    from vrambench.bench.predict.cache import Cache
+    from vrambench.bench.predict.answer import Menu, MenuRow
+    from vrambench.bench.predict.cache import Cache, Question
 
 
 def named(text: str | None, selection: Selection) -> tuple[Path | None, Selection]:
@@ -62,8 +72,35 @@ def print_menu(
     budgets = [one.strip() for one in (selection.budget or "").split(",")] if selection.budget else [None]
     if len(set(budgets)) < len(budgets) or "" in budgets:
         raise ConfigurationError(f"--budget {selection.budget}: name each once, with single commas", field="budget")
-    matrices = [load(path, replace(selection, budget=budget)) for budget in budgets]
-    with stdout_kept_clean() as out, ExitStack() as stack:
+    chosen = {budget: replace(selection, budget=budget) for budget in budgets}
+    matrices = [load(path, one) for one in chosen.values()]
+    read(alloc_conf)
+    with stdout_kept_clean() as out:
+        from vrambench.bench.predict.kept import about_menu, read_menu
+
+        asked = about_menu(matrices, selection, alloc_conf=alloc_conf)
+        menu = read_menu(cache, asked) if cache else None
+        menu = menu or _predicted(path, chosen, matrices, alloc_conf, cache, asked)
+        if as_json:
+            print(json.dumps(menu.document() | {"read_as": list(selection.read_as)}, indent=1), file=out)
+        else:
+            from vrambench.reports.text.menu import print_menu as print_rows
+
+            print_rows(menu, out)
+    fits = any(row.forecast and (row.forecast.verdict == "fits" if strict else row.fits) for row in menu.rows)
+    return 0 if fits else EXIT_DOES_NOT_FIT
+
+
+def _predicted(
+    path: Path | None,
+    chosen: Mapping[str | None, Selection],
+    matrices: Sequence[Matrix],
+    alloc_conf: str | None,
+    cache: Cache | None,
+    asked: Question,
+) -> Menu:
+    """The menu anew, kept in `cache` as the answer to what is `asked`. `chosen`: by budget; `path`: of the matrices."""
+    with ExitStack() as stack:
         from vrambench.bench.predict.many import end, new_pool
         from vrambench.bench.predict.quiet import hush
         from vrambench.bench.processes import fresh_start
@@ -74,27 +111,32 @@ def print_menu(
         stack.callback(end, pool)
         pool.submit(int)  # its imports, while those of this process are made
 
+        from vrambench.bench.predict.answer import Menu
         from vrambench.bench.predict.fit import has_bf16
         from vrambench.bench.predict.forecast import Predictor
-        from vrambench.bench.predict.menu import document, plan_menu, predict_menu
+        from vrambench.bench.predict.kept import write_menu
+        from vrambench.bench.predict.menu import plan_menu, predict_menu
         from vrambench.methods.models.config import model_config
 
+        selection = next(iter(chosen.values()))
         if selection.model is not None:
             model_config(selection.model, field="model")  # what cannot be read is said once, and not by every row
         planned = {}
-        for matrix, budget in zip(matrices, budgets, strict=True):
-            chosen = replace(selection, budget=budget)
-            planned[budget] = plan_menu(matrix, chosen, bf16=has_bf16(card_called(budget)))
+        for matrix, (budget, one) in zip(matrices, chosen.items(), strict=True):
+            file, default = matrix_again(matrix, path)
+            planned[budget] = plan_menu(matrix, one, bf16=has_bf16(card_named(one)), file=file, default=default)
 
-        def tell(done: int, total: int) -> None:
-            say_how_many(done, total, "answers")
+        def tell(row: MenuRow, done: int, total: int) -> None:
+            where = f" on {row.budget}" if len(chosen) > 1 else ""
+            verdict = row.forecast.verdict if row.forecast else "not predicted"
+            say_progress(f"{done} of {total}: {row.recipe}, {row.name}{where}: {verdict}")
 
-        rows = predict_menu(planned, Predictor(alloc_conf, cache=cache), pool, tell)
-        if as_json:
-            print(json.dumps(document(rows) | {"read_as": list(selection.read_as)}, indent=1), file=out)
-        else:
-            from vrambench.reports.text.menu import print_menu as print_rows
-
-            print_rows(rows, out)
-    fits = any(row.forecast and (row.forecast.verdict == "fits" if strict else row.fits) for row in rows)
-    return 0 if fits else EXIT_DOES_NOT_FIT
+        try:
+            rows = predict_menu(planned, Predictor(alloc_conf, cache=cache), pool, tell)
+        finally:
+            end_progress()
+        unsaid = "budget" not in selection.settings()
+        menu = Menu(tuple(rows), matrices[0].name if unsaid else None)
+        if cache:
+            write_menu(cache, asked, menu, {name: one.value for name, one in selection.settings().items()})
+        return menu

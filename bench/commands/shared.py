@@ -101,6 +101,16 @@ def default_matrix() -> Path:
     return here if here.exists() else Path(vrambench.bench.__file__).resolve().parent.parent / "matrix.yaml"
 
 
+def matrix_again(matrix: Matrix, path: Path | None) -> tuple[list[str], Matrix]:
+    """What a command names so that `matrix` (at `path`, if that was said) is read again: nothing where it is the default one. And
+    the matrix that a command without --config is about."""
+    from vrambench.bench.plan.matrix import read_matrix
+
+    if matrix.config:
+        matrix, _ = read_matrix(default_matrix())
+    return [str(path)] if path and path.resolve() != default_matrix().resolve() else [], matrix
+
+
 def planned_for(loaded: Matrix, selection: Selection, device: str, card: Card | None = None) -> Plan:
     """The plan for a device by its full name, or for a card that is not here; what the matrix is warned of goes to stderr."""
     from vrambench.bench.measure.collector import collector_held

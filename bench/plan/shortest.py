@@ -18,14 +18,18 @@ from vrambench.methods.device import Kind
 from vrambench.methods.errors import ConfigurationError
 
 
-def shortest(cell: Cell, matrix: Matrix, device: Kind = "cuda", profile: str | None = None) -> tuple[str, ...]:
+def shortest(
+    cell: Cell, matrix: Matrix, device: Kind = "cuda", profile: str | None = None, *, bf16: bool = True
+) -> tuple[str, ...]:
     """The options that make `cell` of `matrix`: its axes, and of its settings those without which it would be another. All of them
-    where the matrix leaves no such choice."""
+    where the matrix leaves no such choice. `bf16`: whether the device has such arithmetic."""
 
     def made(settings: Mapping[str, Any]) -> Cell | None:
         options = tuple(f"{name}={as_yaml(value)}" for name, value in settings.items())
         try:
-            (planned,) = select(matrix, Selection(profile=profile, axes=cell.axes, set=options), device).cells
+            (planned,) = select(
+                matrix, Selection(profile=profile, axes=cell.axes, set=options), device, bf16=bf16
+            ).cells
         except (ConfigurationError, ValueError):
             return None
         return planned.cell

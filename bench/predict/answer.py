@@ -30,8 +30,8 @@ class Probe(Record):
 
 
 class Maximum(Record):
-    """The largest `value` of `field` that is not predicted out of memory (None: not even the smallest one), found by doubling and
-    bisection. `along`: what else had to change with it for the cell to stay valid. `bound`: what stops the next value."""
+    """The largest `value` of `field` that is not predicted out of memory, as reach.py finds it (None: not even the smallest one).
+    `along`: what else had to change with it for the cell to stay valid. `bound`: what stops the next value."""
 
     field: str
     value: int | None
@@ -60,6 +60,72 @@ class Advice(Record):
     suggestions: tuple[Suggestion, ...]
     predictions: int
     ending: str
+
+
+@dataclass(frozen=True)
+class MenuRow:
+    """One recipe with an algorithm under one budget, as it was named (None: the matrix'). `source`: see Recipe; `command`: the
+    shortest that asks for the cell; `rule`: what forbids it; `reason`: why nothing was predicted; `batch` and `length`: the largest
+    batch at the length asked for, and the longest sequence at batch 1, where they were searched."""
+
+    recipe: str
+    source: str | None
+    cell: Cell
+    command: str
+    budget: str | None = None
+    rule: Finding | None = None
+    forecast: Forecast | None = None
+    batch: Maximum | None = None
+    length: Maximum | None = None
+    reason: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.cell.name
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Of the row, under whatever budget."""
+        return self.recipe, self.cell.name
+
+    @property
+    def fits(self) -> bool:
+        """As it is, even if tightly or as far as is known."""
+        return self.forecast is not None and self.forecast.fits
+
+    def document(self) -> dict[str, Any]:
+        """As `fit --json` prints it; bytes as integers."""
+        forecast, rule = self.forecast, self.rule
+        return {
+            "recipe": self.recipe,
+            "source": self.source,
+            "name": self.name,
+            "budget": self.budget,
+            "budget_bytes": self.cell.workload.budget,
+            "rule": rule.rule if rule else None,
+            "reason": rule.reason if rule else self.reason,
+            "verdict": forecast.verdict if forecast else None,
+            "fits": self.fits,
+            "device_bytes": forecast.memory.device_bytes if forecast else None,
+            "margin_bytes": forecast.margin_bytes if forecast else None,
+            "band_bytes": forecast.band_bytes if forecast else None,
+            "largest_batch": self.batch.model_dump(mode="json") if self.batch else None,
+            "longest_sequence": self.length.model_dump(mode="json") if self.length else None,
+            "command": self.command,
+            "cell": self.cell.flat(),
+        }
+
+
+@dataclass(frozen=True)
+class Menu:
+    """What `fit MODEL` answers. `budget_of`: whose budget it is, where the command line names none."""
+
+    rows: tuple[MenuRow, ...]
+    budget_of: str | None = None
+
+    def document(self) -> dict[str, Any]:
+        """As `fit MODEL --json` prints it."""
+        return {"fits": any(row.fits for row in self.rows), "rows": [row.document() for row in self.rows]}
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 asked = about_forecast(cell, budget, card, read(None))              of one prediction
 asked = about_answer(matrix, selection, maximum="batch_size")       of all that `fit` says, before a cell is made of it
 read_answer(cache, asked)                                           without torch
+read_menu(cache, about_menu(matrices, selection))                   the same of a menu
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from vrambench.bench.allocator.settings import ENVIRONMENT
-from vrambench.bench.predict.answer import Answer
+from vrambench.bench.predict.answer import Answer, Menu
 from vrambench.bench.predict.cache import Cache, Question
 from vrambench.bench.results.forecast import Forecast, Unmodelled
 from vrambench.methods.axes import AXES
@@ -54,7 +55,15 @@ class KeptForecast:
     events: int
 
 
-_ANSWER, _FORECAST = TypeAdapter(KeptAnswer), TypeAdapter(KeptForecast)
+@dataclass(frozen=True)
+class KeptMenu:
+    """What `fit MODEL` said; `files` as in KeptAnswer."""
+
+    menu: Menu
+    files: dict[str, str] = field(default_factory=dict)
+
+
+_ANSWER, _FORECAST, _MENU = TypeAdapter(KeptAnswer), TypeAdapter(KeptForecast), TypeAdapter(KeptMenu)
 
 
 def self_contained(cell: Cell) -> bool:
@@ -96,11 +105,17 @@ def about_answer(
     matrix: Matrix, selection: Selection, *, maximum: str | None, advices: int | None, alloc_conf: str | None
 ) -> Question:
     """What `fit` is asked, in the current folder and with the allocator's options of the environment."""
+    return {"matrix": repr(matrix), "max": maximum, "advise": advices, **_asked(selection, alloc_conf)}
+
+
+def about_menu(matrices: Sequence[Matrix], selection: Selection, *, alloc_conf: str | None) -> Question:
+    """What `fit MODEL` is asked; `matrices`: one for each budget."""
+    return {"menu of": [repr(matrix) for matrix in matrices], **_asked(selection, alloc_conf)}
+
+
+def _asked(selection: Selection, alloc_conf: str | None) -> Question:
     return {
-        "matrix": repr(matrix),
         "selection": repr(selection),
-        "max": maximum,
-        "advise": advices,
         "alloc_conf": alloc_conf,
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         "folder": str(Path.cwd()),
@@ -128,24 +143,56 @@ def read_answer(cache: Cache, question: Question) -> KeptAnswer | None:
         kept = _ANSWER.validate_json(text) if text else None
     except ValidationError:
         return None
-    if kept is None or any(_content(Path(path)) != digest for path, digest in kept.files.items()):
-        return None
-    return kept
+    return kept if kept and _unchanged(kept.files) else None
 
 
 def write_answer(cache: Cache, question: Question, kept: KeptAnswer, said: Mapping[str, Any]) -> None:
     """Keeps it, unless it rests on what may change unseen, such as a hub id. `said`: of the workload, by the matrix or the command
     line."""
-    cell = kept.answer.cell
-    files = [Path(name) / "config.json" for name in _models(cell) if name not in PRESETS]
-    if isinstance(lengths := said.get("lengths"), str):
-        files.append(Path(lengths))
-    digests = {str(path): _content(path) for path in files}
-    if self_contained(cell) and all(digests.values()):
-        kept = replace(kept, files={path: each or "" for path, each in digests.items()})
+    files = _files([kept.answer.cell], said)
+    if files is not None:
+        kept = replace(kept, files=files)
         text = _ANSWER.dump_json(kept)
         if _ANSWER.validate_json(text) == kept:
             cache.put(question, text.decode())
+
+
+def read_menu(cache: Cache, question: Question) -> Menu | None:
+    """As `read_answer`."""
+    text = cache.get(question)
+    try:
+        kept = _MENU.validate_json(text) if text else None
+    except ValidationError:
+        return None
+    return kept.menu if kept and _unchanged(kept.files) else None
+
+
+def write_menu(cache: Cache, question: Question, menu: Menu, said: Mapping[str, Any]) -> None:
+    """As `write_answer`; not where something could not be predicted, which may be another time."""
+    files = _files([row.cell for row in menu.rows], said)
+    if files is not None and not any(row.reason for row in menu.rows):
+        kept = KeptMenu(menu, files)
+        text = _MENU.dump_json(kept)
+        if _MENU.validate_json(text) == kept:
+            cache.put(question, text.decode())
+
+
+def _files(cells: Iterable[Cell], said: Mapping[str, Any]) -> dict[str, str] | None:
+    """The files that predictions of `cells` rest on, each with a digest; None where they rest on more, or one cannot be read."""
+    files: dict[str, str] = {}
+    for cell in cells:
+        paths = [Path(name) / "config.json" for name in _models(cell) if name not in PRESETS]
+        if isinstance(lengths := said.get("lengths"), str):
+            paths.append(Path(lengths))
+        digests = {str(path): _content(path) for path in paths}
+        if not self_contained(cell) or not all(digests.values()):
+            return None
+        files |= {path: each or "" for path, each in digests.items()}
+    return files
+
+
+def _unchanged(files: Mapping[str, str]) -> bool:
+    return all(_content(Path(path)) == digest for path, digest in files.items())
 
 
 def _models(cell: Cell) -> list[str]:

@@ -1,34 +1,33 @@
 """The usual recipes for one model on one card or on several: which fit, and how far each goes.
 
-    planned = plan_menu(matrix, selection, CARDS["rtx-4090"])      a PlannedRow for each recipe and algorithm
-    rows = predict_menu({"rtx-4090": planned}, pool)               and what is predicted of each
-    document(rows)                                                 as `vrambench fit MODEL --json` prints it
+    planned = plan_menu(matrix, selection)                         a PlannedRow for each recipe and algorithm
+    rows = predict_menu({"rtx-4090": planned}, predictor, pool)    and what is predicted of each
 
-The largest values are found by real predictions, and each is a value that fits and whose next
-one does not. One half of the work is done in a process of its own.
+The largest values are those of `--max`. One half of the work is done in a process of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import shlex
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vrambench.bench.plan.combinations import all_named, combinations
-from vrambench.bench.plan.matrix import Level, Matrix, Setting, Settings, check_names, unflatten
+from vrambench.bench.plan.matrix import Level, Matrix, Setting, check_names, unflatten
 from vrambench.bench.plan.plan import PlannedCell, resolved
 from vrambench.bench.plan.selection import Selection
-from vrambench.bench.plan.used import check_used, fields_of
+from vrambench.bench.plan.shortest import shortest
+from vrambench.bench.plan.used import check_used
 from vrambench.bench.plan.validity import check
-from vrambench.bench.predict.answer import Maximum
+from vrambench.bench.predict.answer import Maximum, MenuRow
 from vrambench.bench.predict.changes import changed
 from vrambench.bench.predict.fit import has_bf16
 from vrambench.bench.predict.many import predictor_here, why
@@ -56,61 +55,14 @@ class PlannedRow:
     planned: PlannedCell
     command: str
 
-    @property
-    def key(self) -> tuple[str, str]:
-        """The same for every budget."""
-        return self.recipe, self.planned.cell.name
 
-
-@dataclass(frozen=True)
-class OnCard:
-    """One row under one budget, as it was named (None: the matrix'). `reason`: why nothing was predicted; `batch` and `length`: the
-    largest batch at the length asked for, and the longest sequence at batch 1, where they were searched."""
-
-    budget: str | None
-    row: PlannedRow
-    forecast: Forecast | None = None
-    batch: Maximum | None = None
-    length: Maximum | None = None
-    reason: str | None = None
-
-    @property
-    def fits(self) -> bool:
-        """As it is, even if tightly or as far as is known."""
-        return self.forecast is not None and self.forecast.fits
-
-    def document(self) -> dict[str, Any]:
-        """As `fit --json` prints it; bytes as integers."""
-        forecast, rule = self.forecast, self.row.planned.rejection
-        return {
-            "recipe": self.row.recipe,
-            "source": self.row.source,
-            "name": self.row.planned.name,
-            "budget": self.budget,
-            "budget_bytes": self.row.planned.cell.workload.budget,
-            "rule": rule.rule if rule else None,
-            "reason": rule.reason if rule else self.reason,
-            "verdict": forecast.verdict if forecast else None,
-            "fits": self.fits,
-            "device_bytes": forecast.memory.device_bytes if forecast else None,
-            "margin_bytes": forecast.margin_bytes if forecast else None,
-            "band_bytes": forecast.band_bytes if forecast else None,
-            "largest_batch": self.batch.model_dump(mode="json") if self.batch else None,
-            "longest_sequence": self.length.model_dump(mode="json") if self.length else None,
-            "command": self.row.command,
-            "cell": self.row.planned.cell.flat(),
-        }
-
-
-def document(rows: Sequence[OnCard]) -> dict[str, Any]:
-    """As `fit MODEL --json` prints it."""
-    return {"fits": any(row.fits for row in rows), "rows": [row.document() for row in rows]}
-
-
-def plan_menu(matrix: Matrix, selection: Selection, *, bf16: bool = True) -> list[PlannedRow]:
+def plan_menu(
+    matrix: Matrix, selection: Selection, *, bf16: bool = True, file: Sequence[str] = (), default: Matrix | None = None
+) -> list[PlannedRow]:
     """The recipes that the selection leaves, by its algorithms (sft where it names none), each a cell of the matrix' workload (with
     that of the profile that CUDA takes), over which lies what the recipe sets, over which lies what was said. Of a cell there
-    is one row. Raises ConfigurationError as `select` does."""
+    is one row. `file`: the matrix' own, which commands name where it is not the default one; `default`: that, where `matrix` is
+    made of another tool's configuration. Raises ConfigurationError as `select` does."""
     if selection.only:
         raise ConfigurationError(
             f"--only {selection.only[0]}: recipes are narrowed by an axis' name, as in --precision nf4"
@@ -124,8 +76,11 @@ def plan_menu(matrix: Matrix, selection: Selection, *, bf16: bool = True) -> lis
             )
     rows: dict[str, PlannedRow] = {}
     for recipe, algorithm in _recipes(selection):
-        row = _planned(matrix, selection, profile, recipe, algorithm, bf16)
-        rows.setdefault(row.planned.id, row)
+        planned = _planned(matrix, selection, profile, recipe, algorithm, bf16)
+        if planned.id not in rows:
+            words = shortest(planned.cell, default or matrix, profile=selection.profile, bf16=bf16)
+            command = shlex.join(["vrambench", "fit", *file, *words])
+            rows[planned.id] = PlannedRow(recipe.name, recipe.source or None, planned, command)
     if not rows:
         raise ConfigurationError(f"no recipe is left by {selection.words()}; name all five axes for a cell of your own")
     check_used(selection.settings(), cells=[row.planned.cell for row in rows.values()])
@@ -146,7 +101,7 @@ def _recipes(selection: Selection) -> Iterator[tuple[Recipe, str]]:
 
 def _planned(
     matrix: Matrix, selection: Selection, profile: str | None, recipe: Recipe, algorithm: str, bf16: bool
-) -> PlannedRow:
+) -> PlannedCell:
     axes = {axis: {**recipe.axes, "algorithm": algorithm}[axis] for axis in AXIS_NAMES}
     named = Selection(axes=axes).layer()
     check_names(matrix, named)
@@ -158,34 +113,8 @@ def _planned(
     }
     said = {name: setting for name, setting in said.items() if name not in fixed}
 
-    def made(settings: Settings) -> Cell:
-        return resolved(axes, {**lower, **settings, **fixed}, flash=bf16)
-
-    cell = made(said)
-    for name in tuple(said):  # what the matrix says as well need not be said again
-        less = {one: setting for one, setting in said.items() if one != name}
-        said = less if made(less) == cell else said
-    has = fields_of(cell)
-    typed = [one for one in selection.set if has.get(one.partition("=")[0].strip()) is not None]
-    command = _command(replace(selection, set=tuple(typed)), axes, said)
-    planned = PlannedCell(cell, cell.name, check(cell, "cuda", bf16=bf16), said=unflatten({**lower, **said, **fixed}))
-    return PlannedRow(recipe.name, recipe.source or None, planned, command)
-
-
-def _command(selection: Selection, axes: Mapping[str, str], said: Settings) -> str:
-    """What gives the cell again; `said`: what the recipe sets beside the matrix."""
-    words = ["vrambench", "fit", *([selection.model] if selection.model else [])]
-    for option in ("profile", "budget"):
-        if value := getattr(selection, option):
-            words += [f"--{option}", value]
-    for axis, value in axes.items():
-        words += [f"--{axis}", value]
-    for one in selection.set:
-        words += ["--set", one]
-    for name, setting in said.items():
-        text = setting.value if isinstance(setting.value, str) else json.dumps(setting.value)
-        words += ["--set", f"{name}={text}"]
-    return shlex.join(words)
+    cell = resolved(axes, {**lower, **said, **fixed}, flash=bf16)
+    return PlannedCell(cell, cell.name, check(cell, "cuda", bf16=bf16), said=unflatten({**lower, **said, **fixed}))
 
 
 class _Task(NamedTuple):
@@ -203,29 +132,46 @@ class _Told(NamedTuple):
     reason: str | None = None
 
 
+_Key = tuple[str | None, str, str | None]
+"""Budget, a cell's id, the field whose largest value is asked for."""
+
+
 def predict_menu(
     planned: Mapping[str | None, Sequence[PlannedRow]],
     predictor: Predictor,
     pool: Executor | None = None,
-    tell: Callable[[int, int], None] = lambda done, total: None,
-) -> list[OnCard]:
+    tell: Callable[[MenuRow, int, int], None] = lambda row, done, total: None,
+) -> list[MenuRow]:
     """Each row under each budget (its name: the rows planned for it), with its largest values where there is one budget. Rows that
     fit somewhere come first, those that a rule forbids last. `predictor` makes one part of the predictions here; `pool`, whose
-    processes are many.py's, the other. `tell`: how many questions are answered, and of how many."""
-    tasks: dict[tuple[str | None, str, str | None], _Task] = {}
-    for budget, rows in planned.items():
-        card = card_called(budget)
-        for row in rows:
-            one = row.planned
-            if one.rejection is not None:
-                continue
-            for field in (None,) if len(planned) > 1 else ("batch_size", _length(one.cell)):
-                cell = one.cell if field in (None, "batch_size") else _one_at_a_time(one, has_bf16(card))
-                tasks[budget, one.id, field] = _Task(cell.flat(), card.name if card else None, one.said, field)
-    told = _all(tasks, predictor, pool, tell)
-    found = [_on_card(budget, row, told) for budget, rows in planned.items() for row in rows]
-    fitting = {one.row.key for one in found if one.fits}
-    return sorted(found, key=lambda one: (one.row.planned.rejection is not None, one.row.key not in fitting))
+    processes are many.py's, the other. `tell` hears of each row that is done, of how many there are by then, and of how many."""
+    rows = {(budget, row.planned.id): row for budget, those in planned.items() for row in those}
+    tasks: dict[_Key, _Task] = {}
+    names = dict.fromkeys(
+        (row.recipe, row.planned.name) for row in rows.values()
+    )  # budgets of a row share a simulation
+    for (budget, id_), row in sorted(
+        rows.items(), key=lambda one: list(names).index((one[1].recipe, one[1].planned.name))
+    ):
+        one, card = row.planned, card_called(budget)
+        if one.rejection is not None:
+            continue
+        for field in (None,) if len(planned) > 1 else ("batch_size", _length(one.cell)):
+            cell = one.cell if field in (None, "batch_size") else _one_at_a_time(one, has_bf16(card))
+            tasks[budget, id_, field] = _Task(cell.flat(), card.name if card else None, one.said, field)
+    waited_for = {key[:2] for key in tasks}
+
+    def done(told: Mapping[_Key, _Told]) -> None:
+        left = {key[:2] for key in tasks if key not in told}
+        for key in waited_for - left:
+            waited_for.discard(key)
+            total = len({one[:2] for one in tasks})
+            tell(_row(key[0], rows[key], told), total - len(waited_for), total)
+
+    told = _all(tasks, predictor, pool, done)
+    found = [_row(budget, row, told) for (budget, _), row in rows.items()]
+    fitting = {one.key for one in found if one.fits}
+    return sorted(found, key=lambda one: (one.rule is not None, one.key not in fitting))
 
 
 def _length(cell: Cell) -> str:
@@ -240,31 +186,44 @@ def _one_at_a_time(planned: PlannedCell, bf16: bool) -> Cell:
     return changed(planned.cell, {"batch_size": 1}, flash=bf16, said=planned.said)
 
 
-def _on_card(budget: str | None, row: PlannedRow, told: Mapping[tuple[str | None, str, str | None], _Told]) -> OnCard:
+def _row(budget: str | None, row: PlannedRow, told: Mapping[_Key, _Told]) -> MenuRow:
     by_field = {field: one for (card, id_, field), one in told.items() if (card, id_) == (budget, row.planned.id)}
     own = by_field.get("batch_size") or by_field.get(None) or _Told()
     longest = next((one for field, one in by_field.items() if field not in (None, "batch_size")), _Told())
-    return OnCard(budget, row, own.forecast, own.largest, longest.largest, own.reason or longest.reason)
+    return MenuRow(
+        row.recipe,
+        row.source,
+        row.planned.cell,
+        row.command,
+        budget,
+        row.planned.rejection,
+        own.forecast,
+        own.largest,
+        longest.largest,
+        own.reason or longest.reason,
+    )
 
 
 def _all(
-    tasks: Mapping[Any, _Task],
+    tasks: Mapping[_Key, _Task],
     predictor: Predictor,
     pool: Executor | None,
-    tell: Callable[[int, int], None],
-) -> dict[Any, _Told]:
+    done: Callable[[Mapping[_Key, _Told]], None],
+) -> dict[_Key, _Told]:
     """What each task comes to. The pool takes the first that is left, this process the last, until none is."""
-    left, told = deque(tasks), dict[Any, _Told]()
-    tell(0, len(tasks))
+    left, told = deque(tasks), dict[_Key, _Told]()
+    lock, made = Lock(), _Made()
 
-    def take(next_one: Callable[[], Any], answer: Callable[[_Task], _Told]) -> None:
+    def take(next_one: Callable[[], _Key], answer: Callable[[_Task], _Told]) -> None:
         while left:
             try:
                 key = next_one()
             except IndexError:  # the other has taken it
                 return
-            told[key] = answer(tasks[key])
-            tell(len(told), len(tasks))
+            one = answer(tasks[key])
+            with lock:
+                told[key] = one
+                done(told)
 
     def elsewhere(task: _Task) -> _Told:
         assert pool is not None
@@ -276,7 +235,7 @@ def _all(
     with ThreadPoolExecutor(1) as threads, frozen():
         others = threads.submit(take, left.popleft, elsewhere) if pool else None
         try:
-            take(left.pop, lambda task: _answer(predictor, task))
+            take(left.pop, lambda task: _answer(predictor, task, made))
         finally:
             left.clear()
         if others:
@@ -297,29 +256,35 @@ def frozen() -> Iterator[None]:
             gc.unfreeze()
 
 
+class _Made(dict[tuple[str, int, str | None], Forecast]):
+    """Forecasts of one process by cell, budget and card: a recipe's own is the first of both its searches."""
+
+
+_made_here = _Made()  # one for each process of the pool, which has no other place to keep it
+
+
 def _answer_here(task: _Task) -> _Told:
     """Runs in a process of the pool."""
-    told = _answer(predictor_here(), task)
+    told = _answer(predictor_here(), task, _made_here)
     gc.freeze()
     return told
 
 
-def _answer(predictor: Predictor, task: _Task) -> _Told:
+def _answer(predictor: Predictor, task: _Task, made: _Made) -> _Told:
     """Whatever a prediction raises is its reason: the others go on."""
     card = CARDS[task.card] if task.card else None
-    made: dict[str, Forecast] = {}
 
     def ask(cell: Cell) -> Forecast:
-        if cell.id not in made:
-            made[cell.id] = predictor.forecast(cell, card=card)
-        return made[cell.id]
+        key = cell.id, cell.workload.budget, task.card
+        if key not in made:
+            made[key] = predictor.forecast(cell, card=card)
+        return made[key]
 
     try:
         cell = from_flat(task.flat)
         forecast = ask(cell)
         if task.field is None:
             return _Told(forecast)
-        bf16 = has_bf16(card)
-        return _Told(forecast, largest(cell, task.field, ask, bf16=bf16, said=task.said, along_a_line=True))
+        return _Told(forecast, largest(cell, task.field, ask, bf16=has_bf16(card), said=task.said))
     except Exception as error:
         return _Told(reason=why(error))

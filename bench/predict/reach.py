@@ -29,6 +29,14 @@ the budget or at the field's own bound."""
 FARTHEST_STEP = 32
 """How many times as large as the one that fits the next value may be that is tried."""
 
+FINENESS = 64
+"""Tokens are searched in steps of at most this part of their number, powers of two: with one token more or less, fragmentation may
+decide, and it does so by luck."""
+
+TOKENS = (*PARTS, "max_length")
+WORK = (*TOKENS, "batch_size", "rollout_batch", "group_size", "micro_rollout_batch_size", "eval_batch_size")
+"""Fields on which weights and optimizer state do not depend."""
+
 
 def integer_fields(cell: Cell) -> tuple[str, ...]:
     """The workload's fields that are whole numbers in this cell and that its memory depends on."""
@@ -58,11 +66,12 @@ def largest(
     bf16: bool = True,
     said: Mapping[str, Any] | None = None,
     tell: Callable[[str], None] = lambda text: None,
-    along_a_line: bool = False,
 ) -> Maximum:
-    """The largest value of `field` whose verdict is not "does not fit": doubled from the cell's own, then bisected. The next
-    probe with `along_a_line` is where a line through those before it meets the budget: half as many predictions. Where
-    memory goes up and down with the field, several values are such ends, and the two ways may find different ones.
+    """The largest value of `field` whose verdict is not "does not fit", while that of the next one is, or a rule forbids it. The
+    next one is one more; of tokens, the next multiple of the largest power of two that is no more than a 64th of them (FINENESS).
+
+    The next probe is where a line through those before it meets the budget, further and further beyond while probes end alike, or
+    halfway. Where memory goes up and down with the field, there may be larger values that fit again: these are not looked for.
 
     Where there is a rollout, `batch_size` and `gradient_accumulation_steps` take `rollout_batch` along, so that it stays as
     many optimizer steps; `rollout_batch` and `group_size` themselves go by whole ones. That memory grows with the field is taken
@@ -70,87 +79,131 @@ def largest(
     Raises UnknownValue where `field` is none of `integer_fields(cell)`.
     """
     check_searched(cell, field)
-    longest, unit = _longest(cell, said or {}) if field == "max_length" else None, _unit(cell, field)
-    probes, stops = dict[int, Probe](), dict[int, str]()
-    points: dict[int, tuple[int, int]] = {}  # bytes in use and missing; of no work, those of weights and optimizer
-
-    def fits(count: int) -> bool:
-        value = count * unit
-        if value in stops or value in probes:
-            return value in probes and probes[value].verdict != "does not fit"
-        if value > (longest or value):
-            stops[value] = f"no sequence has more than {longest} tokens"
-            return False
-        if value > FARTHEST.get(field, value):
-            stops[value] = f"not searched beyond {FARTHEST[field]}"
-            return False
-        try:
-            variant = changed(cell, {field: value} | _along(cell, field, value), said=said)
-        except ConfigurationError as error:
-            stops[value] = error.message
-            return False
-        rule = rejection(variant, bf16=bf16)
-        if rule is not None:
-            stops[value] = f"{rule.rule}: {rule.reason}"
-            return False
-        forecast = ask(variant)
-        probes[value] = _probe(value, forecast)
-        used = (forecast.memory.active_bytes or 0) + (forecast.memory.context_bytes or 0)
-        points.setdefault(0, (min(used - 1, _held_bytes(forecast)), 0))
-        points[count] = (used, (forecast.oom.missing_bytes or 0) if forecast.oom else 0)
-        tell(f"{field} {value}: {forecast.verdict}")
-        return forecast.fits
-
-    own = max(1, getattr(cell.workload, field) // unit)
-    if along_a_line:
-        least = 2 if field == "max_length" else 1  # a prompt's token and a response's
-        low, high = _along_a_line(own, least, fits, lambda high: _meets(points, cell.workload.own_budget, high))
-    else:
-        low, high = _bisected(own, fits)
-    value = low * unit
-    over = high * unit if value or not probes else min(probes)  # of none that fits, not the rule below the smallest
+    search = _Search(cell, field, ask, bf16, said or {}, tell)
+    low, high = search.ends()
+    value, over = low * search.unit, high * search.unit
+    probes = search.probes
     return Maximum(
         field=field,
         value=value or None,
         device_bytes=probes[value].device_bytes if value else None,
         along=_along(cell, field, value) if value else {},
-        bound=stops.get(over) or f"{field} {over} does not fit",
+        bound=search.stops.get(over) or f"{field} {over} does not fit",
         probes=tuple(probes.values()),
     )
 
 
-def _bisected(own: int, fits: Callable[[int], bool]) -> tuple[int, int]:
-    """The largest count that fits, 0 for none, and the next one; by doubling and halving."""
-    low, high = (own, 2 * own) if fits(own) else (0, own)
-    while low and fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low, high
+class _Search:
+    """The search for the largest value of one field, in counts of `unit`. `stops`: values that are not asked for, with the reason;
+    `points`: by count, bytes in use and missing ones; of no work, those of weights and optimizer."""
 
+    def __init__(
+        self,
+        cell: Cell,
+        field: str,
+        ask: Ask,
+        bf16: bool,
+        said: Mapping[str, Any],
+        tell: Callable[[str], None],
+    ) -> None:
+        self.cell, self.field, self.ask, self.bf16, self.said, self.tell = cell, field, ask, bf16, said, tell
+        self.longest = _longest(cell, said) if field == "max_length" else None
+        self.unit = _unit(cell, field)
+        self.probes: dict[int, Probe] = {}
+        self.stops: dict[int, str] = {}
+        self.points: dict[int, tuple[int, int]] = {}
+        self.budget = cell.workload.own_budget
 
-def _along_a_line(
-    own: int, least: int, fits: Callable[[int], bool], guess: Callable[[int | None], int | None]
-) -> tuple[int, int]:
-    """The same; no count is below `least`. `guess`: where the end may be, given the smallest count that does not fit (None:
-    not known). Every other probe between the two halves the way, so that no curve takes long."""
-    low, high = own, cast(int | None, None)
-    if not fits(own):
-        if own <= least or not fits(least):
-            return 0, min(own, least)
-        low, high = least, own
-    halve = False
-    while high is None or high - low > 1:
-        guessed = guess(high)
-        if high is None:
-            count = min(max(guessed or 2 * low, low + 1 + low // 8), FARTHEST_STEP * low)
-        else:
-            inside = guessed is not None and low < guessed < high and not halve
-            count = guessed if inside and guessed is not None else (low + high) // 2
-            halve = not halve
-        low, high = (count, high) if fits(count) else (low, count)
-    return low, high
+    def ends(self) -> tuple[int, int]:
+        """The largest count that fits, 0 for none, and the next one."""
+        own = max(1, getattr(self.cell.workload, self.field) // self.unit)
+        least = 2 if self.field == "max_length" else 1  # a prompt's token and a response's
+        low, high = own, cast(int | None, None)
+        if not self._fits(own):
+            if self._held_is_too_much():
+                self.stops[own * self.unit] = (
+                    "weights, optimizer state and CUDA's context alone take more than the budget"
+                )
+                return 0, own
+            if own <= least or not self._fits(least):
+                return 0, least if least * self.unit in self.probes else own
+            low, high = least, own
+        fitted, streak = high is None, 0  # how the last probe ended, and how many before it ended so
+        while high is None or self._after(low) < high:
+            guess = _meets(self.points, self.budget, high)
+            if high is None:
+                count = min(max(guess or 2 * low, low + 1 + low // 8), FARTHEST_STEP * low)
+                if self._variant(count) is None:
+                    count = self._last_allowed(low, count)
+                    if count == low or self._fits(count):
+                        return count, count + 1
+                    high, fitted, streak = count, False, 0
+                    continue
+            else:
+                beyond = ((1 << streak) - 1) * self._step(low) * (1 if fitted else -1)
+                inside = guess is not None and low < guess + beyond < high
+                count = guess + beyond if inside and guess is not None else (low + high) // 2
+            count = max(self._on_grid(count), self._after(low))
+            fits = self._fits(count)
+            fitted, streak = fits, streak + 1 if fits == fitted else 0
+            low, high = (count, high) if fits else (low, count)
+        return low, high
+
+    def _after(self, count: int) -> int:
+        """The next count that may be tried."""
+        return self._on_grid(count) + self._step(count)
+
+    def _on_grid(self, count: int) -> int:
+        return count - count % self._step(count)
+
+    def _step(self, count: int) -> int:
+        if self.field not in TOKENS or count < 2 * FINENESS:
+            return 1
+        return 1 << (count // FINENESS).bit_length() - 1
+
+    def _last_allowed(self, low: int, high: int) -> int:
+        """The largest count from `low` on that nothing but memory forbids; `high` is forbidden."""
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._variant(middle) is not None else (low, middle)
+        return low
+
+    def _variant(self, count: int) -> Cell | None:
+        """The cell with so many; None where it is not asked for, as `stops` says."""
+        cell, field, value = self.cell, self.field, count * self.unit
+        if value > (self.longest or value):
+            self.stops[value] = f"no sequence has more than {self.longest} tokens"
+            return None
+        if value > FARTHEST.get(field, value):
+            self.stops[value] = f"not searched beyond {FARTHEST[field]}"
+            return None
+        try:
+            variant = changed(cell, {field: value} | _along(cell, field, value), said=self.said)
+        except ConfigurationError as error:
+            self.stops[value] = error.message
+            return None
+        rule = rejection(variant, bf16=self.bf16)
+        if rule is not None:
+            self.stops[value] = f"{rule.rule}: {rule.reason}"
+        return variant if rule is None else None
+
+    def _fits(self, count: int) -> bool:
+        variant = self._variant(count)
+        if variant is None:
+            return False
+        forecast = self.ask(variant)
+        value = count * self.unit
+        self.probes[value] = _probe(value, forecast)
+        self.budget = forecast.margin_bytes + (forecast.memory.device_bytes or 0)
+        used = (forecast.memory.active_bytes or 0) + (forecast.memory.context_bytes or 0)
+        self.points.setdefault(0, (min(used - 1, _held_bytes(forecast)), 0))
+        self.points[count] = (used, (forecast.oom.missing_bytes or 0) if forecast.oom else 0)
+        self.tell(f"{self.field} {value}: {forecast.verdict}")
+        return forecast.fits
+
+    def _held_is_too_much(self) -> bool:
+        """Weights and optimizer state alone take more than the budget."""
+        return self.field in WORK and self.points[0][0] > self.budget
 
 
 def _meets(points: Mapping[int, tuple[int, int]], budget: int, high: int | None) -> int | None:

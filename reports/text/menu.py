@@ -1,6 +1,6 @@
 """What `vrambench fit MODEL` says on a terminal: a line for each recipe, and how to ask more.
 
-print_menu(rows, sys.stdout)
+print_menu(menu, sys.stdout)
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from vrambench.reports.text.answers import COLOURS, print_rows, tokens
 from vrambench.reports.text.terminal import plain
 
 if TYPE_CHECKING:
-    from vrambench.bench.predict.answer import Maximum
-    from vrambench.bench.predict.menu import OnCard
+    from vrambench.bench.predict.answer import Maximum, Menu, MenuRow
 
 
-def print_menu(rows: Sequence[OnCard], out: TextIO) -> None:
+def print_menu(menu: Menu, out: TextIO) -> None:
     """Under one budget each recipe's peak and how far it goes, under several its verdict on each; then why a row says nothing,
     and the command that says all of the first row that fits, or what is nearest."""
+    rows = menu.rows
     budgets = list(dict.fromkeys(row.budget for row in rows))
     table = _one_budget(rows) if len(budgets) == 1 else _several(rows, budgets)
     console = print_rows(*table, out)
     for line in dict.fromkeys(_reasons(rows)):
         console.tell(line)
-    console.tell(_work(rows[0], alone=len(budgets) == 1))
+    console.tell(_work(rows[0], alone=len(budgets) == 1, budget_of=menu.budget_of))
     console.tell(_last(rows))
 
 
-def _one_budget(rows: Sequence[OnCard]) -> tuple[Sequence[str], list[tuple[str, ...]]]:
+def _one_budget(rows: Sequence[MenuRow]) -> tuple[Sequence[str], list[tuple[str, ...]]]:
     length = next((row.length.field for row in rows if row.length), "max_length")
     headings = ("recipe", "cell", "peak", "to spare", "verdict", "largest batch_size", f"largest {length} at batch 1")
     return headings, [
         (
-            plain(row.row.recipe),
-            plain(row.row.planned.name),
+            plain(row.recipe),
+            plain(row.name),
             units.size(row.forecast.memory.device_bytes) if row.forecast else units.DASH,
             units.size(row.forecast.margin_bytes) if row.forecast else units.DASH,
             _verdict(row),
@@ -46,10 +46,10 @@ def _one_budget(rows: Sequence[OnCard]) -> tuple[Sequence[str], list[tuple[str, 
     ]
 
 
-def _several(rows: Sequence[OnCard], budgets: Sequence[str | None]) -> tuple[Sequence[str], list[tuple[str, ...]]]:
-    by_key: dict[tuple[str, str], dict[str | None, OnCard]] = {}
+def _several(rows: Sequence[MenuRow], budgets: Sequence[str | None]) -> tuple[Sequence[str], list[tuple[str, ...]]]:
+    by_key: dict[tuple[str, str], dict[str | None, MenuRow]] = {}
     for row in rows:
-        by_key.setdefault(row.row.key, {})[row.budget] = row
+        by_key.setdefault(row.key, {})[row.budget] = row
     table = []
     for (recipe, cell), on in by_key.items():
         told = []
@@ -61,10 +61,10 @@ def _several(rows: Sequence[OnCard], budgets: Sequence[str | None]) -> tuple[Seq
     return ("recipe", "cell", *(plain(budget or units.DASH) for budget in budgets)), table
 
 
-def _verdict(row: OnCard) -> str:
+def _verdict(row: MenuRow) -> str:
     if row.forecast is not None:
         return f"[{COLOURS[row.forecast.verdict]}]{row.forecast.verdict}[/]"
-    return "[dim]invalid[/]" if row.row.planned.rejection else "[red]not predicted[/]"
+    return "[dim]invalid[/]" if row.rule else "[red]not predicted[/]"
 
 
 def _largest(found: Maximum | None) -> str:
@@ -73,34 +73,37 @@ def _largest(found: Maximum | None) -> str:
     return "none fits" if found.value is None else f"{found.value:,}"
 
 
-def _reasons(rows: Sequence[OnCard]) -> Iterator[str]:
+def _reasons(rows: Sequence[MenuRow]) -> Iterator[str]:
     """Rules once each, and why something was not predicted."""
     for row in rows:
-        rule = row.row.planned.rejection
+        rule = row.rule
         if rule is not None:
-            yield f"{row.row.recipe}, {row.row.planned.name}: invalid by the rule {rule.rule}: {rule.reason}"
+            yield f"{row.recipe}, {row.name}: invalid by the rule {rule.rule}: {rule.reason}"
         elif row.reason:
-            yield f"{row.row.recipe}, {row.row.planned.name}: not predicted: {row.reason}"
+            yield f"{row.recipe}, {row.name}: not predicted: {row.reason}"
     for row in rows:
         if row.forecast and row.forecast.verdict == "unsure":
-            yield f"{row.row.recipe}: unsure, since what is left out may be more than what is to spare: " + "; ".join(
+            yield f"{row.recipe}: unsure, since what is left out may be more than what is to spare: " + "; ".join(
                 one.reason for one in row.forecast.unmodelled
             )
         if row.forecast and row.forecast.verdict == "tight":
-            yield f"{row.row.recipe}: tight: to spare is less than the error band of {units.size(row.forecast.band_bytes)}"
+            yield f"{row.recipe}: tight: to spare is less than the error band of {units.size(row.forecast.band_bytes)}"
 
 
-def _work(row: OnCard, *, alone: bool) -> str:
-    workload = row.row.planned.cell.workload
-    on = f"; {units.size(workload.budget)} is usable" if alone else ""
+def _work(row: MenuRow, *, alone: bool, budget_of: str | None) -> str:
+    workload = row.cell.workload
+    size = units.size(workload.budget)
+    on = f"; {size} is usable" if alone else ""
+    if budget_of:
+        on = f"; {size} is the budget of {budget_of} (--budget names a card or another size)"
     return f"{workload.model}, batch_size {workload.batch_size}, {tokens(workload)}{on}"
 
 
-def _last(rows: Sequence[OnCard]) -> str:
+def _last(rows: Sequence[MenuRow]) -> str:
     """The command for the first row that fits; where none does, how much the nearest lacks."""
     first = next((row for row in rows if row.fits), None)
     if first is not None:
-        return f"all about {first.row.recipe}: {first.row.command}"
+        return f"all about {first.recipe}: {first.command}"
     predicted = [row for row in rows if row.forecast is not None]
     if not predicted:
         return "no recipe could be predicted"
@@ -108,6 +111,4 @@ def _last(rows: Sequence[OnCard]) -> str:
     assert nearest.forecast is not None
     lacking = units.size(-nearest.forecast.margin_bytes)
     where = f" on {nearest.budget}" if nearest.budget else ""
-    return (
-        f"nothing fits; nearest is {nearest.row.recipe}, which lacks {lacking}{where}: {nearest.row.command} --advise 3"
-    )
+    return f"nothing fits; nearest is {nearest.recipe}, which lacks {lacking}{where}: {nearest.command} --advise 3"

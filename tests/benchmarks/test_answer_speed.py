@@ -29,6 +29,7 @@ ASKED = {
     "fit": (COMMAND, FIT),
     "fit --max": (COMMAND, f"{FIT} --max response_tokens"),
     "fit, asked again": (COMMAND, FIT),
+    "fit MODEL": (COMMAND, "fit qwen3-8b --budget rtx-4090"),
     "a mistake": (COMMAND, FIT.replace("qwen2.5-7b", "qwen2.5-7")),
     "plan 24gb": (COMMAND, "plan --profile 24gb --device cuda --no-predict"),
     "predict 24gb's PPO": (COMMAND, "plan --profile 24gb --device cuda --only algorithm=ppo --only precision=nf4"),

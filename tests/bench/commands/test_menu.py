@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from vrambench.bench.predict import many
 from vrambench.bench.predict.fit import fit
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.menu import PlannedRow, plan_menu, predict_menu
-from vrambench.bench.predict.reach import largest
+from vrambench.methods.models.presets import PRESETS
 
 MATRIX = "workload: {model: tiny, steps: 3, batch_size: 2, prompt_tokens: 24, response_tokens: 8}\n"
 
@@ -60,7 +61,7 @@ def test_a_named_axis_narrows_them() -> None:
 def test_a_row_s_command_gives_its_cell_again(capsys: pytest.CaptureFixture[str]) -> None:
     for row in planned(budget="2GiB", set=("lora_r=8",)):
         words = shlex.split(row.command)[1:]
-        assert main(["plan", *words[2:], "--model", words[1], "--device", "cuda", "--json"]) == 0
+        assert main(["plan", *words[1:], "--device", "cuda", "--no-predict", "--json"]) == 0
         (cell,) = json.loads(capsys.readouterr().out)["cells"]
         assert cell["id"] == row.planned.id
         assert ("lora_r=8" in words) == (row.planned.cell.adapter == "lora")
@@ -72,31 +73,13 @@ def test_a_row_is_what_fit_says_of_its_cell(budget: str) -> None:
     found = predict_menu({budget: rows}, Predictor())
     assert len(found) == 2
     for one in found:
-        cell = one.row.planned.cell
+        cell = one.cell
         assert one.forecast is not None
-        alone = fit(cell, maximum="batch_size")
+        alone = fit(cell, maximum="batch_size,max_length")
         assert one.forecast.memory == alone.forecast.memory
         assert one.forecast.verdict == alone.forecast.verdict
         assert one.batch is not None
-        assert (one.batch.value, one.batch.bound) == (alone.max[0].value, alone.max[0].bound)
-
-
-@pytest.mark.parametrize("room", [-1, 0, 3 << 20, 40 << 20])
-def test_along_a_line_the_largest_is_an_end(room: int) -> None:
-    cell = planned()[0].planned.cell
-    predictor = Predictor()
-    budget = (predictor.forecast(cell, 2**34).memory.device_bytes or 0) + room
-
-    def ask(one: Any) -> Any:
-        return predictor.forecast(one, budget)
-
-    limited = cell.model_copy(update={"workload": cell.workload.model_copy(update={"budget": budget})})
-    for field in ("batch_size", "response_tokens"):
-        plain, quick = (largest(limited, field, ask, along_a_line=how) for how in (False, True))
-        if field == "batch_size" or plain.value is None:  # with lengths memory goes up and down, and has several ends
-            assert (quick.value, quick.bound) == (plain.value, plain.bound)
-        fitting = {probe.value: probe.verdict != "does not fit" for probe in quick.probes}
-        assert quick.value is None or (fitting[quick.value], fitting.get(quick.value + 1, False)) == (True, False)
+        assert one.batch == alone.max[0]
 
 
 def test_several_budgets_are_columns_and_a_rule_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +87,8 @@ def test_several_budgets_are_columns_and_a_rule_is_told(capsys: pytest.CaptureFi
     out = capsys.readouterr().out
     assert "1MiB" in out.splitlines()[1]
     assert "2GiB" in out.splitlines()[1]
-    assert "all about QLoRA: vrambench fit tiny --budget 2GiB" in out
+    (command,) = re.findall(r"^all about QLoRA: (vrambench fit --precision nf4 .*)$", out, re.M)
+    assert "--budget 2GiB" in command
 
 
 def test_where_nothing_fits_the_nearest_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,6 +99,7 @@ def test_where_nothing_fits_the_nearest_is_named(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
+        (["tiny", "--max", "btch_size"], "--max: 'btch_size' is not one of batch_size, "),
         (["qwen3-8"], "'qwen3-8' is neither a matrix (a YAML file) nor a model"),
         (["tiny", "--max", "batch_size"], "--max batch_size: it is answered for one cell"),
         (["tiny", "--model", "gpt2"], "--model gpt2: the model is 'tiny' already"),
@@ -147,3 +132,61 @@ def test_a_model_that_cannot_be_read_is_a_mistake(tmp_path: Path, capsys: pytest
     (tmp_path / "empty").mkdir()
     assert main(["fit", str(tmp_path / "empty"), "--budget", "24GiB"]) == 2
     assert capsys.readouterr().err.startswith(f"error: model: '{tmp_path / 'empty'}' ")
+
+
+@pytest.fixture
+def predicted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The cells that are simulated in this process, by name."""
+    names: list[str] = []
+    simulation = Predictor.simulation
+
+    def counted(self: Predictor, cell: Any, *args: Any, **how: Any) -> Any:
+        names.append(cell.name)
+        return simulation(self, cell, *args, **how)
+
+    monkeypatch.setattr(Predictor, "simulation", counted)
+    return names
+
+
+def test_the_same_menu_is_told_again_without_predictions(
+    tmp_path: Path, predicted: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "own"
+    PRESETS["tiny"].config().save_pretrained(folder)
+    (tmp_path / "matrix.yaml").write_text(MATRIX.replace("tiny", "tiny, budget: 540MiB"))
+    asked = ["fit", "./own", "--precision", "nf4"]
+    assert main(asked) == 0
+    first = capsys.readouterr()
+    assert "./own, batch_size 2, 32 tokens; 540 MiB is the budget of matrix.yaml (--budget names a card" in first.out
+    assert first.err == "1 of 1: QLoRA, nf4 lora paged_adamw_8bit none sft: tight\n"
+    assert predicted
+    predicted.clear()
+    assert main(asked) == 0
+    assert capsys.readouterr() == (first.out, "")
+    assert main([*asked, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert not predicted
+    assert [row["recipe"] for row in told["rows"]] == ["QLoRA"]
+    assert told["rows"][0]["longest_sequence"]["value"] > 32
+    assert told["rows"][0]["command"].startswith("vrambench fit --precision nf4 --adapter lora ")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 352}))
+    assert main([*asked, "--algorithm", "sft", "--budget", "540MiB,600MiB"]) == 0
+    assert predicted
+
+
+def test_a_row_that_a_rule_forbids_comes_last_and_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    budgets = "1MiB,2GiB"
+    assert main(["fit", "tiny", "--budget", budgets, "--precision", "fp16", "--no-cache"]) == 0
+    out = capsys.readouterr().out
+    table = [re.split("  +", line.strip())[0] for line in out.splitlines() if re.search("(invalid|MiB)  ", line)]
+    assert table[-1] == "full", out
+    assert "full, 8-bit Adam" in table
+    assert "full, fp16 none adamw_torch_fused none sft: invalid by the rule fp16-full-adamw: " in out
+
+
+def test_a_hub_id_is_a_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["fit", "nobody/has-such-a-model", "--budget", "24GiB"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: model: 'nobody/has-such-a-model' ")

@@ -59,12 +59,44 @@ def test_the_largest_value_fits_and_the_next_does_not(predictor: Predictor, own:
 def test_nothing_fits_a_budget_below_the_context(predictor: Predictor) -> None:
     found = largest(cell_of(), "batch_size", asking(predictor, 2**20))
     assert (found.value, found.device_bytes) == (None, None)
-    assert [probe.value for probe in found.probes] == [8, 4, 2, 1]
+    assert [probe.value for probe in found.probes] == [8]
+    assert found.bound == "weights, optimizer state and CUDA's context alone take more than the budget"
 
 
 def test_of_none_that_fits_the_bound_is_memory_not_the_rule_below(predictor: Predictor) -> None:
-    found = largest(cell_of({"algorithm": "grpo"}), "group_size", asking(predictor, 2**20))
-    assert (found.value, found.bound) == (None, f"group_size {min(one.value for one in found.probes)} does not fit")
+    cell = cell_of({"algorithm": "grpo"})
+    whole = predictor.forecast(cell, 2**40)
+    role = whole.roles["policy"]
+    held = role.weights_bytes + role.optimizer_bytes + (whole.memory.context_bytes or 0)
+    found = largest(cell, "group_size", asking(predictor, held + 2**20))
+    assert (found.value, found.bound) == (None, "group_size 8 does not fit"), "1 is forbidden by a rule"
+
+
+@pytest.mark.parametrize("room", [-1, 0, 3 << 20, 40 << 20])
+@pytest.mark.parametrize("field", ["batch_size", "response_tokens", "max_length"])
+def test_the_largest_fits_and_the_next_does_not_wherever_memory_goes_up_and_down(
+    predictor: Predictor, field: str, room: int
+) -> None:
+    cell = cell_of({"precision": "bf16"}, prompt_tokens=200, response_tokens=300, batch_size=4)
+    ask = asking(predictor, device_bytes(predictor.forecast(cell, 2**34)) + room)
+    found = largest(cell, field, ask)
+    fits = {probe.value: probe.verdict != "does not fit" for probe in found.probes}
+    assert found.value is not None
+    step = 1 if field == "batch_size" else 2 ** ((found.value // 64).bit_length() - 1) if found.value >= 128 else 1
+    assert step * 64 <= found.value or step == 1
+    after = found.value - found.value % step + step
+    assert (fits[found.value], fits[after]) == (True, False)
+    assert len(found.probes) <= 13
+
+
+def test_a_length_is_told_to_a_64th() -> None:
+    def ask(cell: Cell) -> Forecast:
+        verdict = "fits" if (cell.workload.max_length or 0) <= 1500 else "does not fit"
+        return sample.model_copy(update={"verdict": verdict})
+
+    sample = Predictor().forecast(cell_of())
+    found = largest(cell_of(batch_size=1), "max_length", ask)
+    assert (found.value, found.bound) == (1488, "max_length 1504 does not fit")
 
 
 def test_a_rule_is_a_bound(predictor: Predictor) -> None:
