@@ -52,11 +52,11 @@ def alike(report: Report, judged: bool) -> tuple[Like, ...]:
     groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
     for row in report.rows:
         groups.setdefault(_work(row), []).append(row)
-    keys = [dict(key) for key in groups]
+    several = {key: rows for key, rows in groups.items() if len(rows) > 1} or groups
+    keys = [dict(key) for key in several]
     common = {name for name in _names(keys) if len({key.get(name) for key in keys}) == 1}
-    found = [_like(report, _about(dict(key), keys, common), rows, judged) for key, rows in groups.items()]
-    several = [like for like in found if like.cells > 1]
-    return tuple(sorted(several or found, key=lambda like: -like.cells))
+    found = [_like(report, _about(dict(key), keys, common), rows, judged) for key, rows in several.items()]
+    return tuple(sorted(found, key=lambda like: -like.cells))
 
 
 def _work(row: Row) -> tuple[tuple[str, str], ...]:
@@ -84,7 +84,7 @@ def _about(key: dict[str, str], keys: Sequence[dict[str, str]], common: set[str]
 def _like(report: Report, about: str, rows: Sequence[Row], judged: bool) -> Like:
     ok = [row for row in rows if row.status == "ok"]
     fitting = [row for row in rows if row.verdict.fit in ("fits", "tight")]
-    candidates = [row for row in ok if row in fitting] if judged else ok
+    candidates = [row for row in ok if row.verdict.fit in ("fits", "tight")] if judged else ok
     fastest = _first(candidates, lambda row: row.tokens_per_second or None)
     smallest = _first(candidates, lambda row: -peak if (peak := report.peak(row)) is not None else None)
     labels = told_apart(rows)

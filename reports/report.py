@@ -108,7 +108,8 @@ def told_apart(rows: Sequence[Row]) -> dict[int, str]:
     parts = {row.index: _parts(row) for row in rows}
     shared = set.intersection(*(set(of.items()) for of in parts.values())) if len(parts) > 1 else set()
     names = {
-        row.index: " ".join(text for part in parts[row.index].items() if part not in shared for text in part[1:])
+        row.index: " ".join(text for field, text in parts[row.index].items() if (field, text) not in shared)
+        or " ".join(filter(None, row.axes))
         or row.name
         for row in rows
     }

@@ -35,7 +35,8 @@ def command(row: Row, info: Mapping[str, Any]) -> str:
     words += ["--profile", str(profile)] if profile else []
     for option, value in _kept(run):
         name = value.partition("=")[0] if option == "--set" else option.removeprefix("--")
-        if name not in differing:
+        # A setting that the cell does not use would be refused.
+        if name not in differing and (option != "--set" or name in settings):
             words += [option, value]
     for name in differing:
         words += ["--model", settings[name]] if name == "model" else ["--set", f"{name}={as_yaml(settings[name])}"]

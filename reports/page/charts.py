@@ -45,7 +45,9 @@ class Legend:
 class Chart:
     """`spec`: Vega-Lite. `rows`: the indices of the rows it can draw, in order. `limit`: how many it draws at once.
     `min_width`: it may be made as narrow as that, and as wide as the page; None: it may not. `alt`: what it shows,
-    for those who cannot see it. `legends`: by parameter, what each row has of that legend's names."""
+    for those who cannot see it. `legends`: by parameter, what each row has of that legend's names.
+    `labelled`: cells' names stand beside the plot, which the page makes as wide as they leave room. `only`: the one row that is
+    drawn, until another is chosen."""
 
     id: str
     title: str
@@ -56,6 +58,7 @@ class Chart:
     min_width: int | None = None
     legends: Mapping[str, Legend] = field(default_factory=dict)
     labelled: bool = False
+    only: int | None = None
 
 
 def vl_version() -> str:

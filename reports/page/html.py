@@ -30,10 +30,11 @@ from vrambench.bench.results.run_info import PREDICTED
 from vrambench.bench.results.store import RunFolder, write_atomically
 from vrambench.reports import units
 from vrambench.reports.page import charts
-from vrambench.reports.page.table import column_styles, table_data
+from vrambench.reports.page.table import column_styles, live_data, table_data
 from vrambench.reports.page.view import ChartsData, View
 from vrambench.reports.page.views import VIEWS
 from vrambench.reports.page.views.cells import CellsData
+from vrambench.reports.page.views.timeline import TimelineData
 from vrambench.reports.read import read_runs
 from vrambench.reports.report import Report
 from vrambench.reports.rows import Run
@@ -66,6 +67,7 @@ def render(runs: Sequence[Run], found: Check | None = None, *, draw: Callable[[c
     sections: list[Shown] = []
     living: dict[str, Any] = {}
     table: dict[str, Any] = {}
+    details = ""
     for view in VIEWS:
         data = view.data(report)
         if data is None:
@@ -75,7 +77,10 @@ def render(runs: Sequence[Run], found: Check | None = None, *, draw: Callable[[c
             drawings = [Markup(draw(chart)) for chart in data.charts]
             living |= {chart.id: _living(chart) for chart in data.charts}
         if isinstance(data, CellsData):
-            table = table_data(report, data)
+            table |= table_data(report, data)
+            details = _details(data)
+        if isinstance(data, TimelineData):
+            table["live"] = live_data(data)
         sections.append(Shown(view, Markup(templates.get_template(view.template).render(data=data, drawings=drawings))))
     css, script, bundle = _text("report.css") + column_styles(table), "".join(map(_text, SCRIPTS)), charts.bundle()
     page = templates.get_template("page.html").render(
@@ -86,6 +91,7 @@ def render(runs: Sequence[Run], found: Check | None = None, *, draw: Callable[[c
         css=Markup(css),
         script=Markup(script),
         bundle=Markup(_packed(bundle)),
+        details=Markup(details),
         data=Markup(json_for_script({**table, "charts": living})),
         script_hashes=Markup(f"{_hash(script)} {_hash(bundle)}"),
         style_hash=Markup(_hash(css)),
@@ -103,6 +109,13 @@ def json_for_script(data: object) -> str:
     return text
 
 
+def _details(data: CellsData) -> str:
+    """The details of the cells that are not on the table's first page, packed: each is a thousand characters and more."""
+    module: Any = _templates().get_template("details.html").module
+    rest = [str(module.details(line)) for line in data.lines[data.page :]]
+    return _pack(json.dumps(rest, ensure_ascii=False).encode(errors="replace")) if rest else ""
+
+
 def _living(chart: charts.Chart) -> dict[str, Any]:
     """What the script draws a chart from. Cells' labels, which every chart's data have, travel once for all."""
     datasets = {
@@ -115,6 +128,7 @@ def _living(chart: charts.Chart) -> dict[str, Any]:
         "limit": chart.limit,
         "min_width": chart.min_width,
         "labelled": chart.labelled,
+        "only": chart.only,
         "legends": {name: {"names": one.names, "of": one.of} for name, one in chart.legends.items()},
     }
 
@@ -167,7 +181,11 @@ def _text(name: str) -> str:
 @cache
 def _packed(code: str) -> str:
     """For a page that is a third of the size; the script unpacks it, and the policy knows its hash unpacked."""
-    return base64.b64encode(gzip.compress(code.encode(), mtime=0)).decode()
+    return _pack(code.encode())
+
+
+def _pack(content: bytes) -> str:
+    return base64.b64encode(gzip.compress(content, mtime=0)).decode()
 
 
 @cache

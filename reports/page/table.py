@@ -8,6 +8,7 @@ from typing import Any
 from vrambench.reports import units
 from vrambench.reports.columns import Column
 from vrambench.reports.page.views.cells import CellsData, Line
+from vrambench.reports.page.views.timeline import TimelineData
 from vrambench.reports.report import Report
 
 TEXT_KINDS = ("text", "fit", "reason")
@@ -36,6 +37,22 @@ def table_data(report: Report, data: CellsData) -> dict[str, Any]:
         "budget": units.size(report.budgets[0]) if len(report.budgets) == 1 else None,
         "page": data.page,
     }
+
+
+def live_data(data: TimelineData) -> dict[str, Any]:
+    """What was in use at the peak of each cell that can be chosen: places of its words among `texts`, and its bytes."""
+    texts: dict[str, int] = {}
+    cells = {
+        index: [
+            [
+                *(texts.setdefault(text, len(texts)) for text in (one.what, one.module, one.operator, one.phase)),
+                one.nbytes,
+            ]
+            for one in live
+        ]
+        for index, live in (data.live or {}).items()
+    }
+    return {"texts": list(texts), "cells": cells}
 
 
 def column_styles(table: dict[str, Any]) -> str:

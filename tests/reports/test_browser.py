@@ -158,6 +158,68 @@ def test_charts_live_and_follow_the_table(browser: Browser, page: Path) -> None:
     assert clean(browser, page)
 
 
+def test_a_square_of_the_map_leads_to_its_cells(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    squares = "[...document.querySelectorAll('#map td button')]"
+    heads = browser.evaluate("[...document.querySelectorAll('#map thead th')].map((head) => head.textContent)")
+    assert heads == ["precision \\ algorithm", "sft", "ppo", "remax"]
+    assert browser.evaluate(f"{squares}[0].textContent") == "12 GiB", "the smallest of its cells that are ok"
+    browser.evaluate(enter("#pair [name=measure]", "tokens"))
+    assert browser.evaluate(f"{squares}[0].textContent") == "2,000", "the fastest"
+    browser.evaluate(f"{squares}[1].focus()")
+    browser.press("Enter", 13)
+    browser.wait_for(f"{VISIBLE}.length === 2")
+    assert set(browser.evaluate(column("algorithm"))) == {"ppo"}
+    assert browser.evaluate("location.hash") == "#precision=bf16&algorithm=ppo"
+    assert clean(browser, page)
+
+
+def test_sentences_and_legends_follow_the_filter(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    draw_all(browser)
+    front = "document.getElementById('front').textContent"
+    figure = "document.querySelector('#figure b').textContent"
+    legend = "[...document.querySelectorAll('#chart-tradeoff .role-legend-label text')].map((text) => text.textContent)"
+    assert browser.evaluate(front).startswith("3 cells of 4 lie on their algorithm's Pareto front")
+    assert browser.evaluate(figure) == "4 of 6"
+    assert browser.evaluate(legend) == ["ppo", "sft", "bf16", "fp32"]
+    browser.evaluate(enter("select[name=precision]", "fp32"))
+    assert browser.evaluate(front).startswith("1 cell of 1 lie on")
+    assert browser.evaluate(figure) == "1 of 2"
+    browser.wait_for(f"JSON.stringify({legend}) === JSON.stringify(['sft', 'fp32'])")
+    assert clean(browser, page)
+
+
+def test_a_cell_is_shown_over_its_phases(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    draw_all(browser)
+    browser.evaluate("document.querySelector('#c8 input').click()")
+    browser.wait_for("document.querySelector('#c8 .over') !== null")
+    browser.evaluate("document.querySelector('#c8 .over').click()")
+    label = browser.evaluate("document.querySelector('#live caption span').textContent")
+    assert label == browser.evaluate("document.querySelector('#which select').selectedOptions[0].textContent")
+    assert "ppo" in label
+    parts = browser.evaluate("[...document.querySelectorAll('#live tbody th')].map((head) => head.textContent)")
+    assert parts[0] == "policy weights"
+    labels = "[...document.querySelectorAll('#chart-timeline .role-axis-label text')].map((text) => text.textContent)"
+    browser.wait_for(f"{labels}.includes('3 optimizer_step')")
+    assert clean(browser, page)
+
+
+def test_a_command_can_be_copied(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    browser.evaluate("document.querySelector('#c0 input').click()")
+    browser.evaluate("document.querySelector('#c0 .copy').click()")
+    browser.wait_for("document.querySelector('#c0 .copy').textContent === 'copied'")
+    assert browser.evaluate("getSelection().toString()").startswith("vrambench run --precision bf16")
+
+
+def test_a_card_can_be_filtered_by(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    browser.evaluate(enter("select[name=card]", "12"))
+    assert browser.evaluate(column("gb12")) == ["≈", "≈"]
+
+
 def test_a_chart_tells_about_a_point(browser: Browser, page: Path) -> None:
     browser.open(page)
     draw_all(browser)
@@ -190,7 +252,7 @@ def test_without_javascript_all_is_there(page: Path) -> None:
     with Browser(javascript=False) as browser:
         browser.open(page)
         assert browser.evaluate(f"{VISIBLE}.length") == 10
-        assert browser.evaluate("document.querySelectorAll('.chart > svg').length") == 6
+        assert browser.evaluate("document.querySelectorAll('.chart > svg').length") == 7
         assert browser.evaluate("document.querySelectorAll('.details code').length") == 10
         assert browser.evaluate("getComputedStyle(document.getElementById('filters')).display") == "none"
         assert browser.evaluate("getComputedStyle(document.querySelector('#c0 .more')).display") == "none"
@@ -206,8 +268,9 @@ def test_dark_pages_have_light_text_in_charts(page: Path) -> None:
         assert min(int(part) for part in colour.removeprefix("rgb(").rstrip(")").split(",")) > 120
 
 
-def test_a_narrow_window_scrolls_the_table_not_the_page(page: Path) -> None:
-    with Browser(width=500) as browser:
+@pytest.mark.parametrize("width", [360, 500])
+def test_a_narrow_window_scrolls_the_table_not_the_page(width: int, page: Path) -> None:
+    with Browser(width=width) as browser:
         browser.open(page)
         draw_all(browser)
         assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -223,3 +286,6 @@ def test_five_hundred_cells_are_quick(large_page: str, tmp_path: Path) -> None:
         assert browser.evaluate(f"{VISIBLE}.length") == 200
         browser.evaluate("document.querySelector('#beyond button').click()")
         assert browser.evaluate(f"{VISIBLE}.length") == 400
+        last = f"{VISIBLE}[399]"
+        browser.evaluate(f"{last}.querySelector('input').click()")
+        browser.wait_for(f"{last}.querySelector('.details code')?.textContent.startsWith('vrambench run') === true")

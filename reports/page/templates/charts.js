@@ -15,7 +15,7 @@
     await vega();
     const spec = structuredClone(chart.spec);
     // A plot with cells' names beside it leaves room for them, and for the words at its bars' ends.
-    const fit = () => chart.labelled ? Math.max(130, Math.min(1500, place.clientWidth) - room(place) - 60) : Math.max(chart.min_width, Math.min(1500, place.clientWidth));
+    const fit = () => chart.labelled ? Math.max(130, Math.min(1500, place.clientWidth) - room(place) - (place.clientWidth > 700 ? 160 : 70)) : Math.max(chart.min_width, Math.min(1500, place.clientWidth));
     const fluid = chart.labelled || chart.min_width;
     if (fluid) spec.width = fit();
     for (const one of Object.values(spec.datasets).flat()) if ("i" in one) one.cell = data.labels[one.i];
@@ -71,10 +71,8 @@
   let loading = null;
   function vega() {
     return loading ??= (async () => {
-      const packed = Uint8Array.from(atob(document.getElementById("bundle").textContent), (letter) => letter.charCodeAt(0));
-      const code = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
       const script = document.createElement("script");
-      script.textContent = code;
+      script.textContent = await unpacked("bundle");
       document.head.append(script);
     })();
   }

@@ -1,6 +1,6 @@
   // The table: sorts, filters, and keeps that state in the address, so that a view can be shared. Rows beyond the first few hundred are
   // text until they are shown.
-  const page = { bodies: [], sources: [], limit: data.page };
+  const page = { bodies: [], sources: [], limit: data.page, details: null };
 
   function startTable() {
     const heads = [...table.tHead.rows[0].cells];
@@ -69,23 +69,36 @@
       });
     }
 
-    // A dash says what it stands for.
+    // A dash says what it stands for, and a reason that is cut off goes on.
     function explain(event) {
       const cell = event.target.closest("td");
       const head = cell && cell.parentElement.matches("tr:first-child") && heads[cell.cellIndex];
-      if (head && !cell.title && cell.textContent.trim() === "–") cell.title = head.dataset.missing;
+      if (!head || cell.title) return;
+      if (cell.textContent.trim() === "–") cell.title = head.dataset.missing;
+      else if (head.dataset.kind === "reason") cell.title = cell.textContent;
     }
 
     // A cell's details are made when they are first opened.
-    function complete(body) {
-      const text = body.querySelector("noscript");
+    async function complete(body) {
+      const i = Number(body.id.slice(1)), text = body.querySelector("noscript");
       if (text) text.parentElement.innerHTML = text.textContent;
-      const code = body.querySelector(".details code");
-      if (code && !body.querySelector(".copy")) code.before(element("button", { type: "button", class: "copy" }, "copy"));
+      else if (!body.querySelector(".details")) body.querySelector(".more td").innerHTML = (await packedDetails())[i - data.page];
+      const details = body.querySelector(".details");
+      if (showTimeline && i in data.live.cells && !details.querySelector(".over")) {
+        const over = element("button", { type: "button", class: "copy over" }, "over its phases");
+        over.addEventListener("click", () => { showTimeline(i); document.getElementById("timeline").scrollIntoView(); });
+        details.append(over);
+      }
+      const code = details.querySelector("code");
+      if (code && !body.querySelector("p > .copy")) code.before(element("button", { type: "button", class: "copy" }, "copy"));
+    }
+
+    function packedDetails() {
+      return page.details ??= unpacked("packed").then((text) => JSON.parse(text));
     }
 
     async function copy(event) {
-      const button = event.target.closest(".copy");
+      const button = event.target.closest("p > .copy");
       if (!button) return;
       const code = button.nextElementSibling;
       getSelection().selectAllChildren(code);

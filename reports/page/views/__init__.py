@@ -15,6 +15,7 @@ ORDER = (
     "tradeoff",
     "heatmap",
     "ledger",
+    "timeline",
     "learning",
     "equal_work",
     "claims",

@@ -14,7 +14,8 @@ from vrambench.reports.rows import Row
 LEVELS = 7
 """Shades of a map."""
 WIDEST = 12
-"""Values of a field that stands across, at most, where the page chooses."""
+LONGEST = 40
+"""Values of a field that stands across, and down, at most, where the page chooses."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,9 @@ def heatmap(report: Report) -> HeatmapData | None:
     down, across = _chosen(report, fields)
     _, _, value, _ = measures[0]
     heads, names = _values(report, across), _values(report, down)
-    squares = {
-        (name, head): [row for row in report.rows if down.text(row) == name and across.text(row) == head]
-        for name in names
-        for head in heads
-    }
+    squares: dict[tuple[str, str], list[Row]] = {(name, head): [] for name in names for head in heads}
+    for row in report.rows:
+        squares[down.text(row), across.text(row)].append(row)
     known = [best for rows in squares.values() if (best := _best(rows, value)) is not None]
     lines = tuple(
         (name, tuple(_square(squares[name, head], value, min(known), max(known)) for head in heads)) for name in names
@@ -80,9 +79,10 @@ def _measures(report: Report) -> list[tuple[str, str, Callable[[Row], float | No
 
 
 def _chosen(report: Report, fields: Sequence[Column]) -> tuple[Column, Column]:
-    """The two of most values; the one of fewer stands across, where it has room."""
-    by_values = sorted(fields, key=lambda column: -len(_values(report, column)))
-    narrow = [column for column in by_values[1:] if len(_values(report, column)) <= WIDEST]
+    """The two of most values, as far as they have room; the one of fewer stands across."""
+    counts = {column.key: len(_values(report, column)) for column in fields}
+    by_values = sorted(fields, key=lambda column: (counts[column.key] > LONGEST, -counts[column.key]))
+    narrow = [column for column in by_values[1:] if counts[column.key] <= WIDEST]
     return by_values[0], (narrow or by_values[1:])[0]
 
 

@@ -10,13 +10,15 @@ import altair as alt
 
 from vrambench.methods.workload import AXIS_NAMES
 from vrambench.reports import units
-from vrambench.reports.page.charts import HUES, SHOWN, Chart, category, hues, legend, rounded, specification
+from vrambench.reports.page.charts import HUES, SHOWN, Chart, Legend, category, hues, legend, rounded, specification
 from vrambench.reports.page.view import ChartsData, View
 from vrambench.reports.report import Report
 from vrambench.reports.rows import Row
 
 METRICS = ("loss", "reward", "margin", "accuracy")
 """What is drawn where cells tell it."""
+WHOLE = "datum.value % 1 ? '' : format(datum.value, ',d')"
+"""Labels of whole steps."""
 CURVES = 60
 """Curves that one chart holds: with more, none could be followed."""
 CURVE_POINTS = 6000
@@ -89,10 +91,10 @@ def learning_chart(
     # Data, selection and flattening belong to the facets' parent, so that no facet is drawn for what is not shown.
     base = alt.Chart()
     x, y = (
-        alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1)),
+        alt.X("step:Q", title="step", axis=alt.Axis(labelExpr=WHOLE)),
         alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
     )
-    colour = alt.Color("colour:N", scale=hues(names), legend=legend(colour_title, names))
+    colour = alt.Color("colour:N", scale=hues(names), legend=legend(colour_title, names, "legend_curves"))
     seeds = {"groupby": ["group", "step", "colour", "algorithm"]}
     spread = base.transform_aggregate(mean="mean(value)", low="min(value)", high="max(value)", seeds="count()", **seeds)
     spread = spread.transform_filter("datum.seeds > 1")
@@ -114,9 +116,11 @@ def learning_chart(
     )
     with_curve = {curve["i"] for curve in data}
     drawn = [row for row in rows if row.index in with_curve]
-    spec = specification(chart, drawn[:CURVES], {"curves": data})
+    legends = {"legend_curves": Legend.of_names(names, {row.index: [colours[row.index]] for row in drawn})}
+    spec = specification(chart, drawn[:CURVES], {"curves": data}, legends)
     described = f"Line charts of {metric} over the steps, one for each algorithm, {units.plural(len(data), 'cell')}."
-    return Chart(metric, metric.capitalize(), described, spec, tuple(row.index for row in drawn), limit=CURVES)
+    indices = tuple(row.index for row in drawn)
+    return Chart(metric, metric.capitalize(), described, spec, indices, limit=CURVES, legends=legends)
 
 
 def group_names(rows: Sequence[Row], labels: Mapping[int, str]) -> dict[int, str]:

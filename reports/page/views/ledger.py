@@ -163,7 +163,7 @@ def _end(row: Row, top: int, unit: units.Unit) -> dict[str, Any]:
     if error:
         told, share = error
         end["told"] = rounded(told / scale)
-        words.append(f"predicted {units.percent(share)}")
+        words.append(f"predicted {units.percent(share if abs(share) >= 0.0005 else 0.0)}")
     return end | {"words": ", ".join(words)}
 
 

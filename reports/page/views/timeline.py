@@ -1,0 +1,177 @@
+"""The view of one cell over its phases, and of what was live at its peak."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+
+from vrambench.bench.results.records import Phase
+from vrambench.reports import units
+from vrambench.reports.filled import BEYOND, parts
+from vrambench.reports.page.charts import SHOWN, Chart, Legend, hues, legend, rounded, specification
+from vrambench.reports.page.view import ChartsData, View
+from vrambench.reports.report import Report
+from vrambench.reports.rows import Row
+
+CELLS = 60
+"""Cells that can be chosen, those nearest to their budget first."""
+PHASES = 48
+"""Phases of a cell that are drawn, the first ones."""
+HELD = 14
+"""Parts that are told of what was live at the peak, the largest."""
+LINES = ("allocated", "reserved", "device")
+LINE_HUES = {"reserved": "#8c8c8c", "device": "#56b4e9"}
+
+
+@dataclass(frozen=True)
+class Live:
+    """A part of what was in use at the peak: whose and what, and where it is known which module and operator asked for it, and
+    when."""
+
+    what: str
+    module: str
+    operator: str
+    phase: str
+    nbytes: int
+
+    @property
+    def size(self) -> str:
+        return units.size(self.nbytes)
+
+
+@dataclass(frozen=True)
+class TimelineData(ChartsData):
+    """`choices`: cells by row index; the first is drawn first. `live`: by row index, what was in use at the peak."""
+
+    choices: tuple[tuple[int, str], ...] = ()
+    live: dict[int, tuple[Live, ...]] | None = None
+
+
+def timeline(report: Report) -> TimelineData | None:
+    """None where no cell knows the peaks of its phases."""
+    rows = chosen([row for row in report.rows if row.result and any(map(_known, row.result.phases))])
+    if not rows:
+        return None
+    text = (
+        "A bar is the peak of allocated memory inside one phase of one step, the marks above it what was reserved and "
+        "what the device held. Below: what was in use at the highest peak, and who asked for it, where the result tells."
+    )
+    return TimelineData(
+        (timeline_chart(rows, report),),
+        text,
+        (f"Of {units.plural(len(report.rows), 'cell')} those nearest to their budget can be chosen.",)
+        if len(rows) == CELLS
+        else (),
+        choices=tuple((row.index, report.labels[row.index]) for row in rows),
+        live={row.index: live(row) for row in rows},
+    )
+
+
+def chosen(rows: Sequence[Row]) -> list[Row]:
+    """Cells that a reader asks about: the nearest to their budget, else the largest."""
+
+    def distance(row: Row) -> tuple[float, int]:
+        margin = row.verdict.margin_bytes
+        return (abs(margin) if margin is not None else 2.0**62 - (row.memory.allocated_bytes or 0)), row.index
+
+    return sorted(rows, key=distance)[:CELLS]
+
+
+def live(row: Row) -> tuple[Live, ...]:
+    """The largest first."""
+    assert row.result
+    found = [
+        Live(" ".join(filter(None, (one.role, one.kind))), one.module, one.operator, one.phase or "", one.nbytes)
+        for one in row.result.held
+    ] or [Live(name, "", "", "", nbytes) for name, nbytes in parts(row) if name not in BEYOND]
+    return tuple(sorted(found, key=lambda one: -one.nbytes)[:HELD])
+
+
+def _known(phase: Phase) -> bool:
+    return any(getattr(phase, f"{line}_bytes") is not None for line in LINES)
+
+
+def timeline_chart(rows: Sequence[Row], report: Report) -> Chart:
+    """One cell at a time, over its phases in order."""
+    phases = {row.index: [phase for phase in row.result.phases if _known(phase)][:PHASES] for row in rows if row.result}
+    unit = units.common_unit(getattr(one, f"{line}_bytes") for of in phases.values() for one in of for line in LINES)
+    names = list(dict.fromkeys(phase.name for of in phases.values() for phase in of))
+    data = [_data(row, phases[row.index], names, unit) for row in rows]
+    legends = {
+        "legend_timeline": Legend.of_names(names, {index: [one.name for one in of] for index, of in phases.items()})
+    }
+    base = (
+        alt.Chart(alt.NamedData(name="phases"))
+        .transform_filter(SHOWN)
+        .transform_flatten(["when", "phase", *LINES, "took"])
+        .transform_calculate(name=f"{json.dumps(names)}[datum.phase]")
+    )
+    x = alt.X(
+        "when:N", sort=None, title="phases in order", axis=alt.Axis(labelAngle=-40, labelOverlap=True, labelLimit=110)
+    )
+    tooltip = [
+        alt.Tooltip("when:N", title="phase"),
+        *(alt.Tooltip(f"{line}:Q", title=f"{line}, {unit}", format=",.4~r") for line in LINES),
+        alt.Tooltip("took:N"),
+    ]
+    bars = base.mark_bar(opacity=0.85).encode(
+        x=x,
+        y=alt.Y("allocated:Q", title=unit),
+        color=alt.Color("name:N", scale=hues(names), legend=legend("phase", names, "legend_timeline")),
+        tooltip=tooltip,
+    )
+    marks = base.transform_fold(list(LINE_HUES), as_=["line", "held"]).transform_filter("isValid(datum.held)")
+    ticks = marks.mark_tick(thickness=2.5, orient="horizontal", bandSize=22).encode(
+        x=x,
+        y="held:Q",
+        stroke=alt.Stroke(
+            "line:N",
+            scale=alt.Scale(domain=list(LINE_HUES), range=list(LINE_HUES.values())),
+            legend=alt.Legend(title="marks", orient="top", symbolType="stroke"),
+        ),
+        tooltip=tooltip,
+    )
+    budget = alt.Chart(alt.NamedData(name="budgets")).transform_filter(SHOWN).transform_filter("isValid(datum.budget)")
+    rule = budget.mark_rule(color="#d55e00", strokeDash=[3, 2]).encode(y="budget:Q", tooltip=["words:N"])
+    layered = alt.layer(bars, ticks, rule).properties(width=860, height=240)
+    datasets = {"phases": data, "budgets": [_budget(row, phases[row.index], unit) for row in rows]}
+    spec = specification(layered, rows[:1], datasets, legends)
+    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+    described = "Bars of one cell: the peak of allocated memory inside each phase of each step."
+    indices = tuple(row.index for row in rows)
+    title = "Memory over the phases of one cell; dotted line: its budget"
+    return Chart("timeline", title, described, spec, indices, min_width=300, legends=legends, only=indices[0])
+
+
+def _data(row: Row, phases: Sequence[Phase], names: list[str], unit: units.Unit) -> dict[str, Any]:
+    scale = units.SCALE[unit]
+    told: Counter[str] = Counter()
+    when = []
+    for phase in phases:
+        name = phase.name if phase.step is None else f"{phase.step} {phase.name}"
+        told[name] += 1
+        when.append(name if told[name] == 1 else f"{name} ({told[name]})")
+    held = {
+        line: [
+            None if (found := getattr(phase, f"{line}_bytes")) is None else rounded(found / scale) for phase in phases
+        ]
+        for line in LINES
+    }
+    took = [units.seconds(phase.seconds) for phase in phases]
+    return {"i": row.index, "when": when, "phase": [names.index(phase.name) for phase in phases], **held, "took": took}
+
+
+def _budget(row: Row, phases: Sequence[Phase], unit: units.Unit) -> dict[str, Any]:
+    """None where the cell stays so far below it that its bars would be small."""
+    highest = max((getattr(phase, f"{line}_bytes") or 0 for phase in phases for line in LINES), default=0)
+    told = row.budget_bytes if row.budget_bytes and row.budget_bytes <= 3 * highest else None
+    budget = rounded(told / units.SCALE[unit]) if told else None
+    return {"i": row.index, "budget": budget, "words": f"budget {units.size(told)}"}
+
+
+VIEW = View("timeline", "One cell over its phases", "timeline.html", timeline)
