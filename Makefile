@@ -2,12 +2,14 @@
 # make run        the matrix on what is there (a GPU, or the smoke profile on the CPU), and a report
 # make test       every test that this machine can run, in two processes; those that measure a GPU alone, after the others
 # make lint       ruff, mypy, and no import that runs back
+# make gate       our own predictions against .ci/baseline.json: a change of one byte fails, until it is approved by
+# make baseline   .ci/baseline.json written anew
 # make benchmark  what the harness itself costs
 # make accuracy   docs/accuracy.md written again: predictions against published figures
 # make gpu        on a machine with CUDA: tests, measurements and their results as one archive under $$OUT
 # make wheel      dist/: a wheel of the tree as it is
 # make clean      removes all that the others made here, but for runs and results
-.PHONY: setup run test lint benchmark accuracy wheel gpu clean
+.PHONY: setup run test lint gate baseline benchmark accuracy wheel gpu clean
 
 PYTHON ?= python3
 VENV   := .venv
@@ -37,6 +39,16 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=$(VENV)/src $(BIN)/lint-imports --no-cache
+
+gate: setup
+	rm -rf runs/gate
+	$(BIN)/vrambench run .ci/gate.yaml --out runs/gate --device predicted
+	$(BIN)/vrambench check runs/gate --baseline .ci/baseline.json --across-versions --two-sided $(ARGS)
+
+baseline: setup
+	rm -rf runs/gate
+	$(BIN)/vrambench run .ci/gate.yaml --out runs/gate --device predicted
+	$(BIN)/vrambench baseline runs/gate -o .ci/baseline.json --force
 
 benchmark: setup
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only $(ARGS)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vrambench.bench.results.forecast import Forecast
     from vrambench.bench.results.records import Result
     from vrambench.bench.results.store import RunFolder
+    from vrambench.bench.watch.ledger import watch
     from vrambench.methods.cards import CARDS
     from vrambench.methods.cell import Cell, resolve
     from vrambench.methods.errors import ConfigurationError
@@ -37,6 +38,7 @@ __all__ = (
     "RunFolder",
     "fit",
     "resolve",
+    "watch",
     "write_report",
 )
 
@@ -46,6 +48,7 @@ _HOMES = {
     "bench.results.forecast": ("Forecast",),
     "bench.results.records": ("Result",),
     "bench.results.store": ("RunFolder",),
+    "bench.watch.ledger": ("watch",),
     "methods.cards": ("CARDS",),
     "methods.cell": ("Cell", "resolve"),
     "methods.errors": ("ConfigurationError",),

@@ -36,7 +36,7 @@ Predict = Callable[[Cell, Card], Forecast]
 
 @dataclass(frozen=True)
 class Compared:
-    """A row with its prediction. `predicted_bytes`: of the row's key. `kind`: that of its job."""
+    """A row with its prediction. `predicted_bytes`: of the row's key, and what its versions held. `kind`: that of its job."""
 
     row: Row
     forecast: Forecast
@@ -48,7 +48,7 @@ class Compared:
         phases = [one for one in self.forecast.phases if one.name == self.row.phase]
         found = getattr(phases[0] if phases else self.forecast.memory, f"{self.row.key}_bytes")
         assert found is not None
-        object.__setattr__(self, "predicted_bytes", found)
+        object.__setattr__(self, "predicted_bytes", found + self.row.held_bytes)
 
     def error(self, unit: str | None = None) -> float:
         """Signed, as a share of the published figure: positive where the prediction is higher."""

@@ -1,6 +1,6 @@
-"""The pages' parts that come from the code: tables in config.md, and what the examples of README.md and docs/*.md print.
+"""The pages' parts that come from the code: tables in config.md, schema/, and what the examples of README.md and docs/*.md print.
 
-    .venv/bin/python docs/pages.py                 writes config.md's tables
+    .venv/bin/python docs/pages.py                 writes config.md's tables and the JSON Schemas in schema/
     .venv/bin/python docs/pages.py --examples      and runs the examples, whose output it writes into the pages
 
 A table stands between `<!-- NAME -->` and `<!-- end -->`. An example is a console block: a command after `$`, and what it prints. A
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import inspect
+import json
 import os
 import re
 import shlex
@@ -22,7 +23,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vrambench.bench.gate.baseline import Baseline
+from vrambench.bench.gate.check import Check
 from vrambench.bench.plan.validity import RULES
+from vrambench.bench.results.records import Result
+from vrambench.bench.results.run_info import RunInfo
 from vrambench.methods.axes import AXES
 from vrambench.methods.cards import CARDS
 from vrambench.methods.models.presets import PRESETS
@@ -42,6 +47,7 @@ DOCS = (
     "numbers",
     "config",
     "gate",
+    "own-code",
     "gpu",
 )
 PAGES = tuple(ROOT / name for name in ("README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in DOCS)))
@@ -196,6 +202,16 @@ def cards() -> str:
 TABLES = {"axes": axes, "fields": fields, "options": options, "rules": rules, "models": models, "cards": cards}
 
 
+SCHEMAS = {"result": Result, "run": RunInfo, "baseline": Baseline, "check": Check}
+"""What is written as JSON, and the record behind it."""
+
+
+def schema(name: str) -> str:
+    """The JSON Schema of one of them, as docs/schema holds it."""
+    told = SCHEMAS[name].model_json_schema(mode="serialization" if name == "check" else "validation")
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema"} | told, indent=1) + "\n"
+
+
 def with_tables(text: str) -> str:
     """The page with its tables as the code has them."""
 
@@ -220,6 +236,8 @@ def main() -> None:
     parser.add_argument("--examples", action="store_true", help="run the examples, and write what they print")
     chosen = parser.parse_args()
     CONFIG.write_text(with_tables(CONFIG.read_text()))
+    for name in SCHEMAS:
+        (ROOT / "docs" / "schema" / f"{name}.json").write_text(schema(name))
     if chosen.examples:
         with playground() as folder:
             for page in PAGES:

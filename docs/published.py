@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import fms
 import reported
-from rows import Job, Key, Left, Row, VerdictRow, claimed, sequences
+from rows import FULL, LORA, Job, Left, Row, VerdictRow, claimed, sequences
 
 from vrambench.bench.claims.file import load_claims
 
@@ -67,32 +68,6 @@ PEFT_WHY = (
     "which lowers theirs; lengths that change from batch to batch leave free blocks that do not fit the next, which "
     "raises theirs."
 )
-
-FMS = "foundation-model-stack/fms-acceleration, scripts/benchmarks/refs/a100_80gb.csv"
-FMS_SETTINGS = (
-    "Mistral-7B, bf16, gradient checkpointing, flash attention, max_seq_length 4096, A100-80GB, HF Trainer with "
-    "AdamW; LoRA r 16 on "
-    "q, k, v, o. Assumed: every sequence full, adapter weights in fp32 as PEFT makes them"
-)
-FMS_RESIDENT = (
-    "About 0.5 GB is always there in theirs, whatever the batch and the method: after training they report 44.00 GB "
-    "(full) and "
-    "15.12 GB (LoRA), where weights and optimizer state alone are 43.45 and 14.65 GB. What it is the source does "
-    "not say. "
-)
-FMS_NVML = "NVML counts what the allocator keeps free, which depends on the order of requests, and the context."
-FULL, ATTENTION_LORA = "bf16 none adamw_torch none sft", "bf16 lora adamw_torch none sft"
-MISTRAL: dict[str, Any] = {"gradient_checkpointing": True, "lora_r": 16, "lora_alpha": 16}
-MISTRAL["lora_target_modules"] = ["q_proj", "k_proj", "v_proj", "o_proj"]
-
-
-def fms(ident: str, what: str, figure: float, unit: str, key: Key, axes: str, batch: int, why: str) -> Row:
-    return Row(
-        id=ident, what=f"Mistral-7B, {what}, batch {batch}", published=figure, unit=unit, key=key,
-        job=Job(axes=axes, settings=sequences("mistral-7b", batch, 4096, **MISTRAL)),
-        source=FMS, settings=FMS_SETTINGS, why=why,
-    )  # fmt: skip
-
 
 TORCHAO = "pytorch/ao, torchao/optim/README.md (torchtune 52d1b838, PyTorch 2.4)"
 AO_SETTINGS = (
@@ -151,7 +126,7 @@ ROWS: tuple[Row, ...] = (
               CHUNKED + "By phase above, everything but the logits' phase needs 2.9 GiB. Offloading moves the "
                   "checkpoints to the host.", **TUNED, nf4={"double_quant": True}),
     Row(id="peft-lora", what="Llama-3.2-3B, LoRA r 32", published=20.76, unit="GiB", key="reserved", source=PEFT,
-        job=Job(axes=ATTENTION_LORA, card="l40s", settings=sequences("llama-3.2-3b", 4, 768, attention="efficient", lora_r=32,
+        job=Job(axes=LORA, card="l40s", settings=sequences("llama-3.2-3b", 4, 768, attention="efficient", lora_r=32,
                 lora_alpha=64, lora_target_modules=["q_proj", "v_proj"])),
         settings=PEFT_SETTINGS, why=PEFT_WHY),
     Row(id="peft-dora", what="Llama-3.2-3B, DoRA r 32", published=22.85, unit="GiB", key="reserved", source=PEFT,
@@ -161,19 +136,7 @@ ROWS: tuple[Row, ...] = (
     Row(id="peft-full", what="Llama-3.2-3B, full", published=36.20, unit="GiB", key="reserved", source=PEFT,
         job=Job(axes=FULL, card="l40s", settings=sequences("llama-3.2-3b", 4, 768, attention="efficient")),
         settings=PEFT_SETTINGS, why=PEFT_WHY + " An earlier run of theirs has 34.68 GiB."),
-    fms("fms-lora-4-other", "LoRA (another run of the table)", 24.9, "GiB", "allocated", ATTENTION_LORA, 4, FMS_RESIDENT),
-    fms("fms-lora-4-other-nvml", "LoRA (another run of the table)", 28.9, "GiB", "device", ATTENTION_LORA, 4, FMS_NVML),
-    fms("fms-lora-4", "LoRA", 26_108_963_328, "B", "allocated", ATTENTION_LORA, 4, FMS_RESIDENT),
-    fms("fms-lora-4-nvml", "LoRA", 29_731, "MiB", "device", ATTENTION_LORA, 4, FMS_RESIDENT + FMS_NVML),
-    fms("fms-lora-8", "LoRA", 37_098_695_168, "B", "allocated", ATTENTION_LORA, 8, FMS_RESIDENT),
-    fms("fms-lora-8-nvml", "LoRA", 43_195, "MiB", "device", ATTENTION_LORA, 8, FMS_RESIDENT + FMS_NVML),
-    fms("fms-full-4", "full", 72_971_724_288, "B", "allocated", FULL, 4, FMS_RESIDENT),
-    fms("fms-full-4-nvml", "full", 77_705, "MiB", "device", FULL, 4, FMS_RESIDENT + FMS_NVML),
-    fms("fms-full-8", "full", 72_972_117_504, "B", "allocated", FULL, 8, FMS_RESIDENT),
-    fms("fms-full-8-nvml", "full", 74_383, "MiB", "device", FULL, 8,
-        FMS_NVML + " Theirs is lower at batch 8 than at batch 4: near the card's end the allocator gives free "
-                   "segments back and "
-        "asks again, which this comparison, made without a cap, does not do."),
+    *fms.ROWS,
     Row(id="torchao-adamw", what="Llama-2-7B, full, AdamW (fused)", published=51.6, unit="GiB", key="allocated", source=TORCHAO,
         job=Job(axes="bf16 none adamw_torch_fused none sft",
                 settings=sequences("llama-2-7b", 2, 512, gradient_checkpointing=True)), settings=AO_SETTINGS, why=AO_WHY),
@@ -210,8 +173,6 @@ LEFT: tuple[Left, ...] = (
     Left("torchtune, 25.5 GiB unpacked; compile 51.0; chunked cross entropy 42.9; optimizer in backward 23.1; "
          "activation offloading "
          "21.8", "lengths are not published; the other techniques are no values of our axes"),
-    Left("fms-acceleration, nf4 rows", "fp16 autocast over weights of which some were cast to fp32 by PEFT's "
-        "preparation"),
     Left("torchao, 4-bit AdamW 33.2 GB and its own 8-bit 39.1 GB",
          "not asked yet: adamw_torch_4bit and adamw_torch_8bit are values now"),
     Left("torchao offload, 1.1B, 16 GB card", "a vision model; torchao's offload is no value of our axis"),

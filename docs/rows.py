@@ -10,6 +10,7 @@ from vrambench.bench.claims.cells import cells_of
 from vrambench.bench.claims.file import Claim
 from vrambench.methods.cell import Cell, resolve
 
+FULL, LORA, QLORA = "bf16 none adamw_torch none sft", "bf16 lora adamw_torch none sft", "nf4 lora adamw_torch none sft"
 Key = Literal["allocated", "active", "reserved", "device"]
 
 
@@ -43,7 +44,9 @@ class Row:
     """A published figure: `published` in `unit`, compared with our `key`; `stated` is false where the source does not say which
     counter it read. `settings`: what the source says and what is assumed here. `why`: why it is off. `alike` is false where
     the source used a technique that is no value of our axes, so that the error is not the predictor's. `phase`: the one in whose
-    first step it is compared, None for the whole job. `known`: the source gives every setting that memory depends on."""
+    first step it is compared, None for the whole job. `known`: the source gives every setting that memory depends on.
+    `held_bytes`: what the source's versions of the libraries held and today's do not, by arithmetic: added to the prediction, and
+    said in `why`."""
 
     id: str
     what: str
@@ -58,6 +61,7 @@ class Row:
     alike: bool = True
     phase: str | None = None
     known: bool = False
+    held_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

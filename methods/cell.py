@@ -29,8 +29,10 @@ from vrambench.methods.optimizers import OPTIMIZERS, Optimizer
 from vrambench.methods.precision import PRECISIONS, Precision
 from vrambench.methods.registry import AxisValue, Options
 from vrambench.methods.setup import Setup
-from vrambench.methods.validated import check_mapping, unknown_field, validated
+from vrambench.methods.validated import check_mapping, unknown_field, validated, validated_once
 from vrambench.methods.workload import BEST_FIT, FIELDS, PARTS, Workload
+
+_FIELDS = frozenset(FIELDS)
 
 
 class Cell(BaseModel):
@@ -89,9 +91,10 @@ class Cell(BaseModel):
     def id(self) -> str:
         """Twelve hex digits of a hash of what the cell says. A field or an option at its default says nothing, so that a version
         with more of them gives the same ids."""
-        kinds = [value.options for value in self.values.values() if value.options]
-        usual = _usual_workload() | {kind.namespace: _usual(kind) for kind in kinds}
-        content = json.dumps(self.axes | _said(self.workload.flat(), usual), sort_keys=True, separators=(",", ":"))
+        usual = {value.options.namespace: _usual(value.options) for value in self.values.values() if value.options}
+        fields = self.workload.model_dump(mode="json", exclude={"options"}, exclude_defaults=True)
+        said = self.axes | _said(fields | self.workload.options, usual)
+        content = json.dumps(said, sort_keys=True, separators=(",", ":"))
         return hashlib.blake2b(content.encode(), digest_size=6).hexdigest()
 
     @property
@@ -102,12 +105,6 @@ class Cell(BaseModel):
     def flat(self) -> dict[str, Any]:
         """As it is written in result files: axes, fields and option namespaces side by side."""
         return self.axes | self.workload.flat()
-
-
-@cache
-def _usual_workload() -> dict[str, Any]:
-    """What a workload says where nothing was said of it."""
-    return Workload().flat()
 
 
 @cache
@@ -163,12 +160,12 @@ def resolve(axes: Mapping[str, str], settings: Mapping[str, Any], *, flash: bool
     used = {name for value in values.values() for name in value.fields}
     unused = conditional_fields() - used
     # A cell's file holds None where the cell does not use a field; so None there says nothing, and the default stands.
-    fields = {
-        key: value for key, value in settings.items() if key in FIELDS and not (value is None and key in unused | used)
-    }
-    workload: Workload = validated(Workload, fields).model_copy(update=dict.fromkeys(unused))
+    silent = unused | used
+    fields = {key: value for key, value in settings.items() if key in _FIELDS and not (value is None and key in silent)}
+    check = validated if isinstance(fields.get("lengths"), str) else validated_once  # what a file holds may change
+    workload = check(Workload, fields)
     options = _options(settings, values, namespaces)
-    workload = workload.model_copy(update={"options": options})
+    workload = workload.model_copy(update=dict.fromkeys(unused) | {"options": options})
     changes = _decided(workload, values, flash, fields)
     return Cell(**axes, workload=workload.model_copy(update=changes))
 
@@ -188,20 +185,17 @@ def _options(
 ) -> dict[str, dict[str, Any]]:
     """Every option of the cell's own values, by namespace, as `settings` or its default says; all that `settings` says is
     checked."""
-    given = {key: {} if value is None else value for key, value in settings.items() if key not in FIELDS}
+    given = {key: {} if value is None else value for key, value in settings.items() if key not in _FIELDS}
     own = [value.options.namespace for value in values.values() if value.options]
-    options: dict[str, dict[str, Any]] = {}
+    options: dict[str, Options] = {}
     for name in dict.fromkeys((*given, *own)):
         if name not in namespaces:
             if not any(name in registry.families for registry in AXES.values()):
                 raise unknown_field(name, namespaces)
             check_mapping(given[name], name)
             continue  # another cell's: which options it has, its value says
-        kind, said = namespaces[name], given.get(name, {})
-        options[name] = (
-            dict(_usual(kind)) if said == {} else validated(kind, said, prefix=name + ".").model_dump(mode="json")
-        )
-    return {name: options[name] for name in own}
+        options[name] = validated_once(namespaces[name], given.get(name, {}), prefix=name + ".")
+    return {name: options[name].model_dump(mode="json") for name in own}
 
 
 def _decided(
@@ -325,6 +319,8 @@ def _add_namespaces(namespaces: dict[str, type[Options]], values: Iterable[tuple
         if kind is None:
             continue
         name = getattr(kind, "namespace", None)
+        if isinstance(name, str) and namespaces.get(name) is kind:
+            continue
         if not isinstance(name, str) or not name.isidentifier() or name in (*FIELDS, *AXES, "options"):
             raise ConfigurationError(
                 f"{axis}: the options {kind.__name__} need a namespace of their own, not {shown(name)}", field=axis

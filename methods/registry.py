@@ -23,7 +23,7 @@ from vrambench.methods.errors import ConfigurationError, UnknownValue, brief, di
 class Options(BaseModel):
     """Settings of one axis value, written under its `namespace` in a workload (`ppo: {epochs: 4}`, `--set ppo.epochs=4`)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
     namespace: ClassVar[str]
 
 

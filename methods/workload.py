@@ -200,7 +200,7 @@ class Workload(BaseModel):
     """One job's work. Sizes in bytes, lengths in tokens; None where the cell's axis values do not use the field. The sentence
     below a field is its description."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Name = "tiny"
     """The model whose shape is trained: a preset, a folder with a config.json, or a hub id."""
@@ -255,14 +255,16 @@ class Workload(BaseModel):
     """transformers' `attn_implementation`: `sdpa` (the kernel that PyTorch chooses), `flash_attention_2` (the flash-attn package)
     or `eager` (the architecture's own code); or one kernel of PyTorch's: `flash`, `efficient`, `math`. `auto` is flash in half
     precision, efficient in fp32, and sdpa or eager where the architecture has neither."""
-    loss: Literal["scored", "selective", "nll", "nll_4_46", "nll_4_45", "chunked_nll", "liger", "cut_cross_entropy"] = (
-        "scored"
-    )
+    loss: Literal[
+        "scored", "selective", "nll", "nll_4_46", "nll_4_45", "chunked_nll", "linear_cross_entropy", "chunked_output", "liger",
+        "cut_cross_entropy",
+    ] = "scored"  # fmt: skip
     """For which positions logits are made, and how. `scored`: the positions that are scored, with a copy in fp32. `selective`: the
     same, one sequence after the other, with entropies for the log, as TRL does in GRPO and RLOO. `nll`: the whole sequence, as
     transformers' models do with labels (in PPO: as TRL does). `nll_4_46`, `nll_4_45`: as those did in transformers of that version.
-    `chunked_nll`: a chunk at a time, TRL's default in SFT. `liger`: Liger-Kernel's fused cross-entropy. `cut_cross_entropy`:
-    Apple's, which makes no logits."""
+    `chunked_nll`: a chunk at a time, TRL's default in SFT. `linear_cross_entropy`, `chunked_output`: in eight pieces, as
+    torchtune's LinearCrossEntropyLoss and CEWithChunkedOutputLoss. `liger`: Liger-Kernel's fused cross-entropy.
+    `cut_cross_entropy`: Apple's, which makes no logits."""
     lora_r: Rank | None = 16
     """Rank of the adapter's factors."""
     lora_alpha: Positive | None = 32

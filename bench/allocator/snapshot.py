@@ -99,6 +99,10 @@ class Snapshot(BaseModel):
             return snapshot
         if isinstance(snapshot, list):
             snapshot = {"segments": snapshot, "device_traces": []}
+        if not isinstance(snapshot, Mapping):
+            raise ConfigurationError(
+                f"snapshot: holds {reprlib.repr(snapshot)}, and what torch.cuda.memory._dump_snapshot writes holds a mapping"
+            )
         try:
             checked = cls.model_validate(snapshot)
         except ValidationError as error:
@@ -132,6 +136,14 @@ OTHER_OPCODES = (
 """Names of pickle's opcodes that could call or build anything but containers, numbers and text."""
 
 
+OTHERS = {
+    b"{": "this is JSON",
+    b"[": "this is JSON",
+    b"PK": "this is what torch.save writes, or another zip archive",
+}
+"""What files begin with that are taken for recordings."""
+
+
 class _PlainUnpickler(pickle._Unpickler):
     """Reads containers, numbers and text.
 
@@ -156,9 +168,13 @@ def read_snapshot(source: Path | bytes) -> Snapshot:
         data = source.read_bytes() if isinstance(source, Path) else source
         if data.startswith(b"\x1f\x8b"):
             data = gzip.decompress(data)
+        if found := next((what for begun, what in OTHERS.items() if data.lstrip()[:2].startswith(begun)), None):
+            raise ConfigurationError(f"snapshot: {found}; torch.cuda.memory._dump_snapshot writes a pickle")
         loaded = _PlainUnpickler(io.BytesIO(data)).load()
     except ConfigurationError:
         raise
+    except KeyError:
+        raise ConfigurationError("snapshot: not what torch.cuda.memory._dump_snapshot writes, a pickle") from None
     except Exception as error:  # a damaged pickle may raise anything
         told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise ConfigurationError(

@@ -8,11 +8,10 @@ from typing import Annotated
 import typer
 
 from vrambench.bench.commands.shared import check_out
-from vrambench.methods.errors import ConfigurationError
 
 
 def baseline(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or pytest-benchmark's JSON.")],
     *,
     out: Annotated[Path, typer.Option("-o", "--out", help="The file to write.", metavar="FILE")],
     force: Annotated[bool, typer.Option("--force", help="Replace the baseline that is there.")] = False,
@@ -22,13 +21,11 @@ def baseline(
     `vrambench check` holds later runs against it. Commit it: a line for each cell shows which ones a change moves. Tolerances that
     were written into the baseline that it replaces stay."""
     from vrambench.bench.gate.baseline import baseline_of, read_baseline, write_baseline
-    from vrambench.bench.results.store import RunFolder
+    from vrambench.bench.gate.benchmarks import opened
     from vrambench.reports.units import plural
 
-    check_out(out)
-    if out.exists() and not force:
-        raise ConfigurationError(f"-o {out}: is there already; --force replaces it", field="out")
+    check_out(out, replaces=force)
     before = read_baseline(out) if out.exists() else None
-    made = baseline_of(RunFolder.open(run), before)
+    made = baseline_of(opened(run), before)
     write_baseline(made, out)
     print(f"wrote {out}: {plural(len(made.cells), 'cell')}, {made.device}")

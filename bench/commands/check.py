@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vrambench.bench.commands.shared import Json, check_out, say, stdout_kept_clean
-from vrambench.bench.results.run_info import PREDICTED
+from vrambench.bench.results.run_info import OWN_CODE, PREDICTED
 from vrambench.methods.errors import ConfigurationError
 from vrambench.reports.units import plural
 
+if TYPE_CHECKING:
+    from vrambench.bench.gate.baseline import Baseline
+    from vrambench.bench.gate.check import CellCheck
+    from vrambench.bench.results.store import RunFolder
+    from vrambench.reports.ci.annotations import Place
+
 
 def check(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or pytest-benchmark's JSON.")],
     *,
     baseline: Annotated[Path, typer.Option("--baseline", help="What `vrambench baseline` wrote.", metavar="FILE")],
     tolerance: Annotated[
@@ -39,6 +46,9 @@ def check(
     ] = True,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.", metavar="FILE")] = None,
     summary: Annotated[Path | None, typer.Option(help="Write a summary in Markdown.", metavar="FILE")] = None,
+    annotate: Annotated[
+        bool, typer.Option("--annotate", help="Also print annotations for GitHub, on the lines of the matrix.")
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Hold a run against a baseline.
@@ -49,6 +59,7 @@ def check(
     A measured cell that is worse is measured once more, into the run's folder `again`, where this is the machine that measured it;
     it is a regression if it is worse then, too."""
     from vrambench.bench.gate.baseline import read_baseline
+    from vrambench.bench.gate.benchmarks import opened
     from vrambench.bench.gate.check import check as checked
     from vrambench.bench.gate.check import confirmed
     from vrambench.bench.results.store import RunFolder
@@ -60,17 +71,21 @@ def check(
             check_out(file)
     told = dict(_tolerance(one) for one in tolerance or [])
     with stdout_kept_clean() as out:
-        folder = RunFolder.open(run)
+        folder = opened(run)
         how = {"across_versions": across_versions, "two_sided": two_sided}
         before = read_baseline(baseline)
         found = checked(before, folder, told, **how)
         worse = {cell.id for cell in found.of("regressed")}
-        if again and worse and folder.info["device"] != PREDICTED and measured_again(run, worse):
+        if again and worse and run.is_dir() and folder.info["device"] != PREDICTED and measured_again(run, worse):
             found = confirmed(found, checked(before, RunFolder.open(run / "again"), told, **how))
         if junit is not None:
             junit.write_text(junit_of(found), encoding="utf-8")
         if summary is not None:
             summary.write_text(summary_of(found), encoding="utf-8")
+        if annotate:
+            from vrambench.reports.ci.annotations import annotations_of
+
+            sys.stderr.write(annotations_of(found, _place(folder, before)))
         if as_json:
             print(json.dumps(found.document(), indent=1), file=out)
         else:
@@ -78,6 +93,25 @@ def check(
 
             print_check(found, out)
     return found.exit_code
+
+
+def _place(folder: RunFolder, before: Baseline) -> Place:
+    """Where each cell stands in the run's matrix, if that can still be read."""
+    from vrambench.bench.plan.matrix import load_matrix
+    from vrambench.bench.plan.places import place_of
+
+    cells = {one.id: one.cell for one in before.cells} | {one.id: one.cell for one in folder.results()}
+    file, profile = folder.info.get("matrix"), folder.info.get("profile")
+    try:
+        matrix = load_matrix(Path(file)) if file else None
+    except ConfigurationError:
+        matrix = None
+
+    def place(cell: CellCheck) -> tuple[str, int] | None:
+        line = place_of(matrix, profile, cells[cell.id]) if matrix else None
+        return (matrix.name, line) if matrix and line else None
+
+    return place
 
 
 def measured_again(run: Path, ids: Collection[str]) -> bool:
@@ -88,12 +122,16 @@ def measured_again(run: Path, ids: Collection[str]) -> bool:
     from vrambench.bench.results.store import RunFolder
 
     info = RunFolder.open(run).info
+    if info.get("profile") == OWN_CODE:
+        say("not measured once more, since these are tests: pytest runs them")
+        return False
     apart = same_hardware(info.get("environment") or {}, describe_environment(info["device"]))
     if apart:
         say(f"not measured once more, since this is another machine: {'; '.join(apart)}")
         return False
     say(f"measuring {plural(len(ids), 'cell')} once more, into {run / 'again'}")
     cells, settings = stored_plan(run, None)
+    settings.pop("left_out", None)  # which is about predictions
     shutil.rmtree(run / "again", ignore_errors=True)
     summary = run_here([cell for cell in cells if cell.cell.id in ids], run / "again", settings)
     if summary.interrupted:

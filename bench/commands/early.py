@@ -37,7 +37,7 @@ def load(path: Path | None, selection: Selection) -> Matrix:
             (_configured(path, selection), []) if selection.config else read_matrix(path or default_matrix())
         )
     except ConfigurationError as error:
-        raise Mistakes([error.message, *messages]) from None
+        raise Mistakes([*getattr(error, "messages", [error.message]), *messages]) from None
     messages = [
         *(error.message for error in mistakes),
         *messages,

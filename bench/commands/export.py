@@ -42,9 +42,7 @@ def export(
     the budget: every block with its operator, its module and what it is."""
     if file_format not in OPENED_BY:
         raise UnknownValue("--format", file_format, tuple(OPENED_BY))
-    check_out(out)
-    if out.exists() and not force:
-        raise ConfigurationError(f"-o {out}: is there already; --force overwrites it", field="out")
+    check_out(out, replaces=force)
     with stdout_kept_clean() as stdout:
         data, told = recording_of(run, cell)
         if file_format == "perfetto":

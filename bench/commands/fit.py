@@ -20,7 +20,9 @@ from vrambench.bench.commands.shared import (
     NoCache,
     card_named,
     default_matrix,
+    end_progress,
     say,
+    say_progress,
     stdout_kept_clean,
 )
 from vrambench.bench.plan.aliased import field_in_our_name
@@ -87,6 +89,7 @@ def fit(
     read(alloc_conf)
     maximum = ",".join(_searched(maxima)) if maxima else None
     with stdout_kept_clean() as out:
+        from vrambench.bench.plan.configs.built import as_built
         from vrambench.bench.predict.kept import about_answer, read_answer
 
         cache = _cache(no_cache)
@@ -96,18 +99,19 @@ def fit(
             say(line)
         kept = kept or _predicted(loaded, matrix, selection, maximum, advices, alloc_conf, cache, asked)
         answer = kept.answer
+        config = as_built(loaded.config, [answer.cell]) if loaded.config else None
         if as_json:
-            told = answer.document() | {"command": kept.command}
-            told |= {"config": loaded.config.document()} if loaded.config else {}
+            told = answer.document() | {"command": kept.command, "read_as": list(selection.read_as)}
+            told |= {"config": config.document()} if config else {}
             print(json.dumps(told, indent=1), file=out)
         else:
             from vrambench.reports.text.answers import print_fit
             from vrambench.reports.text.config import print_config
 
-            if loaded.config:
-                print_config(loaded.config, out)
+            if config:
+                print_config(config, out)
             print_fit(answer, out, kept.profile)
-            if loaded.config:
+            if config:
                 print(f"the same without the file: {kept.command}", file=out)
     fits = answer.forecast.verdict == "fits" if strict else answer.forecast.fits
     return 0 if fits else EXIT_DOES_NOT_FIT
@@ -152,34 +156,36 @@ def _predicted(
     from vrambench.bench.predict.quiet import hush
 
     hush()
-    with collector_held(collect=False):  # which takes a second of imports
-        from vrambench.bench.plan.plan import select
-        from vrambench.bench.predict.fit import fit as fit_cell
-        from vrambench.bench.predict.fit import has_bf16
-
     lines: list[str] = []
 
     def tell(line: str) -> None:
         lines.append(line)
         say(line)
 
-    card = card_named(selection)
-    with collector_held(collect=False):
+    with collector_held(collect=False):  # what is imported, and made of it, stays
+        from vrambench.bench.plan.plan import select
+        from vrambench.bench.predict.fit import fit as fit_cell
+        from vrambench.bench.predict.fit import has_bf16
+
+        card = card_named(selection)
         planned = select(matrix, selection, "cuda", bf16=has_bf16(card))
-    for warning in planned.warnings:
-        tell(f"warning: {warning}")
-    one = only_cell(planned, maximum)
-    answer = fit_cell(
-        one.cell,
-        card,
-        maximum=maximum,
-        advices=advices,
-        alloc_conf=alloc_conf,
-        said=one.said,
-        left_out=planned.left_out,
-        tell=tell,
-        cache=cache,
-    )
+        for warning in planned.warnings:
+            tell(f"warning: {warning}")
+        one = only_cell(planned, maximum)
+        try:
+            answer = fit_cell(
+                one.cell,
+                card,
+                maximum=maximum,
+                advices=advices,
+                alloc_conf=alloc_conf,
+                said=one.said,
+                left_out=planned.left_out,
+                tell=say_progress,
+                cache=cache,
+            )
+        finally:
+            end_progress()
     kept = KeptAnswer(answer, planned.profile, _again(one.cell, matrix, path, selection.profile), tuple(lines))
     if cache:
         write_answer(cache, asked, kept, one.said)

@@ -91,7 +91,7 @@ def print_menu(
 
         rows = predict_menu(planned, Predictor(alloc_conf, cache=cache), pool, tell)
         if as_json:
-            print(json.dumps(document(rows), indent=1), file=out)
+            print(json.dumps(document(rows) | {"read_as": list(selection.read_as)}, indent=1), file=out)
         else:
             from vrambench.reports.text.menu import print_menu as print_rows
 

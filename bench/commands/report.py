@@ -62,11 +62,8 @@ def report(
     if chosen in (Format.HTML, Format.PARQUET):
         out = out or Path(f"report.{chosen}")
     if out is not None:
-        check_out(out)
-        if out.exists() and not force and not (chosen is Format.HTML and is_report(out)):
-            raise ConfigurationError(
-                f"-o {out}: is there already, and is no report of ours; --force overwrites it", field="out"
-            )
+        replaces = force or not out.is_file() or (chosen is Format.HTML and is_report(out))
+        check_out(out, replaces=replaces, why=", and is no report of ours")
     _check_baseline(baseline, runs, chosen)
     with stdout_kept_clean() as stdout:
         if chosen is Format.HTML:

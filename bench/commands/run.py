@@ -230,7 +230,7 @@ def _new_plan(
     name = device if device == PREDICTED else device_here(device)
     planned = planned_for(loaded, selection, "cuda" if device == PREDICTED else name, card)
     _say_what_is_added(folder, [one.cell.id for one in planned.cells])
-    about = {"matrix": planned.matrix, "profile": planned.profile, "coverage": planned.coverage}
+    about: dict[str, Any] = {"matrix": planned.matrix, "profile": planned.profile, "coverage": planned.coverage}
     settings: dict[str, Any] = {"device": name, "repeat": planned.repeat, "about": about}
     if device == PREDICTED:
         if selection.repeat is not None:
@@ -240,6 +240,7 @@ def _new_plan(
         from vrambench.reports.text.config import print_config
 
         print_config(planned.config, sys.stderr)
+        about |= {"left_out": [one.model_dump(mode="json") for one in planned.left_out]} if planned.left_out else {}
     return list(planned.cells), settings | {"left_out": planned.left_out}
 
 
@@ -288,6 +289,7 @@ def stored_plan(folder: Path, device: str | None) -> tuple[list[PlannedCell], di
     alone would not compare."""
     from vrambench.bench.plan.plan import PlannedCell
     from vrambench.bench.plan.validity import check
+    from vrambench.bench.results.forecast import Unmodelled
     from vrambench.bench.results.store import RunFolder
     from vrambench.methods.cards import CARDS
     from vrambench.methods.cell import from_flat
@@ -304,13 +306,15 @@ def stored_plan(folder: Path, device: str | None) -> tuple[list[PlannedCell], di
     for stored in info["cells"]:
         cell = from_flat({key: value for key, value in stored.items() if key not in ("id", "name")})
         cells.append(PlannedCell(cell, stored["name"], check(cell, typing.cast(Any, kind), bf16=bf16)))
-    about = {key: info[key] for key in ("matrix", "profile", "coverage") if key in info}
+    about = {key: info[key] for key in ("matrix", "profile", "coverage", "left_out") if key in info}
     stored = {
         "repeat": info["repeat"],
         "jobs": info.get("jobs") or _jobs(name),
         "timeout": info.get("timeout_seconds") or TIMEOUT_SECONDS,
     }
-    given = {"card": card.name if card else None} if name == PREDICTED else {}
+    left_out = tuple(Unmodelled.model_validate(one) for one in info.get("left_out", ()))
+    given: dict[str, Any] = {"left_out": left_out}
+    given |= {"card": card.name if card else None} if name == PREDICTED else {}
     return cells, {"device": name, "about": about, **stored, **given}
 
 

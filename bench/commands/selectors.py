@@ -11,6 +11,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -134,7 +135,7 @@ def with_selectors(refused: Mapping[str, str] = MappingProxyType({})) -> Callabl
             selection, notes = in_our_names(selectors(**chosen))
             for note in notes:
                 say(note)
-            return command(selection=selection, **arguments)
+            return command(selection=replace(selection, read_as=notes), **arguments)
 
         hints = typing.get_type_hints(command, include_extras=True, localns={"Selection": Any})
         more = typing.get_type_hints(selectors, include_extras=True, localns={"Selection": Any})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,14 +65,32 @@ def say(text: str, end: str = "\n") -> None:
     print("\n".join(printable(line) for line in text.split("\n")), end=end, file=sys.stderr, flush=True)
 
 
-def check_out(out: Path) -> None:
-    """That a file can be written there. Raises ConfigurationError."""
+def say_progress(text: str) -> None:
+    """On stderr, what was done last: one line that is rewritten on a terminal (by nothing in the end), else a line each."""
+    if not sys.stderr.isatty():
+        say(text)
+        return
+    width = shutil.get_terminal_size().columns - 1
+    print(f"\r{printable(text)[:width]}\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def end_progress() -> None:
+    """Takes that line away."""
+    if sys.stderr.isatty():
+        say_progress("")
+
+
+def check_out(out: Path, *, replaces: bool = True, why: str = "") -> None:
+    """That a file can be written there; one that is there only where it `replaces` that, else with `why` not. Raises
+    ConfigurationError."""
     if out.is_dir():
         raise ConfigurationError(f"-o {out}: is a folder; name a file", field="out")
     if not out.parent.is_dir():
         raise ConfigurationError(f"-o {out}: there is no folder {out.parent}", field="out")
     if out.exists() and not out.is_file():
         raise ConfigurationError(f"-o {out}: is a pipe or a device, not a file; name a file", field="out")
+    if out.exists() and not replaces:
+        raise ConfigurationError(f"-o {out}: is there already{why}; --force replaces it", field="out")
 
 
 def default_matrix() -> Path:

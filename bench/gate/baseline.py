@@ -10,6 +10,7 @@ A person may write `tolerances` into it, for all cells or one: {"allocated_bytes
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,11 @@ def read_baseline(path: Path) -> Baseline:
         found = Baseline.model_validate(data)
     except ValidationError as error:
         raise ConfigurationError(f"{path} is no baseline: {in_words(error)}", field="baseline") from None
+    twice = next(
+        (cell for cell, count in Counter((one.name, one.id) for one in found.cells).items() if count > 1), None
+    )
+    if twice:
+        raise ConfigurationError(f"{path}: the cell {twice[0]} ({twice[1]}) is there twice", field="baseline")
     for told in (found.tolerances, *(cell.tolerances for cell in found.cells)):
         try:
             tolerances(None, told)

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import NormalDist, median
 from typing import Any, Literal
 
+from pydantic import Field, computed_field
+
 from vrambench.bench.gate.baseline import Baseline, BaselineCell, baseline_of
 from vrambench.bench.gate.tolerance import MEMORY, TIME, Tolerance, tolerances
 from vrambench.bench.results.comparable import changed_versions, same_allocation, same_hardware
@@ -80,7 +82,7 @@ class CellCheck(Record):
 class Check(Record):
     """`not_comparable`: why the run cannot be held against the baseline; the cells are none then. `notes`: what else differs."""
 
-    schema_: int = SCHEMA
+    schema_: int = Field(SCHEMA, alias="schema")
     device: str
     not_comparable: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -89,12 +91,14 @@ class Check(Record):
     def of(self, outcome: Outcome) -> tuple[CellCheck, ...]:
         return tuple(cell for cell in self.cells if cell.outcome == outcome)
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def counts(self) -> dict[Outcome, int]:
         """Cells by outcome, those that occur."""
         found = Counter(cell.outcome for cell in self.cells)
         return {outcome: found[outcome] for outcome in OUTCOMES if found[outcome]}
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def exit_code(self) -> int:
         """As the command line's: 0 passed, 1 regressed, 3 not comparable, 4 a measurement failed."""
@@ -104,8 +108,7 @@ class Check(Record):
 
     def document(self) -> dict[str, Any]:
         """As `check --json` prints it."""
-        told = self.model_dump(mode="json")
-        return {"schema": told.pop("schema_"), "exit_code": self.exit_code, "counts": self.counts} | told
+        return self.model_dump(mode="json", by_alias=True)
 
 
 def check(

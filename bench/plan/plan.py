@@ -28,6 +28,7 @@ from vrambench.bench.plan.combinations import (
     idle_excludes,
     removing,
 )
+from vrambench.bench.plan.configs.built import as_built
 from vrambench.bench.plan.coverage import pairwise, witnesses
 from vrambench.bench.plan.file import Coverage
 from vrambench.bench.plan.matrix import (
@@ -210,10 +211,11 @@ def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: boo
     check_saved(left, None if narrowed else saved)
     check_used(said.fixed, said.swept, {} if narrowed else said.sweep, cells=left)
     assert len({planned.name for planned in kept}) == len(kept), "two cells of one name"
-    warnings = idle_settings(matrix, profile, named, left)
+    config = as_built(matrix.config, left) if matrix.config else None
+    warnings = () if config else idle_settings(matrix, profile, named, left)
     if not narrowed:
         warnings = (*idle_excludes(matrix, profile), *idle_additions(added), *warnings)
-    return Plan(matrix.name, profile, device_kind, coverage, layer.repeat or 1, tuple(kept), warnings, matrix.config)
+    return Plan(matrix.name, profile, device_kind, coverage, layer.repeat or 1, tuple(kept), warnings, config)
 
 
 @dataclass(frozen=True)

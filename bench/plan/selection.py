@@ -22,7 +22,8 @@ from vrambench.methods.workload import AXIS_NAMES
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The selectors, as they were typed. `axes`: by axis, values separated by commas."""
+    """The selectors, as they were typed. `axes`: by axis, values separated by commas. `read_as`: a line for each that was typed in
+    another tool's names (aliased.py)."""
 
     profile: str | None = None
     axes: Mapping[str, str] = field(default_factory=dict)
@@ -35,6 +36,7 @@ class Selection:
     coverage: str | None = None
     config: str | None = None
     config_format: str | None = None
+    read_as: tuple[str, ...] = ()
 
     @property
     def empty(self) -> bool:

@@ -27,7 +27,7 @@ def check_used(fixed: Settings, *sweeps: Mapping[str, Sequence[Setting]], cells:
     said = {name: (setting,) for name, setting in fixed.items()}
     for name, settings in [pair for one in (said, *sweeps) for pair in one.items()]:
         null = all(setting.value is None for setting in settings)
-        if not null and not any(_has(cell, name) for cell in cells):
+        if not null and not any(has(cell, name) for cell in cells):
             raise ConfigurationError(_unused(name, settings[0]), field=name)
 
 
@@ -61,7 +61,7 @@ def idle_settings(matrix: Matrix, profile: str | None, named: Layer, cells: Iter
     own = matrix.profiles[profile] if profile else matrix.top
     found = []
     for name, setting in matrix.layer(profile).workload.items():
-        if setting.value is None or any(_has(cell, name) for cell in cells):
+        if setting.value is None or any(has(cell, name) for cell in cells):
             continue
         conditional = name in own.workload and any(_uses(value, name) for value in at_hand)
         if conditional or not any(_uses(value, name) for value in everywhere):
@@ -78,7 +78,7 @@ def idle_additions(added: Iterable[tuple[Settings, Cell]]) -> tuple[str, ...]:
         for name, setting in settings.items():
             if setting.value is not None:
                 line = (setting.origin.partition(": ")[0], name)
-                used[line] = used.get(line, False) or _has(cell, name)
+                used[line] = used.get(line, False) or has(cell, name)
                 said.setdefault(line, setting)
     return tuple(_unused(line[1], said[line]) for line, has in used.items() if not has)
 
@@ -123,7 +123,7 @@ def _users(name: str) -> str:
     return f" ({', '.join(users)} {'does' if len(users) == 1 else 'do'})" if users else ""
 
 
-def _has(cell: Cell, name: str) -> bool:
+def has(cell: Cell, name: str) -> bool:
     """Whether the cell has the field or option called `name`."""
     namespace, _, option = name.partition(".")
     if option:

@@ -82,13 +82,17 @@ class Band(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """A measured job: `excess` of measured over predicted bytes, as a share. `ours`: of this harness' own job, and not of another
-    library's trainer."""
+    """A measured job, in its `row`: `excess` of measured over predicted bytes, as a share. `ours`: of this harness' own job, and
+    not of another library's trainer."""
 
     source: str
-    kind: Kind | None
+    row: dict[str, Any]
     excess: float
     ours: bool
+
+    @property
+    def kind(self) -> Kind | None:
+        return _kind(self.row)
 
 
 def kind_of(cell: Cell) -> Kind:
@@ -123,15 +127,15 @@ def error_band(kind: Kind | None = None, results: Path = RESULTS) -> Band:
     if len(found) < FEWEST_CELLS:
         return Band(ASSUMED_SHARE, "assumed, not yet confirmed by measurements")
     widest = max(0.0, *(one.excess for one in found))
-    kinds = {one.kind for one in found if one.kind is not None}
-    misses = tuple(_misses(rows, kind)) if kind is not None else ()
     of_all = f"the most that any of {len(found)} compared jobs took above its prediction ({_named(found)})"
-    if kind is None or not kinds:
-        return Band(widest, of_all, misses)
-    alike = [one for one in found if one.kind == kind]
+    if kind is None:
+        return Band(widest, of_all)
+    misses = tuple(_misses(rows, kind))
+    alike = [one for one in found if _is_of(one.row, kind)]
     if not alike:
-        near = nearest(kind, kinds)
-        return Band(widest, f"{of_all}; none of them was {kind}, the nearest that was compared is {near}", misses)
+        kinds = {one.kind for one in found if one.kind is not None}
+        near = f"; none of them was {kind}, the nearest that was compared is {nearest(kind, kinds)}" if kinds else ""
+        return Band(widest, of_all + near, misses)
     ours = max((one.excess for one in found if one.ours), default=0.0)
     told = "one compared job" if len(alike) == 1 else f"any of {len(alike)} compared jobs"
     basis = f"the most that {told} of its kind ({_named(alike)}), or any job of ours, took above its prediction"
@@ -169,14 +173,14 @@ def _named(found: Collection[Compared]) -> str:
 def _compared(rows: Collection[tuple[str, dict[str, Any]]]) -> Iterator[Compared]:
     for source, row in rows:
         if row["status"] == "ok" and (excess := _excess(row)) is not None:
-            yield Compared(source, _kind(row), excess, source != PUBLISHED and row.get("run") != TRAINERS)
+            yield Compared(source, row, excess, source != PUBLISHED and row.get("run") != TRAINERS)
 
 
 def _misses(rows: Collection[tuple[str, dict[str, Any]]], kind: Kind) -> Iterator[Miss]:
     """Others' jobs of this kind that ran out of memory where they were predicted to fit."""
     for _, row in rows:
         predicted, budget = row["predicted"].get("device"), row.get("budget")
-        if row["status"] == "oom" and budget and predicted and predicted < budget and _kind(row) == kind:
+        if row["status"] == "oom" and budget and predicted and predicted < budget and _is_of(row, kind):
             yield Miss(row["id"], budget / predicted - 1)
 
 
@@ -201,6 +205,14 @@ def kind_named(name: str) -> Kind | None:
         return kind_of(resolve(dict(zip(AXES, axes, strict=True)), said))
     except (ConfigurationError, yaml.YAMLError):
         return None
+
+
+def _is_of(row: dict[str, Any], kind: Kind) -> bool:
+    """Whether the row is of this kind; a name that says another precision or adapter is not read, since most are such."""
+    words = str(row.get("name", "")).partition(" / ")[2].split()
+    if not row.get("kind") and words[:2] != [kind.precision, kind.adapter]:
+        return False
+    return _kind(row) == kind
 
 
 def _kind(row: dict[str, Any]) -> Kind | None:

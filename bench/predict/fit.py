@@ -75,11 +75,11 @@ def fit(
 
 
 def less_work(cell: Cell) -> str:
-    """How to ask for the largest work that the cell as it is has room for: advice changes none."""
+    """How to ask for the largest work that the cell as it is has room for: advice makes it less only where nothing else does."""
     fields = integer_fields(cell)
     length = "max_length" if "max_length" in fields else "response_tokens"
     asked = [name for name in ("group_size", length) if name in fields]
-    return f"advice leaves the work as it is; how far that goes: --max {','.join(asked)}"
+    return f"how much work it has room for as it is: --max {','.join(asked)}"
 
 
 def has_bf16(card: Card | None) -> bool:

@@ -190,11 +190,13 @@ def judge(trace: Trace, settings: AllocatorSettings, budget: int, outside: Outsi
 
 
 def doubted(made: Forecast, left_out: tuple[Unmodelled, ...], error: Band) -> Forecast:
-    """`made`, with what is left out; its verdict is `unsure` where it fits and that may be more than there is room for."""
+    """`made`, with what is left out; its verdict is `unsure` where it fits and that may be more than there is room for, and
+    whatever it is where one of these is decisive."""
     device = made.memory.device_bytes or 0
     left_out += missed(error.misses, device)
     deciding = any(decides(one, device + made.band_bytes, made.budget_bytes) for one in left_out)
-    verdict: Verdict = "unsure" if made.fits and deciding else made.verdict
+    unsure = (made.fits and deciding) or any(one.decisive for one in left_out)
+    verdict: Verdict = "unsure" if unsure else made.verdict
     return made.model_copy(update={"unmodelled": left_out, "verdict": verdict})
 
 

@@ -128,10 +128,10 @@ class Simulator:
         )
 
 
-def hidden_memory(cell: Cell, card: Card | None) -> HiddenMemory:
-    """What CUDA's operators, and those of the cell's axis values, take inside themselves; and what cuBLAS keeps."""
+def hidden_memory(cell: Cell | None, card: Card | None) -> HiddenMemory:
+    """What CUDA's operators, and those of the axis values of `cell`, take inside themselves; and what cuBLAS keeps."""
     taken: dict[str, Workspace] = dict(workspaces(card))
-    for value in cell.values.values():
+    for value in cell.values.values() if cell else ():
         taken |= value.workspaces
     cublas = Kept("cublas", cublas_workspace_bytes(card.capability if card else None))
     kept: dict[str, tuple[Kept, ...]] = dict.fromkeys(MATMULS, (cublas,))

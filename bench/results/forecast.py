@@ -55,10 +55,12 @@ class Share(Record):
 
 
 class Unmodelled(Record):
-    """What the job may take on the device and the prediction leaves out. `nbytes`: the most that it is, None where nobody knows."""
+    """What the job may take on the device and the prediction leaves out. `nbytes`: the most that it is, None where nobody knows.
+    `decisive`: the prediction may be one of another job, more or less."""
 
     reason: str
     nbytes: int | None = None
+    decisive: bool = False
 
 
 class PredictedBatch(Record):
@@ -91,7 +93,7 @@ class Forecast(Record):
     Bytes of a cell that does not fit are those that it takes without a limit; `unlimited_bytes` are the device's without one,
     whatever the verdict. `host_bytes`: of host memory for what is offloaded
     or saved. `batches`: where sequences are of several lengths. `unmodelled`: what is left out; where that may decide, the verdict
-    is `unsure`.
+    is `unsure`, with an `oom` where it does not fit as far as is known.
     `alloc_conf`: the allocator's options that it rests on, where they are not PyTorch's defaults.
     `seconds`: what predicting took."""
 
@@ -125,7 +127,7 @@ class Forecast(Record):
     @property
     def fits(self) -> bool:
         """Whether it is predicted to run, be it only just, or as far as is known."""
-        return self.verdict != "does not fit"
+        return self.verdict in ("fits", "tight") or (self.verdict == "unsure" and self.oom is None)
 
     @property
     def stored_verdict(self) -> PredictedVerdict:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from vrambench.bench.results.records import SCHEMA
+from vrambench.methods.validated import complaint
 
 DEEPEST = 32
 """Lists and mappings inside each other; no file of ours has ten, and code that walks them may then recurse."""
@@ -53,12 +54,18 @@ def schema_refused(data: Any) -> Refused | None:
 
 
 def in_words(error: ValidationError) -> str:
-    """The first thing that is wrong: its place, what was expected, and what is there."""
-    first = error.errors(include_url=False, include_context=False)[0]
+    """The first thing that is wrong: its place, what is there, and what must be."""
+    first = error.errors(include_url=False)[0]
     place = ".".join(map(str, first["loc"]))
-    words = first["msg"][:1].lower() + first["msg"][1:]
-    given = "" if first["type"] == "missing" else f", not {_short(first['input'])}"
-    return f"{place}: {words}{given}" if place else f"{words}{given}"
+    if first["type"] == "missing":
+        words = "is not there"
+    elif first["type"] == "extra_forbidden":
+        words = "nothing is called so"
+    elif first["type"] == "literal_error":
+        words = f"{_short(first['input'])} is not one of {first['ctx']['expected'].replace(' or ', ', ')}"
+    else:
+        words = f"{_short(first['input'])}: {complaint(first)}"
+    return f"{place}: {words}" if place else words
 
 
 def _short(value: Any) -> str:

@@ -13,12 +13,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vrambench.bench.results.forecast import Unmodelled
 from vrambench.bench.results.reading import in_words, parse, schema_refused
 from vrambench.bench.results.records import SCHEMA
 from vrambench.methods.errors import ConfigurationError
 
 PREDICTED: Literal["predicted"] = "predicted"
 """The device of a run that predicts, whose GPU is the card that it predicts for; and the source of its results."""
+
+OWN_CODE = "pytest"
+"""The profile of a run whose cells are people's own tests."""
 
 
 class _Kept(BaseModel):
@@ -79,7 +83,8 @@ class ListedCell(_Kept):
 
 
 class RunInfo(_Kept):
-    """run.json. Times are in UTC, ISO 8601. `command` is the first one, `resumed_with` those that went on with the run."""
+    """run.json. Times are in UTC, ISO 8601. `command` is the first one, `resumed_with` those that went on with the run.
+    `left_out`: what a trainer's configuration says, from which the cells were made, and no prediction holds."""
 
     schema_: int = Field(SCHEMA, alias="schema")
     started_at: str | None = None
@@ -91,6 +96,7 @@ class RunInfo(_Kept):
     matrix: str | None = None
     profile: str | None = None
     coverage: str | None = None
+    left_out: tuple[Unmodelled, ...] = ()
     command: str | None = None
     resumed_with: tuple[str, ...] = ()
     environment: Environment = Environment()

@@ -63,10 +63,20 @@ class PredictingExecutor:
 
     def start(self, order: Order) -> PredictedJob:
         with fresh_start(), deaf_to_interrupts():  # the pool starts its processes as they are needed
-            self._pool = self._pool or new_pool(self._processes, None, self._left_out, self._cache)
-            job = PredictedJob(order, self._pool.submit(predicted, [order.cell], self._card))
+            try:
+                future = self._submitted(order)
+            except BrokenProcessPool:  # a process of it ended since; what it had under way is lost, which `wait` tells
+                if self._pool is not None:
+                    end(self._pool)
+                self._pool = None
+                future = self._submitted(order)
+        job = PredictedJob(order, future)
         self._jobs.append(job)
         return job
+
+    def _submitted(self, order: Order) -> Future[list[Outcome]]:
+        self._pool = self._pool or new_pool(self._processes, None, self._left_out, self._cache)
+        return self._pool.submit(predicted, [order.cell], self._card)
 
     def wait(self, seconds: float) -> None:
         wait([job.future for job in self._jobs], timeout=seconds, return_when=FIRST_COMPLETED)

@@ -134,6 +134,8 @@ def _verdict(answer: Answer) -> str:
     band = units.size(forecast.band_bytes)
     if not forecast.fits:
         words = f"{need} of {budget} predicted, {units.size(-forecast.margin_bytes)} too much"
+        if forecast.verdict == "unsure":
+            return f"{words}; with what is left out, below, it may be another job"
         if -forecast.margin_bytes < forecast.band_bytes:
             words += f", less than the error band of {band}"
         return words + _runs_out(forecast.oom_phase, forecast.oom)
@@ -313,7 +315,7 @@ def _print_advice(advice: Advice, console: Output) -> None:
     if advice.suggestions:
         rows = [
             (
-                "\n".join(plain(f"{name}: {_value(value)}") for name, value in one.changes.items()),
+                "\n".join(plain(_change(name, value)) for name, value in one.changes.items()),
                 units.size(one.device_bytes),
                 units.size(one.margin_bytes),
                 f"[{COLOURS[one.verdict]}]{one.verdict}[/]",
@@ -326,5 +328,8 @@ def _print_advice(advice: Advice, console: Output) -> None:
     console.tell(f"advice: {advice.ending} ({predictions})")
 
 
-def _value(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _change(name: str, value: object) -> str:
+    """A field with its value; a variable of the environment as a shell sets it."""
+    if name.isupper():
+        return f"{name}={value}"
+    return f"{name}: {str(value).lower() if isinstance(value, bool) else value}"

@@ -21,9 +21,9 @@ def print_config(config: Config, out: TextIO) -> None:
     if without:
         console.tell(f"without effect on memory: {', '.join(without)}")
     if config.defaults:
-        console.tell(f"by its defaults: {', '.join(config.defaults)}")
-    for line in config.taken:
-        console.tell(f"taken: {line}")
+        console.tell(f"by its defaults: {', '.join(one.told for one in config.defaults)}")
+    for one in config.taken:
+        console.tell(f"taken: {one.told}")
 
 
 def _value(one: ReadKey) -> str:

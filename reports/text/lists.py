@@ -2,14 +2,19 @@
 
     LISTS["cards"]()        [{"name": "rtx-3090", "usable": "23.68 GiB", ...}, ...]
 
-Fields and cards are told without torch.
+Models, fields and cards are told without torch.
 """
 
 from __future__ import annotations
 
+import ast
+import functools
+import inspect
 import json
+import textwrap
 import typing
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 from pydantic import BaseModel
@@ -76,8 +81,24 @@ LISTS: Mapping[str, Callable[[], list[Record]]] = {
 
 
 def described(kind: type[BaseModel], name: str) -> str:
-    """A field's sentences, on one line."""
-    return " ".join((kind.model_fields[name].description or "").split())
+    """The sentences below a field, on one line."""
+    return " ".join(_sentences(kind).get(name, "").split())
+
+
+@functools.cache
+def _sentences(kind: type[BaseModel]) -> dict[str, str]:
+    """The strings below the fields of `kind` and of what it inherits from. Read here alone: pydantic would read them whenever a
+    class is made, which takes longer than all else that is imported of ours."""
+    found: dict[str, str] = {}
+    for one in reversed(kind.__mro__):
+        if issubclass(one, BaseModel) and one is not BaseModel:
+            (made,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
+            assert isinstance(made, ast.ClassDef)
+            for field, below in pairwise(made.body):
+                match field, below:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                        found[name] = inspect.cleandoc(text)
+    return found
 
 
 def default(kind: type[BaseModel], name: str) -> str:

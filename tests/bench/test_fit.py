@@ -98,7 +98,7 @@ def test_what_fits_is_exit_code_0(capsys: pytest.CaptureFixture[str]) -> None:
             "limiting_step",
             "limiting_role",
         ),
-        *("oom", "oom_phase", "notes", "seconds", "max", "advice", "command"),
+        *("oom", "oom_phase", "notes", "seconds", "max", "advice", "command", "read_as"),
     }
     assert set(told["predicted"]) == set(Memory.model_fields)
     assert told["margin_bytes"] == told["budget_bytes"] - told["predicted"]["device_bytes"]
@@ -202,7 +202,7 @@ def test_the_largest_value_and_advice_are_in_the_document(capsys: pytest.Capture
 def test_advice_names_what_of_the_work_can_be_less(algorithm: str, asked: str) -> None:
     axes = dict(zip(AXES, CELL.split()[1::2], strict=True)) | {"algorithm": algorithm}
     answer = vrambench.fit(vrambench.resolve(axes, {"model": "tiny", "budget": "300MiB"}), advices=1)
-    told = f"advice leaves the work as it is; how far that goes: {asked}"
+    told = f"how much work it has room for as it is: {asked}"
     assert told in answer.forecast.notes
     out = io.StringIO()
     print_fit(answer, out)

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -258,6 +259,25 @@ def test_the_order_of_settings_does_not_matter() -> None:
         random.Random(seed).shuffle(shuffled)
         ids.add(resolve(dict(reversed(PPO_AXES.items())), dict(shuffled)).id)
     assert len(ids) == 1
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 1}, {"ppo": {"epochs": 1}}, {"galore": {"rank": 1}}])
+def test_what_is_nearly_what_was_said_before_is_checked_anew(settings: dict[str, Any]) -> None:
+    """Python takes True, 1 and 1.0 for the same."""
+    ((name, value),) = settings.items()
+    resolve(PPO_AXES, settings)
+    for wrong in (True, 1.5):
+        asked = {name: dict.fromkeys(value, wrong) if isinstance(value, dict) else wrong}
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match=f"{name}.*: {wrong}".replace("True", "true")):
+                resolve(PPO_AXES, asked)
+
+
+def test_a_file_of_lengths_is_read_each_time(tmp_path: Path) -> None:
+    path = tmp_path / "lengths.txt"
+    for tokens in (7, 9):
+        path.write_text(f"{tokens}\n")
+        assert resolve(SFT_AXES, {"lengths": str(path)}).workload.lengths == {tokens: 1.0}
 
 
 @pytest.mark.parametrize("field", FIELDS)

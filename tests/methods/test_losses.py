@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 from trl.trainer.sft_trainer import _CHUNKED_LM_HEAD_CHUNK_SIZE, _patch_chunked_ce_lm_head
 from trl.trainer.utils import _ChunkedLogProbFunction, selective_log_softmax
@@ -220,6 +221,49 @@ def test_cut_cross_entropy_holds_the_buffers_of_its_source(dtype: torch.dtype, h
     gradients = states.nbytes + (weight.nbytes if head else 0)
     order = 1000 * torch.int64.itemsize
     assert held["backward"] == pytest.approx(kept + gradients, abs=order)
+
+
+def torchtunes(model: Any, name: str) -> Compute:
+    """torchtune's losses as its files have them (modules/loss/): labels are shifted, and each sequence's last is ignored."""
+    labels = F.pad(TOKENS[:, 1:], (0, 1), value=-100)
+
+    def summed(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits.float(), wanted, reduction="sum", ignore_index=-100)
+
+    def linear() -> torch.Tensor:
+        states = model.model(TOKENS, use_cache=False).last_hidden_state
+        states, wanted = states.reshape(-1, states.shape[-1]), labels.reshape(-1)
+        learnt = torch.where(wanted != -100)[0]
+        states, wanted = states.index_select(0, learnt), wanted.index_select(0, learnt)
+        total = torch.tensor(0.0)
+        for some, each in zip(states.tensor_split(8, dim=0), wanted.tensor_split(8, dim=0), strict=True):
+            total += summed(model.lm_head(some), each)
+        return total / len(learnt)
+
+    def chunked_output() -> torch.Tensor:
+        states = model.model(TOKENS, use_cache=False).last_hidden_state
+        logits = [model.lm_head(some) for some in states.tensor_split(8, dim=1)]
+        wanted = [each.reshape(-1) for each in labels.tensor_split(8, dim=1)]
+        total: Any = 0.0
+        for some, each in zip(logits, wanted, strict=True):
+            total += summed(some.reshape(-1, some.shape[-1]), each)
+        return total / (labels != -100).sum()
+
+    return linear if name == "linear_cross_entropy" else chunked_output
+
+
+@pytest.mark.parametrize("head", [True, False], ids=["head trained", "head frozen"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["linear_cross_entropy", "chunked_output"])
+def test_losses_in_pieces_are_torchtunes(name: str, dtype: torch.dtype, head: bool) -> None:
+    model = tiny(dtype=dtype, head=head)
+    loss, gradients = valued(model, ours(model, name))
+    expected, wanted = valued(model, torchtunes(model, name))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    close(gradients, wanted, rtol=1e-2, atol=1e-5)
+    held, theirs = peaks(model, ours(model, name)), peaks(model, torchtunes(model, name))
+    assert held == pytest.approx(theirs, rel=0.01, abs=4 * IDS)
+    assert held["forward"] > 4 * (TOKENS.numel() - 2) * 1000  # the log-softmax of every piece
 
 
 @pytest.mark.parametrize("loss", ["chunked_nll", "liger", "cut_cross_entropy"])

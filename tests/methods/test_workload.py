@@ -19,6 +19,7 @@ from vrambench.methods.cell import option_namespaces, resolve
 from vrambench.methods.elsewhere import HERE
 from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
 from vrambench.methods.workload import AXIS_NAMES, FIELDS, Workload, parse_size
+from vrambench.reports.text.lists import described
 
 SIZES = f"write 24GiB, 16GB or a card: {', '.join(CAPACITIES)}"
 MODULES = (
@@ -286,8 +287,7 @@ def test_nothing_of_pydantics_own_words_or_pythons_is_left() -> None:
 
 
 def test_every_field_has_a_sentence() -> None:
-    described = {name: field.description or "" for name, field in Workload.model_fields.items()}
-    assert [name for name, words in described.items() if not words.endswith(".")] == []
+    assert [name for name in Workload.model_fields if not described(Workload, name).endswith(".")] == []
 
 
 def test_the_axes_names_are_known_without_torch() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import xmlschema
 
 from tests.reports import made
 from vrambench.bench.gate.check import CellCheck, Check, Difference, Growth
+from vrambench.reports.ci.annotations import annotations_of
 from vrambench.reports.ci.junit import junit_of
 from vrambench.reports.ci.markdown import MOST_BYTES, summary_of
 from vrambench.reports.text.checked import print_check
@@ -70,8 +73,15 @@ def test_the_terminal_says_what_grew_and_where() -> None:
     )
 
 
+def junit(found: Check) -> ElementTree.Element:
+    """What CI servers read, once it fits what they take."""
+    text = junit_of(found)
+    xmlschema.validate(text, str(Path(__file__).with_name("junit.xsd")))
+    return ElementTree.fromstring(text)
+
+
 def test_junit_has_a_case_for_each_cell() -> None:
-    suites = ElementTree.fromstring(junit_of(FOUND))
+    suites = junit(FOUND)
     assert suites.tag == "testsuites"
     (suite,) = suites
     counts = {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")}
@@ -91,7 +101,7 @@ def test_junit_has_a_case_for_each_cell() -> None:
 
 def test_what_is_not_comparable_is_an_error_in_junit() -> None:
     apart = Check(device="cuda", not_comparable=("torch: 2.12 before, 2.13 now",))
-    (suite,) = ElementTree.fromstring(junit_of(apart))
+    (suite,) = junit(apart)
     assert (suite.get("tests"), suite.get("errors")) == ("1", "1")
     assert suite[0][0].get("message") == "not comparable: torch: 2.12 before, 2.13 now"
     assert summary_of(apart).startswith(
@@ -121,7 +131,7 @@ def test_a_summary_of_five_thousand_cells_is_small_enough() -> None:
 def test_names_stay_text(hostile: str) -> None:
     cell = CellCheck(id="a", name=hostile, outcome="failed", reason=hostile)
     found = Check(device="predicted", cells=(cell,))
-    ElementTree.fromstring(junit_of(found))
+    junit(found)
     text = summary_of(found)
     assert "<script" not in text
     assert "<img" not in text
@@ -129,3 +139,20 @@ def test_names_stay_text(hostile: str) -> None:
     out = io.StringIO()
     print_check(found, out)
     assert "\x1b" not in out.getvalue()
+
+
+def test_annotations_stand_on_their_lines_and_hold_any_text() -> None:
+    lines = {"a1": ("a,b.yaml", 14), "c3": ("matrix.yaml", 3)}
+    told = annotations_of(FOUND, lambda cell: lines.get(cell.id)).splitlines()
+    assert told[0].startswith("::error file=a%2Cb.yaml,line=14,title=regressed%3A bf16 lora adamw_torch none sft::")
+    assert "allocated 1.25 GiB more: 12 GiB before, 13.2 GiB now (allowed: 64 MiB)%0Astep " in told[0]
+    assert told[1:] == [
+        "::error title=failed%3A fp32 none sgd none sft::error: it broke",
+        "::warning file=matrix.yaml,line=3,title=vanished%3A nf4 none sgd none sft::invalid by the rule quantized-full",
+        "::notice title=new%3A nf4 lora sgd none sft::ok",
+    ]
+    hostile = CellCheck(id="f6", name="100 %\n::error::\x00", outcome="failed", reason="50 %\n::set-env::x")
+    (line,) = annotations_of(Check(device="cpu", cells=(hostile,)), lambda cell: None).splitlines()
+    assert line == "::error title=failed%3A 100 %25%0A%3A%3Aerror%3A%3A\ufffd::50 %25%0A::set-env::x"
+    apart = Check(device="cpu", not_comparable=("torch: 2.12 before",))
+    assert annotations_of(apart, lambda cell: None) == "::error title=vrambench::not comparable: torch: 2.12 before\n"

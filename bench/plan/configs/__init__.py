@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vrambench.bench.plan.configs import axolotl, deepspeed, llama_factory, training_arguments, trl
+from vrambench.bench.plan.configs import axolotl, deepspeed, llama_factory, torchtune, training_arguments, trl
+from vrambench.bench.plan.configs.draft import Draft, Format
 from vrambench.bench.plan.configs.files import command_line, load
-from vrambench.bench.plan.configs.keys import Chosen, Draft, Format, Given
+from vrambench.bench.plan.configs.keys import Chosen, Given
 from vrambench.bench.plan.document import Document
 from vrambench.bench.plan.matrix import Layer, Matrix
 from vrambench.methods.errors import ConfigurationError, UnknownValue
@@ -23,6 +24,7 @@ FORMATS: tuple[Format, ...] = (
     deepspeed.FORMAT,
     axolotl.FORMAT,
     llama_factory.FORMAT,
+    torchtune.FORMAT,
 )
 COMMAND_LINES = {one.name.removeprefix("trl-"): one.name for one in trl.FORMATS}
 
@@ -31,6 +33,7 @@ def read(source: str, chosen: Chosen, named: str | None = None) -> Matrix:
     """The matrix of the file, or TRL command line, `source`. `named`: the format, where --config-format says it. Raises
     ConfigurationError, with file, line and key, for what cannot be read."""
     names = [one.name for one in FORMATS]
+    named = named and named.replace("_", "-")
     if named is not None and named not in names:
         raise UnknownValue("--config-format", named, names)
     if source.split()[:1] == ["trl"]:
@@ -41,8 +44,8 @@ def read(source: str, chosen: Chosen, named: str | None = None) -> Matrix:
     else:
         document = load(Path(source))
     form = next(one for one in FORMATS if one.name == named) if named else detected(document, chosen)
-    if form is deepspeed.FORMAT:
-        document = deepspeed.flat(document)
+    if form.flat:
+        document = form.flat(document)
     draft = Draft(Given(document, form.table), chosen)
     form.draft(draft)
     config = draft.done(form.name, form.called)
@@ -51,12 +54,14 @@ def read(source: str, chosen: Chosen, named: str | None = None) -> Matrix:
 
 
 def detected(document: Document, chosen: Chosen) -> Format:
-    """The format that has marks among the document's keys; else, of those without marks, the one that knows most of its keys, and
+    """Of those that have marks among the document's keys, else of those without marks, the format that knows most of its keys, and
     at least half of them. Of several, the one whose trainer is that of the command line's algorithm, or TrainingArguments, of
     which TRL's are kinds."""
+    if "compute_environment" in document.data:
+        raise ConfigurationError(
+            f"{document.name}: is accelerate's, which says how processes are started; --config takes the trainer's own file"
+        )
     marked = [one for one in FORMATS if one.marks & document.data.keys()]
-    if len(marked) == 1:
-        return marked[0]
     known = {
         one: sum(key in _keys(one) for key in document.data)
         for one in marked or FORMATS
@@ -66,19 +71,24 @@ def detected(document: Document, chosen: Chosen) -> Format:
     best = [one for one, count in known.items() if count == most]
     names = ", ".join(one.name for one in FORMATS)
     if not document.data or most * 2 < len(document.data):
-        raise ConfigurationError(
-            f"{document.name}: its keys are those of no format that is known here ({names}); --config-format says which it is"
-        )
+        told = f"its keys are those of no format that is known here ({names})"
+        nearest = f"; {best[0].name} has {most} of its {len(document.data)}" if most else ""
+        raise ConfigurationError(f"{document.name}: {told}{nearest}; --config-format says which it is")
     if len(best) > 1:
-        best = [one for one in best if one.algorithm == chosen.axes.get("algorithm", "")] or best
+        trained = chosen.axes.get("algorithm", "").removeprefix("trl_")
+        best = [one for one in best if one.algorithm == trained] or best
     best = [one for one in best if one is training_arguments.FORMAT] or best
     if len(best) > 1:
-        either = ", ".join(one.name for one in best)
+        *others, last = (one.name for one in best)
+        by_algorithm = f", or --algorithm {best[0].algorithm}," if best[0].algorithm else ""
         raise ConfigurationError(
-            f"{document.name}: may be {either}, which know as many of its keys; --config-format {best[0].name} says which it is"
+            f"{document.name}: fits {', '.join(others)} and {last} alike; --config-format {best[0].name}{by_algorithm} "
+            "would say that it is the first"
         )
     return best[0]
 
 
 def _keys(form: Format) -> frozenset[str]:
-    return form.table.names | form.table.renamed.keys() | form.table.old
+    """As a file has them: of sections, the first part."""
+    every = form.table.names | form.table.renamed.keys() | form.table.old
+    return frozenset(key.partition(".")[0] for key in every) if form.flat else every

@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from vrambench.bench.plan.configs import deepspeed
-from vrambench.bench.plan.configs.keys import INERT, Doubt, Draft, Format, Table
-from vrambench.bench.plan.configs.training_arguments import COMPILED, SEVERAL, needs_model, optimizer
-from vrambench.methods.errors import did_you_mean, shown
+from vrambench.bench.plan.configs.draft import Draft, Format
+from vrambench.bench.plan.configs.keys import INERT, Doubt, Table, closest
+from vrambench.bench.plan.configs.training_arguments import COMPILED, SEVERAL, optimizer
+from vrambench.methods.errors import shown
 
 USED = """
 base_model load_in_8bit load_in_4bit adapter lora_r lora_alpha lora_target_modules lora_target_parameters lora_target_linear
@@ -73,7 +74,7 @@ KERNEL = "an attention kernel that is not here"
 OTHER = "the model is another one, or is loaded otherwise"
 REASONS = {
     SEVERAL: "fsdp fsdp_config dp_shard_size dp_replicate_size sequence_parallel_degree context_parallel_size tensor_parallel_size "
-    "world_size device_map use_ray deepcompile",
+    "expert_parallel_size world_size device_map use_ray deepcompile",
     COMPILED: "torch_compile torch_compile_backend torch_compile_mode torch_compile_options",
     KERNEL: "xformers_attention flex_attention sage_attention s2_attention gemma4_hybrid_attn_impl flash_attn_d512 "
     "large_head_attention sdpa_varlen fused_attn_kernel scaling_softmax flash_optimum",
@@ -81,7 +82,7 @@ REASONS = {
     "peft_trainable_token_indices lora_rank_pattern lisa_n_layers relora peft lora_on_cpu",
     OTHER: "resize_token_embeddings_to_32x shrink_embeddings reinit_weights model_config "
     "model_kwargs model_quantization_config use_onebitllms gptq rope_scaling image_size embeddings_skip_upcast fp32_norms "
-    "experts_implementation llama4_linearized_experts qat quantization fp8",
+    "experts_implementation llama4_linearized_experts qat quantization fp8 use_scattermoe use_sonicmoe",
     "checkpoints of some layers alone are not modelled": "selective_checkpointing layer_offloading tiled_mlp",
     "batches of another kind": "batch_flattening use_pose multipack_real_batches eval_sequence_len dpo_padding_free",
     "a trainer or a loss that is not here": "trainer_cls trl vllm ebft process_reward_model dpo_use_liger_kernel dpo_loss_weights "
@@ -92,7 +93,11 @@ TABLE = Table.of(
     USED,
     WITHOUT,
     {
-        **{key: Doubt(reason) for reason, keys in REASONS.items() for key in keys.split()},
+        **{
+            key: Doubt(reason, (*INERT, 1) if reason == SEVERAL else INERT)
+            for reason, keys in REASONS.items()
+            for key in keys.split()
+        },
         **{
             key: Doubt(LESS, nbytes=0)
             for key in (
@@ -104,7 +109,7 @@ TABLE = Table.of(
                     "flash_attn_fuse_mlp",
                 ),
                 *("flash_attn_rms_norm", "use_kernels", "liger_rope", "liger_rms_norm", "liger_glu_activation"),
-                *("liger_layer_norm", "liger_cross_entropy"),
+                *("liger_layer_norm", "liger_cross_entropy", "liger_rms_norm_gated"),
             )
         },
         "auto_find_batch_size": Doubt(
@@ -115,31 +120,37 @@ TABLE = Table.of(
             "noise as large as the embedded batch is added to it", (*INERT, 0), nbytes=2**29
         ),
     },
-    old="load_in_16bit model_is_quantized",
+    old="load_in_16bit model_is_quantized adam_eps base_model_ignore_patterns debug eta_min gptq_groupsize gptq_model_v1 "
+    "revision_of_model swanlab_completion_log_interval swanlab_completion_max_buffer swanlab_description "
+    "swanlab_experiment_name swanlab_log_completions swanlab_log_model swanlab_mode swanlab_project swanlab_workspace "
+    "use_swanlab",
 )
 PREFERENCES = {"dpo": "sigmoid", "ipo": "ipo", "orpo": "orpo", "simpo": "simpo"}
 """By `rl`, dpo.loss_type."""
-PLUGINS = ("liger", "cut_cross_entropy")
+UNREAD = ("kto", "grpo", "gdpo", "ebft")
+"""Its other values of `rl`."""
+PLUGINS = ("liger", "cut_cross_entropy", "swanlab")
 
 
 def _draft(draft: Draft) -> None:
     """Model, precision and adapter; then what is trained on; then how."""
     given = draft.given
     if given.get("base_model") is None:
-        needs_model(draft)
+        draft.needs_model()
     else:
         draft.set("model", given.get("base_model"), "base_model")
+    _batches(draft)
     if given.get("deepspeed"):
         deepspeed.lay(draft)
     else:
         draft.set("offload", "none", "deepspeed")
-    _batches(draft)
     _algorithm(draft)
     _precision(draft)
     _adapter(draft)
     _attention(draft)
     _checkpoints(draft)
-    for plugin in given.get("plugins", []):
+    plugins = given.get("plugins", [])
+    for plugin in plugins if isinstance(plugins, list) else [plugins]:
         if not any(name in str(plugin) for name in PLUGINS):
             draft.doubt("plugins", f"{shown(plugin)} is not known here")
 
@@ -156,54 +167,53 @@ def _batches(draft: Draft) -> None:
         key = "val_set_size" if given.get("val_set_size", 0) else "test_datasets"
         draft.set("eval_batch_size", given.number("eval_batch_size", micro), "eval_batch_size", key)
     length = given.number("sequence_len", 512)
-    if not {"response_tokens", "lengths"} & set(draft.chosen.names):
-        draft.set("max_length", length, "sequence_len")
-        draft.taken.append(
-            "every sequence is as long as sequence_len lets it be (--set lengths=FILE says how long they are)"
-        )
+    draft.as_long_as("sequence_len", length)
 
 
 def _algorithm(draft: Draft) -> None:
     given = draft.given
-    kind, length = given.get("rl"), given.number("sequence_len", 512)
-    if kind in PREFERENCES:
-        draft.set("algorithm", "dpo", "rl")
-        draft.set("loss", "nll", "rl")
-        losses = given.get("dpo_loss_type", [PREFERENCES[kind]])
-        if len(losses) != 1:
-            draft.doubt("dpo_loss_type", "of several losses the first is predicted")
-        draft.set("dpo.loss_type", losses[0] if isinstance(losses, list) else losses, "dpo_loss_type", "rl")
-        key = next((key for key in ("rl_beta", "dpo_beta", "orpo_alpha") if given.get(key) is not None), None)
-        for name, one in (
-            ("beta", key),
-            ("label_smoothing", "dpo_label_smoothing"),
-            ("simpo_gamma", "simpo_gamma"),
-            ("cpo_alpha", "cpo_alpha"),
-        ):
-            if one and given.get(one) is not None:
-                draft.set(f"dpo.{name}", given.get(one), one)
-        if given.flag("precompute_ref_log_probs"):
-            draft.set("reference", "precomputed", "precompute_ref_log_probs")
-    elif kind:
-        message = (
-            f"{shown(kind)} of axolotl is not read{did_you_mean(str(kind), PREFERENCES)}; --algorithm may say another"
-        )
-        draft.lack("algorithm", message, "rl")
-    elif given.flag("reward_model"):
-        draft.set("algorithm", "reward", "reward_model")
-        if given.get("center_rewards_coefficient") is not None:
-            draft.set(
-                "rm.center_rewards_coefficient", given.get("center_rewards_coefficient"), "center_rewards_coefficient"
-            )
+    kind, length = given.text("rl"), given.number("sequence_len", 512)
+    said = "dpo" if kind else "reward" if given.flag("reward_model") else "sft"
+    if kind and kind not in PREFERENCES:
+        hint = "" if kind in UNREAD else closest(kind, (*PREFERENCES, *UNREAD))
+        draft.lack("algorithm", f"{shown(kind)} of axolotl is not read, and --algorithm may say another{hint}", "rl")
     else:
+        draft.set("algorithm", said, "reward_model" if said == "reward" else "rl")
+    trained = draft.trained(said)
+    if trained == "dpo":
+        _preferences(draft, PREFERENCES.get(kind, "sigmoid"))
+    elif trained == "reward" and given.get("center_rewards_coefficient") is not None:
+        key = "center_rewards_coefficient"
+        draft.set(f"rm.{key}", given.get(key), key)
+    elif trained == "sft":
         _sft(draft, length)
-    if draft.axis("algorithm", "sft") in ("dpo", "reward"):
+    if trained in ("dpo", "reward"):
         draft.halves(length, "sequence_len")
+
+
+def _preferences(draft: Draft, usual: str) -> None:
+    given = draft.given
+    draft.set("loss", "nll", "rl")
+    losses = given.get("dpo_loss_type", [usual])
+    losses = losses if isinstance(losses, list) and losses else [losses]
+    if len(losses) != 1:
+        draft.doubt("dpo_loss_type", "of several losses the first is predicted")
+    draft.set("dpo.loss_type", losses[0], "dpo_loss_type", "rl")
+    key = next((key for key in ("rl_beta", "dpo_beta", "orpo_alpha") if given.get(key) is not None), None)
+    for name, one in (
+        ("beta", key),
+        ("label_smoothing", "dpo_label_smoothing"),
+        ("simpo_gamma", "simpo_gamma"),
+        ("cpo_alpha", "cpo_alpha"),
+    ):
+        if one and given.get(one) is not None:
+            draft.set(f"dpo.{name}", given.get(one), one)
+    if given.flag("precompute_ref_log_probs"):
+        draft.set("reference", "precomputed", "precompute_ref_log_probs")
 
 
 def _sft(draft: Draft, length: int) -> None:
     given = draft.given
-    draft.set("algorithm", "sft", "rl")
     draft.set("prompt_tokens", 1, "train_on_inputs")
     loss = next((key for key in ("liger_fused_linear_cross_entropy", "cut_cross_entropy") if given.flag(key)), "loss")
     draft.set("loss", {"loss": "nll", "cut_cross_entropy": "cut_cross_entropy"}.get(loss, "liger"), loss)
@@ -269,7 +279,7 @@ def _adapter(draft: Draft) -> None:
     if kind not in (None, "lora", "qlora"):
         draft.lack(
             "adapter",
-            f"{shown(kind)} is not read, and --adapter may say another{did_you_mean(str(kind), ('lora', 'qlora'))}",
+            f"{shown(kind)} is not read, and --adapter may say another{closest(kind, ('lora', 'qlora'))}",
             "adapter",
         )
         return

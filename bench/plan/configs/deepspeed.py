@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vrambench.bench.plan.configs.draft import Draft, Format
 from vrambench.bench.plan.configs.files import load_json
-from vrambench.bench.plan.configs.keys import INERT, Doubt, Draft, Format, Given, Table
+from vrambench.bench.plan.configs.keys import INERT, Doubt, Given, Table, closest
 from vrambench.bench.plan.document import Document
 from vrambench.methods.errors import ConfigurationError, shown
 
@@ -81,33 +82,70 @@ TABLE = Table.of(
     },
 )
 OPTIMIZERS = {"adam": "adamw_torch_fused", "adamw": "adamw_torch_fused"}
+ADAMW = ("adamw_torch", "adamw_torch_fused")
+"""Those whose state is DeepSpeed's."""
+UNREAD = (
+    *("adagrad", "lamb", "lion", "muadam", "muadamw", "muon", "musgd"),
+    *("onebitadam", "onebitlamb", "zerooneadam"),
+)
+"""DeepSpeed's other types of optimizers."""
+SECTIONS = {
+    "bf16": '{"enabled": true}',
+    "fp16": '{"enabled": true}',
+    "optimizer": '{"type": "AdamW"}',
+    "optimizer.params": '{"lr": 1e-4}',
+    "activation_checkpointing": '{"cpu_checkpointing": false}',
+    ZERO: '{"stage": 2}',
+    f"{ZERO}.offload_optimizer": '{"device": "cpu"}',
+    f"{ZERO}.offload_param": '{"device": "cpu"}',
+}
+"""Keys that hold keys, and how one is written."""
+FLAGS = (
+    *("bf16.enabled", "fp16.enabled", f"{ZERO}.overlap_comm"),
+    *(f"{ZERO}.offload_{one}.pin_memory" for one in ("optimizer", "param")),
+)
+COUNTS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+NUMBERS = (
+    *("gradient_clipping", "optimizer.params.lr"),
+    *(f"{ZERO}.{name}" for name in ("reduce_bucket_size", *STAGE_3)),
+)
+EXAMPLES = {"precision": "bf16", "adapter": "lora", "optimizer": "adamw_torch_fused", "algorithm": "sft"}
+"""Axes that DeepSpeed's file may leave open."""
 
 
 def flat(document: Document) -> Document:
-    """The document with the keys of its sections beside each other."""
+    """The document with the keys of its sections beside each other. Raises ConfigurationError where a section is none."""
     data: dict[str, Any] = {}
     lines: dict[tuple[str | int, ...], int] = {}
 
     def walk(held: Mapping[str, Any], path: tuple[str, ...]) -> None:
         for key, value in held.items():
             here = (*path, key)
+            name = ".".join(here)
+            if name in SECTIONS and not isinstance(value, dict | None):
+                raise document.error(here, f"{name}: {shown(value)} is no mapping; write {SECTIONS[name]}")
+            if isinstance(value, dict) and name in TABLE.names and here[0] not in WHOLE:
+                raise document.error(here, f"{name}: {shown(value)} is a mapping, and one value is expected")
             if isinstance(value, dict) and value and here[0] not in WHOLE:
                 walk(value, here)
-            elif value != {}:
-                data[".".join(here)] = value
-                lines[(".".join(here),)] = document.line(*here)
+            elif value != {} and not (name in SECTIONS and value is None):
+                data[name] = value
+                lines[(name,)] = document.line(*here)
 
     walk(document.data, ())
     return Document(document.name, data, lines)
 
 
 def lay(draft: Draft, key: str = "deepspeed") -> None:
-    """Lays the DeepSpeed configuration that the file names, relative to itself, or holds under `key` over its settings."""
+    """Lays the DeepSpeed configuration that the file names, from its own folder or the current one, or holds under `key` over its
+    settings."""
     given, said = draft.given, draft.given.get(key)
     if isinstance(said, str):
         path = Path(given.document.name).parent / said
+        if not path.exists() and not Path(said).exists():
+            raise given.error(key, f"{shown(said)} is neither beside it nor in the current folder")
         try:
-            document = load_json(path)
+            document = load_json(path if path.exists() else Path(said))
         except ConfigurationError as error:
             raise given.error(key, error.message) from None
     else:
@@ -120,13 +158,42 @@ def lay(draft: Draft, key: str = "deepspeed") -> None:
     if kind:
         draft.engine_type = kind
         inner.say(f"{kind}.enabled", f"precision: {kind}")
+    _optimizer(draft, inner)
     draft.adopt(inner, "DeepSpeed's configuration", Path(document.name).name if isinstance(said, str) else key)
     draft.engine = True
+
+
+def _optimizer(draft: Draft, inner: Draft) -> None:
+    """An optimizer of DeepSpeed's file is the one that trains, whatever the trainer's says."""
+    said = str(inner.given.get("optimizer.type", "")).lower()
+    if said in OPTIMIZERS and draft.axis("optimizer") in ADAMW:
+        inner.say("optimizer.type", "AdamW, as the trainer says")
+    elif said in OPTIMIZERS:
+        draft.overrule("optimizer", OPTIMIZERS[said], inner, "optimizer.type")
+    elif said and said != "auto":
+        inner.doubt("optimizer.type", "an optimizer that is not read: the trainer's is predicted")
+
+
+def _check(given: Given) -> None:
+    """That what is read is of the type that DeepSpeed expects. `auto` stands for any."""
+    for keys, kinds, expected in (
+        (FLAGS, bool, "true or false"),
+        (COUNTS, int, "a whole number of at least 1"),
+        (NUMBERS, int | float, "a number"),
+    ):
+        for key in keys:
+            value = given.get(key)
+            if value is None or value == "auto":
+                continue
+            right = isinstance(value, kinds) and (kinds is bool) == isinstance(value, bool)
+            if not right or (keys is COUNTS and value < 1):
+                raise given.error(key, f"{shown(value)} is not {expected}")
 
 
 def zero(draft: Draft) -> None:
     """What DeepSpeed's own keys say."""
     given = draft.given
+    _check(given)
 
     def number(key: str) -> Any:
         value = given.get(key)
@@ -148,7 +215,7 @@ def zero(draft: Draft) -> None:
 
 def _offload(draft: Draft, stage: Any) -> None:
     given = draft.given
-    if stage not in (0, 1, 2, 3):
+    if isinstance(stage, bool | float) or stage not in (0, 1, 2, 3):
         raise given.error(f"{ZERO}.stage", f"{shown(stage)} is not one of 0, 1, 2, 3")
     state, weights = (f"{ZERO}.offload_{one}.device" for one in ("optimizer", "param"))
     hosts = {key: given.choice(key, ("none", "cpu", "nvme"), "none") for key in (state, weights)}
@@ -172,9 +239,7 @@ def _offload(draft: Draft, stage: Any) -> None:
         if value is not None and value != "auto":
             draft.set(f"zero.{option}", int(value) if isinstance(value, float) else value, f"{ZERO}.{option}")
     if given.get(f"{ZERO}.reduce_bucket_size") == "auto":
-        draft.taken.append(
-            "DeepSpeed's own reduce_bucket_size, of which `auto` is mostly less: the square of the hidden size"
-        )
+        draft.take("DeepSpeed's own reduce_bucket_size, of which `auto` is mostly less: the square of the hidden size")
     if on_host:
         pinned = [given.get(key.replace("device", "pin_memory"), False) for key in sorted(on_host)]
         draft.set("zero.pin_memory", any(pinned), *(key.replace("device", "pin_memory") for key in sorted(on_host)))
@@ -198,12 +263,19 @@ def _draft(draft: Draft) -> None:
     optimizer = str(given.get("optimizer.type", "")).lower()
     if optimizer in OPTIMIZERS:
         draft.set("optimizer", OPTIMIZERS[optimizer], "optimizer.type")
-    for axis in ("precision", "adapter", "optimizer", "algorithm"):
-        if axis not in draft.axes:
-            draft.lack(axis, f"DeepSpeed's configuration does not say the {axis}; --{axis} does")
+    elif optimizer:
+        hint = "" if optimizer in UNREAD else closest(optimizer, (*OPTIMIZERS, *UNREAD))
+        message = (
+            f"{shown(given.get('optimizer.type'))} of DeepSpeed is not read, and --optimizer may say another{hint}"
+        )
+        draft.lack("optimizer", message, "optimizer.type")
+    draft.needs_model()
+    for axis, example in EXAMPLES.items():
+        if axis not in draft.axes and not (axis == "optimizer" and optimizer):
+            draft.unsaid(axis, f"--{axis} {example}")
     if "batch_size" not in draft.settings:
-        draft.lack("batch_size", "it does not say the batch; --set batch_size=4 does")
-    draft.lack("model", "it names no model; --model does")
+        draft.unsaid("batch_size", "--set batch_size=4")
+    draft.needs_length()
 
 
-FORMAT = Format("deepspeed", "DeepSpeed's configuration", TABLE, _draft, marks=frozenset({ZERO}))
+FORMAT = Format("deepspeed", "DeepSpeed's configuration", TABLE, _draft, marks=frozenset({ZERO}), flat=flat)

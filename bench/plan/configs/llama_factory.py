@@ -8,9 +8,10 @@ are cast to fp32 where they are trained (unless pure_bf16 or ZeRO-3).
 from __future__ import annotations
 
 from vrambench.bench.plan.configs import training_arguments
-from vrambench.bench.plan.configs.keys import INERT, Doubt, Draft, Format, Table
-from vrambench.bench.plan.configs.training_arguments import SEVERAL, common, mixed, needs_model, over
-from vrambench.methods.errors import did_you_mean, shown
+from vrambench.bench.plan.configs.draft import WHOLE, Draft, Format
+from vrambench.bench.plan.configs.keys import INERT, Doubt, Table, closest
+from vrambench.bench.plan.configs.training_arguments import SEVERAL, common, mixed, over
+from vrambench.methods.errors import shown
 
 USED = """
 model_name_or_path stage finetuning_type lora_rank lora_alpha lora_dropout lora_target additional_target use_rslora use_dora
@@ -69,7 +70,7 @@ ATTENTION = {"fa2": "flash_attention_2", "sdpa": "sdpa", "disabled": "eager"}
 def _draft(draft: Draft) -> None:
     given = draft.given
     if given.get("model_name_or_path") is None:
-        needs_model(draft)
+        draft.needs_model()
     else:
         draft.set("model", given.get("model_name_or_path"), "model_name_or_path")
     _optimizer(draft)
@@ -93,11 +94,11 @@ def _draft(draft: Draft) -> None:
     if draft.axis("adapter") != "none":
         _lora(draft)
     _stage(draft)
-    attention = given.get("flash_attn", "auto")
+    attention = given.text("flash_attn", "auto")
     if attention in ATTENTION:
         draft.set("attention", ATTENTION[attention], "flash_attn")
     elif attention != "auto":
-        draft.doubt("flash_attn", f"{shown(attention)} is not here{did_you_mean(str(attention), ATTENTION)}")
+        draft.doubt("flash_attn", f"{shown(attention)} is not here{closest(attention, ATTENTION)}")
 
 
 def _optimizer(draft: Draft) -> None:
@@ -119,7 +120,7 @@ def _precision(draft: Draft) -> None:
     key = "pure_bf16" if pure else "fp16" if autocast == "fp16" else "bf16"
     dtype = "fp16" if autocast == "fp16" else "bf16"
     if autocast == "none" and not pure:
-        draft.taken.append("weights in bf16, as most checkpoints have them (neither bf16 nor fp16 is true)")
+        draft.take("weights in bf16, as most checkpoints have them (neither bf16 nor fp16 is true)")
     if bits is not None:
         if bits not in (4, 8) or given.get("quantization_method", "bnb") not in ("bnb", "bitsandbytes"):
             raise given.error(
@@ -166,26 +167,25 @@ def _stage(draft: Draft) -> None:
     """What is trained on, and its lengths: packs are rows of cutoff_len tokens, as the longest sequence is."""
     given = draft.given
     stage = given.choice("stage", ("pt", "sft", "rm", "ppo", "dpo", "kto"), "sft")
-    length = given.number("cutoff_len", 2048)
-    if not {"response_tokens", "lengths"} & set(draft.chosen.names):
-        draft.set("max_length", length, "cutoff_len")
-        draft.taken.append(
-            "every sequence is as long as cutoff_len lets it be (--set lengths=FILE says how long they are)"
-        )
-    if given.flag("packing"):
-        draft.say("packing", "rows of max_length")
+    said = {"pt": "sft", "rm": "reward"}.get(stage, stage)
     if stage in ("ppo", "kto"):
         draft.lack("algorithm", f"{stage} of LLaMA-Factory is not read; --algorithm may say another", "stage")
+    else:
+        draft.set("algorithm", said, "stage")
+    trained, length = draft.trained(said), given.number("cutoff_len", 2048)
+    draft.as_long_as("cutoff_len", length)
+    if trained not in WHOLE:
         return
-    draft.set("algorithm", {"pt": "sft", "rm": "reward"}.get(stage, stage), "stage")
-    if stage in ("pt", "sft"):
+    if given.flag("packing"):
+        draft.say("packing", "rows of max_length")
+    if trained == "sft":
         draft.set("prompt_tokens", 1, "train_on_prompt")
         draft.set("loss", "liger" if given.flag("enable_liger_kernel") else "nll", "enable_liger_kernel")
         return
     draft.halves(length, "cutoff_len")
     if given.flag("enable_liger_kernel"):
         draft.doubt("enable_liger_kernel", "Liger's kernels keep less: more is predicted", 0)
-    if stage == "rm":
+    if trained == "reward":
         draft.doubt("stage", "its reward model has a value head, and computes logits of all words beside")
     else:
         _preferences(draft)
@@ -195,7 +195,7 @@ def _preferences(draft: Draft) -> None:
     given = draft.given
     loss = given.get("pref_loss", "sigmoid")
     if loss not in LOSSES:
-        draft.doubt("pref_loss", f"{shown(loss)} is not here: sigmoid is predicted")
+        draft.doubt("pref_loss", f"{shown(loss)} is not here: sigmoid is predicted{closest(loss, LOSSES)}")
         loss = "sigmoid"
     draft.set("loss", "nll", "stage")
     draft.doubt("stage", "its trainer of pairs makes a copy of all logits in fp32")

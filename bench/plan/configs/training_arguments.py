@@ -7,8 +7,9 @@ weights in fp32 and no adapter are taken where the command line says nothing, an
 from __future__ import annotations
 
 from vrambench.bench.plan.configs import deepspeed
-from vrambench.bench.plan.configs.keys import INERT, Doubt, Draft, Format, Table
-from vrambench.methods.errors import did_you_mean, shown
+from vrambench.bench.plan.configs.draft import WHOLE, Draft, Format
+from vrambench.bench.plan.configs.keys import INERT, Doubt, Table, closest
+from vrambench.methods.errors import shown
 from vrambench.methods.optimizers import OPTIMIZERS
 
 SEVERAL = "several GPUs, or a wrapping that is made for them: one GPU is predicted, without it"
@@ -129,7 +130,7 @@ def common(draft: Draft) -> None:
     """What every trainer takes from TrainingArguments, but for checkpointing."""
     given = draft.given
     draft.set("batch_size", given.number("per_device_train_batch_size", 8), "per_device_train_batch_size")
-    clipped = ["max_grad_norm"] if not str(given.get("optim")).endswith("_layerwise") else []
+    clipped = [] if draft.axis("optimizer", str(given.get("optim"))).endswith("_layerwise") else ["max_grad_norm"]
     if not clipped:  # the Trainer clips when every gradient is gone
         draft.set("max_grad_norm", 0, "optim")
     for key in ("gradient_accumulation_steps", "learning_rate", "torch_empty_cache_steps", *clipped):
@@ -160,7 +161,7 @@ def optimizer(draft: Draft, key: str, default: str) -> None:
     if name not in OPTIMIZERS:
         draft.lack(
             "optimizer",
-            f"{shown(name)} is no optimizer here, and --optimizer may say another{did_you_mean(str(name), OPTIMIZERS)}",
+            f"{shown(name)} is no optimizer here, and --optimizer may say another{closest(name, (*ALIASES, *OPTIMIZERS))}",
             key,
         )
         return
@@ -187,23 +188,19 @@ def _draft(draft: Draft) -> None:
     checkpoints(draft)
     autocast = mixed(draft)
     if "precision" not in draft.chosen.axes:
-        draft.taken.append(
+        draft.take(
             "weights in fp32, as the file does not say how the model is loaded (--precision bf16, nf4, ... says it)"
         )
     floating(draft, "fp32", autocast, autocast if autocast != "none" else "bf16")
     if "adapter" not in draft.chosen.axes:
-        draft.taken.append("no adapter, as the file does not say whether PEFT is around the model (--adapter lora)")
+        draft.take("no adapter, as the file does not say whether PEFT is around the model (--adapter lora)")
     draft.set("adapter", "none", "adapter")
     draft.set("algorithm", "sft", "algorithm")
     draft.set("loss", "liger" if draft.given.flag("use_liger_kernel") else "nll", "use_liger_kernel")
-    needs_model(draft)
-    draft.set("prompt_tokens", 1, "prompt_tokens")
-    if not {"lengths", "response_tokens"} & set(draft.chosen.names):
-        draft.lack("max_length", "it does not say how long sequences are; --set max_length=1024 does, or lengths")
-
-
-def needs_model(draft: Draft) -> None:
-    draft.lack("model", "it names no model; --model does")
+    draft.needs_model()
+    draft.needs_length()
+    if draft.trained("sft") in WHOLE:
+        draft.set("prompt_tokens", 1, "prompt_tokens")
 
 
 FORMAT = Format("transformers", "transformers' TrainingArguments", TABLE, _draft)

@@ -13,17 +13,17 @@ from functools import partial
 from typing import Any
 
 from vrambench.bench.plan.configs import training_arguments
-from vrambench.bench.plan.configs.keys import INERT, Doubt, Draft, Format, Table
+from vrambench.bench.plan.configs.draft import Draft, Format
+from vrambench.bench.plan.configs.keys import INERT, Doubt, Table, closest
 from vrambench.bench.plan.configs.training_arguments import (
     SHORT,
     checkpoints,
     common,
     floating,
     mixed,
-    needs_model,
     over,
 )
-from vrambench.methods.errors import did_you_mean, shown
+from vrambench.methods.errors import shown
 
 SYNCED = Doubt("a reference that follows the policy is a model of its own")
 LIGER = "Liger's fused loss of this trainer takes other memory"
@@ -55,7 +55,10 @@ COMMON = (
         "model_init_kwargs",
         "trust_remote_code",
         renamed={"torch_dtype": "dtype", "max_seq_length": "max_length"},
-        old="dataset_batch_size num_of_sequences chars_per_token config",
+        old="dataset_batch_size num_of_sequences chars_per_token config "
+        "auto_insert_empty_system_msg benchmarks callbacks chat_template dataset_configs dataset_mixer dataset_mixture "
+        "dataset_splits hub_model_revision overwrite_hub_revision preprocessing_num_workers push_to_hub_revision system_prompt "
+        "tokenizer_name_or_path wandb_entity wandb_project wandb_run_group",
     )
 )
 WHOLE = "max_length pad_to_multiple_of activation_offloading"
@@ -64,8 +67,10 @@ SFT = COMMON | _table(
     "chat_template_path dataset_num_proc eos_token pad_token router_aux_loss_coef assistant_only_loss completion_only_loss "
     "dataset_kwargs dataset_text_field eval_packing shuffle_dataset truncation_mode",
 )
-PAIRS = COMMON | _table(
-    "max_length activation_offloading", "dataset_num_proc disable_dropout pad_to_multiple_of pad_token"
+PAIRS = (
+    COMMON
+    | _table("max_length activation_offloading", "dataset_num_proc disable_dropout pad_to_multiple_of pad_token")
+    | Table.of("", old="max_prompt_length max_completion_length max_target_length")
 )
 DPO = PAIRS | _table(
     "beta label_smoothing loss_type precompute_ref_log_probs",
@@ -75,7 +80,7 @@ DPO = PAIRS | _table(
     sync_ref_model=SYNCED,
 )
 REWARD = PAIRS | _table("center_rewards_coefficient", "chat_template_path eos_token")
-ONLINE = COMMON | _table(
+ONLINE = (COMMON | Table.of("", old="max_prompt_length")) | _table(
     "beta epsilon epsilon_high generation_batch_size max_completion_length num_generations num_iterations steps_per_generation "
     "temperature top_p reward_model_name_or_path",
     "cache_implementation chat_template_kwargs disable_dropout ds3_gather_for_generation log_completions log_multimodal "
@@ -108,6 +113,9 @@ DPO_LOSSES = (
     *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair"),
     *("sppo_hard", "apo_zero", "apo_down", "sigmoid_norm"),
 )
+GRPO_LOSSES = ("dapo", "grpo", "dr_grpo", "bnpo")
+OLD_STRATEGIES = {"bfd-requeue": "bfd_split", "ffd": "bfd"}
+"""By their names in other versions, what packs as nearly."""
 QUANTISED = ("nf4", "int8")
 
 
@@ -118,7 +126,7 @@ def _load(draft: Draft) -> None:
     if not isinstance(kwargs, dict):
         raise given.error("model_init_kwargs", f"{shown(kwargs)} is not a mapping")
     if given.get("model_name_or_path") is None:
-        needs_model(draft)
+        draft.needs_model()
     else:
         draft.set("model", given.get("model_name_or_path"), "model_name_or_path")
     key = "dtype" if given.get("dtype") is not None else "model_init_kwargs"
@@ -148,12 +156,12 @@ def _load(draft: Draft) -> None:
 
 def _dtype(draft: Draft, key: str, said: Any) -> str:
     if said == "auto":
-        draft.taken.append("weights in bf16, as most checkpoints have them (dtype: auto)")
+        draft.take("weights in bf16, as most checkpoints have them (dtype: auto)")
         return "bf16"
     name = str(said).removeprefix("torch.")
     if name not in SHORT:
         raise draft.given.error(
-            key, f"{shown(said)} is not one of auto, float32, bfloat16, float16{did_you_mean(name, SHORT)}"
+            key, f"{shown(said)} is not one of auto, float32, bfloat16, float16{closest(name, SHORT)}"
         )
     return SHORT[name]
 
@@ -172,7 +180,7 @@ def _adapter(draft: Draft) -> None:
         *(["use_peft", "use_dora"] if peft and given.flag("use_dora") else ["use_peft"]),
     )
     if not {"use_peft", "model_name_or_path"} & given.data.keys() and "adapter" not in draft.chosen.axes:
-        draft.taken.append("no adapter, as the file does not say whether there is one (--adapter lora)")
+        draft.take("no adapter, as the file does not say whether there is one (--adapter lora)")
     adapter = draft.axis("adapter")
     if adapter == "none":
         return
@@ -213,11 +221,7 @@ def _whole(draft: Draft) -> None:
             "max_length",
         )
         return
-    if not {"response_tokens", "lengths"} & set(draft.chosen.names):
-        draft.set("max_length", given.number("max_length", 1024), "max_length")
-        draft.taken.append(
-            "every sequence is as long as max_length lets it be (--set lengths=FILE says how long they are)"
-        )
+    draft.as_long_as("max_length", given.number("max_length", 1024))
     if given.flag("activation_offloading"):
         draft.set("activation_offloading", True, "activation_offloading")
 
@@ -229,8 +233,8 @@ def _sft(draft: Draft) -> None:
     length = given.number("max_length", 1024)
     packs, free, multiple = given.flag("packing"), given.flag("padding_free"), given.get("pad_to_multiple_of")
     if packs:
-        strategy = given.choice("packing_strategy", ("bfd", "bfd_split", "bfd-requeue", "wrapped"), "bfd")
-        draft.set("packing", "bfd_split" if strategy == "bfd-requeue" else strategy, "packing", "packing_strategy")
+        strategy = given.choice("packing_strategy", ("bfd", "bfd_split", "wrapped", *OLD_STRATEGIES), "bfd")
+        draft.set("packing", OLD_STRATEGIES.get(strategy, strategy), "packing", "packing_strategy")
     if free and not packs:
         draft.set("padding_free", True, "padding_free")
     if multiple is not None:
@@ -267,7 +271,8 @@ def _dpo(draft: Draft) -> None:
     if len(losses) != 1 or not known:
         draft.doubt(
             "loss_type",
-            f"of {shown(losses)} one of TRL's own losses at a time is modelled: {(known or ['sigmoid'])[0]} here",
+            f"of {shown(losses)} one of TRL's own losses at a time is modelled: {(known or ['sigmoid'])[0]} here"
+            + ("" if known else closest(losses[0] if losses else "", DPO_LOSSES)),
         )
     draft.set("dpo.loss_type", (known or ["sigmoid"])[0], "loss_type")
     for key in ("beta", "label_smoothing"):
@@ -297,10 +302,9 @@ def _online(draft: Draft, namespace: str, group: int, beta: float, options: tupl
             "max_completion_length",
         )
     draft.set("response_tokens", given.number("max_completion_length", 512), "max_completion_length")
-    if "prompt_tokens" not in draft.chosen.names:
-        draft.taken.append(
-            "prompts of 256 tokens, as the file does not say how long they are (--set prompt_tokens=512)"
-        )
+    if given.get("max_prompt_length") is not None:
+        draft.set("prompt_tokens", given.number("max_prompt_length", 512), "max_prompt_length")
+        draft.take("every prompt is as long as max_prompt_length lets it be (--set prompt_tokens=256)", "prompt_tokens")
     step = given.number("per_device_train_batch_size", 8)
     accumulated = given.number("gradient_accumulation_steps", 1)
     generation = given.get("generation_batch_size") or step * given.number("steps_per_generation", accumulated)
@@ -326,34 +330,48 @@ def _grpo(draft: Draft) -> None:
     given = draft.given
     _online(draft, "grpo", 8, 0.0, ("delta", "importance_sampling_level", "use_bias_correction_kl"))
     scale = given.get("scale_rewards", "group")
-    draft.set("grpo.scale_rewards", {True: "group", False: "none"}.get(scale, scale), "scale_rewards")
+    if isinstance(scale, bool):
+        scale = "group" if scale else "none"
+    draft.set("grpo.scale_rewards", scale, "scale_rewards")
     loss = given.get("loss_type", "dapo")
-    if loss in ("dapo", "grpo", "dr_grpo", "bnpo"):
+    if loss in GRPO_LOSSES:
         draft.set("grpo.loss_type", loss, "loss_type")
     else:
-        draft.doubt("loss_type", f"{shown(loss)} is not modelled; dapo is predicted")
+        draft.doubt("loss_type", f"{shown(loss)} is not modelled; dapo is predicted{closest(loss, GRPO_LOSSES)}")
 
 
 def _rloo(draft: Draft) -> None:
     _online(draft, "rloo", 2, 0.05, ("normalize_advantages", "reward_clip_range"))
 
 
-def _draft(own: Callable[[Draft], None], algorithm: str, draft: Draft) -> None:
+OWN: dict[str, Callable[[Draft], None]] = {
+    "sft": _sft,
+    "dpo": _dpo,
+    "reward": _reward,
+    "grpo": _grpo,
+    "rloo": _rloo,
+}
+"""By algorithm, what its trainer has of its own."""
+
+
+def _draft(algorithm: str, draft: Draft) -> None:
     draft.set("algorithm", algorithm, "algorithm")
     common(draft)
     checkpoints(draft, default=True)
     _load(draft)
-    own(draft)
+    own = OWN.get(draft.trained(algorithm))
+    if own:
+        own(draft)
 
 
-def _format(algorithm: str, called: str, table: Table, own: Callable[[Draft], None]) -> Format:
-    return Format(f"trl-{algorithm}", called, table, partial(_draft, own, algorithm), algorithm)
+def _format(algorithm: str, called: str, table: Table) -> Format:
+    return Format(f"trl-{algorithm}", called, table, partial(_draft, algorithm), algorithm)
 
 
 FORMATS = (
-    _format("sft", "TRL's SFTConfig", SFT, _sft),
-    _format("dpo", "TRL's DPOConfig", DPO, _dpo),
-    _format("reward", "TRL's RewardConfig", REWARD, _reward),
-    _format("grpo", "TRL's GRPOConfig", GRPO, _grpo),
-    _format("rloo", "TRL's RLOOConfig", RLOO, _rloo),
+    _format("sft", "TRL's SFTConfig", SFT),
+    _format("dpo", "TRL's DPOConfig", DPO),
+    _format("reward", "TRL's RewardConfig", REWARD),
+    _format("grpo", "TRL's GRPOConfig", GRPO),
+    _format("rloo", "TRL's RLOOConfig", RLOO),
 )

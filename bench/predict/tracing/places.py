@@ -117,6 +117,11 @@ class Places:
 
     # --- what modules say ---
 
+    @property
+    def inside_module(self) -> bool:
+        """Whether a module that is known is in its forward pass."""
+        return bool(self._entered)
+
     def listen(self) -> None:
         """Hooks every module's forward pass, until `close`."""
         self._handles += [

@@ -111,6 +111,11 @@ class Tracer(TorchDispatchMode):
         """For every stack of layers that the job holds, how many layers its model really has; 0 where all of them were built."""
         return self._places.stacks
 
+    @property
+    def inside_module(self) -> bool:
+        """Whether a module that is watched is in its forward pass."""
+        return self._places.inside_module
+
     def enter(self, phase: str) -> None:
         """The job enters `phase` (a PhaseMarker)."""
         self._places.enter(phase)

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from vrambench.methods.models.losses import chunked, cut, fused, scored, selective, whole
+from vrambench.methods.models.losses import chunked, cut, fused, pieces, scored, selective, whole
 from vrambench.methods.models.parts import Inputs
 
 MeanLoss: TypeAlias = Callable[[nn.Module, Inputs], torch.Tensor]
@@ -58,18 +58,21 @@ class Loss:
     module: str = ""
 
 
+ON_LABELS = "it is a form of the loss on labels alone"
 LOSSES: Mapping[str, Loss] = MappingProxyType(
     {
         "scored": Loss(mean=scored.mean, scorer=Scorer(prepare=scored.logits, logprobs=scored.logprobs)),
         "nll": Loss(
             mean=whole.mean, scorer=Scorer(prepare=whole.logits, logprobs=whole.logprobs, keeps=True, plain=whole.plain)
         ),
-        "nll_4_46": Loss(mean=whole.mean_4_46, why_none="it is a form of the loss on labels alone"),
-        "nll_4_45": Loss(mean=whole.mean_4_45, why_none="it is a form of the loss on labels alone"),
+        "nll_4_46": Loss(mean=whole.mean_4_46, why_none=ON_LABELS),
+        "nll_4_45": Loss(mean=whole.mean_4_45, why_none=ON_LABELS),
         "selective": Loss(
             mean=selective.mean, scorer=Scorer(prepare=selective.logits, logprobs=selective.logprobs, frees=True)
         ),
         "chunked_nll": Loss(mean=chunked.mean, scorer=Scorer(prepare=chunked.states, logprobs=chunked.logprobs)),
+        "linear_cross_entropy": Loss(mean=pieces.mean, why_none=ON_LABELS),
+        "chunked_output": Loss(mean=pieces.mean_of_outputs, why_none=ON_LABELS),
         "liger": Loss(
             mean=fused.mean,
             why_none="Liger's fused kernel gives one sum over all tokens, and no token's log-probability",

@@ -72,7 +72,7 @@ def test_nothing_typed_shows_help_and_is_wrong_usage(capsys: pytest.CaptureFixtu
         ("report nowhere -o there/report.html", "-o there/report.html: there is no folder there"),
         (
             "report nowhere -o matrix.yaml",
-            "-o matrix.yaml: is there already, and is no report of ours; --force overwrites it",
+            "-o matrix.yaml: is there already, and is no report of ours; --force replaces it",
         ),
     ],
 )

@@ -8,6 +8,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.bench.allocator.made import MIB
 from tests.bench.allocator.test_explained import RECORDINGS, out_of_memory
@@ -56,12 +57,20 @@ def test_without_stacks_sizes_are_told_and_how_to_record_them(capsys: pytest.Cap
 def test_what_is_no_recording_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     only_segments, text, cut = tmp_path / "segments.pickle", tmp_path / "notes.txt", tmp_path / "cut.pickle.gz"
     only_segments.write_bytes(pickle.dumps([]))
+    json_file, saved = tmp_path / "plan.json", tmp_path / "model.pt"
+    number = tmp_path / "7.pickle"
+    number.write_bytes(pickle.dumps(7))
+    json_file.write_text('{"cells": []}')
+    torch.save({"weight": torch.zeros(2)}, saved)
     text.write_text("notes")
     cut.write_bytes(gzip.compress(pickle.dumps(out_of_memory()))[:100])
     for path, message in (
         (tmp_path / "absent", "absent is no file"),
-        (text, "notes.txt: snapshot: not what torch.cuda.memory._dump_snapshot writes, a pickle ("),
+        (text, "notes.txt: snapshot: not what torch.cuda.memory._dump_snapshot writes, a pickle"),
         (cut, "cut.pickle.gz: snapshot: not what torch.cuda.memory._dump_snapshot writes, a pickle ("),
+        (json_file, "plan.json: snapshot: this is JSON; torch.cuda.memory._dump_snapshot writes a pickle"),
+        (saved, "model.pt: snapshot: this is what torch.save writes, or another zip archive; torch.cuda.memory._dump"),
+        (number, "7.pickle: snapshot: holds 7, and what torch.cuda.memory._dump_snapshot writes holds a mapping"),
         (only_segments, "holds no trace, only what was in use at its end; record one with torch.cuda.memory"),
     ):
         assert main(["explain", str(path)]) == 2

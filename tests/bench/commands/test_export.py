@@ -100,7 +100,7 @@ def test_a_file_is_overwritten_only_if_told_to(run: Path, tmp_path: Path, capsys
     out.write_text("mine")
     found = next(iter(ids(run).values()))
     assert main(["export", str(run), found, "-o", str(out)]) == 2
-    assert "is there already; --force overwrites it" in capsys.readouterr().err
+    assert "is there already; --force replaces it" in capsys.readouterr().err
     assert out.read_text() == "mine"
     assert main(["export", str(run), found, "-o", str(out), "--force"]) == 0
     assert read_snapshot(out).device_traces

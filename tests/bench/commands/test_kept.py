@@ -50,7 +50,7 @@ def test_the_same_question_has_the_same_answer_and_is_not_predicted_again(
     first = said(capsys, *more.split())
     assert predicted
     predicted.clear()
-    assert said(capsys, *more.split()) == first
+    assert said(capsys, *more.split())[:2] == first[:2]
     assert not predicted
 
 

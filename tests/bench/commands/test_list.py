@@ -46,7 +46,7 @@ def test_an_unknown_list_is_told_with_those_that_are_there(capsys: pytest.Captur
     assert capsys.readouterr().err == said
 
 
-@pytest.mark.parametrize("what", ["cards", "fields"])
+@pytest.mark.parametrize("what", ["models", "cards", "fields"])
 def test_what_needs_no_torch_is_told_without(what: str) -> None:
     code = f"import sys; from vrambench.bench.commands.app import main; main(['list', {what!r}]); print('torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout

@@ -121,3 +121,23 @@ def test_plan_sorts_cells_by_what_is_predicted(capsys: pytest.CaptureFixture[str
 
 def test_what_the_command_sorts_by_is_what_a_plan_can() -> None:
     assert set(SORTED) == set(ORDERS)
+
+
+def test_json_says_how_another_tool_s_names_were_read(capsys: pytest.CaptureFixture[str]) -> None:
+    axes = [
+        "--precision",
+        "bfloat16",
+        "--adapter",
+        "none",
+        "--optimizer",
+        "sgd",
+        "--offload",
+        "none",
+        "--algorithm",
+        "sft",
+    ]
+    assert main(["plan", *axes, "--model", "tiny", "--set", "seq_len=32", "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["read_as"] == [
+        "--precision bfloat16 is read as --precision bf16 (torch; Lightning, LitGPT)",
+        "--set seq_len=32 is read as --set max_length=32 (unsloth, LitGPT; torchtune)",
+    ]

@@ -240,7 +240,21 @@ def test_a_baseline_comes_back_from_its_file_and_keeps_what_people_wrote(tmp_pat
         ("", "is no baseline: "),
         ("[]", "is not of schema 1"),
         ('{"schema": 2}', "is of schema 2, which a newer vrambench wrote"),
-        ('{"schema": 1, "device": "cpu", "environment": {}}', "is no baseline: cells: field required"),
+        ('{"schema": 1, "device": "cpu", "environment": {}}', "is no baseline: cells: is not there"),
+        (
+            '{"schema": 1, "device": "cpu", "environment": {}, "cells": [{"id": "a", "name": "a", "status": "okk", "cell": {}}]}',
+            "is no baseline: cells.0.status: 'okk' is not one of 'ok', ",
+        ),
+        (
+            '{"schema": 1, "device": "cpu", "environment": {}, "cells": [{"id": 3, "name": "a", "status": "ok", "cell": {}}]}',
+            "is no baseline: cells.0.id: 3: must be text",
+        ),
+        (
+            '{"schema": 1, "device": "cpu", "environment": {}, "cells": ['
+            + ", ".join(['{"id": "a", "name": "x y", "status": "ok", "cell": {}}'] * 2)
+            + "]}",
+            ": the cell x y (a) is there twice",
+        ),
         (
             '{"schema": 1, "device": "cpu", "environment": {}, "cells": [], "tolerances": {"reserved": "1%"}}',
             ": tolerance: 'reserved' is not one of ",

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from vrambench.bench.predict.advise import advise
 from vrambench.bench.predict.alloc_conf import read
 from vrambench.bench.predict.fit import fit
 from vrambench.bench.predict.forecast import Predictor
@@ -92,23 +91,3 @@ def test_a_mistake_names_where_it_was_written(plain: pytest.MonkeyPatch) -> None
     plain.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:Treu")
     with pytest.raises(ConfigurationError, match=r"^PYTORCH_CUDA_ALLOC_CONF expandable_segments: 'Treu' is not"):
         Predictor()
-
-
-def test_expandable_segments_are_suggested_where_fragmentation_breaks_the_budget() -> None:
-    predictor, cell = Predictor(""), gpt2()
-    own = predictor.forecast(cell)
-    device = own.memory.device_bytes or 0
-
-    def advised(budget: int) -> Any:
-        return advise(
-            cell,
-            1,
-            lambda one: predictor.forecast(one, budget),
-            expandable=lambda one: predictor.forecast(one, budget, expandable=True),
-        )
-
-    (suggestion,) = advised(device - 100 * MIB).suggestions
-    assert suggestion.changes == {"PYTORCH_ALLOC_CONF": EXPANDABLE}
-    assert suggestion.verdict == "fits"
-    (other,) = advised(device - own.fragmentation_bytes - own.band_bytes).suggestions
-    assert "PYTORCH_ALLOC_CONF" not in other.changes

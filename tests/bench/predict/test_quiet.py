@@ -1,4 +1,4 @@
-"""What is kept off stderr: three sentences, and no others."""
+"""What is kept off stderr: four sentences, and no others."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def test_other_warnings_are_told() -> None:
         warnings.resetwarnings()
         hush()
         warnings.warn("Paged optimizers are not supported on CPU: x", UserWarning, stacklevel=1)
+        warnings.warn("None of the inputs have requires_grad=True. Gradients will be None", UserWarning, stacklevel=1)
         warnings.warn("a rename", FutureWarning, stacklevel=1)
         warnings.warn("news", UserWarning, stacklevel=1)
     assert [str(one.message) for one in caught] == ["news"]

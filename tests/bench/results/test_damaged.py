@@ -16,8 +16,8 @@ from vrambench.bench.results.run_info import read_run_info
 from vrambench.bench.results.store import RunFolder, Unreadable, dump_result
 from vrambench.methods.errors import ConfigurationError
 from vrambench.reports.page.html import render
-from vrambench.reports.read import read_run
 from vrambench.reports.page.views.environment import VIEW
+from vrambench.reports.read import read_run
 from vrambench.reports.report import Report
 from vrambench.reports.text.terminal import print_table
 
@@ -123,18 +123,18 @@ def test_a_damaged_result_is_a_row_that_says_so(seed: int, folder: RunFolder) ->
         ("[]", "is not of schema 1"),
         ('{"schema": true}', "is not of schema 1"),
         ('{"schema": 2}', "is of schema 2, which a newer vrambench wrote; this version reads schema 1"),
-        ('{"schema": 1, "repeat": 1, "cells": []}', "cannot be read: device: field required"),
+        ('{"schema": 1, "repeat": 1, "cells": []}', "cannot be read: device: is not there"),
         (
             '{"schema": 1, "device": "cpu", "repeat": 1, "cells": [{"name": "x"}]}',
-            "cannot be read: cells.0.id: field required",
+            "cannot be read: cells.0.id: is not there",
         ),
         (
             '{"schema": 1, "device": "cpu", "repeat": 1, "cells": {"a": 1}}',
-            "cannot be read: cells: input should be a valid tuple, not a mapping",
+            "cannot be read: cells: a mapping: must be a list",
         ),
         (
             '{"schema": 1, "device": "cpu", "repeat": 1, "cells": [], "environment": "none"}',
-            "cannot be read: environment: input should be a valid dictionary or instance of Environment, not 'none'",
+            "cannot be read: environment: 'none': must be a mapping (name: value)",
         ),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,40 @@ def test_a_process_that_dies_loses_its_cell_and_the_next_start_has_another() -> 
         assert again.ended.forecast is not None
     finally:
         executor.kill()
+
+
+def test_a_process_that_dies_between_two_cells_is_no_error_of_the_next() -> None:
+    executor = PredictingExecutor(None, 1)
+    try:
+        first = executor.start(order(cell()))
+        while first.ended is None:
+            executor.wait(0.1)
+        mine = [one for one in psutil.Process().children() if "spawn_main" in " ".join(one.cmdline())]
+        for one in mine:
+            one.kill()
+        pool = executor._pool
+        while not getattr(pool, "_broken", None):
+            time.sleep(0.01)
+        job = executor.start(order(cell()))
+        while job.ended is None:
+            executor.wait(0.1)
+        assert job.ended.forecast is not None
+    finally:
+        executor.kill()
+
+
+def test_what_a_configuration_leaves_out_is_left_out_when_the_run_is_resumed(tmp_path: Path) -> None:
+    file, out = tmp_path / "sft.yaml", tmp_path / "run"
+    file.write_text("learning_rate: 1.0e-4\nlora_rank: 4\n")
+    config = ("--config", str(file), "--config-format", "trl-sft", "--model", "tiny", "--set", "max_length=32")
+    assert predicted(out, *config, "--budget", "rtx-4090") == 0
+    (before,) = RunFolder.open(out).results()
+    assert before.predicted_verdict is not None
+    assert before.predicted_verdict.verdict == "unsure"
+    (out / "cells" / f"{before.id}.json").unlink()
+    assert main(["run", "--out", str(out)]) == 0
+    (after,) = RunFolder.open(out).results()
+    assert after.predicted_verdict == before.predicted_verdict
 
 
 def test_one_whose_time_is_up_is_ended_and_the_other_is_lost() -> None:

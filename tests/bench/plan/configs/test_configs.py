@@ -6,11 +6,13 @@ these anew.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ import pytest
 
 from vrambench.bench.commands.app import main
 from vrambench.bench.plan.configs import FORMATS, read
-from vrambench.bench.plan.configs.keys import Chosen
+from vrambench.bench.plan.configs.draft import Draft
+from vrambench.bench.plan.configs.files import load
+from vrambench.bench.plan.configs.keys import Chosen, Given
 from vrambench.bench.plan.plan import Plan, select
 from vrambench.bench.plan.selection import Selection
 from vrambench.methods.errors import ConfigurationError
@@ -35,8 +39,12 @@ MORE: dict[str, dict[str, Any]] = {
     "transformers-galore.yaml": LENGTH,
     "deepspeed-zero1.json": LENGTH | {"axes": {"adapter": "none", "algorithm": "sft"}},
     "deepspeed-zero2-offload.json": LENGTH | {"axes": {"adapter": "lora", "algorithm": "dpo"}},
-    "deepspeed-zero2-auto.json": LENGTH | ENGINE | {"names": ("model", "batch_size"), "set": ("batch_size=2",)},
-    "deepspeed-zero3-auto.json": LENGTH | ENGINE | {"names": ("model", "batch_size"), "set": ("batch_size=2",)},
+    "deepspeed-zero2-auto.json": LENGTH
+    | ENGINE
+    | {"names": ("model", "batch_size", "max_length"), "set": ("batch_size=2", "max_length=512")},
+    "deepspeed-zero3-auto.json": LENGTH
+    | ENGINE
+    | {"names": ("model", "batch_size", "max_length"), "set": ("batch_size=2", "max_length=512")},
     "trl-sft-qlora.yaml": {"format": "trl-sft"},
     "trl-grpo.yaml": {"format": "trl-grpo"},
 }
@@ -73,8 +81,9 @@ def complaint(name: str) -> str:
     """What is said of a file that cannot be read."""
     with pytest.raises(ConfigurationError) as caught:
         planned(str(FILES / "bad" / name))
-    assert "\n" not in caught.value.message
-    return caught.value.message.replace(str(FILES / "bad") + "/", "") + "\n"
+    messages = getattr(caught.value, "messages", [caught.value.message])
+    assert not any("\n" in one for one in messages)
+    return "".join(one.replace(str(FILES / "bad") + "/", "") + "\n" for one in messages)
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -128,6 +137,75 @@ class TestCommandLine:
         assert matrix.config is not None
         assert matrix.config.format == "trl-rloo"
 
+    @pytest.mark.parametrize(
+        ("typed", "format"),
+        [("sft", "trl-sft"), ("trl_dpo", "trl-dpo"), ("reward", "trl-reward"), ("grpo", "trl-grpo")],
+    )
+    def test_a_file_that_fits_several_trainers_is_that_algorithm_s(
+        self, typed: str, format: str, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "x.yaml"
+        file.write_text("model_name_or_path: gpt2\nmax_length: 512\nlearning_rate: 1.0e-5\nuse_peft: true\n")
+        if typed == "grpo":
+            file.write_text("model_name_or_path: gpt2\nmax_completion_length: 512\nnum_generations: 4\n")
+        config = read(str(file), Chosen({"algorithm": typed})).config
+        assert config is not None
+        assert config.format == format
+        by_name = read(str(file), Chosen(), format.replace("-", "_")).config
+        assert by_name is not None
+        assert by_name.format == format
+
+    @pytest.mark.parametrize(
+        ("name", "algorithm", "read_as"),
+        [
+            (
+                "llama-factory-lora-sft.yaml",
+                "ppo",
+                {
+                    "stage": ("used", "algorithm: sft (the command line says otherwise)"),
+                    "cutoff_len": ("without effect", "max_length: 2048; this job does not use it"),
+                    "lora_rank": ("used", "lora_r: 8"),
+                },
+            ),
+            (
+                "bad/llama-factory-kto.yaml",
+                "dpo",
+                {
+                    "stage": (
+                        "not modelled",
+                        "algorithm: dpo, as the command line says, loss: nll; "
+                        "its trainer of pairs makes a copy of all logits in fp32",
+                    )
+                },
+            ),
+            ("axolotl-qlora.yml", "dpo", {"sequence_len": ("used", "max_length: 4096, prompt_tokens: 2048")}),
+            ("trl-grpo.yaml", "ppo", {"num_generations": ("without effect", "")}),
+            (
+                "torchtune-lora.yaml",
+                "ppo",
+                {"tokenizer.max_seq_len": ("without effect", ""), "batch_size": ("used", "batch_size: 2")},
+            ),
+            (
+                "torchtune-lora.yaml",
+                "dpo",
+                {"tokenizer.max_seq_len": ("used", "max_length: 2048, prompt_tokens: 1024")},
+            ),
+        ],
+    )
+    def test_what_is_said_of_a_key_is_true_of_the_cell(
+        self, name: str, algorithm: str, read_as: dict[str, tuple[str, str]]
+    ) -> None:
+        plan = planned(str(FILES / name), axes={"algorithm": algorithm}, format=MORE.get(name, {}).get("format"))
+        assert plan.config is not None
+        assert plan.warnings == ()
+        keys = {one.key: (one.kind, one.told) for one in plan.config.keys}
+        assert {key: keys[key] for key in read_as} == read_as
+        whole = algorithm in ("sft", "dpo", "reward")
+        assert [one.name for one in plan.config.taken if one.told.endswith("_tokens=512)")] == (
+            [] if whole else ["prompt_tokens", "response_tokens"]
+        )
+        assert any(one.name == "max_length" for one in plan.config.taken) == whole
+
     def test_trl_s_own_is_read(self, tmp_path: Path) -> None:
         words = "--model_name_or_path gpt2 --lora-r 4 --use_peft --lora_target_modules c_attn c_proj --max_length=128 --bf16 False"
         (one,) = planned(f"trl sft {words}").cells
@@ -178,6 +256,140 @@ def test_what_is_not_modelled_may_decide(command: str, capsys: pytest.CaptureFix
     assert (document["verdict"] if command == "fit" else document["cells"][0]["fit"]) == "unsure"
     keys = {one["key"]: one["read"] for one in document["config"]["keys"]}
     assert (keys["torch_compile"], keys["optim"], keys["max_steps"]) == ("not modelled", "used", "without effect")
+
+
+@pytest.mark.parametrize(
+    ("format", "slip", "meant"),
+    [
+        ("trl-sft", "per_device_train_batchsize: 1", "per_device_train_batch_size"),
+        ("trl-sft", "lora_rank: 4", "lora_r"),
+        ("trl-sft", "micro_batch_size: 4", "per_device_train_batch_size"),
+        ("axolotl", "sequence_length: 64", "sequence_len"),
+        ("axolotl", "cutoff_len: 64", "sequence_len"),
+        ("llama-factory", "lora_r: 64", "lora_rank"),
+    ],
+)
+def test_a_slip_of_a_key_that_is_used_always_leaves_it_unsure(
+    format: str, slip: str, meant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(f"learning_rate: 1.0e-4\n{slip}\n")
+    typed = ["fit", "--config", str(file), "--config-format", format, "--model", "tiny", "--json"]
+    for budget, code in (("80GiB", 0), ("450MiB", 1)):
+        assert main([*typed, "--budget", budget]) == code
+        document = json.loads(capsys.readouterr().out)
+        assert (document["verdict"], document["fits"]) == ("unsure", code == 0)
+    (key,) = [one for one in document["config"]["keys"] if one["read"] == "not modelled"]
+    assert key["told"].endswith(f"; did you mean {meant!r}?")
+
+
+BASES = {
+    "transformers": "transformers-galore.yaml",
+    "trl-sft": "trl-sft-qlora.yaml",
+    "trl-dpo": "trl-dpo.yaml",
+    "trl-grpo": "trl-grpo.yaml",
+    "deepspeed": "deepspeed-zero2-offload.json",
+    "axolotl": "axolotl-qlora.yml",
+    "llama-factory": "llama-factory-qlora.yaml",
+    "torchtune": "torchtune-lora.yaml",
+}
+"""A good file of each format."""
+
+
+@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("value", [[1], {"a": 1}, 3, -1, "x", True], ids=str)
+def test_no_key_s_value_is_more_than_a_configuration_error(name: str, value: object) -> None:
+    form = next(one for one in FORMATS if one.name == name)
+    document = load(FILES / BASES[name])
+    for key in sorted(form.table.used):
+        section, _, inner = key.partition(".")
+        held = document.data.get(section) if form.flat and inner else None
+        data = document.data | ({section: {**(held or {}), inner: value}} if inner else {key: value})
+        axes = {"adapter": "lora", "algorithm": "sft"} if name == "deepspeed" else {}
+        with contextlib.suppress(ConfigurationError):
+            changed = replace(document, data=data)
+            draft = Draft(
+                Given(form.flat(changed) if form.flat else changed, form.table), Chosen(axes, ("model", "max_length"))
+            )
+            form.draft(draft)
+            draft.done(form.name, form.called)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "compute_environment: LOCAL_MACHINE\ndistributed_type: DEEPSPEED\n",
+            "is accelerate's, which says how processes",
+        ),
+        (
+            "model: Qwen/Qwen3-0.6B\nmodel_class: llm\ntemplate: qwen3\nkernel_config: null\nmicro_batch_size: 1\n",
+            "its keys are those of no format that is known here",
+        ),
+    ],
+)
+def test_a_file_of_something_else_is_no_trainer_s(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigurationError, match=said):
+        read(str(file), Chosen({}, ("model",)))
+
+
+def test_a_deepspeed_file_is_found_from_the_current_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "z3.json").write_text(
+        '{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}'
+    )
+    (tmp_path / "train").mkdir()
+    file = tmp_path / "train" / "full.yaml"
+    file.write_text("model_name_or_path: gpt2\nstage: sft\nfinetuning_type: full\ndeepspeed: deep/z3.json\n")
+    monkeypatch.chdir(tmp_path)
+    (one,) = planned(str(file)).cells
+    assert one.cell.offload == "zero3_optimizer"
+
+
+@pytest.mark.parametrize(("typed", "optimizer"), [({}, "adamw_torch_fused"), ({"optimizer": "sgd"}, "sgd")])
+def test_deepspeed_s_optimizer_trains_whatever_the_trainer_s_file_says(
+    typed: dict[str, str], optimizer: str, tmp_path: Path
+) -> None:
+    (tmp_path / "z2.json").write_text('{"zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW"}}')
+    for name, lines in (
+        ("axolotl.yml", "base_model: gpt2\nmicro_batch_size: 1\noptimizer: paged_adamw_8bit\n"),
+        ("trl.yaml", "model_name_or_path: gpt2\nmax_length: 64\npacking: false\noptim: paged_adamw_8bit\n"),
+    ):
+        (tmp_path / name).write_text(f"{lines}deepspeed: z2.json\n")
+        plan = planned(str(tmp_path / name), axes=typed)
+        assert [one.cell.optimizer for one in plan.cells] == [optimizer]
+        assert plan.config is not None
+        told = {one.key: one.told for one in plan.config.keys}
+        assert told["optimizer" if name == "axolotl.yml" else "optim"] == "optimizer.type takes its place"
+        assert told["z2.json: optimizer.type"].startswith("optimizer: adamw_torch_fused")
+
+
+def test_a_key_of_another_version_and_one_that_says_nothing_leave_nothing_out(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("model_name_or_path: gpt2\nbeta: 0.1\nmax_prompt_length: 256\nsomething_new: null\n")
+    config = read(str(file), Chosen(), "trl-dpo").config
+    assert config is not None
+    assert {one.key: one.kind for one in config.keys if one.key not in ("model_name_or_path", "beta")} == {
+        "max_prompt_length": "without effect",
+        "something_new": "without effect",
+    }
+    assert config.left_out == ()
+    grpo = read(str(file), Chosen(), "trl-grpo").config
+    assert grpo is not None
+    assert {one.key: one.told for one in grpo.keys}["max_prompt_length"] == "prompt_tokens: 256"
+
+
+def test_a_layerwise_optimizer_of_llama_factory_clips_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        "model_name_or_path: Qwen/Qwen2.5-0.5B\nstage: sft\nfinetuning_type: full\npure_bf16: true\n"
+        "use_galore: true\ngalore_layerwise: true\n"
+    )
+    (one,) = planned(str(file)).cells
+    assert (one.cell.optimizer, one.cell.workload.max_grad_norm) == ("galore_adamw_layerwise", 0)
+    assert one.rejection is None
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ import dataclasses
 
 import pytest
 
-from vrambench.bench.plan.configs import FORMATS
+from vrambench.bench.plan.configs import FORMATS, torchtune_keys
 from vrambench.bench.plan.configs.trl import MODEL, SCRIPT
+from vrambench.methods.models.presets import PRESETS
+from vrambench.methods.optimizers import OPTIMIZERS
 
 TABLES = {one.name: one.table for one in FORMATS}
 
@@ -61,3 +63,30 @@ def test_keys_of_other_versions_are_no_keys_of_this_one() -> None:
     for table in TABLES.values():
         assert not (table.renamed.keys() | table.old) & table.names
         assert set(table.renamed.values()) <= table.names | {"max_length"}
+
+
+def test_what_torchtune_names_is_here() -> None:
+    nearest = {preset for preset, _ in torchtune_keys.NEAREST.values()}
+    assert {*torchtune_keys.MODELS.values(), *nearest} <= PRESETS.keys()
+    assert set(torchtune_keys.OPTIMIZERS.values()) <= set(OPTIMIZERS)
+    assert not torchtune_keys.MODELS.keys() & torchtune_keys.NEAREST.keys()
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("tokenizer.max_seq_length", "tokenizer.max_seq_len"),
+        ("dataset.pack", "dataset.packed"),
+        ("model.lora_r", "model.lora_rank"),
+        ("lora_rank", "model.lora_rank"),
+        ("gradient_accumulation", "gradient_accumulation_steps"),
+        ("optimizer_in_bckwd", "optimizer_in_bwd"),
+    ],
+)
+def test_a_slip_in_torchtune_s_sections_is_told_from_what_components_take(key: str, meant: str) -> None:
+    table = TABLES["torchtune"]
+    assert not table.knows(key)
+    assert table.meant(key) == meant
+    assert all(
+        table.knows(one) for one in ("dataset.source", "dataset.path", "tokenizer.merges_file", "optimizer.foreach")
+    )

@@ -1,0 +1,111 @@
+"""The pytest plugin: `@pytest.mark.limit_vram("24GiB")`, the fixture `vram`, and `--vram-results FOLDER`.
+
+torch, and all else of vrambench, is imported when a test uses one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from vrambench.bench.watch.ledger import Ledger, watch
+
+MARK = "limit_vram"
+LEDGER = pytest.StashKey["Ledger"]()
+WATCHING = pytest.StashKey["watch"]()
+TOLD = 'write @pytest.mark.limit_vram("24GiB"), with card="rtx-4090" where the size does not say which'
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("vrambench").addoption(
+        "--vram-results",
+        metavar="FOLDER",
+        type=Path,
+        help="Store what the tests with limit_vram or vram take, as a run that `vrambench baseline` and `check` read.",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", f"{MARK}(limit, card=None): fails where the test takes more of a GPU's memory than `limit`"
+    )
+
+
+@pytest.fixture
+def vram(request: pytest.FixtureRequest) -> Ledger:
+    """The ledger of the test's memory: `with vram.phase("learn")`; complete when the test has ended."""
+    return request.node.stash[LEDGER]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """The test's fixtures are watched as well: they are where models are made."""
+    mark = item.get_closest_marker(MARK)
+    if mark is None and "vram" not in getattr(item, "fixturenames", ()):
+        return (yield)
+    watching = item.stash[WATCHING] = _watching(mark)
+    item.stash[LEDGER] = watching.__enter__()
+    try:
+        return (yield)
+    except BaseException as error:
+        del item.stash[WATCHING]
+        watching.__exit__(type(error), error, error.__traceback__)
+        raise
+
+
+def _watching(mark: pytest.Mark | None) -> watch:
+    from vrambench.bench.watch.ledger import watch
+    from vrambench.methods.errors import ConfigurationError
+
+    given = mark.kwargs if mark else {}
+    if mark and (len(mark.args) + ("limit" in given) != 1 or set(given) - {"limit", "card"}):
+        pytest.fail(f"limit_vram takes one limit: {TOLD}", pytrace=False)
+    limit = (mark.args or (given.get("limit"),))[0] if mark else None
+    try:
+        return watch(limit, given.get("card"))
+    except ConfigurationError as error:
+        pytest.fail(f"limit_vram: {error}", pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    watching = item.stash.get(WATCHING, None)
+    if watching is None:
+        return (yield)
+    ledger = item.stash[LEDGER]
+    try:
+        result = yield
+    finally:
+        watching.__exit__(None, None, None)
+    item.add_report_section("call", "vram", str(ledger))
+    if not ledger.used:
+        item.warn(pytest.PytestWarning(f"{item.nodeid} used nothing on the device: there is nothing to limit"))
+    _store(item, ledger)
+    if not ledger.fits:
+        pytest.fail(f"{item.nodeid} takes too much: {ledger}", pytrace=False)
+    return result
+
+
+def _store(item: pytest.Item, ledger: Ledger) -> None:
+    folder = item.config.getoption("--vram-results")
+    if folder is not None and ledger.used:
+        from vrambench.bench.watch.stored import store
+
+        store(folder, item.nodeid, ledger)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """What a run before left in the folder goes: a test that is gone has no result."""
+    folder = session.config.getoption("--vram-results")
+    if folder is not None and not hasattr(session.config, "workerinput"):
+        from vrambench.bench.watch.stored import begin
+        from vrambench.methods.errors import ConfigurationError
+
+        try:
+            begin(folder)
+        except ConfigurationError as error:
+            raise pytest.UsageError(str(error)) from None

@@ -1,0 +1,125 @@
+"""How far a field goes: checked by asking the predictor once more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vrambench.bench.predict.changes import changed
+from vrambench.bench.predict.forecast import Predictor
+from vrambench.bench.predict.reach import Ask, integer_fields, largest, rejection
+from vrambench.bench.results.forecast import Forecast
+from vrambench.methods.cell import Cell, resolve
+from vrambench.methods.errors import ConfigurationError, UnknownValue
+
+SFT = {"precision": "fp32", "adapter": "none", "optimizer": "adamw_torch", "offload": "none", "algorithm": "sft"}
+
+
+def cell_of(axes: dict[str, str] | None = None, **workload: Any) -> Cell:
+    fields = {"model": "tiny", "batch_size": 8, "rollout_batch": 8, "prompt_tokens": 60, "response_tokens": 4}
+    return resolve(SFT | (axes or {}), fields | {"steps": 2, "lora_r": 4} | workload)
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor()
+
+
+def device_bytes(forecast: Forecast) -> int:
+    assert forecast.memory.device_bytes is not None
+    return forecast.memory.device_bytes
+
+
+def asking(predictor: Predictor, budget: int) -> Ask:
+    return lambda cell: predictor.forecast(cell, budget)
+
+
+@pytest.mark.parametrize("own", [1, 40, 200])
+def test_the_largest_value_fits_and_the_next_does_not(predictor: Predictor, own: int) -> None:
+    budget = device_bytes(predictor.forecast(cell_of(batch_size=50)))
+    ask = asking(predictor, budget)
+    cell = cell_of(batch_size=own)
+    found = largest(cell, "batch_size", ask)
+    assert found.value is not None
+    assert found.value >= 50
+    assert ask(changed(cell, {"batch_size": found.value})).fits
+    assert not ask(changed(cell, {"batch_size": found.value + 1})).fits
+    assert found.bound == f"batch_size {found.value + 1} does not fit"
+    assert found.device_bytes == device_bytes(ask(changed(cell, {"batch_size": found.value})))
+    assert found.device_bytes <= budget
+    values = [probe.value for probe in found.probes]
+    assert values[0] == own
+    assert len(values) == len(set(values))
+    by_value = sorted(found.probes, key=lambda probe: probe.value)
+    verdicts = [probe.verdict == "does not fit" for probe in by_value]
+    assert verdicts == sorted(verdicts), "once it does not fit, no larger value does"
+
+
+def test_nothing_fits_a_budget_below_the_context(predictor: Predictor) -> None:
+    found = largest(cell_of(), "batch_size", asking(predictor, 2**20))
+    assert (found.value, found.device_bytes) == (None, None)
+    assert [probe.value for probe in found.probes] == [8, 4, 2, 1]
+
+
+def test_of_none_that_fits_the_bound_is_memory_not_the_rule_below(predictor: Predictor) -> None:
+    found = largest(cell_of({"algorithm": "grpo"}), "group_size", asking(predictor, 2**20))
+    assert (found.value, found.bound) == (None, f"group_size {min(one.value for one in found.probes)} does not fit")
+
+
+def test_a_rule_is_a_bound(predictor: Predictor) -> None:
+    cell = cell_of(batch_size=1)
+    for field, value in (("prompt_tokens", 2048 - 4), ("max_length", 2048)):
+        found = largest(cell, field, asking(predictor, 2**40))
+        assert found.value == value
+        assert found.bound.startswith("too-long: ")
+        assert rejection(changed(cell, {field: value})) is None
+        assert rejection(changed(cell, {field: value + 1})) is not None
+
+
+def test_a_rollout_stays_a_whole_number_of_optimizer_steps(predictor: Predictor) -> None:
+    def ask(cell: Cell) -> Forecast:
+        assert rejection(cell) is None
+        sample = predictor.forecast(cell_of())
+        return sample.model_copy(update={"verdict": "fits" if cell.workload.batch_size <= 5 else "does not fit"})
+
+    cell = cell_of({"algorithm": "ppo"}, batch_size=2, rollout_batch=12, gradient_accumulation_steps=3)
+    found = largest(cell, "batch_size", ask)
+    assert (found.value, found.along) == (5, {"rollout_batch": 30})
+
+    def by_rollout(cell: Cell) -> Forecast:
+        assert rejection(cell) is None
+        sample = predictor.forecast(cell_of())
+        return sample.model_copy(update={"verdict": "fits" if cell.workload.rollout_batch <= 31 else "does not fit"})  # type: ignore[operator]
+
+    assert largest(cell, "rollout_batch", by_rollout).value == 30
+
+
+def test_the_largest_group_makes_whole_optimizer_steps(predictor: Predictor) -> None:
+    def ask(cell: Cell) -> Forecast:
+        assert rejection(cell) is None
+        sample = predictor.forecast(cell_of())
+        return sample.model_copy(update={"verdict": "fits" if cell.workload.group_size <= 29 else "does not fit"})  # type: ignore[operator]
+
+    work = {"batch_size": 2, "gradient_accumulation_steps": 4, "rollout_batch": 2}
+    assert largest(cell_of({"algorithm": "grpo"}, **work), "group_size", ask).value == 28
+
+
+def test_fields_that_cannot_be_searched_are_named() -> None:
+    def never(cell: Cell) -> Forecast:
+        raise AssertionError
+
+    with pytest.raises(UnknownValue, match=r"--max: 'batchsize' is not one of .*; did you mean 'batch_size'"):
+        largest(cell_of(), "batchsize", never)
+    with pytest.raises(ConfigurationError, match="--max seed: memory does not depend on it; take one of batch_size"):
+        largest(cell_of(), "seed", never)
+    assert integer_fields(cell_of()) == (
+        "batch_size",
+        "prompt_tokens",
+        "response_tokens",
+        "max_length",
+        "gradient_accumulation_steps",
+    )
+    lora = integer_fields(cell_of({"adapter": "lora", "algorithm": "ppo"}))
+    assert {"lora_r", "rollout_batch"} <= set(lora)
+    assert "lora_alpha" not in lora

@@ -1,0 +1,177 @@
+"""`watch`: code that asks for CUDA runs on a machine without, and what it takes is told."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+import vrambench
+from vrambench.bench.watch.ledger import Ledger
+from vrambench.bench.watch.simulated import NoValue
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="predicted where there is no CUDA")
+KIB = 1024
+
+
+def train(steps: int = 2) -> None:
+    model = nn.Sequential(nn.Linear(256, 256, bias=False), nn.Linear(256, 256, bias=False)).cuda()
+    optimizer = torch.optim.AdamW(model.parameters())
+    for _ in range(steps):
+        model(torch.randn(4, 256, device="cuda")).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def held(ledger: Ledger) -> dict[str, int]:
+    return {share.kind: share.nbytes for share in ledger.at_peak if share.role == "Sequential"}
+
+
+def test_weights_gradients_and_state_are_told_by_role_and_line() -> None:
+    with vrambench.watch("24GiB") as ledger:
+        train()
+    assert ledger.fits
+    assert ledger.source == "predicted"
+    weights = 2 * 256 * KIB
+    assert (held(ledger)["weights"], held(ledger)["gradients"], held(ledger)["optimizer"]) == (
+        weights,
+        weights,
+        2 * weights,
+    )
+    assert any(__file__ in line.place and "optimizer" in line.place for line in ledger.lines)
+    assert "at the peak: Sequential optimizer" in str(ledger)
+    assert "<table>" in ledger._repr_html_()
+
+
+def test_phases_nest_in_those_that_come_by_themselves() -> None:
+    with vrambench.watch() as ledger, ledger.phase("mine"):
+        train(1)
+    assert {phase.name for phase in ledger.phases} == {"load", "mine", "optimizer_step"}
+
+
+def test_what_is_over_the_limit_does_not_fit() -> None:
+    with vrambench.watch("503MiB") as ledger:
+        train()
+    assert not ledger.fits
+    assert ", over 503 MiB" in ledger.verdict()
+
+
+def test_torch_has_cuda_within_and_not_after() -> None:
+    before = torch.cuda.is_available(), torch.autocast.__enter__, F.softmax
+    with vrambench.watch():
+        assert torch.cuda.is_available()
+        with torch.device("cuda"):
+            assert torch.zeros(2).is_cuda
+        assert torch.zeros(2).to(torch.device("cuda", 0)).device == torch.device("cuda", 0)
+        assert not torch.zeros(2).is_cuda
+    assert (torch.cuda.is_available(), torch.autocast.__enter__, F.softmax) == before
+
+
+def test_an_error_of_the_code_leaves_torch_as_it_was() -> None:
+    with pytest.raises(KeyError), vrambench.watch():
+        raise KeyError
+    assert not torch.cuda.is_available()
+    assert torch.zeros(1).item() == 0
+
+
+def test_numbers_that_were_not_computed_are_nan() -> None:
+    with vrambench.watch():
+        loss = torch.zeros((), device="cuda")
+        assert math.isnan(loss.item())
+        assert math.isnan(float(loss))
+        assert f"{loss:.3f}" == "nan"
+        assert loss.cpu().isnan().item()
+        assert loss.to("cpu").isnan().item()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda tensor: tensor.bool().item(),
+        lambda tensor: bool(tensor > 0),
+        lambda tensor: int(tensor.long()),
+        lambda tensor: tensor.long().tolist(),
+    ],
+)
+def test_what_decides_is_an_error(read: object) -> None:
+    with vrambench.watch(), pytest.raises(NoValue, match="has no values"):
+        read(torch.zeros(1, device="cuda"))  # type: ignore[operator]
+
+
+def test_tied_weights_stay_tied() -> None:
+    model = nn.ModuleList([nn.Linear(256, 256, bias=False), nn.Linear(256, 256, bias=False)])
+    model[1].weight = model[0].weight
+    with vrambench.watch() as ledger:
+        model.to("cuda")
+        assert model[0].weight is model[1].weight
+    assert ledger.memory.allocated_bytes == 256 * KIB
+
+
+def test_autocast_casts_as_on_cuda() -> None:
+    with vrambench.watch():
+        layer = nn.Linear(8, 8).cuda()
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            assert layer(torch.zeros(8, 8, device="cuda")).dtype == torch.bfloat16
+        assert layer(torch.zeros(8, 8, device="cuda")).dtype == torch.float32
+
+
+def test_checkpointed_code_that_names_cuda_runs_in_the_backward_pass() -> None:
+    def part(states: torch.Tensor) -> torch.Tensor:
+        return states * torch.ones(8, device="cuda")
+
+    with vrambench.watch() as ledger:
+        states = torch.zeros(8, device="cuda", requires_grad=True)
+        torch.utils.checkpoint.checkpoint(part, states, use_reentrant=False).sum().backward()
+    assert ledger.used
+
+
+@pytest.mark.parametrize(("limit", "said"), [("24GiBB", "did you mean"), ("rtx-409", "rtx-4090")])
+def test_a_bad_limit_is_told_with_the_nearest(limit: str, said: str) -> None:
+    with pytest.raises(vrambench.ConfigurationError, match=said):
+        vrambench.watch(limit)
+
+
+def test_nothing_used_is_said() -> None:
+    with vrambench.watch("1GiB") as ledger:
+        torch.zeros(8)
+    assert not ledger.used
+    assert str(ledger) == "nothing was used on the device"
+
+
+def test_importing_vrambench_and_its_plugin_imports_no_torch() -> None:
+    code = "import sys, vrambench, vrambench.bench.watch.plugin; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_trainer_of_transformers_trains(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
+    )
+    rows = [{"input_ids": list(range(16)), "labels": list(range(16))} for _ in range(4)]
+    with vrambench.watch("24GiB") as ledger:
+        told = TrainingArguments(
+            str(tmp_path),
+            per_device_train_batch_size=2,
+            max_steps=2,
+            report_to=[],
+            save_strategy="no",
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+        )
+        Trainer(LlamaForCausalLM(config), told, train_dataset=rows).train()
+    assert {phase.name for phase in ledger.phases} == {"load", "learn", "optimizer_step"}
+    assert any(share.kind == "optimizer" and share.role == "LlamaForCausalLM" for share in ledger.at_peak)
+
+
+@pytest.mark.parametrize("name", ["memory_allocated", "max_memory_allocated", "mem_get_info", "get_device_properties"])
+def test_what_the_allocator_counts_is_no_zero(name: str) -> None:
+    """Without a GPU, torch says 0, with which every comparison passes."""
+    with vrambench.watch(), pytest.raises(NoValue, match="the ledger has the peaks afterwards"):
+        getattr(torch.cuda, name)(0)

@@ -1,0 +1,130 @@
+"""The pytest plugin, in projects that never heard of vrambench: a small transformers model in a plain loop, without a GPU."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pages
+import pytest
+import torch
+from pages import blocks
+
+from vrambench.bench.gate.baseline import baseline_of, read_baseline, write_baseline
+from vrambench.bench.gate.check import check
+from vrambench.bench.results.store import RunFolder
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="predicted where there is no CUDA"),
+]
+
+LOOP = """
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+@pytest.fixture
+def model():
+    config = LlamaConfig(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+    return LlamaForCausalLM(config).to("cuda", torch.bfloat16)
+
+
+def train(model, tokens):
+    optimizer = torch.optim.AdamW(model.parameters())
+    for _ in range(2):
+        ids = torch.randint(0, 512, (4, tokens), device="cuda")
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        print(f"loss {loss.item():.3f}")
+"""
+
+
+def ran(folder: Path, tests: str, *options: str) -> subprocess.CompletedProcess[str]:
+    (folder / "test_training.py").write_text(LOOP + tests)
+    command = [sys.executable, "-m", "pytest", "-p", "vrambench.bench.watch.plugin", "--strict-markers", "-q", *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+PASSES = """
+@pytest.mark.limit_vram("1GiB")
+def test_training_fits(model, vram):
+    with vram.phase("epoch"):
+        train(model, 64)
+"""
+
+
+def test_a_loop_passes_and_fails_by_its_limit(tmp_path: Path) -> None:
+    found = ran(
+        tmp_path,
+        PASSES
+        + """
+@pytest.mark.limit_vram("530MiB")
+class TestLong:
+    @pytest.mark.parametrize("tokens", [8, 2048])
+    def test_tokens(self, model, vram, tokens):
+        with vram.phase("epoch"):
+            train(model, tokens)
+""",
+        "-n2",
+    )
+    assert "1 failed, 2 passed" in found.stdout, found.stdout
+    assert "over 530 MiB" in found.stdout
+    assert "at the peak, in epoch" in found.stdout
+    assert "LlamaForCausalLM activations" in found.stdout
+    assert "test_training.py:" in found.stdout
+    assert "loss nan" in found.stdout
+
+
+def test_a_test_that_uses_nothing_and_one_with_a_bad_limit_are_told(tmp_path: Path) -> None:
+    found = ran(
+        tmp_path,
+        """
+@pytest.mark.limit_vram("1GiB")
+def test_nothing():
+    pass
+
+
+@pytest.mark.limit_vram("24GiBB")
+def test_bad():
+    pass
+""",
+    )
+    assert "used nothing on the device" in found.stdout
+    assert "did you mean '24GiB'" in found.stdout
+    assert "1 passed, 1 warning, 1 error" in found.stdout
+
+
+def test_results_are_a_run_that_baseline_and_check_read(tmp_path: Path) -> None:
+    assert ran(tmp_path, PASSES, "--vram-results", "before").returncode == 0
+    before = RunFolder.open(tmp_path / "before")
+    write_baseline(baseline_of(before), tmp_path / "baseline.json")
+    baseline = read_baseline(tmp_path / "baseline.json")
+    assert ran(tmp_path, PASSES, "--vram-results", "same").returncode == 0
+    assert check(baseline, RunFolder.open(tmp_path / "same")).exit_code == 0
+    assert ran(tmp_path, PASSES.replace("64", "96"), "--vram-results", "more", "-n1").returncode == 0
+    grown = check(baseline, RunFolder.open(tmp_path / "more"))
+    assert grown.exit_code == 1
+    assert [cell.name for cell in grown.of("regressed")] == ["test_training.py::test_training_fits"]
+
+
+def test_a_run_of_cells_is_not_overwritten(tmp_path: Path) -> None:
+    ran(tmp_path, PASSES, "--vram-results", "run")
+    file = tmp_path / "run" / "run.json"
+    file.write_text(file.read_text().replace('"profile": "pytest"', '"profile": "24gb"'))
+    found = ran(tmp_path, PASSES, "--vram-results", "run")
+    assert "holds a run of cells; name another folder" in found.stderr
+    assert list((tmp_path / "run" / "cells").glob("*.json"))
+
+
+def test_the_example_of_the_page_passes(tmp_path: Path) -> None:
+    (example, *_) = blocks((pages.ROOT / "docs" / "own-code.md").read_text(), "python")
+    (tmp_path / "test_training.py").write_text(example)
+    command = [sys.executable, "-m", "pytest", "-p", "vrambench.bench.watch.plugin", "-q", "-rA"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "1 passed" in found.stdout, found.stdout
+    assert "within 1 GiB" in found.stdout
