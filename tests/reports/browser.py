@@ -109,7 +109,11 @@ class Browser:
 
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
         """A PNG of what is visible, or of the whole page."""
-        path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]))
+        path.write_bytes(self.picture(captureBeyondViewport=whole))
+
+    def picture(self, **how: Any) -> bytes:
+        """What is visible, with the options of the protocol's Page.captureScreenshot."""
+        return base64.b64decode(self._call("Page.captureScreenshot", **how)["data"])
 
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1

@@ -79,7 +79,7 @@ def test_the_command_writes_tables(run: Path, capsys: pytest.CaptureFixture[str]
     assert "2 cells: 2 ok" in capsys.readouterr().out
     assert main(["report", "one", "-o", "cells.md"]) == 2
     assert capsys.readouterr().err == (
-        "error: -o cells.md: is there already, and is no report of ours; --force overwrites it\n"
+        "error: -o cells.md: is there already, and is no report of ours; --force replaces it\n"
     )
 
 
