@@ -20,7 +20,7 @@ import vrambench
 from vrambench.bench.commands.app import app, main
 from vrambench.methods.cell import option_namespaces
 from vrambench.methods.workload import Workload
-from vrambench.reports.text.lists import LISTS
+from vrambench.reports.text.lists import LISTS, described
 
 ROOT = Path(__file__).parents[1]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
@@ -171,8 +171,8 @@ def test_tables_are_as_the_code_has_them() -> None:
 
 def test_every_field_and_option_has_a_sentence() -> None:
     for kind in (Workload, *option_namespaces().values()):
-        for name, field in kind.model_fields.items():
-            assert (field.description or "").endswith("."), f"{kind.__name__}.{name}"
+        for name in kind.model_fields:
+            assert described(kind, name).endswith("."), f"{kind.__name__}.{name}"
 
 
 def anchors(text: str) -> set[str]:
