@@ -46,7 +46,7 @@ def train(model, tokens):
 
 def ran(folder: Path, tests: str, *options: str) -> subprocess.CompletedProcess[str]:
     (folder / "test_training.py").write_text(LOOP + tests)
-    command = [sys.executable, "-m", "pytest", "-p", "vrambench.bench.watch.plugin", "--strict-markers", "-q", *options]
+    command = [sys.executable, "-m", "pytest", "--strict-markers", "-q", *options]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
@@ -124,7 +124,7 @@ def test_a_run_of_cells_is_not_overwritten(tmp_path: Path) -> None:
 def test_the_example_of_the_page_passes(tmp_path: Path) -> None:
     (example, *_) = blocks((pages.ROOT / "docs" / "own-code.md").read_text(), "python")
     (tmp_path / "test_training.py").write_text(example)
-    command = [sys.executable, "-m", "pytest", "-p", "vrambench.bench.watch.plugin", "-q", "-rA"]
+    command = [sys.executable, "-m", "pytest", "-q", "-rA"]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "1 passed" in found.stdout, found.stdout
     assert "within 1 GiB" in found.stdout
