@@ -13,7 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile(
+    "tests", derandomize=True, deadline=None
+)  # the same on every machine, however busy
+hypothesis.settings.load_profile("tests")
 
 _NUMBERS = itertools.count()
 ROOT = Path(__file__).resolve().parents[1]
