@@ -9,7 +9,7 @@
 # make gpu        on a machine with CUDA: tests, measurements and their results as one archive under $$OUT
 # make wheel      dist/: a wheel of the tree as it is
 # make clean      removes all that the others made here, but for runs and results
-.PHONY: setup run test lint gate baseline benchmark accuracy wheel gpu clean
+.PHONY: setup run test lint gate baseline predicted benchmark accuracy wheel gpu clean
 
 PYTHON ?= python3
 VENV   := .venv
@@ -40,15 +40,15 @@ lint: setup
 	$(BIN)/mypy
 	PYTHONPATH=$(VENV)/src $(BIN)/lint-imports --no-cache
 
-gate: setup
-	rm -rf runs/gate
-	$(BIN)/vrambench run .ci/gate.yaml --out runs/gate --device predicted
+gate: predicted
 	$(BIN)/vrambench check runs/gate --baseline .ci/baseline.json --across-versions --two-sided $(ARGS)
 
-baseline: setup
+baseline: predicted
+	$(BIN)/vrambench baseline runs/gate -o .ci/baseline.json --force
+
+predicted: setup
 	rm -rf runs/gate
 	$(BIN)/vrambench run .ci/gate.yaml --out runs/gate --device predicted
-	$(BIN)/vrambench baseline runs/gate -o .ci/baseline.json --force
 
 benchmark: setup
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only $(ARGS)

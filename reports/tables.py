@@ -72,21 +72,10 @@ def frame(report: Report) -> pd.DataFrame:
 
 def markdown(report: Report) -> str:
     """What the page's table shows, as Markdown."""
-    shown = columns(report)
-    heads = ["cell", "status", *(column.label for column in shown if column.kind not in ("text", "sign"))]
-    lines = [
-        [
-            report.labels[row.index],
-            row.status,
-            *(column.text(row) for column in shown if column.kind not in ("text", "sign")),
-        ]
-        for row in report.rows
-    ]
-    aligned = [
-        "---",
-        "---",
-        *("---:" if column.kind == "number" else "---" for column in shown if column.kind not in ("text", "sign")),
-    ]
+    shown = [column for column in columns(report) if column.kind not in ("text", "sign")]
+    heads = ["cell", "status", *(column.label for column in shown)]
+    aligned = ["---", "---", *("---:" if column.kind == "number" else "---" for column in shown)]
+    lines = [[report.labels[row.index], row.status, *(column.text(row) for column in shown)] for row in report.rows]
     told = ", ".join(f"{name} {value}" for name, value in report.common)
     return "\n".join([*([f"Every cell: {told}", ""] if told else []), *map(_line, [heads, aligned, *lines])]) + "\n"
 
