@@ -3,7 +3,8 @@
 A card's usable capacity is the number that PyTorch's out-of-memory message gives as "total capacity" on it: what the
 driver offers, which is less than what the name says. Whatever nobody has published, or we have not measured, is None.
 
-Sources, by the words in each record: "oom" is such a message in a public issue, named; "docs" is NVIDIA's data sheet of
+Sources, by the words in each record: "oom" is such a message in a public issue, named, as is what programs
+show of the same number; "docs" is NVIDIA's data sheet of
 the card (number of multiprocessors) and the CUDA programming guide's table of compute capabilities.
 """
 
@@ -47,6 +48,8 @@ class Card:
         return self.capability >= FIRST_BF16
 
 
+_NO_CAPACITY = "docs; no capacity found but under Windows"
+
 _CARDS = (
     Card(
         name="rtx-3090",
@@ -57,13 +60,6 @@ _CARDS = (
         context_bytes=256 * MIB,
         outside_bytes=(255 * MIB, 439 * MIB),
         source="oom; bare context and ends of jobs as published for 24 GB cards; docs",
-    ),
-    Card(
-        name="rtx-3090-ti",
-        marked_bytes=24 * GIB,
-        capability=(8, 6),
-        multiprocessors=84,
-        source="docs; no capacity found",
     ),
     Card(
         name="rtx-3080-10gb",
@@ -90,13 +86,6 @@ _CARDS = (
         source="oom (ali-vilab/VGen 104; others give 23.52 to 23.65); docs",
     ),
     Card(
-        name="rtx-4080",
-        marked_bytes=16 * GIB,
-        capability=(8, 9),
-        multiprocessors=76,
-        source="docs; no capacity found but that of Windows",
-    ),
-    Card(
         name="rtx-4070-ti",
         marked_bytes=12 * GIB,
         capability=(8, 9),
@@ -109,7 +98,8 @@ _CARDS = (
         marked_bytes=16 * GIB,
         capability=(8, 9),
         multiprocessors=34,
-        source="docs; no capacity found",
+        usable_bytes=int(15.55 * GIB),
+        source="oom (boson-ai/higgs-audio 48); docs",
     ),
     Card(
         name="a100-40gb",
@@ -150,12 +140,36 @@ _CARDS = (
         source="measured (results/nvidia-h200: doctor.json, context.json, measured/); docs",
     ),
     Card(
+        name="b200",
+        marked_bytes=180 * GIB,
+        capability=(10, 0),
+        multiprocessors=148,
+        usable_bytes=int(178.35 * GIB),
+        source="what PyTorch shows (unslothai/unsloth 3411); docs",
+    ),
+    Card(
         name="rtx-5090",
         marked_bytes=32 * GIB,
         capability=(12, 0),
         multiprocessors=170,
         usable_bytes=int(31.36 * GIB),
         source="oom (TrajectoryCrafter 20 gives 31.36, Wan-Video/Wan2.1 465 31.37); docs",
+    ),
+    Card(
+        name="rtx-5060-ti-16gb",
+        marked_bytes=16 * GIB,
+        capability=(12, 0),
+        multiprocessors=36,
+        usable_bytes=15_816 * MIB,
+        source="what CUDA shows (Luce-Org/lucebox 407); docs",
+    ),
+    Card(
+        name="rtx-2080-ti",
+        marked_bytes=11 * GIB,
+        capability=(7, 5),
+        multiprocessors=68,
+        usable_bytes=int(10.76 * GIB),
+        source="oom (JDAI-CV/image-captioning 11, ispc-lab/TMA 5); docs",
     ),
     Card(
         name="rtx-a6000",
@@ -166,12 +180,44 @@ _CARDS = (
         source="oom (google-research/semivl 18, artidoro/qlora 17); docs",
     ),
     Card(
+        name="rtx-a5000",
+        marked_bytes=24 * GIB,
+        capability=(8, 6),
+        multiprocessors=64,
+        usable_bytes=int(23.67 * GIB),
+        source="oom (Magicboomliu/Accelerator-Simple-Template 7); docs",
+    ),
+    Card(
+        name="rtx-a4000",
+        marked_bytes=16 * GIB,
+        capability=(8, 6),
+        multiprocessors=48,
+        usable_bytes=int(15.61 * GIB),
+        source="oom (DengKaiCQ/VGGT-Long 6; Zeqiang-Lai/Mini-DALLE3 9 gives 15.73); docs",
+    ),
+    Card(
+        name="quadro-rtx-8000",
+        marked_bytes=48 * GIB,
+        capability=(7, 5),
+        multiprocessors=72,
+        usable_bytes=int(47.46 * GIB),
+        source="oom (Victarry/stable-dreambooth 8); docs",
+    ),
+    Card(
         name="rtx-6000-ada",
         marked_bytes=48 * GIB,
         capability=(8, 9),
         multiprocessors=142,
         usable_bytes=int(44.43 * GIB),
         source="oom, with error correction on (DINGYANB/MTVCrafter 21); docs",
+    ),
+    Card(
+        name="rtx-pro-6000-blackwell",
+        marked_bytes=96 * GIB,
+        capability=(12, 0),
+        multiprocessors=188,
+        usable_bytes=int(94.97 * GIB),
+        source="what CUDA shows (antirez/ds4 431); docs",
     ),
     Card(
         name="l40s",
@@ -196,7 +242,8 @@ _CARDS = (
         marked_bytes=24 * GIB,
         capability=(8, 6),
         multiprocessors=72,
-        source="docs; no capacity found",
+        usable_bytes=int(22.18 * GIB),
+        source="oom (OpenBMB/MiniCPM-V 640; vllm-project/vllm 9578 gives 22.19); docs",
     ),
     Card(
         name="a10g",
@@ -205,6 +252,14 @@ _CARDS = (
         multiprocessors=80,
         usable_bytes=int(21.99 * GIB),
         source="oom (mistralai/mistral-finetune 69); docs",
+    ),
+    Card(
+        name="a30",
+        marked_bytes=24 * GIB,
+        capability=(8, 0),
+        multiprocessors=56,
+        usable_bytes=int(23.53 * GIB),
+        source="oom (google/RB-Modulation 5); docs",
     ),
     Card(
         name="t4",
@@ -230,13 +285,31 @@ _CARDS = (
         usable_bytes=int(31.74 * GIB),
         source="oom (liucongg/ChatGLM-Finetuning 73; google/dynibar 8 gives 31.75); docs",
     ),
+    *(
+        Card(name=name, marked_bytes=gib * GIB, capability=capability, multiprocessors=sm, source=_NO_CAPACITY)
+        for name, gib, capability, sm in (
+            ("rtx-3090-ti", 24, (8, 6), 84),
+            ("rtx-3080-ti", 12, (8, 6), 80),
+            ("rtx-4080", 16, (8, 9), 76),
+            ("rtx-4080-super", 16, (8, 9), 80),
+            ("rtx-4070-ti-super", 16, (8, 9), 66),
+            ("h20", 96, (9, 0), 78),
+            ("h100-nvl", 94, (9, 0), 132),
+            ("rtx-5080", 16, (12, 0), 84),
+            ("rtx-5070-ti", 16, (12, 0), 70),
+            ("rtx-5000-ada", 32, (8, 9), 100),
+            ("l40", 48, (8, 9), 142),
+            ("a40", 48, (8, 6), 84),
+        )
+    ),
 )
 
 CARDS: Mapping[str, Card] = {card.name: card for card in _CARDS}
 CAPACITIES: Mapping[str, int] = {card.name: card.usable_bytes for card in _CARDS if card.usable_bytes is not None}
 """Usable bytes of the cards whose capacity is known: those that a budget can name."""
 
-_MAKERS = ("nvidia", "geforce", "tesla", "quadro", "gpu", "pcie", "sxm", "sxm4", "sxm5")
+_MAKERS = {"nvidia", "geforce", "tesla", "quadro", "gpu", "generation", "workstation", "server", "edition"}
+_FORMS = {"pcie", "sxm", "sxm2", "sxm3", "sxm4", "sxm5", "hbm2", "hbm2e", "hbm3", "hbm3e"}
 """Words of a card's full name that tell no two apart here."""
 
 
@@ -268,7 +341,7 @@ def _words(text: str) -> frozenset[str]:
     """Of a card's name, in lower case; `80 GB` is one, `rtx4090` two."""
     joined = re.sub(r"\b(\d+)\s*gi?b\b", r"\1gb", text.lower())
     split = re.sub(r"\b(rtx|gtx)(?=\w?\d)", r"\1 ", joined)
-    return frozenset(re.findall(r"[a-z0-9]+", split)) - {*_MAKERS}
+    return frozenset(re.findall(r"[a-z0-9]+", split)) - _MAKERS - _FORMS
 
 
 def _sizes(words: frozenset[str]) -> frozenset[str]:
@@ -278,3 +351,9 @@ def _sizes(words: frozenset[str]) -> frozenset[str]:
 
 def _holds(card: Card, sizes: frozenset[str]) -> bool:
     return all(size == f"{card.marked_bytes // GIB}gb" for size in sizes)
+
+
+NUMBERS: Mapping[str, str] = {
+    word: card.name for card in reversed(_CARDS) for word in _words(card.name) if word.isdigit()
+}
+"""Cards by the number in their name, where it stands alone: `4090`. Of several, the first."""

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from vrambench.methods.cards import CAPACITIES, cards_called
-from vrambench.methods.errors import UNPRINTABLE, brief, did_you_mean, shown
+from vrambench.methods.cards import CAPACITIES, DRIVERS_SHARE, GIB, NUMBERS, cards_called
+from vrambench.methods.errors import UNPRINTABLE, brief, did_you_mean, nearest, shown
 from vrambench.methods.lengths import parse_lengths
 from vrambench.methods.registry import Options
 
@@ -51,11 +51,15 @@ def parse_size(value: object) -> int:
         for card in called:
             if card.usable_bytes is not None:
                 return card.usable_bytes
-            raise ValueError(f"{shown(value)} is a card whose usable capacity is not known here; write it, as in 22GiB")
+            raise ValueError(
+                f"{shown(value)} is a card of {card.marked_bytes // GIB} GB, of which a process gets less; how much is not known "
+                f"here: write it, as in {int((1 - DRIVERS_SHARE) * card.marked_bytes / GIB)}GiB"
+            )
         if not match:
             raise ValueError(unlike + did_you_mean(value, CAPACITIES))
         if match[2] not in UNITS:
-            raise ValueError(f"{unlike}; did you mean '{match[1]}GiB'?")
+            hint = f"; did you mean '{match[1]}GiB'?" if float(match[1]) < 1024 else ""
+            raise ValueError(unlike + hint)
         unit = match[2]
         size = float(match[1]) * UNITS[unit]
     else:
@@ -63,7 +67,8 @@ def parse_size(value: object) -> int:
     if not 1 <= size < 2**60:
         raise ValueError(f"{shown(value)} is not a size of at least one byte and less than 1 EiB")
     if unit == "" and size < SMALLEST_BARE:
-        hint = did_you_mean(str(value), CAPACITIES)
+        meant = nearest(str(value), NUMBERS)
+        hint = f"; did you mean {NUMBERS[meant]!r}?" if meant else ""
         raise ValueError(f"{shown(value)} would be bytes; write its unit, as in 24GiB{hint}")
     return int(size)
 

@@ -19,10 +19,12 @@ from vrambench.bench.commands.shared import (
     Json,
     NoCache,
     card_named,
+    default_matrix,
     end_progress,
     matrix_again,
     say,
     say_progress,
+    shipped_matrix,
     stdout_kept_clean,
 )
 from vrambench.bench.plan.aliased import field_in_our_name
@@ -87,6 +89,7 @@ def fit(
             matrix, selection, alloc_conf=alloc_conf, strict=strict, as_json=as_json, cache=_cache(no_cache)
         )
     loaded = load(matrix, selection)
+    _check_asked(matrix, selection)
     read(alloc_conf)
     with stdout_kept_clean() as out:
         from vrambench.bench.plan.configs.built import as_built
@@ -115,6 +118,16 @@ def fit(
                 print(f"the same without the file: {kept.command}", file=out)
     fits = answer.forecast.verdict == "fits" if strict else answer.forecast.fits
     return 0 if fits else EXIT_DOES_NOT_FIT
+
+
+def _check_asked(path: Path | None, selection: Selection) -> None:
+    """That of the shipped matrix' hundreds of cells something was chosen: a planned one takes seconds to come by."""
+    chosen = selection.axes or selection.only or selection.profile or selection.config
+    if not chosen and (path or default_matrix()).resolve() == shipped_matrix():
+        raise ConfigurationError(
+            f"fit answers for a model or for one cell: {_recipes_of(selection.model or 'qwen3-8b')} --budget rtx-4090; or name a "
+            f"value of each axis ({', '.join(f'--{axis}' for axis in AXIS_NAMES)}), or a trainer's own file by --config FILE"
+        )
 
 
 def _searched(typed: Sequence[str]) -> Iterator[str]:
@@ -222,6 +235,10 @@ def only_cell(plan: Plan, searched: str | None = None) -> PlannedCell:
     return planned
 
 
+def _recipes_of(model: str) -> str:
+    return f"for a model's usual recipes, vrambench fit {shlex.quote(model)}"
+
+
 def _narrowing(flats: list[dict[str, Any]]) -> str:
     """How to come to one of several cells: each axis, or else each field, that still has several values."""
     several: dict[str, list[Any]] = {}
@@ -239,4 +256,5 @@ def _narrowing(flats: list[dict[str, Any]]) -> str:
         )
         option = f"--{name} {texts[0]}" if name in AXIS_NAMES else f"--set {name}={texts[0]}"
         parts.append(f"{name} is {listed} (as in {option})")
-    return "choose one value each: " + "; ".join(parts) if parts else "name all five axes"
+    menu = f" (or ask {_recipes_of(flats[0]['model'])})" if axes else ""
+    return f"choose one value each: {'; '.join(parts)}{menu}" if parts else "name all five axes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated
 
 import typer
@@ -16,7 +17,12 @@ SENTENCES = ("meaning", "reason")
 
 def list(
     what: Annotated[str, typer.Argument(metavar="WHAT", help="models, cards, fields, values or rules.")],
-    word: Annotated[str, typer.Argument(metavar="[WORD]", help="Only lines with this word.", show_default=False)] = "",
+    word: Annotated[
+        str,
+        typer.Argument(
+            metavar="[WORD]", help="Only lines with this word, or with a number that begins so.", show_default=False
+        ),
+    ] = "",
     *,
     as_json: Json = False,
 ) -> None:
@@ -29,7 +35,8 @@ def list(
         raise UnknownValue("list", what, LISTS)
     with stdout_kept_clean() as out:
         records = LISTS[what]()
-        wanted = [one for one in records if word.lower() in " ".join(one.values()).lower()]
+        inside = re.compile((r"(?<![\d.])" if word.isdigit() else "") + re.escape(word), re.IGNORECASE)
+        wanted = [one for one in records if inside.search(" ".join(one.values()))]
         if as_json:
             print(json.dumps(wanted, indent=1), file=out)
             return

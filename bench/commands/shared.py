@@ -95,10 +95,15 @@ def check_out(out: Path, *, replaces: bool = True, why: str = "") -> None:
 
 def default_matrix() -> Path:
     """./matrix.yaml if there is one, else the one that is shipped."""
+    here = Path("matrix.yaml")
+    return here if here.exists() else shipped_matrix()
+
+
+def shipped_matrix() -> Path:
+    """The file that comes with this package."""
     import vrambench.bench
 
-    here = Path("matrix.yaml")
-    return here if here.exists() else Path(vrambench.bench.__file__).resolve().parent.parent / "matrix.yaml"
+    return Path(vrambench.bench.__file__).resolve().parent.parent / "matrix.yaml"
 
 
 def matrix_again(matrix: Matrix, path: Path | None) -> tuple[list[str], Matrix]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from vrambench.methods.cards import CARDS
+from vrambench.methods.cards import CARDS, GIB
 from vrambench.methods.workload import FIELDS, Workload
 from vrambench.reports.units import size
 
@@ -41,6 +41,7 @@ def cards() -> list[Record]:
     return [
         {
             "name": card.name,
+            "memory": f"{card.marked_bytes // GIB} GB",
             "usable": size(card.usable_bytes) if card.usable_bytes else "not known here",
             "compute capability": ".".join(map(str, card.capability)),
         }

@@ -284,7 +284,8 @@ def test_a_setting_of_the_file_that_no_cell_uses_is_warned_of(
         (
             "fit --algorithm sft",
             "4 cells are left, and fit answers for one; choose one value each: precision is fp32, nf4 (as in "
-            "--precision fp32); adapter is none, lora (as in --adapter none)",
+            "--precision fp32); adapter is none, lora (as in --adapter none) (or ask for a model's usual recipes, vrambench fit "
+            "tiny)",
         ),
         (
             f"fit {CELL} --sweep steps=3,4",
@@ -365,3 +366,16 @@ def test_what_does_not_fit_says_by_how_much_and_that_bytes_are_without_a_limit(
     assert code == 1
     assert "; memory runs out in learn at a request of " in out
     assert "these are the bytes without a limit" in out
+
+
+@pytest.mark.parametrize(("typed", "model"), [("", "qwen3-8b"), ("--model llama-2-7b --budget 4090", "llama-2-7b")])
+def test_of_the_shipped_matrix_something_has_to_be_chosen(
+    typed: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "matrix.yaml").unlink()
+    monkeypatch.setattr("vrambench.bench.plan.plan.select", None)
+    assert cli.main(["fit", *typed.split()]) == 2
+    said = (
+        f"error: fit answers for a model or for one cell: for a model's usual recipes, vrambench fit {model} --budget"
+    )
+    assert capsys.readouterr().err.startswith(said)

@@ -28,5 +28,5 @@ def test_a_budget_names_the_cards_whose_capacity_is_known() -> None:
     for name, size in known.items():
         assert parse_size(name) == size
     for name in CARDS.keys() - known.keys():
-        with pytest.raises(ValueError, match="whose usable capacity is not known here; write it, as in"):
+        with pytest.raises(ValueError, match=r"is a card of .* how much is not known here: write it, as in"):
             parse_size(name)

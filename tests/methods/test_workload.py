@@ -185,9 +185,16 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
                 f"{'a/' * 25!r}...{'/' + 'a/' * 12!r} (1,002 characters) is longer than any name",
             ),
             ("steps", "4" * 5000, f"{'4' * 50!r}...{'4' * 25!r} (5,000 characters): must be a whole number"),
-            ("budget", "a10", "'a10' is a card whose usable capacity is not known here; write it, as in 22GiB"),
+            (
+                "budget",
+                "rtx-4080",
+                "'rtx-4080' is a card of 16 GB, of which a process gets less; how much is not known here: write it, as in 15GiB",
+            ),
             ("budget", "v100", "'v100' may be v100-16gb or v100-32gb"),
             ("budget", "a100", "'a100' may be a100-40gb or a100-80gb"),
+            ("budget", "rtx 6000", "'rtx 6000' may be rtx-6000-ada or rtx-pro-6000-blackwell"),
+            ("budget", "4900", "'4900' would be bytes; write its unit, as in 24GiB; did you mean 'rtx-4090'?"),
+            ("budget", "4090 laptop", f"'4090 laptop' is not a size; {SIZES}"),
             ("budget", 3090, "3090 would be bytes; write its unit, as in 24GiB; did you mean 'rtx-3090'?"),
             ("lora_target_modules", [1], f"[1]: {MODULES}"),
         ]
@@ -326,6 +333,10 @@ def test_an_unknown_axis_value_is_named() -> None:
         ("h100", CAPACITIES["h100-80gb"]),
         ("NVIDIA A100-SXM4-80GB", CAPACITIES["a100-80gb"]),
         ("a100 40 GB", CAPACITIES["a100-40gb"]),
+        ("NVIDIA H100 80GB HBM3", CAPACITIES["h100-80gb"]),
+        ("Tesla V100-SXM2-16GB", CAPACITIES["v100-16gb"]),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", CAPACITIES["rtx-pro-6000-blackwell"]),
+        ("NVIDIA RTX 6000 Ada Generation", CAPACITIES["rtx-6000-ada"]),
         ("A6000", CAPACITIES["rtx-a6000"]),
         ("RTX 6000 Ada", CAPACITIES["rtx-6000-ada"]),
         ("Tesla T4", CAPACITIES["t4"]),
@@ -352,7 +363,7 @@ def test_what_is_no_size(text: object) -> None:
 def test_a_card_that_may_be_two_is_said_to_be() -> None:
     with pytest.raises(ValueError, match=r"'a100' may be a100-40gb or a100-80gb$"):
         parse_size("a100")
-    with pytest.raises(ValueError, match="'RTX 3090 Ti' is a card whose usable capacity is not known here"):
+    with pytest.raises(ValueError, match=r"'RTX 3090 Ti' is a card of 24 GB, .* as in 22GiB$"):
         parse_size("RTX 3090 Ti")
     assert cards_called("a100 48gb") == cards_called("rtx") == cards_called("24gb") == ()
 

@@ -35,7 +35,11 @@ def test_a_list_has_all_there_is(what: str, names: list[str], capsys: pytest.Cap
 
 def test_a_word_leaves_the_lines_that_have_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "cards", "409"]) == 0
-    assert capsys.readouterr().out == "rtx-4090: usable 23.6 GiB; compute capability 8.9\n"
+    assert capsys.readouterr().out == "rtx-4090: memory 24 GB; usable 23.6 GiB; compute capability 8.9\n"
+    assert main(["list", "cards", "40"]) == 0
+    numbers = [line.partition(": ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"rtx-4090", "a100-40gb", "l40s"} < set(numbers)
+    assert "h200" not in numbers, "a number within another is none"
     assert main(["list", "cards", "gtx"]) == 0
     assert capsys.readouterr().out == f"none of {len(CARDS)} cards has 'gtx'\n"
 
