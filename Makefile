@@ -4,12 +4,13 @@
 # make lint       ruff, mypy, and no import that runs back
 # make gate       our own predictions against .ci/baseline.json: a change of one byte fails, until it is approved by
 # make baseline   .ci/baseline.json written anew
+# make trackers   the tests that tell Weights & Biases, Trackio and MLflow, installed apart: TRL and accelerate import what they find
 # make benchmark  what the harness itself costs
 # make accuracy   docs/accuracy.md written again: predictions against published figures
 # make gpu        on a machine with CUDA: tests, measurements and their results as one archive under $$OUT
 # make wheel      dist/: a wheel of the tree as it is
 # make clean      removes all that the others made here, but for runs and results
-.PHONY: setup run test lint gate baseline predicted benchmark accuracy wheel gpu clean
+.PHONY: setup run test lint gate baseline predicted trackers benchmark accuracy wheel gpu clean
 
 PYTHON ?= python3
 VENV   := .venv
@@ -49,6 +50,15 @@ baseline: predicted
 predicted: setup
 	rm -rf runs/gate
 	$(BIN)/vrambench run .ci/gate.yaml --out runs/gate --device predicted
+
+TRACKERS := $(VENV)/trackers
+
+trackers: setup
+	$(BIN)/python -m venv $(TRACKERS)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')')" \
+	    > $$($(TRACKERS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/setup.pth
+	$(TRACKERS)/bin/python -m pip install --quiet --constraint constraints.txt wandb trackio mlflow-skinny
+	$(TRACKERS)/bin/python -m pytest -rs tests/reports/test_trackers.py $(ARGS)
 
 benchmark: setup
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only $(ARGS)

@@ -41,6 +41,7 @@ COMMANDS = (
     "fit",
     "run",
     "report",
+    "track",
     "baseline",
     "check",
     "claims",
