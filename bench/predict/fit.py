@@ -42,12 +42,14 @@ def fit(
     predictor = Predictor(alloc_conf, left_out, cache)
     bf16 = has_bf16(card)
     freezes = gc.get_freeze_count() == 0  # what a caller has frozen stays so
+    made: dict[str, Forecast] = {}  # searches of several fields, and advice, begin with the same cell
 
     def ask(one: Cell) -> Forecast:
-        forecast = predictor.forecast(one, card=card)
-        if freezes:
-            gc.freeze()  # the next one's collections need not look at what the libraries made: 0.2 s less
-        return forecast
+        if one.id not in made:
+            made[one.id] = predictor.forecast(one, card=card)
+            if freezes:
+                gc.freeze()  # the next one's collections need not look at what the libraries made: 0.2 s less
+        return made[one.id]
 
     def expandable(one: Cell) -> Forecast:
         return predictor.forecast(one, card=card, expandable=True)

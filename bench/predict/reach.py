@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from vrambench.bench.plan.validity import Finding, check
 from vrambench.bench.predict.answer import Maximum, Probe
@@ -28,6 +28,10 @@ the budget or at the field's own bound."""
 
 FARTHEST_STEP = 32
 """How many times as large as the one that fits the next value may be that is tried."""
+
+SHARES = (0.4, 0.1, 0.0)
+"""How far beyond what surely fits the next probe is, of the way to what surely does not, after so many more that do not fit: the
+boundary is often where cached memory would have to be given back. After more, lines are no guide."""
 
 FINENESS = 64
 """Tokens are searched in steps of at most this part of their number, powers of two: with one token more or less, fragmentation may
@@ -70,8 +74,9 @@ def largest(
     """The largest value of `field` whose verdict is not "does not fit", while that of the next one is, or a rule forbids it. The
     next one is one more; of tokens, the next multiple of the largest power of two that is no more than a 64th of them (FINENESS).
 
-    The next probe is where a line through those before it meets the budget, further and further beyond while probes end alike, or
-    halfway. Where memory goes up and down with the field, there may be larger values that fit again: these are not looked for.
+    The next probe is between where what is reserved without a limit meets the budget, below which it fits, and where what is in
+    use does, beyond which it does not: each by a line through the probes before. Where memory goes up and down with the field,
+    there may be larger values that fit again: these are not looked for.
 
     Where there is a rollout, `batch_size` and `gradient_accumulation_steps` take `rollout_batch` along, so that it stays as
     many optimizer steps; `rollout_batch` and `group_size` themselves go by whole ones. That memory grows with the field is taken
@@ -93,9 +98,16 @@ def largest(
     )
 
 
+class _Point(NamedTuple):
+    """Of one count: bytes in use, and of the device without a limit."""
+
+    used: int
+    unlimited: int
+
+
 class _Search:
     """The search for the largest value of one field, in counts of `unit`. `stops`: values that are not asked for, with the reason;
-    `points`: by count, bytes in use and missing ones; of no work, those of weights and optimizer."""
+    `points`: by count, 0 with weights and optimizer alone."""
 
     def __init__(
         self,
@@ -111,7 +123,7 @@ class _Search:
         self.unit = _unit(cell, field)
         self.probes: dict[int, Probe] = {}
         self.stops: dict[int, str] = {}
-        self.points: dict[int, tuple[int, int]] = {}
+        self.points: dict[int, _Point] = {}
         self.budget = cell.workload.own_budget
 
     def ends(self) -> tuple[int, int]:
@@ -130,9 +142,8 @@ class _Search:
             low, high = least, own
         fitted, streak = high is None, 0  # how the last probe ended, and how many before it ended so
         while high is None or self._after(low) < high:
-            guess = _meets(self.points, self.budget, high)
             if high is None:
-                count = min(max(guess or 2 * low, low + 1 + low // 8), FARTHEST_STEP * low)
+                count = min(max(self._meets("used") or 2 * low, low + 1 + low // 8), FARTHEST_STEP * low)
                 if self._variant(count) is None:
                     count = self._last_allowed(low, count)
                     if count == low or self._fits(count):
@@ -140,14 +151,28 @@ class _Search:
                     high, fitted, streak = count, False, 0
                     continue
             else:
-                beyond = ((1 << streak) - 1) * self._step(low) * (1 if fitted else -1)
-                inside = guess is not None and low < guess + beyond < high
-                count = guess + beyond if inside and guess is not None else (low + high) // 2
+                count = self._between(low, high, fitted, streak) if streak < len(SHARES) else (low + high) // 2
             count = max(self._on_grid(count), self._after(low))
             fits = self._fits(count)
             fitted, streak = fits, streak + 1 if fits == fitted else 0
             low, high = (count, high) if fits else (low, count)
         return low, high
+
+    def _between(self, low: int, high: int, fitted: bool, streak: int) -> int:
+        """Where the next probe tells most, by lines through those before."""
+        surely, at_most = self._meets("unlimited"), self._meets("used")
+        first = surely if surely is not None and low < surely < high else low
+        last = at_most if at_most is not None and first < at_most < high else high
+        return first + int((last - first) * (0.5 if fitted else SHARES[streak]))
+
+    def _meets(self, name: Literal["used", "unlimited"]) -> int | None:
+        """Where these bytes come to the budget, by a line through the two points nearest to it. None where they do not rise."""
+        points = sorted((abs(getattr(point, name) - self.budget), count) for count, point in self.points.items())
+        if len(points) < 2:
+            return None
+        first, second = sorted(count for _, count in points[:2])
+        one, other = getattr(self.points[first], name), getattr(self.points[second], name)
+        return first + (self.budget - one) * (second - first) // (other - one) if other > one else None
 
     def _after(self, count: int) -> int:
         """The next count that may be tried."""
@@ -196,28 +221,15 @@ class _Search:
         self.probes[value] = _probe(value, forecast)
         self.budget = forecast.margin_bytes + (forecast.memory.device_bytes or 0)
         used = (forecast.memory.active_bytes or 0) + (forecast.memory.context_bytes or 0)
-        self.points.setdefault(0, (min(used - 1, _held_bytes(forecast)), 0))
-        self.points[count] = (used, (forecast.oom.missing_bytes or 0) if forecast.oom else 0)
+        held = min(used - 1, _held_bytes(forecast))
+        self.points.setdefault(0, _Point(held, held))
+        self.points[count] = _Point(used, forecast.unlimited_bytes)
         self.tell(f"{self.field} {value}: {forecast.verdict}")
         return forecast.fits
 
     def _held_is_too_much(self) -> bool:
         """Weights and optimizer state alone take more than the budget."""
-        return self.field in WORK and self.points[0][0] > self.budget
-
-
-def _meets(points: Mapping[int, tuple[int, int]], budget: int, high: int | None) -> int | None:
-    """Where the bytes in use come to `budget`, by a line through the two points nearest to it; from `high` down by what was missing
-    there. None where they do not rise. `points`: by count, bytes in use and missing ones."""
-    nearest = sorted(points.items(), key=lambda point: abs(point[1][0] - budget))[:2]
-    if len(nearest) < 2:
-        return None
-    (first, (one, _)), (second, (other, _)) = sorted(nearest)
-    if other <= one:
-        return None
-    if high is not None and high in points and points[high][1]:
-        return high - -(-points[high][1] * (second - first) // (other - one))
-    return first + (budget - one) * (second - first) // (other - one)
+        return self.field in WORK and self.points[0].used > self.budget
 
 
 def _held_bytes(forecast: Forecast) -> int:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vrambench.bench.plan.matrix import load_matrix
+from vrambench.bench.plan.plan import select
+from vrambench.bench.plan.selection import Selection
 from vrambench.bench.predict.changes import changed
+from vrambench.bench.predict.fit import fit
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.reach import Ask, integer_fields, largest, rejection
 from vrambench.bench.results.forecast import Forecast
+from vrambench.methods.axes import AXES
+from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.errors import ConfigurationError, UnknownValue
 
+ROOT = Path(__file__).parents[3]
 SFT = {"precision": "fp32", "adapter": "none", "optimizer": "adamw_torch", "offload": "none", "algorithm": "sft"}
 
 
@@ -87,6 +95,53 @@ def test_the_largest_fits_and_the_next_does_not_wherever_memory_goes_up_and_down
     after = found.value - found.value % step + step
     assert (fits[found.value], fits[after]) == (True, False)
     assert len(found.probes) <= 13
+
+
+@pytest.mark.parametrize("own", [1, 3, 40])
+@pytest.mark.parametrize("given_back", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("power", [1, 2])
+def test_few_predictions_are_made_however_much_is_given_back(power: int, given_back: float, own: int) -> None:
+    """In use is what grows by the batch or its square, reserved a half more; of that half a part is given back at the budget."""
+    sample = Predictor().forecast(cell_of(), 2**40)
+    held = sum(role.weights_bytes + role.optimizer_bytes for role in sample.roles.values())
+    context, budget = sample.memory.context_bytes or 0, 24 * 2**30
+
+    def ask(cell: Cell) -> Forecast:
+        work = cell.workload.batch_size**power * (2**28 if power == 1 else 2**24)
+        least = held + context + work * (1.5 - given_back / 2)
+        return sample.model_copy(
+            update={
+                "verdict": "fits" if least <= budget else "does not fit",
+                "unlimited_bytes": held + context + work * 3 // 2,
+                "memory": sample.memory.model_copy(update={"active_bytes": held + work, "device_bytes": budget}),
+                "margin_bytes": 0,
+            }
+        )
+
+    cell = cell_of(batch_size=own)
+    found = largest(cell, "batch_size", ask)
+    assert found.value is not None
+    assert ask(changed(cell, {"batch_size": found.value})).fits
+    assert not ask(changed(cell, {"batch_size": found.value + 1})).fits
+    assert len(found.probes) <= 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("field", "most"), [("batch_size", 6), ("batch_size,response_tokens", 8)])
+def test_the_readmes_example_takes_few_predictions(field: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    axes = dict(zip(AXES, ("nf4", "lora", "adamw_torch", "none", "ppo"), strict=True))
+    plan = select(load_matrix(ROOT / "matrix.yaml"), Selection(profile="24gb", axes=axes, budget="rtx-4090"), "cuda")
+    predicted: list[str] = []
+    forecast = Predictor.forecast
+
+    def counted(self: Predictor, one: Cell, **how: Any) -> Forecast:
+        predicted.append(one.id)
+        return forecast(self, one, **how)
+
+    monkeypatch.setattr(Predictor, "forecast", counted)
+    answer = fit(plan.cells[0].cell, CARDS["rtx-4090"], maximum=field)
+    assert answer.max[0].value == 12
+    assert len(predicted) == len(set(predicted)) <= most
 
 
 def test_a_length_is_told_to_a_64th() -> None:
