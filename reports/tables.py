@@ -57,17 +57,41 @@ def record(report: Report, row: Row) -> dict[str, Any]:
     }
 
 
+WHOLE = ("budget_bytes", "headroom_bytes", *Memory.model_fields, "predicted_device_bytes")
+FRACTIONS = (
+    "step_seconds",
+    *("train_tokens_per_second", "generated_tokens_per_second", "samples_per_second"),
+    *("loss", "reward"),
+)
+"""Columns of numbers; the others are text."""
+
+
 def frame(report: Report) -> pd.DataFrame:
-    """One row for each cell; whole numbers stay whole beside what is not known."""
+    """One row for each cell. A column has the same type in every run, so that files of runs with the same settings load as one:
+    what is known of no cell is a number or a text all the same, and whole numbers stay whole beside what is not known."""
     import pandas as pd
 
-    made = pd.DataFrame([record(report, row) for row in report.rows])
-    for name in made.columns:
-        if made[name].map(lambda value: isinstance(value, list | dict)).any():
-            made[name] = made[name].map(lambda value: None if value is None else str(value))
-        elif name.startswith("set.") and made[name].map(type).nunique() > 2:
-            made[name] = made[name].map(lambda value: value if value is None or value != value else str(value))
-    return made.convert_dtypes()
+    records = [record(report, row) for row in report.rows]
+    names = list(dict.fromkeys(name for one in records for name in one))
+    return pd.DataFrame({name: _column(name, [one.get(name) for one in records]) for name in names})
+
+
+def _column(name: str, values: Sequence[Any]) -> Any:
+    """The column's values as pandas holds them. A setting has the type of its values; it is text where they have several, or
+    are lists."""
+    import pandas as pd
+
+    dtype: Any
+    kinds = {type(value) for value in values if value is not None}
+    if name in WHOLE or (name.startswith("set.") and kinds == {int}):
+        dtype = "Int64"
+    elif name in FRACTIONS or (name.startswith("set.") and kinds and kinds <= {int, float}):
+        dtype = "Float64"
+    elif kinds == {bool}:
+        dtype = "boolean"
+    else:
+        dtype, values = "string", [None if value is None else str(value) for value in values]
+    return pd.array(values, dtype=dtype)
 
 
 def markdown(report: Report) -> str:

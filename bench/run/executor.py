@@ -34,11 +34,11 @@ class Order:
 
 
 class Spot(NamedTuple):
-    """Where a job is. None: it does not say."""
+    """Where a job is, and the most that it had allocated before. None: it does not say."""
 
     phase: str | None = None
     step: int | None = None
-    live_bytes: int | None = None
+    peak_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,12 @@ MOST_LOST = 2
 
 
 class Listener(Protocol):
-    """Whoever shows a run's progress."""
+    """Whoever shows a run's progress. `started`: how many of all cells are `done` already, those that were kept, too;
+    `finished`: once for each sample of a cell."""
 
-    def started(self, name: str, index: int, total: int) -> None: ...
+    def started(self, name: str, done: int, total: int) -> None: ...
 
-    def phase(self, name: str, phase: str, step: int | None, live_bytes: int | None) -> None: ...
+    def phase(self, name: str, phase: str, step: int | None, peak_bytes: int | None) -> None: ...
 
     def finished(self, result: Result) -> None: ...
 
@@ -88,7 +89,6 @@ class _Task:
     """A cell on its way: the samples that it has so far, and its prediction where one was made."""
 
     planned: PlannedCell
-    index: int
     samples: list[Sample] = field(default_factory=list)
     forecast: Forecast | None = None
     lost: int = 0
@@ -147,7 +147,7 @@ class _Session:
         self.listener = listener
         self.predict = predict
         self.environment = executor.environment()
-        self.tasks = [_Task(cell, index) for index, cell in enumerate(planned, 1)]
+        self.tasks = [_Task(cell) for cell in planned]
         self.running: list[tuple[_Task, Running]] = []
         self.kept = 0
 
@@ -300,12 +300,12 @@ class _Session:
         while waiting or self.running:
             while len(self.running) < self.asked.jobs and (task := self._next(waiting)):
                 waiting.remove(task)
-                self._start(task)
+                self._start(task, len(self.tasks) - len(waiting) - len(self.running) - 1)
             self.executor.wait(POLL_SECONDS)
             for task, job in list(self.running):
                 spot = job.spot
                 if spot.phase:
-                    self.listener.phase(task.planned.name, spot.phase, spot.step, spot.live_bytes)
+                    self.listener.phase(task.planned.name, spot.phase, spot.step, spot.peak_bytes)
                 if job.ended is not None:
                     self.running.remove((task, job))
                     if self._takes_another(task, job):
@@ -318,7 +318,7 @@ class _Session:
         # Where each waits for another, or one for itself, the first says that nothing is saved yet.
         return next(ready, waiting[0] if waiting and not self.running else None)
 
-    def _start(self, task: _Task) -> None:
+    def _start(self, task: _Task, done: int) -> None:
         cell = task.planned.cell
         order = Order(
             cell.flat(),
@@ -328,7 +328,7 @@ class _Session:
             self.store.path.absolute() / "saved",
             self.store.recording(cell.id).absolute() if self.asked.record else None,
         )
-        self.listener.started(task.planned.name, task.index, len(self.tasks))
+        self.listener.started(task.planned.name, done, len(self.tasks))
         self.running.append((task, self.executor.start(order)))
 
     def _takes_another(self, task: _Task, job: Running) -> bool:

@@ -29,9 +29,9 @@ from vrambench.methods.device import Device, get_device
 BOARD_BYTES = 128
 
 
-def write_board(board: Any, phase: str, step: int | None, live_bytes: int | None) -> None:
+def write_board(board: Any, phase: str, step: int | None, peak_bytes: int | None) -> None:
     """Writes where the job is."""
-    text = f"{phase}\t{'' if step is None else step}\t{'' if live_bytes is None else live_bytes}"
+    text = f"{phase}\t{'' if step is None else step}\t{'' if peak_bytes is None else peak_bytes}"
     board.value = text.encode()[: BOARD_BYTES - 1]
 
 
@@ -115,7 +115,7 @@ def work(order: Order, threads: int, board: Any, pipe: Connection) -> None:
     meter = make_meter(cell.workload.own_budget, device)
 
     def listen(phase: str, step: int | None) -> None:
-        write_board(board, phase, step, meter.live_bytes())
+        write_board(board, phase, step, meter.peak_bytes())
 
     def save(progress: Progress) -> None:
         send(pipe.fileno(), progress)

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.text import Text
 
 from vrambench.bench.results.records import FAILED, Result
 from vrambench.bench.run.session import Listener
@@ -29,6 +32,19 @@ Size = Callable[[int], str]
 Duration = Callable[[float], str]
 
 COLOURS = {"ok": "green", "oom": "yellow", "invalid": "dim"} | dict.fromkeys(FAILED, "red")
+
+
+class TimeLeft(ProgressColumn):
+    """By the mean time of the cells that have ended here. Rich's own column looks back 30 seconds, in which no long cell ends."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        ended, at = task.completed - task.fields["before"], task.fields["last_at"]
+        if ended <= 0 or task.elapsed is None or task.remaining is None:
+            return Text("-:--:--")
+        left = at / ended * task.remaining - (task.elapsed - at)
+        return Text(str(timedelta(seconds=max(0, round(left)))))
 
 
 @contextmanager
@@ -43,7 +59,7 @@ def listening(console: Output, size: Size, seconds: Duration) -> Iterator[Listen
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
-        TimeRemainingColumn(),
+        TimeLeft(),
         TextColumn("{task.fields[running]}", markup=False),
         console=console,
         transient=True,
@@ -73,10 +89,10 @@ class PlainListener:
         self._size = size
         self._seconds = seconds
 
-    def started(self, name: str, index: int, total: int) -> None:
+    def started(self, name: str, done: int, total: int) -> None:
         """Nothing: a line comes when the cell ends."""
 
-    def phase(self, name: str, phase: str, step: int | None, live_bytes: int | None) -> None:
+    def phase(self, name: str, phase: str, step: int | None, peak_bytes: int | None) -> None:
         """Nothing."""
 
     def finished(self, result: Result) -> None:
@@ -87,8 +103,8 @@ class PlainListener:
 
 
 class LiveListener:
-    """Cells done and time left; below, each running cell with its phase and the live bytes' peak; above, the cells
-    that ended."""
+    """Cells done and time left; below, each running cell with its phase and its peak so far; above, the cells that
+    ended."""
 
     def __init__(self, progress: Progress, console: Output, size: Size, seconds: Duration) -> None:
         self._progress = progress
@@ -99,15 +115,16 @@ class LiveListener:
         self._running: dict[str, str] = {}
         self._peaks: dict[str, int] = {}
 
-    def started(self, name: str, index: int, total: int) -> None:
+    def started(self, name: str, done: int, total: int) -> None:
         self._running[name] = "start"
         self._peaks[name] = 0
-        if self._cells is None:  # cells before the first one that starts were kept
-            self._cells = self._progress.add_task("cells", total=total, completed=index - 1, running="")
+        if self._cells is None:
+            self._cells = self._progress.add_task("cells", total=total, before=done, last_at=0.0, running="")
+        self._progress.update(self._cells, completed=done)  # a cell may start anew, for another sample
         self._show()
 
-    def phase(self, name: str, phase: str, step: int | None, live_bytes: int | None) -> None:
-        self._peaks[name] = max(self._peaks.get(name, 0), live_bytes or 0)
+    def phase(self, name: str, phase: str, step: int | None, peak_bytes: int | None) -> None:
+        self._peaks[name] = max(self._peaks.get(name, 0), peak_bytes or 0)
         self._running[name] = phase if step is None else f"{phase}, step {step}"
         self._show()
 
@@ -117,6 +134,8 @@ class LiveListener:
         self._console.tell(f"{result.name}: {ending(result, self._size, self._seconds)}", colour)
         if self._cells is not None:
             self._progress.advance(self._cells)
+            task = next(one for one in self._progress.tasks if one.id == self._cells)
+            self._progress.update(self._cells, last_at=task.elapsed)
         self._show()
 
     def message(self, text: str) -> None:

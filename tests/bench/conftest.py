@@ -44,12 +44,14 @@ class Listening:
         self.results: list[Result] = []
         self.messages: list[str] = []
         self.names: list[str] = []
+        self.done: list[int] = []
 
-    def started(self, name: str, index: int, total: int) -> None:
+    def started(self, name: str, done: int, total: int) -> None:
         self.names.append(name)
+        self.done.append(done)
         self.on_started(name)
 
-    def phase(self, name: str, phase: str, step: int | None, live_bytes: int | None) -> None:
+    def phase(self, name: str, phase: str, step: int | None, peak_bytes: int | None) -> None:
         pass
 
     def finished(self, result: Result) -> None:

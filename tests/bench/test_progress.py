@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 from typing import Any
 
+from rich.progress import MofNCompleteColumn, Progress
+
 from vrambench.bench.results.records import Memory, Result
-from vrambench.reports.text.progress import LiveListener, PlainListener, ending, listening
+from vrambench.reports.text.progress import LiveListener, PlainListener, TimeLeft, ending, listening
 from vrambench.reports.text.terminal import Output
 
 
@@ -38,7 +40,7 @@ def test_without_a_terminal_a_line_per_cell() -> None:
     with listening(Output(out), size, seconds) as listener:
         assert isinstance(listener, PlainListener)
         listener.message("preparing offload zero2_optimizer")
-        listener.started("fp32 [none] sft", 1, 2)
+        listener.started("fp32 [none] sft", 0, 2)
         listener.phase("fp32 [none] sft", "learn", 1, 5)
         listener.finished(OK)
         listener.finished(INVALID)
@@ -56,7 +58,7 @@ def test_on_a_terminal_what_runs_is_seen_live() -> None:
     with listening(console, size, seconds) as listener:
         assert isinstance(listener, LiveListener)
         listener.finished(INVALID)
-        listener.started("fp32 [none] sft", 3, 4)
+        listener.started("fp32 [none] sft", 2, 4)
         listener.phase("fp32 [none] sft", "learn", 1, 9)
         listener.phase("fp32 [none] sft", "optimizer_step", 1, 5)
         listener._progress.refresh()
@@ -66,6 +68,33 @@ def test_on_a_terminal_what_runs_is_seen_live() -> None:
     assert "2/4" in shown
     assert "fp32 [none] sft: optimizer_step, step 1, peak 9 B" in shown
     assert "fp32 [none] sft: ok  peak 7 B" in out.getvalue()
+
+
+def test_time_left_goes_by_the_cells_that_ended_however_long_each_takes() -> None:
+    out, now = io.StringIO(), 0.0
+    console = Output(out, force_terminal=True, color_system=None)
+    progress = Progress(MofNCompleteColumn(), TimeLeft(), console=console, auto_refresh=False, get_time=lambda: now)
+    listener = LiveListener(progress, console, size, seconds)
+
+    def shown() -> str:
+        printed = io.StringIO()
+        Output(printed, color_system=None).print(progress.get_renderable())
+        return " ".join(printed.getvalue().split())
+
+    listener.started("first", 2, 6)  # two were kept
+    assert shown() == "2/6 -:--:--"
+    now = 600.0
+    listener.finished(OK.model_copy(update={"name": "first"}))
+    listener.started("second", 3, 6)
+    assert shown() == "3/6 0:30:00"
+    now = 660.0
+    assert shown() == "3/6 0:29:00"
+    now = 1_000.0
+    listener.finished(OK.model_copy(update={"name": "second"}))
+    listener.started("second", 3, 6)  # its next sample
+    assert shown().startswith("3/6 ")
+    now = 9_000.0
+    assert shown() == "3/6 0:00:00", "longer than the others, and no less than nothing"
 
 
 HOSTILE = "[red]star:star[/]\x1b]0;title\x07\r\nfits"
@@ -78,7 +107,7 @@ def test_names_are_text_that_no_terminal_obeys() -> None:
         console.width = 160
         with listening(console, size, seconds) as listener:
             listener.message(HOSTILE)
-            listener.started(HOSTILE, 1, 1)
+            listener.started(HOSTILE, 0, 1)
             listener.phase(HOSTILE, "learn", 1, 9)
             if isinstance(listener, LiveListener):
                 listener._progress.refresh()

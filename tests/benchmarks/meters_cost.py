@@ -70,7 +70,7 @@ class Pairs:
         meter = self._meter
         meter.resume()
         self._recorder = Recorder(
-            self.device, meter, lambda phase, step: write_board(self._board, phase, step, meter.live_bytes())
+            self.device, meter, lambda phase, step: write_board(self._board, phase, step, meter.peak_bytes())
         )
         self._recorder.step = self._index
         try:

@@ -34,10 +34,10 @@ class Clock:
         self.began: dict[str, float] = {}
         self.outside_training: list[float] = []
 
-    def started(self, name: str, index: int, total: int) -> None:
+    def started(self, name: str, done: int, total: int) -> None:
         self.began[name] = time.perf_counter()
 
-    def phase(self, name: str, phase: str, step: int | None, live_bytes: int | None) -> None:
+    def phase(self, name: str, phase: str, step: int | None, peak_bytes: int | None) -> None:
         pass
 
     def finished(self, result: Result) -> None:

@@ -46,6 +46,28 @@ def test_csv_and_parquet_read_back(report: Report, tmp_path: Path) -> None:
     assert pd.read_parquet(tmp_path / "cells.parquet")["device_bytes"].iloc[0] == 12 * GIB
 
 
+def test_parquet_loads_as_a_data_set_of_several_runs(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    files = [str(tmp_path / "none.parquet"), str(tmp_path / "each.parquet")]
+    forbidden = made.result("b1", cell=made.cell(precision="int8"), status="invalid", rule="int8-full", reason="no")
+    tables.write_parquet(Report([made.run_of([forbidden])]), Path(files[0]))
+    tables.write_parquet(report, Path(files[1]))
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    kinds = {name: feature.dtype for name, feature in loaded.features.items()}
+    assert set(kinds.values()) == {"large_string", "int64", "float64", "bool"}, "no column is of no type, or nested"
+    assert {name for name, kind in kinds.items() if name.endswith("_bytes")} == {
+        name for name, kind in kinds.items() if kind == "int64" and not name.startswith("set.")
+    } - {"num_alloc_retries"}
+    assert (kinds["train_tokens_per_second"], kinds["set.lora_alpha"]) == ("float64", "float64"), "whole or not"
+    assert (kinds["set.batch_size"], kinds["set.gradient_checkpointing"]) == ("int64", "bool")
+    assert (kinds["managed_bytes"], kinds["set.adamw.betas"]) == ("int64", "large_string")
+    assert loaded["status"][:2] == ["invalid", "ok"]
+    assert loaded["device_bytes"][:2] == [None, 12 * GIB]
+    assert loaded["train_tokens_per_second"][1] == 1000.0
+
+
 def test_without_pyarrow_parquet_is_one_sentence(
     report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,8 +29,8 @@ class Meter(Protocol):
     def end_phase(self) -> PhasePeaks:
         """The peaks since `begin_phase`."""
 
-    def live_bytes(self) -> int | None:
-        """What is allocated right now."""
+    def peak_bytes(self) -> int | None:
+        """The most that was allocated so far, in the phases that have ended; None where that is not counted yet."""
 
     def memory(self) -> Memory:
         """Peaks of the whole job so far."""

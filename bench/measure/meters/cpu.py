@@ -33,8 +33,8 @@ class CpuMeter:
         self._allocated = max(self._allocated or 0, self.trace.peak_bytes)
         return PhasePeaks(allocated_bytes=self.trace.phase_peaks.get(self.trace.phase or ""))
 
-    def live_bytes(self) -> int | None:
-        return None if self.trace is None else self.trace.live_bytes
+    def peak_bytes(self) -> int | None:
+        return self._allocated
 
     def memory(self) -> Memory:
         return Memory(requested_bytes=self._allocated, allocated_bytes=self._allocated, host_rss_bytes=peak_rss_bytes())

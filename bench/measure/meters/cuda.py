@@ -115,8 +115,8 @@ class CudaMeter:
         peak = self._device_peak_here(stats["reserved"])
         return PhasePeaks(allocated_bytes=stats["allocated"], reserved_bytes=stats["reserved"], device_bytes=peak)
 
-    def live_bytes(self) -> int | None:
-        return of(self._stats(), "allocated", "current")
+    def peak_bytes(self) -> int | None:
+        return self._peaks["allocated"] or None
 
     def memory(self) -> Memory:
         stats = self._fold()

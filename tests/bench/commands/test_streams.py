@@ -29,7 +29,7 @@ def test_progress_goes_on_where_its_terminal_has_gone(monkeypatch: pytest.Monkey
             console = Output(sys.stderr, force_terminal=True)
             with listening(console, str, str) as listener:
                 listener.message("one")
-                listener.started("a cell", 1, 2)
+                listener.started("a cell", 0, 2)
                 listener.phase("a cell", "learn", 1, 9)
             print("two", file=sys.stderr, flush=True)
         assert sys.stderr is gone

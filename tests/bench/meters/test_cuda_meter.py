@@ -39,12 +39,14 @@ def test_each_phase_has_its_own_peaks_and_the_job_the_largest(gpu: Any, make_nvm
     watch.start()
     watch.begin_phase("load", None)
     cuda.take(1_000 * MIB)
+    assert watch.peak_bytes() is None
     load = watch.end_phase()
     watch.begin_phase("learn", 0)
     cuda.take(3_000 * MIB)
-    assert watch.live_bytes() == 4_000 * MIB
+    assert watch.peak_bytes() == 1_000 * MIB
     cuda.give(3_000 * MIB)
     learn = watch.end_phase()
+    assert watch.peak_bytes() == 4_000 * MIB, "what was held inside the phase, not what is left of it"
     cuda.empty_cache()
     watch.begin_phase("rollout", 1)
     cuda.take(500 * MIB)

@@ -73,6 +73,7 @@ def test_a_prediction_stands_beside_what_was_measured(
     predict = predicting(predictor, 8 * MIB, asked, failing.id)
     summary = run([over, failing, invalid], tmp_path / "run", listener=listening, predict=predict)
     assert summary.counts == {"ok": 2, "invalid": 1}
+    assert listening.done == [1, 2], "the invalid one had ended before any started"
     assert asked == [over.id, failing.id], "a cell that is forbidden is not predicted"
     results = {result.id: result for result in RunFolder.open(tmp_path / "run").results()}
     assert results[over.id].predicted == predictor.forecast(over.cell).memory

@@ -26,7 +26,7 @@ from vrambench.methods.errors import ConfigurationError
 def test_the_board_says_what_was_written(spot: Spot) -> None:
     board = (ctypes.c_char * BOARD_BYTES)()
     assert spot.phase is not None
-    write_board(board, spot.phase, spot.step, spot.live_bytes)
+    write_board(board, spot.phase, spot.step, spot.peak_bytes)
     assert read_board(board) == spot
 
 
@@ -97,6 +97,7 @@ def test_a_cell_is_run_as_often_as_asked_and_every_sample_is_kept(plan: Any, lis
     result = RunFolder.open(tmp_path / "run").read_result(planned.cell.id)
     assert result is not None
     assert [sample.status for sample in result.samples] == ["ok"] * 3
+    assert listening.done == [0, 0, 0], "a cell is done with its last sample"
     assert Sample(**{name: getattr(result, name) for name in Sample.model_fields}) in result.samples
     more = run([planned], tmp_path / "run", repeat=4, listener=listening)
     assert more.kept == 0
