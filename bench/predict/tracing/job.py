@@ -17,6 +17,9 @@ from vrambench.methods.device import Device
 from vrambench.methods.job import Job
 from vrambench.methods.offload.learner import Learner, LearnerFactory
 
+STEPPING = ("optimizer_step", "svd")
+"""Phases of an optimizer's step."""
+
 
 class TracedJob(Job):
     """A job that tells its tracer of its roles (before optimizers are built on their weights), its steps, and of what is whose."""
@@ -33,14 +36,22 @@ class TracedJob(Job):
             self._tracer.watch(name, role.module)
             self._tracer.own(weights(role.module), Owner(name, "weights"))
 
-    def _own_states(self, time: int) -> None:
+    def _own_states(self) -> None:
         """What the optimizers keep, and weights that they have put in the place of others."""
         for name, role in self.roles.items():
-            self._tracer.own(weights(role.module), Owner(name, "weights", time))
+            self._tracer.own(weights(role.module), Owner(name, "weights", self._optimizer_steps))
             if role.learner:
                 self._tracer.own(unpaged(role.learner.optimizer_state()), Owner(name, "optimizer"))
 
+    def _own_replaced(self) -> None:
+        """Weights that an optimizer's step has put in the place of others, which the next one may replace in turn."""
+        for name, role in self.roles.items():
+            if role.learner:
+                self._tracer.own(weights(role.module), Owner(name, "weights", self._optimizer_steps))
+
     def _enter(self, phase: str) -> None:
+        if self._phase in STEPPING and phase not in STEPPING:
+            self._own_replaced()
         if phase == "optimizer_step" and self._phase != "svd":
             for name, role in self.roles.items():
                 if role.learner:
@@ -52,7 +63,7 @@ class TracedJob(Job):
     def step(self, index: int) -> Metrics:
         self._tracer.step(index)
         metrics = super().step(index)
-        self._own_states(index + 1)
+        self._own_states()
         return metrics
 
     def _trained(self, name: str, module: nn.Module, factory: LearnerFactory | None = None) -> Learner:

@@ -240,3 +240,11 @@ def test_what_is_live_is_named_by_what_it_is_for() -> None:
     zero = kinds(offload="zero2_optimizer", algorithm="ppo", zero={"reduce_bucket_size": 1_000_000})
     assert zero["policy", "engine_buffers"] >= 50257 * 768 * 2, "as large as the largest parameter"
     assert {kind for _, kind in (*step, *rollout, *learn, *zero)} <= set(KINDS)
+
+
+def test_weights_that_an_optimizer_puts_in_the_place_of_others_are_weights() -> None:
+    """After each of a step's four optimizer steps, and not after the step alone."""
+    galore = {"optimizer": "galore_adamw_8bit", "galore": {"rank": 16}, "prompt_tokens": 8, "response_tokens": 8}
+    step = kinds(**galore, algorithm="remax", batch_size=1, rollout_batch=4)
+    assert step["policy", "weights"] == step["reference", "weights"] == 2 * PARAMETERS
+    assert ("policy", "step_temporaries") not in step
