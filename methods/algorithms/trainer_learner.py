@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,6 +61,17 @@ def optimizer_name(optimizer: Optimizer) -> str | None:
     return next((name for name, value in OPTIMIZERS.values().items() if value is optimizer), None)
 
 
+@functools.cache
+def names_of_transformers() -> frozenset[str]:
+    """The values of transformers' OptimizerNames, read and not imported: the file imports PEFT and bitsandbytes, which takes a plan
+    a third of its time."""
+    spec = find_spec("transformers.training_args")
+    assert spec is not None
+    parts = ast.parse(Path(str(spec.origin)).read_bytes()).body
+    (enum,) = (part for part in parts if isinstance(part, ast.ClassDef) and part.name == "OptimizerNames")
+    return frozenset(ast.literal_eval(part.value) for part in enum.body if isinstance(part, ast.Assign))
+
+
 def optimizer_arguments(setup: Setup) -> dict[str, Any]:
     """TrainingArguments that make the cell's optimizer."""
     arguments: dict[str, Any] = {"optim": optimizer_name(setup.optimizer)}
@@ -71,10 +86,7 @@ def optimizer_arguments(setup: Setup) -> dict[str, Any]:
 
 def unable_to_make(optimizer: Optimizer, options: dict[str, Any]) -> str | None:
     """Why a Trainer that is told `optimizer_arguments` would not make this optimizer with these options; None where it would."""
-    from transformers.training_args import OptimizerNames
-
-    name = optimizer_name(optimizer)
-    if name not in {one.value for one in OptimizerNames}:
+    if optimizer_name(optimizer) not in names_of_transformers():
         return "transformers has no such optimizer"
     if optimizer.layerwise:
         return "whether it steps inside the backward pass is not told to it"

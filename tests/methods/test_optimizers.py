@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from vrambench.methods.algorithms.trainer_learner import names_of_transformers
 from vrambench.methods.errors import EXPLAINED, ConfigurationError, UnknownValue
 from vrambench.methods.job import Job
 from vrambench.methods.optimizers import OPTIMIZERS, trainable
@@ -75,6 +76,7 @@ def test_every_name_that_transformers_takes_is_here_or_is_answered() -> None:
     from transformers.training_args import OptimizerNames
 
     names = {name.value for name in OptimizerNames}
+    assert names_of_transformers() == names
     assert set(OPTIMIZERS) - names == {"muon"}, "which torch has"
     for name in names:
         if name in OPTIMIZERS:
