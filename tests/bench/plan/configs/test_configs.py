@@ -315,6 +315,24 @@ def test_no_key_s_value_is_more_than_a_configuration_error(name: str, value: obj
             draft.done(form.name, form.called)
 
 
+@pytest.mark.parametrize("text", ["", "{}", "# nothing\n"])
+@pytest.mark.parametrize("name", ["x.yaml", "x.json"])
+def test_an_empty_file_is_said_to_be(name: str, text: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_text(text.replace("#", "//") if name == "x.json" else text)
+    with pytest.raises(
+        ConfigurationError, match=r"is empty; a configuration has keys$|expecting value|has no comments"
+    ):
+        read(str(file), Chosen())
+
+
+def test_json_of_thousands_of_brackets_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(ConfigurationError, match=r"inside each other$"):
+        read(str(file), Chosen())
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
