@@ -281,6 +281,12 @@ def test_a_slip_of_a_key_that_is_used_always_leaves_it_unsure(
         assert (document["verdict"], document["fits"]) == ("unsure", code == 0)
     (key,) = [one for one in document["config"]["keys"] if one["read"] == "not modelled"]
     assert key["told"].endswith(f"; did you mean {meant!r}?")
+    assert main([*typed, "--budget", "80GiB", "--advise", "2"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["advice"] == []
+    said = "advice: none is looked for, since this may be another job than yours; first mend "
+    (ending,) = [note for note in document["notes"] if note.startswith(said)]
+    assert slip.partition(":")[0] in ending
 
 
 BASES = {
