@@ -10,6 +10,7 @@ Every mistake is a ConfigurationError about `data`.
 from __future__ import annotations
 
 import json
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 MADE = ("synthetic", "reviews")
 """Data that is made here, and is no file."""
+LOOKED_AT = 2**16
+"""Bytes of a file that are read to know it for text."""
 GIVE = f"give a text or .jsonl file, a data set's hub id, or {' or '.join(map(repr, MADE))}"
 
 
@@ -35,7 +38,7 @@ def is_data_set(path: Path) -> bool:
 
 
 def check_data(data: str) -> None:
-    """That the file can be read; what is in it the job says."""
+    """That the file can be read, and begins as text; what is in it the job says."""
     if data in MADE:
         return
     path, reason = Path(data), None
@@ -46,9 +49,11 @@ def check_data(data: str) -> None:
             reason = "it is not a regular file"  # opening a pipe would wait for whoever writes to it
         else:
             with path.open("rb") as file:
-                file.read(1)
+                getincrementaldecoder("utf-8")().decode(file.read(LOOKED_AT))
     except OSError as error:
         reason = error.strerror or str(error)
+    except UnicodeDecodeError:
+        reason = "it is not UTF-8 text"
     if reason:
         raise ConfigurationError(f"data: {shown(data)} cannot be read: {reason}; {GIVE}", field="data")
 

@@ -31,10 +31,17 @@ def load(path: Path | None, selection: Selection) -> Matrix:
     from vrambench.bench.plan.matrix import read_matrix
 
     _check_blanks(path, selection)
+    if selection.config_format is not None and selection.config is None:
+        raise ConfigurationError(
+            f"--config-format {selection.config_format}: says what the file of --config is, and there is none",
+            field="config-format",
+        )
     messages = list(dict.fromkeys(_about(selection)))
     try:
         matrix, mistakes = (
-            (_configured(path, selection), []) if selection.config else read_matrix(path or default_matrix())
+            (_configured(path, selection), [])
+            if selection.config is not None
+            else read_matrix(path or default_matrix())
         )
     except ConfigurationError as error:
         raise Mistakes([*getattr(error, "messages", [error.message]), *messages]) from None
@@ -49,12 +56,19 @@ def load(path: Path | None, selection: Selection) -> Matrix:
     return matrix
 
 
+def with_others(error: ConfigurationError, selection: Selection) -> Mistakes:
+    """`error`, with the other mistakes that the selectors' words show."""
+    return Mistakes(list(dict.fromkeys([error.message, *_about(selection)])))
+
+
 def _configured(path: Path | None, selection: Selection) -> Matrix:
     """The file of --config as a matrix."""
     from vrambench.bench.plan.configs import read
     from vrambench.bench.plan.configs.keys import Chosen
 
     assert selection.config is not None
+    if not selection.config.strip():
+        raise ConfigurationError("--config '': names no file", field="config")
     if path is not None:
         raise ConfigurationError(
             f"--config {selection.config}: takes the place of the matrix {path}; leave one out", field="config"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vrambench.bench.commands.early import load
+from vrambench.bench.commands.early import load, with_others
 from vrambench.bench.commands.menu import is_menu, named, print_menu
 from vrambench.bench.commands.selectors import with_selectors
 from vrambench.bench.commands.shared import (
@@ -81,7 +81,10 @@ def fit(
     """Predict whether one cell fits on a GPU, or, of a model alone, which of the usual recipes do.
 
     It takes seconds, and neither a GPU nor weights. Exit code 0: it fits, even if tightly or as far as is known; 1: it does not."""
-    matrix, selection = named(what, selection)
+    try:
+        matrix, selection = named(what, selection)
+    except ConfigurationError as error:
+        raise with_others(error, selection) from None
     maximum = ",".join(_searched(maxima)) if maxima else None
     if is_menu(what, selection):
         _check_alone(maxima, advices)
@@ -122,7 +125,7 @@ def fit(
 
 def _check_asked(path: Path | None, selection: Selection) -> None:
     """That of the shipped matrix' hundreds of cells something was chosen: a planned one takes seconds to come by."""
-    chosen = selection.axes or selection.only or selection.profile or selection.config
+    chosen = selection.axes or selection.only or selection.profile or selection.config is not None
     if not chosen and (path or default_matrix()).resolve() == shipped_matrix():
         raise ConfigurationError(
             f"fit answers for a model or for one cell: {_recipes_of(selection.model or 'qwen3-8b')} --budget rtx-4090; or name a "

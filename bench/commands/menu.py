@@ -69,7 +69,7 @@ def print_menu(
     path: Path | None, selection: Selection, *, alloc_conf: str | None, strict: bool, as_json: bool, cache: Cache | None
 ) -> int:
     """Prints the menu; gives the exit code: 0 where something fits, even if tightly (not with `strict`), else 1."""
-    budgets = [one.strip() for one in (selection.budget or "").split(",")] if selection.budget else [None]
+    budgets = [one.strip() for one in (selection.budget or "").split(",")] if selection.budget is not None else [None]
     if len(set(budgets)) < len(budgets) or "" in budgets:
         raise ConfigurationError(f"--budget {selection.budget}: name each once, with single commas", field="budget")
     chosen = {budget: replace(selection, budget=budget) for budget in budgets}

@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from vrambench.bench.plan.document import parse_value
 from vrambench.bench.plan.file import MOST_SAMPLES, Coverage
-from vrambench.bench.plan.matrix import Layer, Level, Setting, Settings, check_field, repeated
+from vrambench.bench.plan.matrix import Layer, Level, Setting, Settings, check_field, flatten, repeated
 from vrambench.methods.errors import ConfigurationError, UnknownValue, brief, shown
 from vrambench.methods.workload import AXIS_NAMES
 
@@ -67,11 +67,14 @@ class Selection:
         """What `--set`, `--model` and `--budget` say."""
         found: dict[str, Setting] = {}
         for option, name, text, words in self._assignments():
-            if name in found:
+            origin = f"{words}: "
+            read = flatten({name: _value(text, words) if option == "set" else text}, {name: origin}, Level.COMMAND_LINE)
+            twice = next((one for one in read if one in found), None)
+            if twice is not None:
                 raise ConfigurationError(
-                    f"{words}: {brief(name)} is set already, by {found[name].origin.removesuffix(': ')}", field=name
+                    f"{origin}{brief(twice)} is set already, by {found[twice].origin.removesuffix(': ')}", field=twice
                 )
-            found[name] = Setting(_value(text, words) if option == "set" else text, f"{words}: ", Level.COMMAND_LINE)
+            found |= read
         return found
 
     def sweeps(self) -> Mapping[str, tuple[Setting, ...]]:

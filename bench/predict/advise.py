@@ -83,6 +83,10 @@ def advise(
     own = ask(cell)
     if own.verdict == "fits":
         return Advice(suggestions=(), predictions=1, ending="nothing needs to change: it fits as it is")
+    doubts = [one.reason for one in own.unmodelled if one.decisive]
+    if doubts:  # which no change takes away
+        ending = f"none is looked for, since this may be another job than yours; first mend {'; '.join(doubts)}"
+        return Advice(suggestions=(), predictions=1, ending=ending)
     return _Search(cell, own, ask, quick, expandable, bf16, said, most, tell).advice(wanted)
 
 

@@ -80,10 +80,10 @@ def detected(document: Document, chosen: Chosen) -> Format:
     best = [one for one in best if one is training_arguments.FORMAT] or best
     if len(best) > 1:
         *others, last = (one.name for one in best)
-        by_algorithm = f", or --algorithm {best[0].algorithm}," if best[0].algorithm else ""
+        by_algorithm = f" or --algorithm {best[0].algorithm}" if best[0].algorithm else ""
         raise ConfigurationError(
-            f"{document.name}: fits {', '.join(others)} and {last} alike; --config-format {best[0].name}{by_algorithm} "
-            "would say that it is the first"
+            f"{document.name}: may be a file of {', '.join(others)} or {last}, whose keys are the same here; say which it is, as "
+            f"by --config-format {best[0].name}{by_algorithm}"
         )
     return best[0]
 

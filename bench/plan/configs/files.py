@@ -23,6 +23,8 @@ def load(path: Path) -> Document:
             "args.to_json_string() of it into a file, and give that one"
         )
     document = load_json(path) if path.suffix == ".json" else load_yaml(path)
+    if document.data is None or document.data == {}:
+        raise ConfigurationError(f"{document.name}: is empty; a configuration has keys")
     if not isinstance(document.data, dict):
         raise document.error((), f"a configuration is a mapping (key: value), not {shown(document.data)}")
     return document
@@ -47,6 +49,8 @@ def load_json(path: Path) -> Document:
         elif before.endswith(",") or re.search(r",\s*[}\]]", text[max(0, error.pos - 2) :][:80]):
             reason = "JSON has no comma before a closing bracket"
         raise ConfigurationError(f"{path}:{error.lineno}: {reason} ({brief(said, 60)})", line=error.lineno) from None
+    except RecursionError:
+        raise ConfigurationError(f"{path}: too many lists or objects inside each other") from None
     return parse(text.replace("\t", " "), str(path))  # outside strings alone: in JSON they are escaped there
 
 

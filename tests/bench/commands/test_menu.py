@@ -105,6 +105,9 @@ def test_where_nothing_fits_the_nearest_is_named(capsys: pytest.CaptureFixture[s
         (["tiny", "--model", "gpt2"], "--model gpt2: the model is 'tiny' already"),
         (["tiny", "--only", "precision=nf4"], "--only precision=nf4: recipes are narrowed by"),
         (["tiny", "--budget", "2GiB,2GiB"], "--budget 2GiB,2GiB: name each once"),
+        (["tiny", "--budget", ""], "--budget : name each once"),
+        (["--config", ""], "--config '': names no file"),
+        (["tiny", "--config-format", "trl-sft"], "--config-format trl-sft: says what the file of --config is"),
     ],
 )
 def test_what_is_no_question_is_told_in_a_line(
@@ -112,6 +115,13 @@ def test_what_is_no_question_is_told_in_a_line(
 ) -> None:
     assert main(["fit", *typed]) == 2
     assert capsys.readouterr().err.startswith(f"error: {words}")
+
+
+def test_a_slip_of_the_model_is_told_with_all_other_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "qwen3-8", "--budget", "4900", "--precision", "nf5", "--set", "batch_sise=2"]) == 2
+    told = [line.split(": ")[1] for line in capsys.readouterr().err.splitlines()]
+    assert told[0].startswith("'qwen3-8' is neither a matrix (a YAML file) nor a model")
+    assert told[1:] == ["--precision nf5", "--set batch_sise=2", "--budget 4900"]
 
 
 def test_a_model_with_five_axes_and_a_file_are_answered_as_before(capsys: pytest.CaptureFixture[str]) -> None:

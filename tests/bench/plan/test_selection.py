@@ -15,6 +15,7 @@ from vrambench.bench.plan.plan import Plan, select
 from vrambench.bench.plan.selection import Selection
 from vrambench.methods.axes import AXES
 from vrambench.methods.errors import ConfigurationError, UnknownValue
+from vrambench.methods.texts import LOOKED_AT
 
 Make = Callable[..., Plan]
 
@@ -127,6 +128,11 @@ include:
         ({"set": ("ppo.epoch=4",)}, "--set ppo.epoch=4: ppo.epoch: no such field; did you mean 'ppo.epochs'?"),
         ({"set": ("algorithm=ppo",)}, "--set algorithm=ppo: algorithm is an axis; write --algorithm ppo"),
         ({"set": ("seed=1", "seed=2")}, "--set seed=2: seed is set already, by --set seed=1"),
+        (
+            {"set": ("galore={rank: 4}", "galore.rank=8")},
+            "--set galore.rank=8: galore.rank is set already, by --set galore={rank: 4}",
+        ),
+        ({"set": ("ppo={epochs: 0}",)}, "--set ppo={epochs: 0}: ppo.epochs: 0: must be at least 1"),
         ({"set": ("model=tiny",), "model": "gpt2"}, "--set model=tiny: model is set already, by --model gpt2"),
         ({"set": ("seed=1",), "sweep": ("seed=1,2",)}, "--sweep seed=1,2: seed is set as well, by --set seed=1"),
         (
@@ -306,6 +312,15 @@ def test_data_that_is_a_pipe_is_not_waited_for(small: Make, tmp_path: Path, opti
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigurationError, match="pipe' cannot be read: it is not a regular file; give a text"):
         small(**{option: (f"data={tmp_path / 'pipe'}",)})
+
+
+def test_data_that_is_no_text_is_told_before_anything_runs(tmp_path: Path, small: Make) -> None:
+    file = tmp_path / "weights.bin"
+    file.write_bytes(b"\x00text\xff\xfe")
+    with pytest.raises(ConfigurationError, match=r"weights.bin' cannot be read: it is not UTF-8 text; give a text"):
+        small(set=(f"data={file}",))
+    file.write_text("a" * (LOOKED_AT - 1) + "é")  # cut within a letter, where it is looked at
+    assert small(set=(f"data={file}",)).cells
 
 
 PIECES = [

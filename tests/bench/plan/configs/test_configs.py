@@ -281,6 +281,12 @@ def test_a_slip_of_a_key_that_is_used_always_leaves_it_unsure(
         assert (document["verdict"], document["fits"]) == ("unsure", code == 0)
     (key,) = [one for one in document["config"]["keys"] if one["read"] == "not modelled"]
     assert key["told"].endswith(f"; did you mean {meant!r}?")
+    assert main([*typed, "--budget", "80GiB", "--advise", "2"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["advice"] == []
+    said = "advice: none is looked for, since this may be another job than yours; first mend "
+    (ending,) = [note for note in document["notes"] if note.startswith(said)]
+    assert slip.partition(":")[0] in ending
 
 
 BASES = {
@@ -313,6 +319,24 @@ def test_no_key_s_value_is_more_than_a_configuration_error(name: str, value: obj
             )
             form.draft(draft)
             draft.done(form.name, form.called)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "# nothing\n"])
+@pytest.mark.parametrize("name", ["x.yaml", "x.json"])
+def test_an_empty_file_is_said_to_be(name: str, text: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_text(text.replace("#", "//") if name == "x.json" else text)
+    with pytest.raises(
+        ConfigurationError, match=r"is empty; a configuration has keys$|expecting value|has no comments"
+    ):
+        read(str(file), Chosen())
+
+
+def test_json_of_thousands_of_brackets_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(ConfigurationError, match=r"inside each other$"):
+        read(str(file), Chosen())
 
 
 @pytest.mark.parametrize(
