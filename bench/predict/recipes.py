@@ -12,7 +12,7 @@ from typing import Any
 
 CHECKPOINTING = {"gradient_checkpointing": True}
 LORA = {**CHECKPOINTING, "lora_r": 16, "lora_alpha": 32, "lora_target_modules": "all-linear"}
-"""As QLoRA's authors (arXiv 2305.14314) adapt every linear layer; rank and factor as axolotl's examples have them."""
+"""As QLoRA's authors (arXiv 2305.14314) adapt every linear layer; rank and factor as in axolotl's examples/llama-3/lora-1b.yml."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ RECIPES = (
         "full",
         ("bf16", "none", "adamw_torch_fused"),
         CHECKPOINTING,
-        "transformers' default optimizer, over a model loaded in bf16 as TRL does",
+        "transformers' default optimizer, over weights in the bf16 of most checkpoints, as from_pretrained loads them since v5",
         ("adapter",),
     ),
     _recipe(
@@ -71,7 +71,7 @@ RECIPES = (
         "QLoRA",
         ("nf4", "lora", "paged_adamw_8bit"),
         {**LORA, "nf4.double_quant": True},
-        "arXiv 2305.14314: NF4, double quantisation, paged optimizer; in 8 bits as its users' examples have it",
+        "arXiv 2305.14314: NF4, double quantisation, paged optimizer; the optimizer in 8 bits, as many public scripts have it",
         ("precision",),
     ),
 )
