@@ -1,6 +1,7 @@
-"""Writes the pictures of the report that README shows: docs/report-*.webp.
+"""Writes the pictures of the report that README shows, docs/report-*.webp, and docs/own-code-figure.webp: a ledger in a notebook.
 
     python docs/screenshots.py FOLDER         of the run in FOLDER, say one of `vrambench run --device predicted --profile 24gb`
+    python docs/screenshots.py                of the ledger alone
 
 Needs Chromium.
 """
@@ -24,7 +25,35 @@ PICTURES = {"verdict": ("verdict", 405), "cells": ("cells", 640), "ledger": ("le
 DRAWN = "[...document.querySelectorAll('#{0} .chart')].slice(0, 1).every((chart) => 'living' in chart.dataset)"
 
 
-def main(folder: Path) -> None:
+def notebook() -> None:
+    """A small Llama's training, watched without a GPU."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    import vrambench
+
+    with vrambench.watch("24GiB", card="rtx-4090") as ledger:
+        config = LlamaConfig(hidden_size=1024, intermediate_size=2816, num_hidden_layers=8, num_attention_heads=16)
+        model = LlamaForCausalLM(config).to("cuda", torch.bfloat16)
+        optimizer = torch.optim.AdamW(model.parameters())
+        for _ in range(2):
+            ids = torch.randint(0, 512, (4, 256), device="cuda")
+            model(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    with tempfile.TemporaryDirectory() as scratch, Browser(width=820, height=500) as browser:
+        page = Path(scratch) / "ledger.html"
+        page.write_text(
+            f"<!doctype html><meta charset=utf-8><body style='font: 14px sans-serif'>{ledger._repr_html_()}"
+        )
+        browser.open(page)
+        height = browser.evaluate("document.documentElement.scrollHeight")
+        clip = {"x": 0, "y": 0, "width": 790, "height": height, "scale": 1}
+        picture = browser.picture(format="webp", quality=82, clip=clip, captureBeyondViewport=True)
+        (DOCS / "own-code-figure.webp").write_bytes(picture)
+
+
+def report(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch, Browser(width=WIDTH, height=1000) as browser:
         page = Path(scratch) / "report.html"
         write_report([folder], page)
@@ -40,4 +69,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    notebook()
+    for folder in sys.argv[1:]:
+        report(Path(folder))

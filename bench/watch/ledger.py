@@ -12,7 +12,6 @@ CUDA's allocator, as `fit`'s do. What asked for memory is what the tracer follow
 
 from __future__ import annotations
 
-import html
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -111,6 +110,7 @@ class Ledger:
         self.held: tuple[Held, ...] = ()
         self.lines: tuple[Line, ...] = ()
         self.peak_phase = ""
+        self.peak_event = 0
         self.oom: OutOfMemory | None = None
         self.used = False
         self._phase, self._step, self._optimizer_steps = "load", -1, 0
@@ -236,7 +236,7 @@ class Ledger:
             self.memory, self.phases = self._meter.memory(), tuple(self._measured)
         else:
             replay = self._predicted(replay)
-        self.at_peak, self.held = shares(replay), held(replay)
+        self.at_peak, self.held, self.peak_event = shares(replay), held(replay), replay.peak_event
         self.peak_phase = (trace.events[replay.peak_event].place.phase or "") if self.used else ""
         found: Counter[str] = Counter()
         for event in replay.live_at_peak:
@@ -299,8 +299,9 @@ class Ledger:
         return "\n".join([self.verdict(), *(f"  {count:>{width}}  {name}" for name, count in rows)])
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{count}</td></tr>" for name, count in self._rows())
-        return f"<p>{html.escape(self.verdict())}</p><table>{rows if self.used else ''}</table>"
+        from vrambench.bench.watch.figure import figure
+
+        return figure(self, self._tracer.trace, list(self._rows()) if self.used else [])
 
 
 class watch:

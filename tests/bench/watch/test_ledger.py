@@ -47,7 +47,6 @@ def test_weights_gradients_and_state_are_told_by_role_and_line() -> None:
     )
     assert any(__file__ in line.place and "optimizer" in line.place for line in ledger.lines)
     assert "at the peak: Sequential optimizer" in str(ledger)
-    assert "<table>" in ledger._repr_html_()
 
 
 def test_phases_nest_in_those_that_come_by_themselves() -> None:
