@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -96,6 +96,12 @@ class Cell(BaseModel):
         said = self.axes | _said(fields | self.workload.options, usual)
         content = json.dumps(said, sort_keys=True, separators=(",", ":"))
         return hashlib.blake2b(content.encode(), digest_size=6).hexdigest()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Another cell has an id of its own: pydantic would copy the one that was asked for before."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("id", None)
+        return copied
 
     @property
     def name(self) -> str:

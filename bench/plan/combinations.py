@@ -6,7 +6,7 @@ combinations(matrix.layer("smoke"))        Combination records in the axes' orde
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -42,7 +42,11 @@ def combinations(layer: Layer, named: Collection[str] = (), coverage: Coverage =
     """
     check_axes(layer)
     complete = all_named(named)
-    kept = _product(layer, () if complete else layer.exclude or (), coverage)
+    values = _values(layer, coverage)
+    kept = _product(values, () if complete else layer.exclude or ())
+    places: dict[tuple[str, ...], list[int]] = {}
+    for place, one in enumerate(kept):
+        places.setdefault(tuple(one.axes.values()), []).append(place)
     wanted = {axis: {value.value for value in layer.axes[axis]} for axis in named}
     further: list[Combination] = []
     for entry in layer.include or ():
@@ -50,7 +54,7 @@ def combinations(layer: Layer, named: Collection[str] = (), coverage: Coverage =
             continue
         if complete and all_named(entry.axes):
             continue
-        fitting = {place for place, one in enumerate(kept) if _matches(entry, one)}
+        fitting = [place for names in _matching(entry, values) for place in places.get(names, ())]
         for place in fitting:
             kept[place] = replace(kept[place], added={**kept[place].added, **entry.settings})
         if not fitting:
@@ -58,12 +62,26 @@ def combinations(layer: Layer, named: Collection[str] = (), coverage: Coverage =
     return kept + further
 
 
-def _product(layer: Layer, exclude: Collection[Entry], coverage: Coverage) -> list[Combination]:
-    """Every combination of the layer's axis values that no entry of `exclude` removes."""
+def _values(layer: Layer, coverage: Coverage) -> list[list[str]]:
+    """The names of each axis' values."""
     values = [[value.value for value in layer.axes.get(axis, ())] for axis in AXIS_NAMES]
     check_number(math.prod(map(len, values)), "the axes' values", coverage)
-    every = [Combination(dict(zip(AXIS_NAMES, names, strict=True)), {}) for names in product(*values)]
-    return [one for one in every if not any(_matches(entry, one) for entry in exclude)]
+    return values
+
+
+def _product(values: Sequence[Sequence[str]], exclude: Collection[Entry]) -> list[Combination]:
+    """Every combination of the axes' values that no entry of `exclude` removes."""
+    removed = {names for entry in exclude for names in _matching(entry, values)}
+    return [
+        Combination(dict(zip(AXIS_NAMES, names, strict=True)), {}) for names in product(*values) if names not in removed
+    ]
+
+
+def _matching(entry: Entry, values: Sequence[Sequence[str]]) -> Iterator[tuple[str, ...]]:
+    """The combinations that have all of the entry's values, and of `values` for other axes."""
+    return product(
+        *((entry.axes[axis],) if axis in entry.axes else names for axis, names in zip(AXIS_NAMES, values, strict=True))
+    )
 
 
 def _of_its_own(entry: Entry) -> Combination:
@@ -75,10 +93,6 @@ def _of_its_own(entry: Entry) -> Combination:
             field="include",
         )
     return Combination({axis: entry.axes[axis] for axis in AXIS_NAMES}, entry.settings, included=True)
-
-
-def _matches(entry: Entry, one: Combination) -> bool:
-    return all(one.axes[axis] == value for axis, value in entry.axes.items())
 
 
 def check_number(cells: int, what: str, coverage: Coverage) -> None:

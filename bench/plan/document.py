@@ -11,9 +11,10 @@ so that reading ends soon and small. Anchors, aliases and merge keys (`<<`) work
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,8 @@ def load(path: Path) -> Document:
         raise ConfigurationError(f"{name}: is not a text file (no UTF-8 at byte {error.start})") from None
     except OSError as error:
         raise ConfigurationError(f"{brief(name, 300)}: cannot be read: {error.strerror or error}") from None
-    return parse(text, name)
+    read = _parsed(text, name)
+    return replace(read, data=copy.deepcopy(read.data))  # whoever asked may change it
 
 
 def _open_descriptor(path: Path) -> bool:
@@ -132,6 +134,10 @@ def parse(text: str, name: str) -> Document:
     except (ValueError, OverflowError):  # chr(), of which PyYAML's scanner asks whatever \\U is followed by
         raise _error(name, loader.line + 1, "an escape that stands for no character") from None
     return Document(name, data, lines)
+
+
+_parsed = lru_cache(maxsize=8)(parse)
+"""A process that answers many questions reads the same files again and again."""
 
 
 def parse_value(text: str) -> Any:

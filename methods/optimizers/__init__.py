@@ -144,8 +144,10 @@ class Optimizers(Registry[Optimizer]):
 
     def get(self, name: str) -> Optimizer:
         """As Registry.get."""
+        if name in self._found:
+            return self._found[name]
         plain = name.removesuffix(LAYERWISE)
-        if plain != name and name in self and name not in self._found:
+        if plain != name and name in self:
             self._found[name] = layerwise(super().get(plain))
         return super().get(name)
 

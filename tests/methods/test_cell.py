@@ -332,6 +332,12 @@ def test_a_cell_of_a_file_can_be_given_other_axis_values() -> None:
     )
 
 
+def test_a_changed_copy_has_an_id_of_its_own() -> None:
+    cell = resolve(SFT_AXES, {"batch_size": 3})
+    work = cell.workload.model_copy(update={"batch_size": 4})
+    assert cell.id != cell.model_copy(update={"workload": work}).id == resolve(SFT_AXES, {"batch_size": 4}).id
+
+
 def test_a_cell_is_frozen(cell: Callable[..., Cell]) -> None:
     made = cell()
     with pytest.raises(ValueError, match="frozen"):
