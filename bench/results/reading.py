@@ -33,8 +33,11 @@ def parse(file: Path) -> Any:
     """The file's JSON as plain data. Raises OSError where it cannot be read, ValueError where it is none."""
     if file.exists() and not file.is_file():  # a pipe would be waited for
         raise OSError(errno.EINVAL, "it is no regular file", str(file))
+    content = file.read_bytes()
+    if not content.strip():
+        raise ValueError("it is empty")
     try:
-        data = json.loads(file.read_bytes())
+        data = json.loads(content)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if _deeper(data, DEEPEST):

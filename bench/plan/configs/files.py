@@ -24,10 +24,14 @@ def load(path: Path) -> Document:
         )
     document = load_json(path) if path.suffix == ".json" else load_yaml(path)
     if document.data is None or document.data == {}:
-        raise ConfigurationError(f"{document.name}: is empty; a configuration has keys")
+        raise _empty(path)
     if not isinstance(document.data, dict):
         raise document.error((), f"a configuration is a mapping (key: value), not {shown(document.data)}")
     return document
+
+
+def _empty(path: Path) -> ConfigurationError:
+    return ConfigurationError(f"{path}: is empty; a configuration has keys")
 
 
 def load_json(path: Path) -> Document:
@@ -38,6 +42,8 @@ def load_json(path: Path) -> Document:
         raise ConfigurationError(f"{path}: is not a text file (no UTF-8 at byte {error.start})") from None
     except OSError as error:
         raise ConfigurationError(f"{brief(str(path), 300)}: cannot be read: {error.strerror or error}") from None
+    if not text.strip():
+        raise _empty(path)
     try:
         json.loads(text)
     except json.JSONDecodeError as error:

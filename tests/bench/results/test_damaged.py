@@ -117,6 +117,7 @@ def test_a_damaged_result_is_a_row_that_says_so(seed: int, folder: RunFolder) ->
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (" ", "cannot be read: it is empty"),
         ("[" * 100_000, "cannot be read: nested too deeply"),
         ('{"schema": 1, "cells": ' + "[" * 40 + "]" * 40 + "}", "cannot be read: nested too deeply"),
         ("9" * 5000, "cannot be read: Exceeds the limit"),

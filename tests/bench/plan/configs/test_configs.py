@@ -321,14 +321,12 @@ def test_no_key_s_value_is_more_than_a_configuration_error(name: str, value: obj
             draft.done(form.name, form.called)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "# nothing\n"])
+@pytest.mark.parametrize("text", ["", " \n", "{}"])
 @pytest.mark.parametrize("name", ["x.yaml", "x.json"])
 def test_an_empty_file_is_said_to_be(name: str, text: str, tmp_path: Path) -> None:
     file = tmp_path / name
-    file.write_text(text.replace("#", "//") if name == "x.json" else text)
-    with pytest.raises(
-        ConfigurationError, match=r"is empty; a configuration has keys$|expecting value|has no comments"
-    ):
+    file.write_text(text)
+    with pytest.raises(ConfigurationError, match=r"is empty; a configuration has keys$"):
         read(str(file), Chosen())
 
 
