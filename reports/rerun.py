@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vrambench.bench.plan.document import as_yaml
-from vrambench.bench.results.run_info import PREDICTED
+from vrambench.bench.results.run_info import OWN_CODE, PREDICTED
 from vrambench.methods.workload import AXIS_NAMES
 from vrambench.reports.rows import Row, axis_options, flat_settings, setting_options
 
@@ -22,7 +22,9 @@ OF_ALL = ("--config", "--config-format", "--model", "--budget", "--set")
 
 def command(row: Row, info: Mapping[str, Any]) -> str:
     """The command for `row`, a cell of the run with this run.json: with every setting of the cell where its run does not say
-    how it came to it."""
+    how it came to it. A test of people's own code is run by pytest."""
+    if info.get("profile") == OWN_CODE:
+        return shlex.join(["pytest", row.name])
     differing = _differing(row)
     run = info.get("command")
     if differing is None or not isinstance(run, str) or "--claims" in run or not row.id:

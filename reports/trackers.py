@@ -19,6 +19,7 @@ from vrambench.methods.errors import ConfigurationError, UnknownValue
 from vrambench.reports.read import read_runs
 from vrambench.reports.report import Report
 from vrambench.reports.tracked import Tracked, tracked
+from vrambench.reports.units import plural
 
 PROJECT = "vrambench"
 """The project (MLflow: the experiment) where none is named."""
@@ -195,4 +196,4 @@ def track(runs: Sequence[Path], to: str, project: str | None = None) -> str:
         tracker.write(cells, place)
         told += len(cells)
     where = ", ".join(dict.fromkeys(places))
-    return f"{told} cells told to {tracker.title}: {where}"
+    return f"{plural(told, 'cell')} told to {tracker.title}: {where}"

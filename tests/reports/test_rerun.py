@@ -11,6 +11,7 @@ from tests.reports import made
 from vrambench.bench.plan.matrix import read_matrix
 from vrambench.bench.plan.plan import Plan, select
 from vrambench.bench.plan.selection import Selection
+from vrambench.bench.results.run_info import OWN_CODE
 from vrambench.methods.workload import AXIS_NAMES
 from vrambench.reports.rerun import command
 from vrambench.reports.rows import Row, Run, rows_of
@@ -82,3 +83,9 @@ def test_where_the_run_does_not_tell_it_says_every_setting(info: dict[str, objec
 
 def test_a_command_with_an_open_quote_is_no_obstacle() -> None:
     assert "--algorithm sft" in command(row(), {"command": "vrambench run --set 'open", "profile": "24gb"})
+
+
+def test_a_test_of_peoples_own_code_is_run_by_pytest() -> None:
+    info = {"profile": OWN_CODE, "command": "pytest --vram-results runs/now tests"}
+    own = Row(0, "now", "a1", "tests/test_a.py::test_fits[a b]", "ok", {"test": "tests/test_a.py::test_fits[a b]"})
+    assert command(own, info) == "pytest 'tests/test_a.py::test_fits[a b]'"
