@@ -1,5 +1,5 @@
 # make setup      the virtual environment .venv, and DeepSpeed's CPU Adam compiled once
-# make run        the matrix on what is there (a GPU, or the smoke profile on the CPU), and a report
+# make run        the matrix on what is there, and a report: on a GPU profile 24gb; without one smoke, trained on the CPU, beside 24gb-short, predicted
 # make test       every test that this machine can run, in two processes; those that measure a GPU alone, after the others
 # make lint       ruff, mypy, and no import that runs back
 # make gate       our own predictions against .ci/baseline.json: a change of one byte fails, until it is approved by

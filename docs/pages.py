@@ -25,7 +25,9 @@ from pathlib import Path
 
 from vrambench.bench.gate.baseline import Baseline
 from vrambench.bench.gate.check import Check
+from vrambench.bench.plan.told import PlanTold
 from vrambench.bench.plan.validity import RULES
+from vrambench.bench.predict.answer import FitTold, MenuTold
 from vrambench.bench.results.records import Result
 from vrambench.bench.results.run_info import RunInfo
 from vrambench.methods.axes import AXES
@@ -202,8 +204,11 @@ def cards() -> str:
 TABLES = {"axes": axes, "fields": fields, "options": options, "rules": rules, "models": models, "cards": cards}
 
 
-SCHEMAS = {"result": Result, "run": RunInfo, "baseline": Baseline, "check": Check}
-"""What is written as JSON, and the record behind it."""
+SCHEMAS = {
+    **{"result": Result, "run": RunInfo, "baseline": Baseline, "check": Check},
+    **{"plan": PlanTold, "fit": FitTold, "menu": MenuTold},
+}
+"""What is written or printed as JSON, and the record behind it."""
 
 
 def schema(name: str) -> str:

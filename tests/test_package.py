@@ -111,7 +111,7 @@ def test_what_is_installed_is_a_package_with_a_version(built: Path, tmp_path: Pa
     assert (version, card, torch) == (vrambench.__version__, "rtx-4090", "False")
     assert file.endswith("__init__.py")
     assert Path(file).is_relative_to(tmp_path) is not editable
-    assert profiles == "smoke 24gb 20b rlhf-20b"
+    assert profiles == "smoke 24gb 24gb-short 20b rlhf-20b"
 
 
 def test_the_public_names_are_there() -> None:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pages
 import pytest
 
 from tests.reports import made
+from tests.schemas import SCHEMA, validate
+from vrambench.bench.commands.app import main
 from vrambench.bench.gate.baseline import baseline_of, read_baseline, write_baseline
 from vrambench.bench.gate.check import check
 from vrambench.bench.results.records import OutOfMemory, Result
 from vrambench.bench.results.store import RunFolder
-
-SCHEMA = pages.ROOT / "docs" / "schema"
 
 
 @pytest.fixture
@@ -38,10 +37,6 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder.open(run.path)
 
 
-def validate(name: str, document: Any) -> None:
-    jsonschema.validate(document, json.loads((SCHEMA / f"{name}.json").read_text()))
-
-
 @pytest.mark.parametrize("name", pages.SCHEMAS)
 def test_a_schema_is_its_records(name: str) -> None:
     text = (SCHEMA / f"{name}.json").read_text()
@@ -56,6 +51,29 @@ def test_what_is_written_fits_its_schema(folder: RunFolder, tmp_path: Path) -> N
     write_baseline(baseline_of(folder), tmp_path / "baseline.json")
     validate("baseline", json.loads((tmp_path / "baseline.json").read_text()))
     validate("check", check(read_baseline(tmp_path / "baseline.json"), folder).document())
+
+
+ONE = "--precision bf16 --adapter lora --optimizer adamw_torch --offload none --algorithm sft"
+FILE = {"per_device_train_batch_size": 2, "bf16": True, "gradient_checkpointing": True, "warmup_ratio": 0.1}
+
+
+def test_what_is_printed_fits_its_schema(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VRAMBENCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "training_args.json").write_text(json.dumps(FILE))
+    config = f"--config {tmp_path / 'training_args.json'} --model tiny --set max_length=64"
+    for name, typed in (
+        ("plan", f"plan --device cuda {ONE} --model tiny --sweep batch_size=1,2"),
+        ("plan", f"plan --device cpu {config}"),
+        ("fit", f"fit {ONE} --model tiny --max batch_size --budget 4MiB --advise 1"),
+        ("fit", f"fit {config} --budget 1GiB"),
+    ):
+        main([*typed.split(), "--json"])
+        document = json.loads(capsys.readouterr().out)
+        validate(name, document)
+        with pytest.raises(jsonschema.ValidationError):
+            validate(name, document | {"another": 1})
 
 
 def test_what_is_no_result_does_not(folder: RunFolder) -> None:

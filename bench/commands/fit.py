@@ -107,8 +107,7 @@ def fit(
         answer = kept.answer
         config = as_built(loaded.config, [answer.cell]) if loaded.config else None
         if as_json:
-            told = answer.document() | {"command": kept.command, "read_as": list(selection.read_as)}
-            told |= {"config": config.document()} if config else {}
+            told = answer.document(kept.command, selection.read_as, config.told() if config else None)
             print(json.dumps(told, indent=1), file=out)
         else:
             from vrambench.reports.text.answers import print_fit

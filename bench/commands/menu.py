@@ -82,7 +82,7 @@ def print_menu(
         menu = read_menu(cache, asked) if cache else None
         menu = menu or _predicted(path, chosen, matrices, alloc_conf, cache, asked)
         if as_json:
-            print(json.dumps(menu.document() | {"read_as": list(selection.read_as)}, indent=1), file=out)
+            print(json.dumps(menu.document(selection.read_as), indent=1), file=out)
         else:
             from vrambench.reports.text.menu import print_menu as print_rows
 

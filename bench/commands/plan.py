@@ -81,7 +81,7 @@ def plan(
         if sort:
             planned = planned.sorted_by(sort)
         if as_json:
-            print(json.dumps(planned.document() | {"read_as": list(selection.read_as)}, indent=1), file=out)
+            print(json.dumps(planned.document(selection.read_as), indent=1), file=out)
         else:
             from vrambench.reports.text.answers import print_plan
             from vrambench.reports.text.config import print_config

@@ -36,6 +36,8 @@ from vrambench.reports.units import plural
 
 TIMEOUT_SECONDS = 1800.0
 RUN_DEVICES = (*DEVICES, PREDICTED)
+BESIDE = "predicted"
+"""The folder inside a run's that holds what was predicted beside it, a run of its own."""
 NO_GPU = {"cpu": "this one is on the CPU", PREDICTED: "this one is predicted"}
 
 if TYPE_CHECKING:
@@ -120,7 +122,8 @@ def run(
 ) -> int:
     """Run the valid cells and write a report.
 
-    Each cell runs in a process of its own, and what it gave is stored as soon as it ends.
+    Each cell runs in a process of its own, and what it gave is stored as soon as it ends. Where there is no GPU and nothing is
+    chosen, tiny cells are trained here, and what a 24 GB card would hold is predicted beside them: one report, of both.
 
     Naming all five axes asks for every combination of the values named: the matrix' exclude and coverage then leave none
     out, and entries of its include that name all five axes are left out. --claims runs what claims need; `vrambench claims
@@ -129,48 +132,85 @@ def run(
     if device is not None:
         check_device(device, RUN_DEVICES)
     folder = out or _new_folder(Path("runs"))
+    resumed = matrix is None and selection.empty and (folder / "run.json").exists()
     if claims is not None:
         cells, settings = _claimed_plan(folder, claims, matrix, selection, device or "auto")
-    elif matrix is None and selection.empty and (folder / "run.json").exists():
+    elif resumed:
         cells, settings = stored_plan(folder, device)
     else:
         cells, settings = _new_plan(folder, matrix, selection, device or "auto")
-    left_out = settings.pop("left_out", ())
     for option, chosen in (("--prune", prune), ("--predict", predict), ("--record", record)):
         if chosen and settings["device"] in NO_GPU:
             raise ConfigurationError(
                 f"{option}: is for runs on a GPU, and {NO_GPU[settings['device']]}", field="device"
             )
     if predict or prune:
-        settings |= {"predict": predictions(selection, left_out=left_out), "prune": prune}
+        settings |= {"predict": predictions(selection, left_out=settings.get("left_out", ())), "prune": prune}
     settings["record"] = record
-    settings["about"]["command"] = shlex.join(["vrambench", *context.obj])
+    plans = [(folder, cells, settings)]
+    plain = claims is None and device is None and selection.empty and settings["device"] == "cpu"
+    if plain and ((folder / BESIDE).is_dir() if resumed else PREDICTED in load(matrix, selection).default_profile):
+        plans.append((folder / BESIDE, *_plan_beside(folder / BESIDE, matrix, selection)))
+    command = shlex.join(["vrambench", *context.obj])
+    for _, _, how in plans:
+        _settle(how, command, jobs, timeout, statuses)
+    return _carry_out(plans, prune=prune, predict=predict)
+
+
+Plans = Sequence[tuple[Path, "Sequence[PlannedCell]", dict[str, Any]]]
+"""Runs: each one's folder, cells, and how they are run."""
+
+
+def _plan_beside(folder: Path, matrix: Path | None, selection: Selection) -> tuple[list[PlannedCell], dict[str, Any]]:
+    """What is predicted beside a run; the folder, which says that it is, is there from then on."""
+    if (folder / "run.json").exists():
+        return stored_plan(folder, None)
+    planned = _new_plan(folder, matrix, selection, PREDICTED)
+    folder.mkdir(parents=True, exist_ok=True)
+    return planned
+
+
+def _settle(
+    settings: dict[str, Any], command: str, jobs: int | None, timeout: float | None, retry: frozenset[str]
+) -> None:
+    """What else a run is to know, into its `settings`."""
+    left_out = settings.pop("left_out", ())
+    settings["about"]["command"] = command
     settings["jobs"] = jobs or settings.get("jobs") or _jobs(settings["device"])
     settings["timeout"] = timeout or settings.get("timeout") or TIMEOUT_SECONDS
-    settings["retry"] = statuses
+    settings["retry"] = retry
     if settings["device"] == PREDICTED:
         from vrambench.bench.predict.cache import Cache
         from vrambench.bench.run.predicted import PredictingExecutor
 
         settings["executor"] = PredictingExecutor(settings.pop("card"), settings["jobs"], left_out, Cache.usual())
+
+
+def _carry_out(plans: Plans, *, prune: bool, predict: bool) -> int:
+    """The runs, one after the other, and the report about them, which is in the first one's folder: the exit code."""
+    folder = plans[0][0]
+    codes = []
     with stdout_kept_clean() as stdout:
-        summary = run_here(cells, folder, settings)
-        if summary.interrupted:
-            _say_how_to_go_on(folder, prune=prune, predict=predict)
+        for place, cells, settings in plans:
+            summary = run_here(cells, place, settings)
+            codes.append(summary.exit_code)
+            if summary.interrupted:
+                _say_how_to_go_on(folder, prune=prune, predict=predict)
+                break
+        done = [place for place, _, _ in reversed(plans[: len(codes)])]  # the predictions first: what fits a card
         try:
-            print_results([folder], stdout)
-            _report(folder, stdout)
+            print_results(done, stdout)
+            _report(done, folder / "report.html", stdout)
         except KeyboardInterrupt:
             say(f"the report was not written; write it with: vrambench run --out {shlex.quote(str(folder))}")
             raise
-    return summary.exit_code
+    return max(codes)
 
 
-def _report(folder: Path, stdout: TextIO) -> None:
-    """The run's own report; one of before, which is no longer true, is gone first."""
-    written = folder / "report.html"
+def _report(folders: Sequence[Path], written: Path, stdout: TextIO) -> None:
+    """The report about runs; one of before, which is no longer true, is gone first."""
     written.unlink(missing_ok=True)
-    write_report([folder], written)
+    write_report(folders, written)
     print(f"wrote {written}", file=stdout)
 
 
@@ -226,6 +266,8 @@ def _new_plan(
     """The cells that the matrix and the selectors come to, and how they are run."""
     _check_folder(folder)
     loaded = load(matrix, selection)
+    if device == PREDICTED and selection.profile is None:
+        selection = replace(selection, profile=loaded.default_profile.get(PREDICTED))
     card = card_named(selection) if device == PREDICTED else None
     name = device if device == PREDICTED else device_here(device)
     planned = planned_for(loaded, selection, "cuda" if device == PREDICTED else name, card)

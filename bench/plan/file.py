@@ -41,7 +41,7 @@ class MatrixFile(Section):
     """The whole file."""
 
     profiles: dict[str, Section] = Field(default_factory=dict)
-    default_profile: dict[Literal["cpu", "cuda"], str] = Field(default_factory=dict)
+    default_profile: dict[Literal["cpu", "cuda", "predicted"], str] = Field(default_factory=dict)
 
 
 def read(path: Path) -> tuple[Document, MatrixFile, list[ConfigurationError]]:

@@ -43,6 +43,7 @@ from vrambench.bench.plan.matrix import (
     unflatten,
 )
 from vrambench.bench.plan.selection import Selection
+from vrambench.bench.plan.told import Counts, FindingTold, PlannedTold, PlanTold
 from vrambench.bench.plan.used import check_saved, check_used, fields_of, idle_additions, idle_settings
 from vrambench.bench.plan.validity import Finding, check
 from vrambench.methods.algorithms import ALGORITHMS
@@ -83,20 +84,20 @@ class PlannedCell:
     def verdict(self) -> Literal["valid", "invalid"]:
         return "invalid" if self.rejection else "valid"
 
-    def row(self) -> dict[str, Any]:
+    def told(self) -> PlannedTold:
         """As `plan --json` prints it; what was not predicted is None."""
         forecast = self.outcome.forecast if self.outcome else None
-        return {
-            "id": self.id,
-            "name": self.name,
-            "verdict": self.verdict,
-            "findings": [{"rule": one.rule, "kind": one.kind, "reason": one.reason} for one in self.findings],
-            "predicted": forecast.memory.model_dump(mode="json") if forecast else None,
-            "fit": forecast.verdict if forecast else None,
-            "margin_bytes": forecast.margin_bytes if forecast else None,
-            "not_predicted": self.outcome.reason if self.outcome else None,
-            "cell": self.cell.flat(),
-        }
+        return PlannedTold(
+            id=self.id,
+            name=self.name,
+            verdict=self.verdict,
+            findings=tuple(FindingTold(rule=one.rule, kind=one.kind, reason=one.reason) for one in self.findings),
+            predicted=forecast.memory if forecast else None,
+            fit=forecast.verdict if forecast else None,
+            margin_bytes=forecast.margin_bytes if forecast else None,
+            not_predicted=self.outcome.reason if self.outcome else None,
+            cell=self.cell.flat(),
+        )
 
 
 def _peak(one: PlannedCell) -> int | None:
@@ -153,17 +154,20 @@ class Plan:
         key = ORDERS[order]
         return replace(self, cells=tuple(sorted(self.cells, key=lambda one: (key(one) is None, key(one) or 0))))
 
-    def document(self) -> dict[str, Any]:
-        """As `plan --json` prints it."""
-        return {
-            "matrix": self.matrix,
-            "profile": self.profile,
-            "device": self.device,
-            "coverage": self.coverage,
-            "repeat": self.repeat,
-            "counts": self.counts,
-            "cells": [planned.row() for planned in self.cells],
-        } | ({"config": self.config.document()} if self.config else {})
+    def document(self, read_as: Sequence[str] = ()) -> dict[str, Any]:
+        """As `plan --json` prints it. `read_as`: the selection's."""
+        told = PlanTold(
+            matrix=self.matrix,
+            profile=self.profile,
+            device=self.device,
+            coverage=self.coverage,
+            repeat=self.repeat,
+            counts=Counts(**self.counts),
+            cells=tuple(planned.told() for planned in self.cells),
+            read_as=tuple(read_as),
+            config=self.config.told() if self.config else None,
+        )
+        return told.document()
 
 
 def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: bool = True) -> Plan:

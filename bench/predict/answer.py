@@ -6,12 +6,14 @@ kept (cache.py) is told at once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vrambench.bench.plan.configs.keys import ConfigTold
 from vrambench.bench.plan.rules.rule import Finding
-from vrambench.bench.results.forecast import Forecast, Verdict
-from vrambench.bench.results.records import OutOfMemory, Record
+from vrambench.bench.results.forecast import Forecast, PredictedBatches, PredictedPhase, Share, Unmodelled
+from vrambench.bench.results.records import Memory, OutOfMemory, Parameters, Record, RoleBytes, Verdict
 from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell
 
@@ -62,6 +64,88 @@ class Advice(Record):
     ending: str
 
 
+class WarningTold(Record):
+    """A rule of CUDA that warns of the cell."""
+
+    rule: str
+    reason: str
+
+
+class PhaseTold(Record):
+    """A phase of a step; of none (None) where it is outside the steps."""
+
+    phase: str
+    step: int | None
+
+
+class FitTold(Record):
+    """What `fit --json` prints: the forecast's fields (bytes as integers), `predicted` being its memory, and what was asked
+    besides. `config` is there where a trainer's file was asked for."""
+
+    cell: dict[str, Any]
+    budget_bytes: int
+    card: str | None
+    verdict: Verdict
+    fits: bool
+    margin_bytes: int
+    band_bytes: int
+    band_basis: str
+    predicted: Memory
+    phases: tuple[PredictedPhase, ...]
+    roles: dict[str, RoleBytes]
+    parameters: Parameters
+    at_peak: tuple[Share, ...]
+    fragmentation_bytes: int
+    rising_order_bytes: int
+    batches: PredictedBatches | None
+    unmodelled: tuple[Unmodelled, ...]
+    host_bytes: int
+    alloc_conf: str
+    device_peak: PhaseTold
+    limiting_phase: str
+    limiting_step: int | None
+    limiting_role: str | None
+    oom: OutOfMemory | None
+    oom_phase: str | None
+    warnings: tuple[WarningTold, ...]
+    notes: tuple[str, ...]
+    seconds: float
+    max: tuple[Maximum, ...]
+    advice: tuple[Suggestion, ...]
+    command: str
+    read_as: tuple[str, ...]
+    config: ConfigTold | None = None
+
+
+class RowTold(Record):
+    """A row of a menu; see MenuRow. `verdict` and bytes are None where nothing was predicted, `reason` says why."""
+
+    recipe: str
+    source: str | None
+    name: str
+    budget: str | None
+    budget_bytes: int
+    rule: str | None
+    reason: str | None
+    verdict: Verdict | None
+    fits: bool
+    device_bytes: int | None
+    margin_bytes: int | None
+    band_bytes: int | None
+    largest_batch: Maximum | None
+    longest_sequence: Maximum | None
+    command: str
+    cell: dict[str, Any]
+
+
+class MenuTold(Record):
+    """What `fit MODEL --json` prints. `fits`: whether any row does."""
+
+    fits: bool
+    rows: tuple[RowTold, ...]
+    read_as: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class MenuRow:
     """One recipe with an algorithm under one budget, as it was named (None: the matrix'). `source`: see Recipe; `command`: the
@@ -93,27 +177,27 @@ class MenuRow:
         """As it is, even if tightly or as far as is known."""
         return self.forecast is not None and self.forecast.fits
 
-    def document(self) -> dict[str, Any]:
-        """As `fit --json` prints it; bytes as integers."""
+    def told(self) -> RowTold:
+        """As `fit --json` prints it."""
         forecast, rule = self.forecast, self.rule
-        return {
-            "recipe": self.recipe,
-            "source": self.source,
-            "name": self.name,
-            "budget": self.budget,
-            "budget_bytes": self.cell.workload.budget,
-            "rule": rule.rule if rule else None,
-            "reason": rule.reason if rule else self.reason,
-            "verdict": forecast.verdict if forecast else None,
-            "fits": self.fits,
-            "device_bytes": forecast.memory.device_bytes if forecast else None,
-            "margin_bytes": forecast.margin_bytes if forecast else None,
-            "band_bytes": forecast.band_bytes if forecast else None,
-            "largest_batch": self.batch.model_dump(mode="json") if self.batch else None,
-            "longest_sequence": self.length.model_dump(mode="json") if self.length else None,
-            "command": self.command,
-            "cell": self.cell.flat(),
-        }
+        return RowTold(
+            recipe=self.recipe,
+            source=self.source,
+            name=self.name,
+            budget=self.budget,
+            budget_bytes=self.cell.workload.budget,
+            rule=rule.rule if rule else None,
+            reason=rule.reason if rule else self.reason,
+            verdict=forecast.verdict if forecast else None,
+            fits=self.fits,
+            device_bytes=forecast.memory.device_bytes if forecast else None,
+            margin_bytes=forecast.margin_bytes if forecast else None,
+            band_bytes=forecast.band_bytes if forecast else None,
+            largest_batch=self.batch,
+            longest_sequence=self.length,
+            command=self.command,
+            cell=self.cell.flat(),
+        )
 
 
 @dataclass(frozen=True)
@@ -123,9 +207,10 @@ class Menu:
     rows: tuple[MenuRow, ...]
     budget_of: str | None = None
 
-    def document(self) -> dict[str, Any]:
-        """As `fit MODEL --json` prints it."""
-        return {"fits": any(row.fits for row in self.rows), "rows": [row.document() for row in self.rows]}
+    def document(self, read_as: Sequence[str] = ()) -> dict[str, Any]:
+        """As `fit MODEL --json` prints it. `read_as`: the selection's."""
+        rows = tuple(row.told() for row in self.rows)
+        return MenuTold(fits=any(row.fits for row in rows), rows=rows, read_as=tuple(read_as)).model_dump(mode="json")
 
 
 @dataclass(frozen=True)
@@ -140,41 +225,28 @@ class Answer:
     max: tuple[Maximum, ...] = ()
     advice: Advice | None = None
 
-    def document(self) -> dict[str, Any]:
-        """As `fit --json` prints it; bytes as integers."""
+    def document(
+        self, command: str = "", read_as: Sequence[str] = (), config: ConfigTold | None = None
+    ) -> dict[str, Any]:
+        """As `fit --json` prints it. `command`: the shortest that asks for the cell again; `read_as`: the selection's; `config`:
+        the trainer's file that was read."""
         forecast = self.forecast
-        told = forecast.model_dump(mode="json")
-        notes = [*forecast.notes, *([f"advice: {self.advice.ending}"] if self.advice else [])]
-        return {
-            "cell": self.cell.flat(),
-            "budget_bytes": forecast.budget_bytes,
-            "card": self.card.name if self.card else None,
-            "verdict": forecast.verdict,
-            "fits": forecast.fits,
-            "margin_bytes": forecast.margin_bytes,
-            "band_bytes": forecast.band_bytes,
-            "band_basis": forecast.band_basis,
-            "predicted": told["memory"],
-            **{
-                name: told[name]
-                for name in (
-                    "phases",
-                    "roles",
-                    "parameters",
-                    "at_peak",
-                    "fragmentation_bytes",
-                    "rising_order_bytes",
-                    "batches",
-                    "unmodelled",
-                    "host_bytes",
-                    "alloc_conf",
-                )
-            },
-            "device_peak": {"phase": forecast.device_peak.name, "step": forecast.device_peak.step},
-            **{name: told[name] for name in ("limiting_phase", "limiting_step", "limiting_role", "oom", "oom_phase")},
-            "warnings": [{"rule": one.rule, "reason": one.reason} for one in self.warnings],
-            "notes": notes,
-            "seconds": forecast.seconds,
-            "max": [one.model_dump(mode="json") for one in self.max],
-            "advice": [one.model_dump(mode="json") for one in self.advice.suggestions] if self.advice else [],
-        }
+        same = {name: getattr(forecast, name) for name in FitTold.model_fields if name in Forecast.model_fields}
+        told = FitTold(
+            **same
+            | {
+                "cell": self.cell.flat(),
+                "card": self.card.name if self.card else None,
+                "fits": forecast.fits,
+                "predicted": forecast.memory,
+                "device_peak": PhaseTold(phase=forecast.device_peak.name, step=forecast.device_peak.step),
+                "warnings": tuple(WarningTold(rule=one.rule, reason=one.reason) for one in self.warnings),
+                "notes": (*forecast.notes, *([f"advice: {self.advice.ending}"] if self.advice else [])),
+                "max": self.max,
+                "advice": self.advice.suggestions if self.advice else (),
+                "command": command,
+                "read_as": tuple(read_as),
+                "config": config,
+            }
+        )
+        return told.model_dump(mode="json", exclude=None if config else {"config"})

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from vrambench.bench.plan.document import Document
 from vrambench.bench.results.forecast import Unmodelled
+from vrambench.bench.results.records import Record
 from vrambench.methods.aliases import field_called
 from vrambench.methods.errors import ConfigurationError, did_you_mean, nearest, shown
 
@@ -206,6 +207,27 @@ class ReadKey:
         return "; ".join(filter(None, (", ".join(one.told for one in self.made), self.reason)))
 
 
+class KeyTold(Record):
+    """A key of a trainer's file: how it was `read`, and what was made of it, in words."""
+
+    key: str
+    value: Any
+    read: Kind
+    told: str
+
+
+class ConfigTold(Record):
+    """A trainer's `file`, of which `format`, and what it was `read_as`. `defaults`: of its library, where it says nothing; `taken`:
+    what a sentence each says was taken for it."""
+
+    file: str
+    format: str
+    read_as: str
+    keys: tuple[KeyTold, ...]
+    defaults: tuple[str, ...]
+    taken: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Config:
     """A configuration that has been read. `called`: what it was read as. `left_out`: what its keys say that is not modelled.
@@ -221,13 +243,13 @@ class Config:
     taken: tuple[Made, ...] = ()
     said: frozenset[str] = frozenset()
 
-    def document(self) -> dict[str, Any]:
+    def told(self) -> ConfigTold:
         """As `--json` prints it."""
-        return {
-            "file": self.name,
-            "format": self.format,
-            "read_as": self.called,
-            "keys": [{"key": one.key, "value": one.value, "read": one.kind, "told": one.told} for one in self.keys],
-            "defaults": [one.told for one in self.defaults],
-            "taken": [one.told for one in self.taken],
-        }
+        return ConfigTold(
+            file=self.name,
+            format=self.format,
+            read_as=self.called,
+            keys=tuple(KeyTold(key=one.key, value=one.value, read=one.kind, told=one.told) for one in self.keys),
+            defaults=tuple(one.told for one in self.defaults),
+            taken=tuple(one.told for one in self.taken),
+        )

@@ -53,7 +53,8 @@ def runner(matrix: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
             store.acquire()
             cells = [{"id": one.cell.id, "name": one.name, **one.cell.flat()} for one in planned]
             how = {"jobs": more["jobs"], "timeout_seconds": more["timeout"]}
-            store.write_info({"device": device, "repeat": repeat, **how, "cells": cells, **about})
+            told = {"device": device, "repeat": repeat, "environment": {}, **how, "cells": cells, **about}
+            store.write_info(told)
             store.release()
             return Summary(folder, counts, 0, interrupted)  # type: ignore[arg-type]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.schemas import validate
 from vrambench.bench.commands.app import main
 from vrambench.bench.plan.matrix import load_matrix
 from vrambench.bench.plan.selection import Selection
@@ -175,6 +176,7 @@ def test_the_same_menu_is_told_again_without_predictions(
     assert capsys.readouterr() == (first.out, "")
     assert main([*asked, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
+    validate("menu", told)
     assert not predicted
     assert [row["recipe"] for row in told["rows"]] == ["QLoRA"]
     assert told["rows"][0]["longest_sequence"]["value"] > 32

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.bench.commands.conftest import MATRIX
 from vrambench.bench.commands import run as command
 from vrambench.bench.commands.app import main
 from vrambench.methods.cards import CARDS
@@ -173,3 +174,61 @@ def test_interrupted_twice_it_says_how_to_go_on(
     monkeypatch.setattr(vrambench.bench.run.session, "run", interrupted)
     assert main(["run", "--device", "cpu", "--out", "first"]) == 130
     assert capsys.readouterr().err == "go on with: vrambench run --out first\nerror: interrupted\n"
+
+
+BOTH = (
+    MATRIX
+    + """
+default_profile: {cpu: here, predicted: there}
+profiles:
+  here: {workload: {steps: 2}}
+  there: {repeat: 1, axes: {algorithm: [sft]}, workload: {model: gpt2}}
+"""
+)
+
+
+def test_without_a_gpu_and_a_choice_a_run_predicts_beside_what_it_trains(
+    runner: Fake, matrix: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[tuple[list[Path], Path]] = []
+    calls = runner({"ok": 1})
+    monkeypatch.setattr(command, "device_here", lambda device: "cpu")
+    monkeypatch.setattr(command, "write_report", lambda folders, out: reports.append((folders, out)))
+    matrix.write_text(BOTH)
+    assert main(["run", "--out", "first"]) == 0
+    first, beside = Path("first"), Path("first/predicted")
+    assert [(call["folder"], call["device"], call["about"]["profile"]) for call in calls] == [
+        (first, "cpu", "here"),
+        (beside, "predicted", "there"),
+    ]
+    assert {one.cell.algorithm for one in calls[1]["planned"]} == {"sft"}
+    assert reports == [([beside, first], first / "report.html")], "what fits a card comes first"
+
+    matrix.unlink()
+    assert main(["run", "--out", "first"]) == 0, "both go on"
+    assert [call["planned"] for call in calls[2:]] == [call["planned"] for call in calls[:2]]
+
+    matrix.write_text(BOTH)
+    for typed in ("--device cpu", "--profile here", "--set steps=1", "--only algorithm=sft"):
+        assert main(["run", "--out", typed.replace(" ", ""), *typed.split()]) == 0
+    assert [call["device"] for call in calls[4:]] == ["cpu"] * 4, "where something is chosen that alone runs"
+
+
+def test_an_interrupted_run_predicts_beside_when_it_goes_on(
+    runner: Fake, matrix: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "device_here", lambda device: "cpu")
+    matrix.write_text(BOTH)
+    calls = runner({"ok": 1}, interrupted=True)
+    assert main(["run", "--out", "first"]) == 130
+    assert [call["folder"] for call in calls] == [Path("first")]
+    runner({"ok": 1})
+    assert main(["run", "--out", "first"]) == 0
+    assert [call["folder"] for call in calls[1:]] == [Path("first"), Path("first/predicted")]
+
+
+def test_a_predicted_run_takes_the_profile_for_predictions(runner: Fake, matrix: Path) -> None:
+    calls = runner({"ok": 1})
+    matrix.write_text(BOTH)
+    assert main(["run", "--device", "predicted", "--out", "first"]) == 0
+    assert [call["about"]["profile"] for call in calls] == ["there"]

@@ -273,7 +273,8 @@ def test_lengths_that_disagree_are_a_mistake(
 
 def test_an_unknown_profile_names_the_nearest(shipped: Matrix) -> None:
     with pytest.raises(
-        UnknownValue, match=r"profile: 'smok' is not one of smoke, 24gb, 20b, rlhf-20b; did you mean 'smoke'\?"
+        UnknownValue,
+        match=r"profile: 'smok' is not one of smoke, 24gb, 24gb-short, 20b, rlhf-20b; did you mean 'smoke'\?",
     ):
         select(shipped, Selection(profile="smok"), "cpu")
 
