@@ -115,6 +115,15 @@ class Browser:
         """What is visible, with the options of the protocol's Page.captureScreenshot."""
         return base64.b64decode(self._call("Page.captureScreenshot", **how)["data"])
 
+    def printed(self, width: int) -> None:
+        """From here on the page is laid out as on paper so many pixels wide."""
+        self._call("Emulation.setEmulatedMedia", media="print")
+        self._call("Emulation.setDeviceMetricsOverride", width=width, height=700, deviceScaleFactor=1, mobile=False)
+
+    def pdf(self) -> bytes:
+        """The page as it is printed, on paper of the size that it asks for."""
+        return base64.b64decode(self._call("Page.printToPDF", preferCSSPageSize=True, printBackground=True)["data"])
+
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}

@@ -268,6 +268,35 @@ def test_dark_pages_have_light_text_in_charts(page: Path) -> None:
         assert min(int(part) for part in colour.removeprefix("rgb(").rstrip(")").split(",")) > 120
 
 
+PAPER = 1046
+"""Pixels (96 to an inch) across A4 laid sideways, without its margins of 1 cm."""
+CUT = f"""[...document.querySelectorAll("main *, header *")].filter((one) => {{
+  const box = one.getBoundingClientRect();
+  return box.width && box.height && !one.closest("svg svg") && (box.right > {PAPER} + 1 || box.left < -1);
+}}).map((one) => `${{one.tagName}} ${{one.className?.baseVal ?? one.className}} ${{one.closest("section")?.id}}`)"""
+HIDDEN = """[...document.querySelectorAll("main .scroll, main .chart")]
+  .filter((one) => one.scrollHeight > one.clientHeight + 1 && getComputedStyle(one).overflowY !== "visible")
+  .map((one) => one.className)"""
+
+
+def test_on_paper_all_charts_and_the_whole_table_are_there(large_page: str, tmp_path: Path) -> None:
+    path = tmp_path / "large.html"
+    path.write_text(large_page, encoding="utf-8")
+    with Browser() as browser:
+        browser.open(path)
+        browser.printed(PAPER)
+        assert (
+            browser.evaluate("[...document.querySelectorAll('.chart')].filter((one) => !one.querySelector('svg'))")
+            == []
+        )
+        assert browser.evaluate("document.querySelectorAll('.chart').length") >= 6
+        assert browser.evaluate(CUT) == []
+        assert browser.evaluate(HIDDEN) == []
+        small = "parseFloat(getComputedStyle(document.querySelector('#table td')).fontSize)"
+        assert browser.evaluate(small) >= 7, "a point is a pixel and a third: 5.3 points can still be read"
+        assert browser.pdf().startswith(b"%PDF")
+
+
 @pytest.mark.parametrize("width", [360, 500])
 def test_a_narrow_window_scrolls_the_table_not_the_page(width: int, page: Path) -> None:
     with Browser(width=width) as browser:
