@@ -39,6 +39,8 @@ REFUSED = {
 """Types that train nothing here, and why, as words that follow their name."""
 UNMERGED = ("Beft", "Lily", "PromptEncoder", "AdaptionPrompt")
 """Types that PEFT merges into no weights, or only into biases."""
+MERGED_QUANTISED = ("Lora", "BOFT", "Miss", "Shira")
+"""Types that PEFT merges into int8 and 4-bit weights alike, unpacked for it and quantised again; others fail, or in one of both."""
 PROJECTED = ("Pvera", "RandLora")
 """Types with matrices in buffers, as VeRA has them."""
 IN_MODULES = ("Lora", "LNTuning", "PromptEncoder")
@@ -87,7 +89,7 @@ def adapter_of(name: str) -> Adapter:
         bare_parameters=stem not in IN_MODULES,
         trains_linear=stem == "Lora",
         merges=stem not in UNMERGED,
-        merges_quantized=stem == "Lora",
+        merges_quantized=stem in MERGED_QUANTISED,
         projects_by_buffers=stem in PROJECTED,
         virtual_tokens=functools.partial(_virtual_tokens, options=options) if virtual else lambda workload: 0,
         requires=("peft",),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
 from vrambench.bench.measure.measurement import Measurement
 from vrambench.bench.measure.meters.cpu import CpuMeter
@@ -15,7 +13,10 @@ from vrambench.methods.cell import resolve
 from vrambench.methods.device import get_device
 
 pytest.importorskip("trl")
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
+]
 
 BATCH, TOKENS = 4, 96
 INPUTS = 2 * BATCH * TOKENS * 8
@@ -33,14 +34,6 @@ CELLS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora, checkpointed": ("bf16 lora adamw_torch none", LORA | CHECKPOINTED | {"loss": "chunked_nll"}),
     "accumulated": ("bf16 none adamw_torch_fused none", {"loss": "chunked_nll", "gradient_accumulation_steps": 2}),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def measured(algorithm: str, axes: str, settings: dict[str, Any]) -> Sample:
