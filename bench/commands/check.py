@@ -125,6 +125,9 @@ def measured_again(run: Path, ids: Collection[str]) -> bool:
     if info.get("profile") == OWN_CODE:
         say("not measured once more, since these are tests: pytest runs them")
         return False
+    if info.get("on"):
+        say("not measured once more, since this is the run of a cluster: run it again there, and check that")
+        return False
     apart = same_hardware(info.get("environment") or {}, describe_environment(info["device"]))
     if apart:
         say(f"not measured once more, since this is another machine: {'; '.join(apart)}")
@@ -133,7 +136,7 @@ def measured_again(run: Path, ids: Collection[str]) -> bool:
     cells, settings = stored_plan(run, None)
     settings.pop("left_out", None)  # which is about predictions
     shutil.rmtree(run / "again", ignore_errors=True)
-    summary = run_here([cell for cell in cells if cell.cell.id in ids], run / "again", settings)
+    summary = run_here([cell for cell in cells if cell.id in ids], run / "again", settings)
     if summary.interrupted:
         raise KeyboardInterrupt
     return True

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vrambench.bench.commands.cluster import LOCAL, PredictOn, check_on, pool_on
 from vrambench.bench.commands.early import load
 from vrambench.bench.commands.selectors import with_selectors
 from vrambench.bench.commands.shared import (
@@ -56,6 +57,7 @@ def plan(
     ] = None,
     alloc_conf: AllocConf = None,
     no_cache: NoCache = False,
+    on: PredictOn = LOCAL,
     as_json: Json = False,
 ) -> None:
     """List the cells: valid or not, and why.
@@ -69,6 +71,7 @@ def plan(
         raise UnknownValue("--sort", sort, SORTED)
     if sort is not None and predict is False:
         raise ConfigurationError("--sort: cells are sorted by what is predicted; leave --no-predict out", field="sort")
+    check_on(on)
     loaded = load(matrix, selection)
     if alloc_conf is not None:
         read(alloc_conf)
@@ -76,8 +79,9 @@ def plan(
         # Unlike one to run on, a device to plan for need not be there.
         planned = planned_for(loaded, selection, device_here(device) if device == "auto" else device)
         if predict or (predict is None and (sort or planned.device == "cuda")):
-            ask = predictions(selection, alloc_conf, planned.left_out, no_cache=no_cache)
-            planned = planned.predicted(ask(planned.valid, None))
+            with pool_on(on) as pool:
+                ask = predictions(selection, alloc_conf, planned.left_out, no_cache=no_cache, pool=pool)
+                planned = planned.predicted(ask(planned.valid, None))
         if sort:
             planned = planned.sorted_by(sort)
         if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shlex
 import sys
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from vrambench.bench.commands.claims import load as load_claims
+from vrambench.bench.commands.cluster import Cluster, CpusPerCell, On, OnGpus, asked, begun_on, opened
 from vrambench.bench.commands.early import load
 from vrambench.bench.commands.report import write_report
 from vrambench.bench.commands.selectors import with_selectors
@@ -41,7 +43,7 @@ BESIDE = "predicted"
 NO_GPU = {"cpu": "this one is on the CPU", PREDICTED: "this one is predicted"}
 
 if TYPE_CHECKING:
-    from vrambench.bench.plan.plan import PlannedCell
+    from vrambench.bench.plan.plan import Plan, PlannedCell
     from vrambench.bench.plan.selection import Selection
     from vrambench.bench.run.session import Summary
 
@@ -119,11 +121,15 @@ def run(
     predict: StorePredictions = False,
     record: Record = False,
     claims: Claimed = None,
+    on: On = None,
+    on_gpus: OnGpus = None,
+    cpus_per_cell: CpusPerCell = None,
 ) -> int:
     """Run the valid cells and write a report.
 
     Each cell runs in a process of its own, and what it gave is stored as soon as it ends. Where there is no GPU and nothing is
-    chosen, tiny cells are trained here, and what a 24 GB card would hold is predicted beside them: one report, of both.
+    chosen, tiny cells are trained here, and what a 24 GB card would hold is predicted beside them: one report, of both. --on ray
+    runs cells on a cluster: docs/cluster.md.
 
     Naming all five axes asks for every combination of the values named: the matrix' exclude and coverage then leave none
     out, and entries of its include that name all five axes are left out. --claims runs what claims need; `vrambench claims
@@ -133,28 +139,34 @@ def run(
         check_device(device, RUN_DEVICES)
     folder = out or _new_folder(Path("runs"))
     resumed = matrix is None and selection.empty and (folder / "run.json").exists()
-    if claims is not None:
-        cells, settings = _claimed_plan(folder, claims, matrix, selection, device or "auto")
-    elif resumed:
-        cells, settings = stored_plan(folder, device)
-    else:
-        cells, settings = _new_plan(folder, matrix, selection, device or "auto")
-    for option, chosen in (("--prune", prune), ("--predict", predict), ("--record", record)):
-        if chosen and settings["device"] in NO_GPU:
-            raise ConfigurationError(
-                f"{option}: is for runs on a GPU, and {NO_GPU[settings['device']]}", field="device"
-            )
-    if predict or prune:
-        settings |= {"predict": predictions(selection, left_out=settings.get("left_out", ())), "prune": prune}
-    settings["record"] = record
-    plans = [(folder, cells, settings)]
-    plain = claims is None and device is None and selection.empty and settings["device"] == "cpu"
-    if plain and ((folder / BESIDE).is_dir() if resumed else PREDICTED in load(matrix, selection).default_profile):
-        plans.append((folder / BESIDE, *_plan_beside(folder / BESIDE, matrix, selection)))
-    command = shlex.join(["vrambench", *context.obj])
-    for _, _, how in plans:
-        _settle(how, command, jobs, timeout, statuses)
-    return _carry_out(plans, prune=prune, predict=predict)
+    where = asked(on, on_gpus, cpus_per_cell, folder)
+    with stdout_kept_clean() as stdout, opened(where, device or begun_on(folder), jobs) as cluster:
+        if claims is not None:
+            cells, settings = _claimed_plan(folder, claims, matrix, selection, device or "auto", cluster)
+        elif resumed:
+            cells, settings = stored_plan(folder, device, cluster)
+        else:
+            cells, settings = _new_plan(folder, matrix, selection, device or "auto", cluster)
+        for option, chosen in (("--prune", prune), ("--predict", predict), ("--record", record)):
+            if chosen and settings["device"] in NO_GPU:
+                raise ConfigurationError(
+                    f"{option}: is for runs on a GPU, and {NO_GPU[settings['device']]}", field="device"
+                )
+        if predict or prune:
+            left_out, pool = settings.get("left_out", ()), cluster.pool if cluster else None
+            settings |= {"predict": predictions(selection, left_out=left_out, pool=pool), "prune": prune}
+        settings["record"] = record
+        settings["about"] |= where.about
+        if cluster:
+            settings |= {"executor": cluster.executor, "jobs": cluster.executor.places}
+        plans = [(folder, cells, settings)]
+        plain = claims is None and device is None and selection.empty and settings["device"] == "cpu" and not cluster
+        if plain and ((folder / BESIDE).is_dir() if resumed else PREDICTED in load(matrix, selection).default_profile):
+            plans.append((folder / BESIDE, *_plan_beside(folder / BESIDE, matrix, selection)))
+        command = shlex.join(["vrambench", *context.obj])
+        for _, _, how in plans:
+            _settle(how, command, jobs, timeout, statuses)
+        return _carry_out(plans, stdout, prune=prune, predict=predict)
 
 
 Plans = Sequence[tuple[Path, "Sequence[PlannedCell]", dict[str, Any]]]
@@ -186,24 +198,23 @@ def _settle(
         settings["executor"] = PredictingExecutor(settings.pop("card"), settings["jobs"], left_out, Cache.usual())
 
 
-def _carry_out(plans: Plans, *, prune: bool, predict: bool) -> int:
+def _carry_out(plans: Plans, stdout: TextIO, *, prune: bool, predict: bool) -> int:
     """The runs, one after the other, and the report about them, which is in the first one's folder: the exit code."""
     folder = plans[0][0]
     codes = []
-    with stdout_kept_clean() as stdout:
-        for place, cells, settings in plans:
-            summary = run_here(cells, place, settings)
-            codes.append(summary.exit_code)
-            if summary.interrupted:
-                _say_how_to_go_on(folder, prune=prune, predict=predict)
-                break
-        done = [place for place, _, _ in reversed(plans[: len(codes)])]  # the predictions first: what fits a card
-        try:
-            print_results(done, stdout)
-            _report(done, folder / "report.html", stdout)
-        except KeyboardInterrupt:
-            say(f"the report was not written; write it with: vrambench run --out {shlex.quote(str(folder))}")
-            raise
+    for place, cells, settings in plans:
+        summary = run_here(cells, place, settings)
+        codes.append(summary.exit_code)
+        if summary.interrupted:
+            _say_how_to_go_on(folder, prune=prune, predict=predict)
+            break
+    done = [place for place, _, _ in reversed(plans[: len(codes)])]  # the predictions first: what fits a card
+    try:
+        print_results(done, stdout)
+        _report(done, folder / "report.html", stdout)
+    except KeyboardInterrupt:
+        say(f"the report was not written; write it with: vrambench run --out {shlex.quote(str(folder))}")
+        raise
     return max(codes)
 
 
@@ -216,6 +227,7 @@ def _report(folders: Sequence[Path], written: Path, stdout: TextIO) -> None:
 
 def run_here(cells: Sequence[PlannedCell], folder: Path, settings: dict[str, Any]) -> Summary:
     """Runs the cells, which is seen on stderr."""
+    from vrambench.bench.run.executor import NowhereLeft
     from vrambench.bench.run.session import run as run_cells
     from vrambench.reports import units
     from vrambench.reports.text.progress import listening
@@ -224,7 +236,7 @@ def run_here(cells: Sequence[PlannedCell], folder: Path, settings: dict[str, Any
     try:
         with listening(Output(sys.stderr), units.size, units.seconds) as listener:
             return run_cells(cells, folder, listener=listener, **settings)
-    except KeyboardInterrupt:  # a second one, while jobs were being ended
+    except (KeyboardInterrupt, NowhereLeft):  # a second interrupt, while jobs were being ended
         _say_how_to_go_on(folder, prune=settings.get("prune", False), predict="predict" in settings)
         raise
 
@@ -261,7 +273,7 @@ def _new_folder(parent: Path) -> Path:
 
 
 def _new_plan(
-    folder: Path, matrix: Path | None, selection: Selection, device: str
+    folder: Path, matrix: Path | None, selection: Selection, device: str, cluster: Cluster | None = None
 ) -> tuple[list[PlannedCell], dict[str, Any]]:
     """The cells that the matrix and the selectors come to, and how they are run."""
     _check_folder(folder)
@@ -269,9 +281,16 @@ def _new_plan(
     if device == PREDICTED and selection.profile is None:
         selection = replace(selection, profile=loaded.default_profile.get(PREDICTED))
     card = card_named(selection) if device == PREDICTED else None
-    name = device if device == PREDICTED else device_here(device)
-    planned = planned_for(loaded, selection, "cuda" if device == PREDICTED else name, card)
-    _say_what_is_added(folder, [one.cell.id for one in planned.cells])
+    name = device if device == PREDICTED else cluster.device if cluster else device_here(device)
+    kind = "cuda" if device == PREDICTED else name
+
+    @functools.cache
+    def plan_with(bf16: bool | None) -> Plan:
+        return planned_for(loaded, selection, kind, card, bf16=bf16)
+
+    planned = plan_with(cluster.has_bf16(cluster.first) if cluster else None)
+    cells = cluster.spread(lambda bf16: plan_with(bf16).cells) if cluster else list(planned.cells)
+    _say_what_is_added(folder, [one.id for one in cells])
     about: dict[str, Any] = {"matrix": planned.matrix, "profile": planned.profile, "coverage": planned.coverage}
     settings: dict[str, Any] = {"device": name, "repeat": planned.repeat, "about": about}
     if device == PREDICTED:
@@ -283,11 +302,11 @@ def _new_plan(
 
         print_config(planned.config, sys.stderr)
         about |= {"left_out": [one.model_dump(mode="json") for one in planned.left_out]} if planned.left_out else {}
-    return list(planned.cells), settings | {"left_out": planned.left_out}
+    return cells, settings | {"left_out": planned.left_out}
 
 
 def _claimed_plan(
-    folder: Path, names: str, matrix: Path | None, selection: Selection, device: str
+    folder: Path, names: str, matrix: Path | None, selection: Selection, device: str, cluster: Cluster | None
 ) -> tuple[list[PlannedCell], dict[str, Any]]:
     """The cells of claims, and how they are run. On a CPU those of their part `cpu`."""
     if matrix is not None or not replace(selection, repeat=None).empty:
@@ -296,13 +315,17 @@ def _claimed_plan(
         )
     _check_folder(folder)
     chosen = load_claims(None, names, "--claims")
-    name = device_here(device)
+    name = cluster.device if cluster else device_here(device)
     from vrambench.bench.claims.cells import planned
     from vrambench.bench.predict.quiet import hush
 
     hush()
-    cells = planned(chosen, typing.cast(Any, name.partition(":")[0]), bf16=has_bf16(name))
-    _say_what_is_added(folder, [one.cell.id for one in cells])
+
+    def cells_with(bf16: bool) -> list[PlannedCell]:
+        return planned(chosen, typing.cast(Any, name.partition(":")[0]), bf16=bf16)
+
+    cells = cluster.spread(cells_with) if cluster else cells_with(has_bf16(name))
+    _say_what_is_added(folder, [one.id for one in cells])
     about = {"matrix": chosen.name, "profile": None, "coverage": "full"}
     return cells, {"device": name, "repeat": selection.layer().repeat or 1, "about": about}
 
@@ -326,7 +349,9 @@ def _say_what_is_added(folder: Path, ids: Sequence[str]) -> None:
         say(f"{folder} holds a run of {plural(len(there), 'cell')}, to which {new} {'is' if new == 1 else 'are'} added")
 
 
-def stored_plan(folder: Path, device: str | None) -> tuple[list[PlannedCell], dict[str, Any]]:
+def stored_plan(
+    folder: Path, device: str | None, cluster: Cluster | None = None
+) -> tuple[list[PlannedCell], dict[str, Any]]:
     """The cells of a run that was begun before, and how they were run: times of cells that ran side by side and of cells that ran
     alone would not compare."""
     from vrambench.bench.plan.plan import PlannedCell
@@ -342,12 +367,14 @@ def stored_plan(folder: Path, device: str | None) -> tuple[list[PlannedCell], di
         card = CARDS.get(str((info["environment"].get("gpu") or {}).get("key")))
         kind, bf16 = "cuda", card is None or card.has_bf16
     else:
-        card, name = None, device_here(name)
-        kind, bf16 = name.partition(":")[0], has_bf16(name)
+        card, name = None, cluster.device if cluster else device_here(name)
+        kind, bf16 = name.partition(":")[0], cluster is not None or has_bf16(name)
     cells = []
     for stored in info["cells"]:
-        cell = from_flat({key: value for key, value in stored.items() if key not in ("id", "name")})
-        cells.append(PlannedCell(cell, stored["name"], check(cell, typing.cast(Any, kind), bf16=bf16)))
+        cell = from_flat({key: value for key, value in stored.items() if key not in ("id", "name", "on")})
+        on = stored.get("on")
+        has = cluster.has_bf16(on) if cluster else bf16
+        cells.append(PlannedCell(cell, stored["name"], check(cell, typing.cast(Any, kind), bf16=has), on=on))
     about = {key: info[key] for key in ("matrix", "profile", "coverage", "left_out") if key in info}
     stored = {
         "repeat": info["repeat"],

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vrambench.bench.plan.matrix import Matrix
     from vrambench.bench.plan.plan import Plan
     from vrambench.bench.plan.selection import Selection
+    from vrambench.bench.predict.many import NewPool
     from vrambench.bench.results.forecast import Outcome, Unmodelled
     from vrambench.bench.run.session import Predict
     from vrambench.methods.cards import Card
@@ -116,8 +117,11 @@ def matrix_again(matrix: Matrix, path: Path | None) -> tuple[list[str], Matrix]:
     return [str(path)] if path and path.resolve() != default_matrix().resolve() else [], matrix
 
 
-def planned_for(loaded: Matrix, selection: Selection, device: str, card: Card | None = None) -> Plan:
-    """The plan for a device by its full name, or for a card that is not here; what the matrix is warned of goes to stderr."""
+def planned_for(
+    loaded: Matrix, selection: Selection, device: str, card: Card | None = None, *, bf16: bool | None = None
+) -> Plan:
+    """The plan for a device by its full name, or for a card that is not here; what the matrix is warned of goes to stderr. `bf16`:
+    whether the device has that arithmetic, where it is not here to ask."""
     from vrambench.bench.measure.collector import collector_held
     from vrambench.bench.predict.quiet import hush
 
@@ -126,7 +130,8 @@ def planned_for(loaded: Matrix, selection: Selection, device: str, card: Card | 
         from vrambench.bench.plan.plan import select
 
     kind, _, _ = device.partition(":")
-    bf16 = card.has_bf16 if card else has_bf16(device)
+    if bf16 is None:
+        bf16 = card.has_bf16 if card else has_bf16(device)
     planned = select(loaded, selection, typing.cast(Any, kind), bf16=bf16)
     for warning in planned.warnings:
         say(f"warning: {warning}")
@@ -159,10 +164,11 @@ def predictions(
     left_out: tuple[Unmodelled, ...] = (),
     *,
     no_cache: bool = False,
+    pool: NewPool | None = None,
 ) -> Predict:
     """How cells are predicted: in processes of their own, with a line on stderr that says how many are done; for the GPU that they
     run on, else for the card that the budget names. What was predicted before is looked up unless `no_cache` forbids it.
-    `left_out`: what a configuration says, and no prediction holds."""
+    `left_out`: what a configuration says, and no prediction holds. `pool`: what they are made in, if not in processes here."""
     from vrambench.bench.predict.cache import Cache
     from vrambench.bench.predict.many import predict_all
 
@@ -172,7 +178,9 @@ def predictions(
     def predict(cells: Sequence[Cell], here: Card | None) -> Mapping[str, Outcome]:
         card = here or named
         name = card.name if card else None
-        return predict_all(cells, name, alloc_conf=alloc_conf, left_out=left_out, cache=cache, tell=say_how_many)
+        return predict_all(
+            cells, name, alloc_conf=alloc_conf, left_out=left_out, cache=cache, tell=say_how_many, pool=pool
+        )
 
     return predict
 

@@ -9,9 +9,11 @@ Nothing names a person, a path, a host or a device's serial number: these files 
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from vrambench.bench.measure.meters.host import container_limit_bytes
 from vrambench.bench.measure.meters.nvml import Nvml, NvmlDevice
@@ -80,7 +81,7 @@ def describe_environment(device: str, *, driver: Callable[[], Nvml | None] = Nvm
         "device": "cpu" if device == "cpu" or (device == "auto" and gpu is None) else "cuda",
         "key": gpu["key"] if gpu else slug(cpu or platform.machine()),
         "gpu": gpu,
-        "torch_cuda": torch.version.cuda,
+        "torch_cuda": torch_cuda(),
         "cpu": {
             "model": cpu,
             "machine": platform.machine(),
@@ -136,7 +137,8 @@ def find_uuid(uuids: list[str], device: str) -> str | None:
         return matching[0] if len(matching) == 1 else prefix
     if not uuids:
         return None
-    if torch.cuda.is_initialized():
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
         return str(torch.cuda.get_device_properties(int(index)).uuid)
     command = [sys.executable, "-P", "-c", ASK_UUID, index]
     try:
@@ -144,6 +146,16 @@ def find_uuid(uuids: list[str], device: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return told.stdout.strip() or None
+
+
+def torch_cuda() -> str | None:
+    """The version of CUDA that torch was built with, read from its own file: importing torch takes seconds and 300 MB."""
+    found = importlib.util.find_spec("torch")
+    assert found is not None
+    assert found.origin is not None
+    told = runpy.run_path(str(Path(found.origin).parent / "version.py"))["cuda"]
+    assert told is None or isinstance(told, str)
+    return told
 
 
 def version(package: str) -> str | None:

@@ -15,7 +15,6 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,10 @@ from vrambench.bench.measure.meters.cpu import CpuMeter
 from vrambench.bench.measure.meters.host import room_bytes
 from vrambench.bench.measure.meters.storages import StorageTrace
 from vrambench.bench.measure.oom import parse_oom
+from vrambench.bench.measure.progress import Progress
 from vrambench.bench.measure.rates import Decompositions, Timed, throughput
 from vrambench.bench.measure.recorder import Recorder
-from vrambench.bench.results.records import Learning, Memory, Parameters, Phase, RoleBytes, Sample, Source, Throughput
+from vrambench.bench.results.records import Learning, Memory, Parameters, Phase, RoleBytes, Sample, Throughput
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Device
 from vrambench.methods.errors import ConfigurationError
@@ -40,21 +40,6 @@ Listener = Callable[[str, int | None], None]
 
 COUNTED_TRIES = 8
 """Steps that are taken until one is counted in which loss scaling skips nothing: each overflow halves a scale of 2^16."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a job has measured since it last said so: after load (`parameters`), and after every step.
-
-    `phases` ended since then; `step_seconds` is the step's time if it was a timed one; `memory` the job's peaks so far.
-    """
-
-    memory: Memory
-    phases: tuple[Phase, ...]
-    source: Source = "measured"
-    notes: tuple[str, ...] = ()
-    step_seconds: float | None = None
-    parameters: Parameters | None = None
 
 
 class NotFinite(ArithmeticError):

@@ -17,8 +17,6 @@ import re
 import traceback
 from pathlib import Path
 
-import torch
-
 from vrambench.bench.results.records import OutOfMemory
 
 UNITS = {"bytes": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "PiB": 2**50}
@@ -63,6 +61,8 @@ def parse_oom(error: BaseException) -> OutOfMemory | None:
 
 
 def _parse(error: BaseException) -> OutOfMemory | None:
+    import torch  # a job has it; whoever waits for one does without
+
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError) or TRIED.search(text):
         return _device(text)

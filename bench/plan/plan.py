@@ -63,17 +63,19 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class PlannedCell:
     """`name`: unique in its plan. `findings`: what the rules say of the cell on the plan's device, rejections first.
-    `outcome`: its prediction for CUDA, where one was made. `said`: all that was said of its workload, also what it does not use."""
+    `outcome`: its prediction for CUDA, where one was made. `said`: all that was said of its workload, also what it does not use.
+    `on`: the kind of GPU that it is measured on, where a run measures each cell on several."""
 
     cell: Cell
     name: str
     findings: tuple[Finding, ...] = ()
     outcome: Outcome | None = None
     said: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    on: str | None = None
 
     @property
     def id(self) -> str:
-        return self.cell.id
+        return self.cell.id if self.on is None else f"{self.cell.id}-{self.on.lower()}"
 
     @property
     def rejection(self) -> Finding | None:

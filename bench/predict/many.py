@@ -15,8 +15,7 @@ import gc
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 from vrambench.bench.measure.collector import collector_held
@@ -32,13 +31,13 @@ from vrambench.methods.cell import Cell, from_flat
 from vrambench.methods.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
-
     from vrambench.bench.predict.forecast import Predictor
 
 PROCESSES = 2
 CHUNK = 4
 """Cells that a process is given at once: enough to use again what it learned, few enough to show progress."""
+NewPool = Callable[[int, "str | None", "tuple[Unmodelled, ...]", "Cache | None"], Executor]
+"""How a pool is made: of so many processes, which predict with these settings of Predictor's."""
 WORTH_A_PROCESS = 8
 """With no more cells than this, a second process costs more in imports than it saves."""
 
@@ -52,10 +51,12 @@ def predict_all(
     left_out: tuple[Unmodelled, ...] = (),
     cache: Cache | None = None,
     tell: Callable[[int, int], None] = lambda done, total: None,
+    pool: NewPool | None = None,
 ) -> dict[str, Outcome]:
     """Each cell's outcome under its own budget, by the cell's id. `card`: the card's name, where the budget was given as one.
-    `alloc_conf`, `left_out`, `cache`: see Predictor. `tell` is called with how many cells are done, and of how many. Whatever goes
-    wrong with a cell is its outcome's reason."""
+    `alloc_conf`, `left_out`, `cache`: see Predictor. `tell` is called with how many cells are done, and of how many. `pool`
+    makes what `predicted` is called in, where that is not processes of this machine. Whatever goes wrong with a cell is its
+    outcome's reason."""
     distinct = {cell.id: cell for cell in cells}
     if not distinct:
         return {}
@@ -67,9 +68,12 @@ def predict_all(
     tell(len(outcomes), len(distinct))
     if not asked:
         return outcomes
-    with fresh_start(), _pool(used, alloc_conf, left_out, cache) as pool:  # the pool starts a process of its own, too
+    with (
+        fresh_start(),
+        _open(pool or new_pool, used, alloc_conf, left_out, cache) as opened,
+    ):  # it starts one of its own, too
         with deaf_to_interrupts():
-            futures = {pool.submit(predicted, [cell.flat() for cell in chunk], card): chunk for chunk in chunks}
+            futures = {opened.submit(predicted, [cell.flat() for cell in chunk], card): chunk for chunk in chunks}
         left: set[Future[list[Outcome]]] = set(futures)
         while left:
             done, left = wait(left, return_when=FIRST_COMPLETED)
@@ -97,16 +101,16 @@ def _kept(
 def _outcomes(future: Future[list[Outcome]], count: int) -> list[Outcome]:
     try:
         return future.result()
-    except BrokenProcessPool:
+    except BrokenExecutor:
         return [Outcome(reason="the process that predicted it ended")] * count
 
 
 @contextlib.contextmanager
-def _pool(
-    processes: int, alloc_conf: str | None, left_out: tuple[Unmodelled, ...], cache: Cache | None
+def _open(
+    new: NewPool, processes: int, alloc_conf: str | None, left_out: tuple[Unmodelled, ...], cache: Cache | None
 ) -> Iterator[Executor]:
-    """Processes that end with the block, whether they are done or not."""
-    pool = new_pool(processes, alloc_conf, left_out, cache)
+    """A pool whose processes end with the block, whether they are done or not."""
+    pool = new(processes, alloc_conf, left_out, cache)
     try:
         yield pool
     except BaseException:
@@ -121,12 +125,10 @@ def new_pool(
 ) -> ProcessPoolExecutor:
     """Processes for `predicted`, which start as they are needed."""
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(
-        processes, mp_context=context, initializer=_begin, initargs=(alloc_conf, left_out, cache)
-    )
+    return ProcessPoolExecutor(processes, mp_context=context, initializer=begin, initargs=(alloc_conf, left_out, cache))
 
 
-def end(pool: ProcessPoolExecutor) -> None:
+def end(pool: Executor) -> None:
     """Ends the pool's processes, whatever they do."""
     running = list((getattr(pool, "_processes", None) or {}).values())
     pool.shutdown(wait=False, cancel_futures=True)
@@ -137,7 +139,7 @@ def end(pool: ProcessPoolExecutor) -> None:
 _predictor: Predictor | None = None  # one for each process of the pool, which has no other place to keep it
 
 
-def _begin(alloc_conf: str | None, left_out: tuple[Unmodelled, ...], cache: Cache | None) -> None:
+def begin(alloc_conf: str | None, left_out: tuple[Unmodelled, ...], cache: Cache | None) -> None:
     """What a process does before its first prediction: no GPU is touched."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.dup2(2, 1)  # libraries that print do so where a parent's --json document is not

@@ -58,11 +58,13 @@ class Git(_Kept):
 
 
 class Environment(_Kept):
-    """Hardware and software, as `describe_environment` tells them. `gpu` None: the jobs ran on the CPU."""
+    """Hardware and software, as `describe_environment` tells them. `gpu` None: the jobs ran on the CPU, or on
+    several kinds of GPUs; `gpus` are those, by Ray's names."""
 
     device: str | None = None
     key: str | None = None
     gpu: Gpu | None = None
+    gpus: dict[str, Gpu | None] | None = None
     torch_cuda: str | None = None
     cpu: Processor | None = None
     ram_bytes: int | None = None
@@ -76,15 +78,19 @@ class Environment(_Kept):
 
 
 class ListedCell(_Kept):
-    """A cell that the run was to run; beside `id` and `name` stand its axes and its workload, flat."""
+    """A cell that the run was to run; beside `id` and `name` stand its axes and its workload, flat. `on`: the kind of GPU, where
+    the run measures on several."""
 
     id: str
     name: str
+    on: str | None = None
 
 
 class RunInfo(_Kept):
     """run.json. Times are in UTC, ISO 8601. `command` is the first one, `resumed_with` those that went on with the run.
-    `left_out`: what a trainer's configuration says, from which the cells were made, and no prediction holds."""
+    `on`: the cluster that cells run on, as it was named (None: they run on this machine); `on_gpus` the kinds of GPUs that were
+    named, `cpus_per_cell` the cores that each cell asks for. `left_out`: what a trainer's configuration says, from which the cells
+    were made, and no prediction holds."""
 
     schema_: int = Field(SCHEMA, alias="schema")
     started_at: str | None = None
@@ -93,6 +99,9 @@ class RunInfo(_Kept):
     repeat: int
     timeout_seconds: float | None = None
     jobs: int | None = None
+    on: str | None = None
+    on_gpus: tuple[str, ...] = ()
+    cpus_per_cell: int | None = None
     matrix: str | None = None
     profile: str | None = None
     coverage: str | None = None

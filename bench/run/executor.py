@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from vrambench.bench.measure.measurement import Progress
+from vrambench.bench.measure.progress import Progress
 from vrambench.bench.results.forecast import Forecast
 from vrambench.bench.results.records import Sample
 
@@ -22,8 +22,9 @@ from vrambench.bench.results.records import Sample
 @dataclass(frozen=True)
 class Order:
     """One sample to take: `cell` as in result files, `device` a name, `log` where the job prints, `timeout_seconds` how long
-    it may take, `saved` the folder of what the run's cells save for others, `recording` the file for what the GPU's allocator
-    does."""
+    it may take, `saved` the folder of what the run's cells save for others (None where the cell has no part in that), `recording`
+    the file for what the GPU's allocator does, `on` the kind of GPU, where a run measures on several; `visible` is what
+    CUDA_VISIBLE_DEVICES is for the job (None: what it is here)."""
 
     cell: dict[str, Any]
     device: str
@@ -31,14 +32,18 @@ class Order:
     timeout_seconds: float
     saved: Path | None = None
     recording: Path | None = None
+    on: str | None = None
+    visible: str | None = None
 
 
 class Spot(NamedTuple):
-    """Where a job is, and the most that it had allocated before. None: it does not say."""
+    """Where a job is, and the most that it had allocated before; `where` on another machine, by that one's name. None: it does not
+    say."""
 
     phase: str | None = None
     step: int | None = None
     peak_bytes: int | None = None
+    where: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,14 @@ class Ended:
     """The last line that it printed."""
     forecast: Forecast | None = None
     """What is predicted, where that was the job."""
-    lost: bool = False
-    """It ended because what it ran under did, by no fault of its own: it may be started again."""
+    lost: str | None = None
+    """What it ran under and ended with, by no fault of its own: it may be started again."""
+    environment: dict[str, Any] | None = None
+    """Where it ran, where that is told by job."""
+
+
+class NowhereLeft(OSError):
+    """Nothing is left that any job could run on."""
 
 
 class Running(Protocol):
@@ -81,18 +92,25 @@ class Running(Protocol):
 class Executor(Protocol):
     """Runs jobs, each in whatever is fresh for it."""
 
-    def environment(self) -> dict[str, Any]:
-        """The hardware and software that jobs run on, as `describe_environment` gives it."""
+    most_lost: int
+    """A sample that was lost so often is an error: it may be the cell that ends what it runs under."""
+
+    def environment(self, on: str | None = None) -> dict[str, Any]:
+        """The hardware and software that jobs run on, as `describe_environment` gives it; of that kind of GPU, or of all that the
+        run measures on."""
 
     def prepare(self, axis: str, name: str, log: Path) -> str | None:
         """Does what an axis value wants done once before anything is timed; None, or why it failed."""
+
+    def has_room(self, on: str | None) -> bool:
+        """Whether one more job may be started now, on that kind of GPU where the run measures on several."""
 
     def start(self, order: Order) -> Running:
         """Starts a job. Raises OSError where none can be started."""
 
     def wait(self, seconds: float) -> None:
         """Returns when a job that runs has ended or has something to say, at the latest after `seconds`; ends jobs whose
-        time is up. `ended` and `spot` are only brought up to date here."""
+        time is up. `ended` and `spot` are only brought up to date here. Raises NowhereLeft."""
 
     def kill(self) -> None:
         """Ends every job that still runs, and what it started."""

@@ -32,10 +32,15 @@ LONGEST_GAP_SECONDS = 5.0
 
 
 class LocalExecutor:
-    """Runs jobs on `device`, `jobs` at a time sharing the CPU's threads. `clock` tells the seconds in which their time runs out
-    (None: those in which this process was awake). Raises ConfigurationError where they would share one GPU's memory."""
+    """Runs jobs on `device`, `jobs` at a time sharing the CPU's threads; `threads` for each, where that is said. `clock` tells the
+    seconds in which their time runs out (None: those in which this process was awake). Raises ConfigurationError where they would
+    share one GPU's memory."""
 
-    def __init__(self, device: str, jobs: int = 1, *, clock: Callable[[], float] | None = None) -> None:
+    most_lost = 2
+
+    def __init__(
+        self, device: str, jobs: int = 1, *, threads: int | None = None, clock: Callable[[], float] | None = None
+    ) -> None:
         kind = device.split(":")[0]
         if kind != "cpu" and jobs != 1:
             raise ConfigurationError(
@@ -43,11 +48,12 @@ class LocalExecutor:
             )
         self._device = device
         self._server = server.Server(device)
-        self._threads = _threads_of_each(jobs) if device == "cpu" else 0
+        self._threads = (threads or _threads_of_each(jobs)) if device == "cpu" else 0
+        self._most = jobs
         self._clock = clock or AwakeClock()
         self._jobs: list[LocalJob] = []
 
-    def environment(self) -> dict[str, Any]:
+    def environment(self, on: str | None = None) -> dict[str, Any]:
         return describe_environment(self._device)
 
     def prepare(self, axis: str, name: str, log: Path) -> str | None:
@@ -59,6 +65,9 @@ class LocalExecutor:
                 kill(process)
             self._end_strays()
         return None if process.exitcode == 0 else last_line(log)
+
+    def has_room(self, on: str | None) -> bool:
+        return len(self._jobs) < self._most
 
     def start(self, order: Order) -> LocalJob:
         ours, theirs = server.CONTEXT.Pipe(duplex=False)
@@ -163,7 +172,7 @@ class LocalJob:
             out_of_host_memory=oom_kills() > self._kills,
             garbled=self.inbox.garbled,
             last_words=last_line(self._order.log),
-            lost=lost,
+            lost="the server of its process" if lost else None,
         )
         self.pipe.close()
         if code is not None:

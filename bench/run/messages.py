@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from vrambench.bench.measure.measurement import Progress
+from vrambench.bench.measure.progress import Progress
 from vrambench.bench.results.records import Sample
 
 LONGEST = 64 * 2**20

@@ -25,6 +25,8 @@ from vrambench.bench.results.run_info import PREDICTED
 from vrambench.bench.run.executor import Ended, Order, Spot
 from vrambench.methods.cards import CARDS
 
+LOST = "the process that predicted it"
+
 
 class PredictedJob:
     """A cell that is being predicted."""
@@ -42,6 +44,8 @@ class PredictingExecutor:
     """Predicts `jobs` cells at a time for `card` (its name in CARDS; None: for the card whose memory a cell's budget is).
     `left_out`, `cache`: see Predictor."""
 
+    most_lost = 2
+
     def __init__(
         self, card: str | None, jobs: int, left_out: tuple[Unmodelled, ...] = (), cache: Cache | None = None
     ) -> None:
@@ -53,13 +57,16 @@ class PredictingExecutor:
         self._pool: ProcessPoolExecutor | None = None
         self._jobs: list[PredictedJob] = []
 
-    def environment(self) -> dict[str, Any]:
+    def environment(self, on: str | None = None) -> dict[str, Any]:
         """This machine's software, and the card as the GPU."""
         return describe_environment("cpu") | {"device": PREDICTED, "key": self._card, "gpu": described(self._card)}
 
     def prepare(self, axis: str, name: str, log: Path) -> str | None:
         """Nothing is to be done before a prediction."""
         return None
+
+    def has_room(self, on: str | None) -> bool:
+        return len(self._jobs) < self._processes
 
     def start(self, order: Order) -> PredictedJob:
         with fresh_start(), deaf_to_interrupts():  # the pool starts its processes as they are needed
@@ -88,7 +95,7 @@ class PredictingExecutor:
         if any(job.ended and (job.ended.lost or job.ended.timed_out_seconds is not None) for job in self._jobs):
             # Whose process is whose is not known: all end, and what else was under way runs again.
             for job in self._jobs:
-                job.ended = job.ended or Ended(lost=True)
+                job.ended = job.ended or Ended(lost=LOST)
             self.kill()
         self._jobs = [job for job in self._jobs if job.ended is None]
 
@@ -119,7 +126,7 @@ def _ended(future: Future[list[Outcome]]) -> Ended:
     try:
         (outcome,) = future.result()
     except BrokenProcessPool:
-        return Ended(lost=True)
+        return Ended(lost=LOST)
     if outcome.forecast is None:
         return Ended(final=Sample(status="error", phase="predict", source=PREDICTED, reason=outcome.reason))
     return Ended(final=predicted_sample(outcome.forecast), forecast=outcome.forecast)

@@ -8,12 +8,13 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vrambench.bench.measure.measurement import Progress
 from vrambench.bench.measure.oom import NATIVE_EXIT
+from vrambench.bench.measure.progress import Progress
+from vrambench.bench.results.comparable import changed_versions, same_allocation, same_hardware
 from vrambench.bench.results.records import OutOfMemory, Result, Sample, Throughput
 from vrambench.bench.results.store import RunFolder, dump_result
 from vrambench.bench.run.executor import Ended
@@ -55,6 +56,15 @@ def sample_of(ended: Ended) -> Sample:
         if NATIVE_EXIT.search(ended.last_words):
             more |= {"status": "oom", "oom": OutOfMemory(where="device")}
     return Sample(**_so_far(ended.progress), **more)
+
+
+def noted(sample: Sample, lost: Sequence[str], expected: Mapping[str, Any], found: Mapping[str, Any]) -> Sample:
+    """The sample, with what happened on the way: `lost` are what it ran under and ended, each time, and the environments say where
+    the run's cells are to run and where this one did."""
+    notes = [f"lost on the way, and run again: {one} had ended" for one in lost]
+    for differs in (same_hardware, same_allocation, changed_versions):
+        notes += [f"unlike where the run was begun: {change}" for change in differs(expected, found)]
+    return sample.model_copy(update={"notes": (*sample.notes, *notes)}) if notes else sample
 
 
 def representative(samples: Sequence[Sample]) -> Sample:

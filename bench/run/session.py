@@ -22,9 +22,9 @@ from vrambench.bench.processes import interruptible
 from vrambench.bench.results.comparable import changed_versions, same_allocation, same_hardware
 from vrambench.bench.results.records import FAILED, Result, Sample, Status
 from vrambench.bench.results.store import RunFolder, Unreadable
-from vrambench.bench.run.executor import Executor, Order, Running
+from vrambench.bench.run.executor import Executor, Order, Running, Spot
 from vrambench.bench.run.local import LocalExecutor
-from vrambench.bench.run.samples import keep, representative, sample_of
+from vrambench.bench.run.samples import keep, noted, representative, sample_of
 from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError
 
@@ -37,8 +37,6 @@ Predict = Callable[[Sequence[Cell], "Card | None"], Mapping[str, "Outcome"]]
 
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 4, 130
 POLL_SECONDS = 0.25
-MOST_LOST = 2
-"""A sample that was lost so often is an error: it may be the cell that ends what it runs under."""
 
 
 class Listener(Protocol):
@@ -47,7 +45,7 @@ class Listener(Protocol):
 
     def started(self, name: str, done: int, total: int) -> None: ...
 
-    def phase(self, name: str, phase: str, step: int | None, peak_bytes: int | None) -> None: ...
+    def phase(self, name: str, spot: Spot) -> None: ...
 
     def finished(self, result: Result) -> None: ...
 
@@ -91,7 +89,8 @@ class _Task:
     planned: PlannedCell
     samples: list[Sample] = field(default_factory=list)
     forecast: Forecast | None = None
-    lost: int = 0
+    lost: list[str] = field(default_factory=list)
+    """What ended under the sample that is being taken, each time."""
 
 
 def run(
@@ -147,6 +146,8 @@ class _Session:
         self.listener = listener
         self.predict = predict
         self.environment = executor.environment()
+        kinds = {cell.on for cell in planned if cell.on is not None}
+        self.environments = {None: self.environment} | {on: executor.environment(on) for on in kinds}
         self.tasks = [_Task(cell) for cell in planned]
         self.running: list[tuple[_Task, Running]] = []
         self.kept = 0
@@ -154,7 +155,7 @@ class _Session:
     def run(self) -> Summary:
         found = self._found()
         self._write_info(found)
-        waiting = [task for task in self.tasks if not self._keep(task, found[task.planned.cell.id])]
+        waiting = [task for task in self.tasks if not self._keep(task, found[task.planned.id])]
         interrupted = False
         try:
             with interruptible():
@@ -168,13 +169,13 @@ class _Session:
             interrupted = True
         finally:
             self.executor.kill()
-        stored = [self.store.read_result(task.planned.cell.id) for task in self.tasks]
+        stored = [self.store.read_result(task.planned.id) for task in self.tasks]
         counts = Counter(result.status for result in stored if result)
         return Summary(self.store.path, dict(counts), self.kept, interrupted)
 
     def _found(self) -> dict[str, Result | Unreadable | None]:
         """What the folder holds for each cell. Raises ConfigurationError for what a newer version wrote."""
-        found = {task.planned.cell.id: self.store.read(task.planned.cell.id) for task in self.tasks}
+        found = {task.planned.id: self.store.read(task.planned.id) for task in self.tasks}
         for one in found.values():
             if isinstance(one, Unreadable) and one.newer:
                 raise ConfigurationError(
@@ -188,7 +189,7 @@ class _Session:
         before: RunInfo | None = None
         if (self.store.path / "run.json").exists():
             before = RunFolder.open(self.store.path).run
-        cells = {task.planned.cell.id: _listed(task.planned) for task in self.tasks}
+        cells = {task.planned.id: _listed(task.planned) for task in self.tasks}
         if before:
             stored = before.document()
             differences = same_hardware(stored.get("environment", {}), self.environment)
@@ -227,7 +228,7 @@ class _Session:
     def _keep(self, task: _Task, found: Result | Unreadable | None) -> bool:
         """Whether the folder holds this cell's result already; samples of one that still lacks some are taken over."""
         if isinstance(found, Unreadable):
-            aside = self.store.set_aside(task.planned.cell.id)
+            aside = self.store.set_aside(task.planned.id)
             if aside:
                 self.listener.message(f"{aside.name}: {found.reason}; set aside, the cell runs again")
             return False
@@ -255,10 +256,14 @@ class _Session:
     def _predicted(self, tasks: list[_Task], predict: Predict) -> list[_Task]:
         """Has each cell predicted, stores the results of those that are pruned, and gives the others."""
         self.listener.message(f"predicting {len(tasks)} cells" if len(tasks) > 1 else "predicting 1 cell")
-        outcomes = predict([task.planned.cell for task in tasks], card_described(self.environment["gpu"]))
+        outcomes: dict[str, Outcome] = {}
+        for on, environment in self.environments.items():
+            there = {task.planned.id: task.planned.cell for task in tasks if task.planned.on == on}
+            found = predict(list(there.values()), card_described(environment["gpu"])) if there else {}
+            outcomes |= {name: found[cell.id] for name, cell in there.items() if cell.id in found}
         left = []
         for task in tasks:
-            outcome = outcomes.get(task.planned.cell.id)
+            outcome = outcomes.get(task.planned.id)
             task.forecast = outcome.forecast if outcome else None
             if outcome and outcome.reason:
                 self.listener.message(f"{task.planned.name}: not predicted: {outcome.reason}")
@@ -298,35 +303,38 @@ class _Session:
     def _loop(self, waiting: list[_Task]) -> None:
         waiting = list(waiting)
         while waiting or self.running:
-            while len(self.running) < self.asked.jobs and (task := self._next(waiting)):
+            while task := self._next(waiting):
                 waiting.remove(task)
                 self._start(task, len(self.tasks) - len(waiting) - len(self.running) - 1)
             self.executor.wait(POLL_SECONDS)
             for task, job in list(self.running):
-                spot = job.spot
-                if spot.phase:
-                    self.listener.phase(task.planned.name, spot.phase, spot.step, spot.peak_bytes)
+                if job.spot.phase:
+                    self.listener.phase(task.planned.name, job.spot)
                 if job.ended is not None:
                     self.running.remove((task, job))
                     if self._takes_another(task, job):
                         waiting.insert(0, task)
 
     def _next(self, waiting: Sequence[_Task]) -> _Task | None:
-        """The first that starts from nothing which another is still to save."""
+        """The first that there is room for and that starts from nothing which another is still to save."""
+        rooms = {on: self.executor.has_room(on) for on in {task.planned.on for task in waiting}}
         unsaved = {task.planned.cell.workload.save_as for task in (*waiting, *(task for task, _ in self.running))}
-        ready = (task for task in waiting if not unsaved.intersection(task.planned.cell.workload.starts_from))
+        placed = [task for task in waiting if rooms[task.planned.on]]
+        ready = (task for task in placed if not unsaved.intersection(task.planned.cell.workload.starts_from))
         # Where each waits for another, or one for itself, the first says that nothing is saved yet.
-        return next(ready, waiting[0] if waiting and not self.running else None)
+        return next(ready, placed[0] if placed and not self.running else None)
 
     def _start(self, task: _Task, done: int) -> None:
         cell = task.planned.cell
+        saves = cell.workload.save_as or cell.workload.starts_from
         order = Order(
             cell.flat(),
             self.asked.device,
-            self.store.log(cell.id),
+            self.store.log(task.planned.id),
             self.asked.timeout,
-            self.store.path.absolute() / "saved",
-            self.store.recording(cell.id).absolute() if self.asked.record else None,
+            self.store.path.absolute() / "saved" if saves else None,
+            self.store.recording(task.planned.id).absolute() if self.asked.record else None,
+            task.planned.on,
         )
         self.listener.started(task.planned.name, done, len(self.tasks))
         self.running.append((task, self.executor.start(order)))
@@ -335,28 +343,32 @@ class _Session:
         """Stores what an ended job gave. Whether its cell runs once more: for its next sample, or for one that was lost."""
         assert job.ended is not None
         if job.ended.lost and job.ended.final is None:
-            task.lost += 1
-            if task.lost < MOST_LOST:
-                self.listener.message(f"{task.planned.name}: the server of its process has ended; it runs again")
+            task.lost.append(job.ended.lost)
+            if len(task.lost) < self.executor.most_lost:
+                self.listener.message(f"{task.planned.name}: {job.ended.lost} has ended; it runs again")
                 return True
         task.forecast = job.ended.forecast or task.forecast
-        task.samples.append(sample_of(job.ended))
-        self._store(task, task.samples[-1])
+        environment = self.environments[task.planned.on]
+        task.samples.append(noted(sample_of(job.ended), task.lost, environment, job.ended.environment or environment))
+        task.lost.clear()
+        self._store(task, task.samples[-1], environment=job.ended.environment)
         return task.samples[-1].status in ("ok", "oom") and len(task.samples) < self.asked.repeat
 
-    def _store(self, task: _Task, sample: Sample, *, rule: str | None = None) -> None:
+    def _store(
+        self, task: _Task, sample: Sample, *, rule: str | None = None, environment: dict[str, Any] | None = None
+    ) -> None:
         planned = task.planned
         samples = tuple(task.samples)
         shown = representative(samples) if samples else sample
         result = Result(
             **dict(shown),
-            id=planned.cell.id,
+            id=planned.id,
             name=planned.name,
             cell=planned.cell.flat(),
             rule=rule,
             predicted=task.forecast.memory if task.forecast else None,
             predicted_verdict=task.forecast.stored_verdict if task.forecast else None,
-            environment=self.environment,
+            environment=environment or self.environments[planned.on],
             samples=samples,
         )
         keep(self.store, result)
@@ -381,4 +393,5 @@ def _far_over(forecast: Forecast) -> str:
 
 
 def _listed(planned: PlannedCell) -> dict[str, Any]:
-    return {"id": planned.cell.id, "name": planned.name, **planned.cell.flat()}
+    on = {} if planned.on is None else {"on": planned.on}
+    return {"id": planned.id, "name": planned.name, **on, **planned.cell.flat()}

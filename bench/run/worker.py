@@ -19,12 +19,14 @@ from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vrambench.bench.measure.meters import Meter
 from vrambench.bench.run.executor import Order, Spot
 from vrambench.bench.run.lifetime import adopt_orphans, end_with_parent
-from vrambench.methods.device import Device, get_device
+
+if TYPE_CHECKING:
+    from vrambench.bench.measure.meters import Meter
+    from vrambench.methods.device import Device
 
 BOARD_BYTES = 128
 
@@ -101,9 +103,13 @@ def work(order: Order, threads: int, board: Any, pipe: Connection) -> None:
     """Takes one sample and sends it; a process' entry point. `threads` for PyTorch on the CPU (0: its own choice)."""
     began = time.perf_counter()
     settle(order.log)
-    from vrambench.bench.measure.measurement import Measurement, Progress
+    if order.visible is not None:  # CUDA has not begun: no server of jobs begins it
+        os.environ["CUDA_VISIBLE_DEVICES"] = order.visible
+    from vrambench.bench.measure.measurement import Measurement
+    from vrambench.bench.measure.progress import Progress
     from vrambench.bench.run.messages import send
     from vrambench.methods.cell import from_flat
+    from vrambench.methods.device import get_device
 
     cell = from_flat(order.cell)
     print(f"{cell.id} {cell.name} on {order.device}", flush=True)

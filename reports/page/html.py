@@ -141,6 +141,9 @@ def _title(report: Report) -> str:
 def _device(run: Run) -> str:
     """What the run ran on, or was predicted for, by its own name."""
     environment, device = run.info.get("environment") or {}, run.info.get("device")
+    several = [gpu["name"] for gpu in (environment.get("gpus") or {}).values() if gpu and gpu.get("name")]
+    if several:
+        return " and ".join(dict.fromkeys(several))
     parts = [("gpu", "name")] if device == PREDICTED else [("gpu", "name"), ("cpu", "model")]
     for part, key in parts:
         about = environment.get(part)

@@ -25,6 +25,7 @@ from rich.progress import (
 from rich.text import Text
 
 from vrambench.bench.results.records import FAILED, Result
+from vrambench.bench.run.executor import Spot
 from vrambench.bench.run.session import Listener
 from vrambench.reports.text.terminal import Output, visible
 
@@ -92,7 +93,7 @@ class PlainListener:
     def started(self, name: str, done: int, total: int) -> None:
         """Nothing: a line comes when the cell ends."""
 
-    def phase(self, name: str, phase: str, step: int | None, peak_bytes: int | None) -> None:
+    def phase(self, name: str, spot: Spot) -> None:
         """Nothing."""
 
     def finished(self, result: Result) -> None:
@@ -123,9 +124,11 @@ class LiveListener:
         self._progress.update(self._cells, completed=done)  # a cell may start anew, for another sample
         self._show()
 
-    def phase(self, name: str, phase: str, step: int | None, peak_bytes: int | None) -> None:
-        self._peaks[name] = max(self._peaks.get(name, 0), peak_bytes or 0)
-        self._running[name] = phase if step is None else f"{phase}, step {step}"
+    def phase(self, name: str, spot: Spot) -> None:
+        self._peaks[name] = max(self._peaks.get(name, 0), spot.peak_bytes or 0)
+        phase = spot.phase or "start"
+        where = f" on {spot.where}" if spot.where else ""
+        self._running[name] = (phase if spot.step is None else f"{phase}, step {spot.step}") + where
         self._show()
 
     def finished(self, result: Result) -> None:

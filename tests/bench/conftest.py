@@ -12,6 +12,7 @@ from tests.forked import predictions_forked
 from vrambench.bench.plan.plan import PlannedCell
 from vrambench.bench.plan.validity import check
 from vrambench.bench.results.records import Result
+from vrambench.bench.run.executor import Spot
 from vrambench.methods.cell import resolve
 from vrambench.methods.workload import PARTS
 
@@ -52,7 +53,7 @@ class Listening:
         self.done.append(done)
         self.on_started(name)
 
-    def phase(self, name: str, phase: str, step: int | None, peak_bytes: int | None) -> None:
+    def phase(self, name: str, spot: Spot) -> None:
         pass
 
     def finished(self, result: Result) -> None:

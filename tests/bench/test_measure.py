@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from vrambench.bench.measure.measurement import Measurement, Progress
+from vrambench.bench.measure.measurement import Measurement
 from vrambench.bench.measure.meters.cpu import CpuMeter
+from vrambench.bench.measure.progress import Progress
 from vrambench.bench.plan.plan import PlannedCell
 from vrambench.bench.results.store import RunFolder
 from vrambench.bench.run.session import run

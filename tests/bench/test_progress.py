@@ -8,6 +8,7 @@ from typing import Any
 from rich.progress import MofNCompleteColumn, Progress
 
 from vrambench.bench.results.records import Memory, Result
+from vrambench.bench.run.executor import Spot
 from vrambench.reports.text.progress import LiveListener, PlainListener, TimeLeft, ending, listening
 from vrambench.reports.text.terminal import Output
 
@@ -41,7 +42,7 @@ def test_without_a_terminal_a_line_per_cell() -> None:
         assert isinstance(listener, PlainListener)
         listener.message("preparing offload zero2_optimizer")
         listener.started("fp32 [none] sft", 0, 2)
-        listener.phase("fp32 [none] sft", "learn", 1, 5)
+        listener.phase("fp32 [none] sft", Spot("learn", 1, 5))
         listener.finished(OK)
         listener.finished(INVALID)
     assert out.getvalue().splitlines() == [
@@ -59,8 +60,8 @@ def test_on_a_terminal_what_runs_is_seen_live() -> None:
         assert isinstance(listener, LiveListener)
         listener.finished(INVALID)
         listener.started("fp32 [none] sft", 2, 4)
-        listener.phase("fp32 [none] sft", "learn", 1, 9)
-        listener.phase("fp32 [none] sft", "optimizer_step", 1, 5)
+        listener.phase("fp32 [none] sft", Spot("learn", 1, 9))
+        listener.phase("fp32 [none] sft", Spot("optimizer_step", 1, 5))
         listener._progress.refresh()
         shown = out.getvalue()
         listener.finished(OK)
@@ -108,7 +109,7 @@ def test_names_are_text_that_no_terminal_obeys() -> None:
         with listening(console, size, seconds) as listener:
             listener.message(HOSTILE)
             listener.started(HOSTILE, 0, 1)
-            listener.phase(HOSTILE, "learn", 1, 9)
+            listener.phase(HOSTILE, Spot("learn", 1, 9))
             if isinstance(listener, LiveListener):
                 listener._progress.refresh()
             listener.finished(OOM.model_copy(update={"name": HOSTILE, "reason": HOSTILE}))

@@ -17,6 +17,7 @@ import torch
 from tests.benchmarks.meters_cost import measure
 from vrambench.bench.plan.plan import PlannedCell
 from vrambench.bench.results.records import Result
+from vrambench.bench.run.executor import Spot
 from vrambench.bench.run.session import run
 from vrambench.methods.cell import resolve
 from vrambench.methods.device import get_device
@@ -37,7 +38,7 @@ class Clock:
     def started(self, name: str, done: int, total: int) -> None:
         self.began[name] = time.perf_counter()
 
-    def phase(self, name: str, phase: str, step: int | None, peak_bytes: int | None) -> None:
+    def phase(self, name: str, spot: Spot) -> None:
         pass
 
     def finished(self, result: Result) -> None:

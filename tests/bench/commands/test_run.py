@@ -60,7 +60,7 @@ def test_a_run_on_cuda_predicts_first_where_asked(
     monkeypatch.setattr(
         vrambench.bench.predict.many,
         "predict_all",
-        lambda cells, card, *, alloc_conf, left_out, cache, tell: cards.append(card) or {"seen": cells},
+        lambda cells, card, *, alloc_conf, left_out, cache, tell, pool: cards.append(card) or {"seen": cells},
     )
     calls = runner({"ok": 2})
     assert main(["run", "--device", "cuda", "--out", "first", "--budget", "rtx-4090", typed]) == 0
@@ -154,7 +154,7 @@ def test_interrupted_while_it_draws_no_report_of_before_is_left(
     Path("first/run.json").write_text("{}")
     Path("first/report.html").write_text("of before")
     monkeypatch.setattr(
-        command, "stored_plan", lambda folder, device: ([], {"device": "cpu", "repeat": 1, "about": {}})
+        command, "stored_plan", lambda folder, device, cluster: ([], {"device": "cpu", "repeat": 1, "about": {}})
     )
     assert main(["run", "--out", "first"]) == 130
     told = "the report was not written; write it with: vrambench run --out first"

@@ -11,6 +11,7 @@ from typing import TextIO
 import pytest
 
 from vrambench.bench.commands.streams import ReaderGone, streams
+from vrambench.bench.run.executor import Spot
 from vrambench.reports.text.progress import listening
 from vrambench.reports.text.terminal import Output
 
@@ -30,7 +31,7 @@ def test_progress_goes_on_where_its_terminal_has_gone(monkeypatch: pytest.Monkey
             with listening(console, str, str) as listener:
                 listener.message("one")
                 listener.started("a cell", 0, 2)
-                listener.phase("a cell", "learn", 1, 9)
+                listener.phase("a cell", Spot("learn", 1, 9))
             print("two", file=sys.stderr, flush=True)
         assert sys.stderr is gone
 

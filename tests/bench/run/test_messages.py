@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vrambench.bench.measure.measurement import Progress
+from vrambench.bench.measure.progress import Progress
 from vrambench.bench.results.records import Learning, Memory, Parameters, Phase, Sample, Throughput
 from vrambench.bench.run.messages import LONGEST, Inbox, send
 

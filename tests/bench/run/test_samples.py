@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vrambench.bench.machine.environment import describe_environment
-from vrambench.bench.measure.measurement import Progress
+from vrambench.bench.measure.progress import Progress
 from vrambench.bench.results.records import Memory, Sample, Throughput
 from vrambench.bench.results.store import RunFolder
 from vrambench.bench.run.executor import Ended, Order, Spot
@@ -32,7 +32,7 @@ OK = Sample(status="ok", throughput=Throughput(step_seconds=(1.0,)))
         (Ended(exit_code=-9, out_of_host_memory=True), "oom", "out-of-memory killer"),
         (Ended(exit_code=-9, timed_out_seconds=8), "timeout", "not done after 8 s"),
         (Ended(exit_code=None, timed_out_seconds=8), "timeout", "could not be ended"),
-        (Ended(exit_code=255, lost=True), "error", "what the job ran under ended"),
+        (Ended(exit_code=255, lost="the server of its process"), "error", "what the job ran under ended"),
         (Ended(exit_code=1, last_words="Error out of memory at line 5 in file x"), "oom", "exit code 1"),
     ],
 )
@@ -68,16 +68,21 @@ class Told:
 class Elsewhere:
     """An executor without a process: one ending for each job, in turn."""
 
+    most_lost = 2
+
     def __init__(self, endings: Sequence[Ended]) -> None:
         self.endings = list(endings)
         self.jobs: list[Told] = []
         self.killed = False
 
-    def environment(self) -> dict[str, Any]:
+    def environment(self, on: str | None = None) -> dict[str, Any]:
         return describe_environment("cpu")
 
     def prepare(self, axis: str, name: str, log: Path) -> str | None:
         return None
+
+    def has_room(self, on: str | None) -> bool:
+        return all(job.ended is not None for job in self.jobs)
 
     def start(self, order: Order) -> Told:
         self.jobs.append(Told())
@@ -103,9 +108,10 @@ def test_a_session_knows_no_process(plan: Any, listening: Any, tmp_path: Path) -
 
 
 def test_a_lost_job_runs_again_but_not_for_ever(plan: Any, listening: Any, tmp_path: Path) -> None:
-    lost = Ended(exit_code=255, lost=True)
+    lost = Ended(exit_code=255, lost="the server of its process")
     result, executor = go([lost, Ended(final=OK)], plan(), listening, tmp_path / "once")
     assert (result.status, len(result.samples), len(executor.jobs)) == ("ok", 1, 2)
+    assert result.notes == ("lost on the way, and run again: the server of its process had ended",)
     result, executor = go([lost, lost], plan(), listening, tmp_path / "twice")
     assert (result.status, result.reason) == ("error", "what the job ran under ended, and took it along")
 
