@@ -163,9 +163,8 @@ def run(
         plain = claims is None and device is None and selection.empty and settings["device"] == "cpu" and not cluster
         if plain and ((folder / BESIDE).is_dir() if resumed else PREDICTED in load(matrix, selection).default_profile):
             plans.append((folder / BESIDE, *_plan_beside(folder / BESIDE, matrix, selection)))
-        command = shlex.join(["vrambench", *context.obj])
         for _, _, how in plans:
-            _settle(how, command, jobs, timeout, statuses)
+            _settle(how, shlex.join(["vrambench", *context.obj]), jobs, timeout, statuses)
         return _carry_out(plans, stdout, prune=prune, predict=predict)
 
 

@@ -207,6 +207,6 @@ def predicting(
     return PredictingPool(node.Predicting(said if alloc_conf is None else alloc_conf, left_out, cache is not None))
 
 
-def last_line(error: Exception) -> str:
+def last_line(error: BaseException) -> str:
     """What an error of Ray's says in the end: the cause, after the stack where it was."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

@@ -151,7 +151,7 @@ def test_interrupted_while_it_draws_no_report_of_before_is_left(
 
     monkeypatch.setattr(command, "write_report", interrupted)
     Path("first").mkdir()
-    Path("first/run.json").write_text("{}")
+    Path("first/run.json").write_text('{"schema": 1, "device": "cpu", "repeat": 1, "cells": []}')
     Path("first/report.html").write_text("of before")
     monkeypatch.setattr(
         command, "stored_plan", lambda folder, device, cluster: ([], {"device": "cpu", "repeat": 1, "about": {}})
