@@ -34,8 +34,8 @@ UNITS = {
 }
 
 
-SMALLEST_BARE = 2**20
-"""Fewer bytes than this are a number whose unit was forgotten."""
+SMALLEST = 2**17
+"""No job holds fewer bytes: a number below it is one whose unit was forgotten, the MiB of 128 GiB at most."""
 
 
 def parse_size(value: object) -> int:
@@ -64,12 +64,12 @@ def parse_size(value: object) -> int:
         size = float(match[1]) * UNITS[unit]
     else:
         unit, size = "", float(value)
-    if not 1 <= size < 2**60:
-        raise ValueError(f"{shown(value)} is not a size of at least one byte and less than 1 EiB")
-    if unit == "" and size < SMALLEST_BARE:
+    if unit == "" and 1 <= size < SMALLEST:
         meant = nearest(str(value), NUMBERS)
         hint = f"; did you mean {NUMBERS[meant]!r}?" if meant else ""
         raise ValueError(f"{shown(value)} would be bytes; write its unit, as in 24GiB{hint}")
+    if not SMALLEST <= size < 2**60:
+        raise ValueError(f"{shown(value)} is not a size of at least 128 KiB and less than 1 EiB")
     return int(size)
 
 

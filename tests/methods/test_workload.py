@@ -121,7 +121,8 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
         "budget",
         f"budget: '24XB' is not a size; write 24GiB, 16GB or a card: {', '.join(CAPACITIES)}; did you mean '24GiB'?",
     ),
-    ({"budget": "0"}, "budget", "budget: '0' is not a size of at least one byte and less than 1 EiB"),
+    ({"budget": "0"}, "budget", "budget: '0' is not a size of at least 128 KiB and less than 1 EiB"),
+    ({"budget": "127KiB"}, "budget", "budget: '127KiB' is not a size of at least 128 KiB and less than 1 EiB"),
     ({"batch_size": 0}, "batch_size", "batch_size: 0: must be at least 1"),
     (
         {"batch_size": "two"},
@@ -317,7 +318,7 @@ def test_an_unknown_axis_value_is_named() -> None:
         ("16GB", 16 * 10**9),
         ("512kb", 512_000),
         ("7000000", 7_000_000),
-        ("7b", 7),
+        ("700000b", 700_000),
         (7_000_000, 7_000_000),
         (7_000_000.9, 7_000_000),
         ("rtx-4090", CAPACITIES["rtx-4090"]),
@@ -368,7 +369,13 @@ def test_a_card_that_may_be_two_is_said_to_be() -> None:
     assert cards_called("a100 48gb") == cards_called("rtx") == cards_called("24gb") == ()
 
 
-@pytest.mark.parametrize("number", [1, 24, "24", 24.5, 2**20 - 1])
+@pytest.mark.parametrize("text", ["128KiB", "512kb", "24GiB"])
+def test_a_size_is_read_back_from_its_bytes(text: str) -> None:
+    """As cells are, which hold bytes."""
+    assert parse_size(parse_size(text)) == parse_size(text)
+
+
+@pytest.mark.parametrize("number", [1, 24, "24", 24.5, 2**17 - 1])
 def test_a_number_whose_unit_was_forgotten_is_none(number: int | float | str) -> None:
     with pytest.raises(ValueError, match="would be bytes; write its unit, as in 24GiB"):
         parse_size(number)
