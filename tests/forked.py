@@ -1,10 +1,9 @@
-"""Processes that are forked from one which holds torch and transformers, and not pytest: each would import for 6 s of a CPU.
+"""Python's own command line in a process that is forked from one which holds torch and transformers already, and not pytest.
 
     done = run(["-m", "pytest", "-q"], folder)          done.returncode, done.stdout, done.stderr
-    with predictions_forked():                          those processes, too, in which `predict_all` and others predict
 
-`run` is as `subprocess.run` of `python -m ...` there, for what does not test that imports are late, and starts no process by
-multiprocessing.
+As `subprocess.run` of `python -m ...` there; each would import for 6 s of a CPU. For what does not test that imports are late, and
+starts no process by multiprocessing.
 """
 
 from __future__ import annotations
@@ -14,14 +13,8 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from multiprocessing.context import ForkServerContext
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-
-import pytest
 
 SECONDS = 300.0
 
@@ -47,27 +40,6 @@ def run(words: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(list(words), process.exitcode, out.read_text(), err.read_text())
 
 
-class _Warm(ForkServerContext):
-    """Starts processes as multiprocessing's "spawn" does, with this process' environment."""
-
-    def Process(self, *, target: Callable[..., Any], args: tuple[Any, ...]) -> Any:  # type: ignore[override]
-        from vrambench.bench.run.server import Server
-
-        Server("cpu").start()
-        asked = {"TARGET": target, "ARGUMENTS": args, "SETTINGS": dict(os.environ)}
-        return super().Process(target=runpy.run_path, args=(__file__, asked, "__main__"))
-
-
-@contextmanager
-def predictions_forked() -> Iterator[None]:
-    """Meanwhile, pools of processes that predict are forked, too."""
-    from vrambench.bench.predict import many
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(many, "multiprocessing", SimpleNamespace(get_context=lambda method: _Warm()))
-        yield
-
-
 def _become(words: Sequence[str], folder: str, settings: Mapping[str, str], streams: Sequence[str]) -> None:
     """Does in this forked process what `python WORDS` does."""
     for number, file in enumerate(streams, start=1):
@@ -84,15 +56,5 @@ def _become(words: Sequence[str], folder: str, settings: Mapping[str, str], stre
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def _work(target: Callable[..., Any], arguments: Sequence[Any], settings: Mapping[str, str]) -> None:
-    """In this forked process: calls `target` under the environment of who started it."""
-    os.environ.clear()
-    os.environ.update(settings)
-    target(*arguments)
-
-
-if __name__ == "__main__":  # in the forked process, with what was asked as globals
-    if "TARGET" in globals():
-        _work(TARGET, ARGUMENTS, SETTINGS)  # type: ignore[name-defined]  # noqa: F821
-    else:
-        _become(WORDS, FOLDER, SETTINGS, STREAMS)  # type: ignore[name-defined]  # noqa: F821
+if __name__ == "__main__":
+    _become(WORDS, FOLDER, SETTINGS, STREAMS)  # type: ignore[name-defined]  # noqa: F821 - what `run` asks

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from tests.forked import predictions_forked
 from vrambench.bench.plan.plan import PlannedCell
 from vrambench.bench.plan.validity import check
 from vrambench.bench.results.records import Result
@@ -67,12 +66,6 @@ class Listening:
 def _one_thread() -> None:
     """Two threads on two busy cores wait for each other for seconds."""
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _predictions_forked() -> Iterator[None]:
-    with predictions_forked():
-        yield
 
 
 @pytest.fixture
