@@ -110,7 +110,8 @@ def test_runs_without_predictions_are_no_error(
 def test_the_known_card_is_found_by_its_memory() -> None:
     assert card_described(H100) == CARDS["h100-80gb"]
     assert card_described(H100 | {"total_bytes": int(139.8 * GIB)}) == CARDS["h200"]
-    assert card_described(H100 | {"total_bytes": 94 * GIB}) is None
+    assert card_described(H100 | {"total_bytes": 94 * GIB}) == CARDS["h100-nvl"]
+    assert card_described(H100 | {"total_bytes": 120 * GIB}) is None
     assert card_described(H100 | {"compute_capability": None}) is None
     assert card_described(None) is None
 

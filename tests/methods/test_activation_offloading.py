@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -108,9 +109,25 @@ def trained(**said: Any) -> tuple[list[float], list[torch.Tensor]]:
 def test_a_job_trains_as_it_does_without(name: str) -> None:
     losses, weights = trained(**CELLS[name])
     losses_without, weights_without = trained(**CELLS[name] | {"activation_offloading": False})
-    assert losses == losses_without
-    assert all(map(torch.equal, weights, weights_without))
+    if "amp" in CELLS[name].get("precision", "") and _products_depend_on_layout():
+        assert losses == pytest.approx(losses_without, rel=2**-8)
+        assert _norm(map(torch.sub, weights, weights_without)) < 2**-7 * _norm(weights_without)
+    else:
+        assert losses == losses_without
+        assert all(map(torch.equal, weights, weights_without))
     assert losses[0] != losses[2]
+
+
+def _products_depend_on_layout() -> bool:
+    """On CPUs without instructions for bf16 batched products add up in an order that goes by the strides; what comes back from
+    the host has its own."""
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(4, *shape, generator=generator).bfloat16() for shape in ((64, 96), (96, 32)))
+    return not torch.equal(one @ other, one @ other.mT.contiguous().mT)
+
+
+def _norm(tensors: Iterable[torch.Tensor]) -> float:
+    return math.hypot(*(float(torch.linalg.vector_norm(tensor)) for tensor in tensors))
 
 
 def saved_by(module: nn.Module, inputs: torch.Tensor) -> tuple[OffloadActivations, torch.Tensor]:
