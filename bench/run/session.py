@@ -308,8 +308,8 @@ class _Session:
                 self._start(task, len(self.tasks) - len(waiting) - len(self.running) - 1)
             self.executor.wait(POLL_SECONDS)
             for task, job in list(self.running):
-                if job.spot.phase:
-                    self.listener.phase(task.planned.name, job.spot)
+                if (spot := job.spot).phase:
+                    self.listener.phase(task.planned.name, spot)
                 if job.ended is not None:
                     self.running.remove((task, job))
                     if self._takes_another(task, job):
