@@ -116,7 +116,8 @@ def _place(folder: RunFolder, before: Baseline) -> Place:
 
 def measured_again(run: Path, ids: Collection[str]) -> bool:
     """Measures these cells of the run anew, into its folder `again`. False where this is not the machine that measured them."""
-    from vrambench.bench.commands.run import run_here, stored_plan
+    from vrambench.bench.commands.run import run_here
+    from vrambench.bench.commands.work import of_folder
     from vrambench.bench.machine.environment import describe_environment
     from vrambench.bench.results.comparable import same_hardware
     from vrambench.bench.results.store import RunFolder
@@ -133,10 +134,9 @@ def measured_again(run: Path, ids: Collection[str]) -> bool:
         say(f"not measured once more, since this is another machine: {'; '.join(apart)}")
         return False
     say(f"measuring {plural(len(ids), 'cell')} once more, into {run / 'again'}")
-    cells, settings = stored_plan(run, None)
-    settings.pop("left_out", None)  # which is about predictions
+    work = of_folder(run)
     shutil.rmtree(run / "again", ignore_errors=True)
-    summary = run_here([cell for cell in cells if cell.id in ids], run / "again", settings)
+    summary = run_here([one for one in work.cells if one.id in ids], run / "again", work.settings())
     if summary.interrupted:
         raise KeyboardInterrupt
     return True

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from vrambench.bench.commands.claims import load as load_claims
 from vrambench.bench.commands.cluster import Cluster, CpusPerCell, On, OnGpus, asked, begun_on, opened
 from vrambench.bench.commands.early import load
 from vrambench.bench.commands.report import write_report
@@ -23,27 +22,21 @@ from vrambench.bench.commands.selectors import with_selectors
 from vrambench.bench.commands.shared import (
     DEVICES,
     MatrixPath,
-    card_named,
     check_device,
-    device_here,
-    has_bf16,
-    planned_for,
     predictions,
     say,
     stdout_kept_clean,
 )
+from vrambench.bench.commands.work import NO_GPU, Work, of_claims, of_folder, of_matrix
 from vrambench.bench.results.run_info import PREDICTED
 from vrambench.methods.errors import ConfigurationError, UnknownValue
-from vrambench.reports.units import plural
 
-TIMEOUT_SECONDS = 1800.0
 RUN_DEVICES = (*DEVICES, PREDICTED)
 BESIDE = "predicted"
 """The folder inside a run's that holds what was predicted beside it, a run of its own."""
-NO_GPU = {"cpu": "this one is on the CPU", PREDICTED: "this one is predicted"}
 
 if TYPE_CHECKING:
-    from vrambench.bench.plan.plan import Plan, PlannedCell
+    from vrambench.bench.plan.plan import PlannedCell
     from vrambench.bench.plan.selection import Selection
     from vrambench.bench.run.session import Summary
 
@@ -140,74 +133,65 @@ def run(
     folder = out or _new_folder(Path("runs"))
     resumed = matrix is None and selection.empty and (folder / "run.json").exists()
     where = asked(on, on_gpus, cpus_per_cell, folder)
+    loaded = functools.cache(lambda: load(matrix, selection))
     with stdout_kept_clean() as stdout, opened(where, device or begun_on(folder), jobs) as cluster:
         if claims is not None:
-            cells, settings = _claimed_plan(folder, claims, matrix, selection, device or "auto", cluster)
+            work = of_claims(folder, claims, matrix, selection, device or "auto", cluster)
         elif resumed:
-            cells, settings = stored_plan(folder, device, cluster)
+            work = of_folder(folder, device, cluster)
         else:
-            cells, settings = _new_plan(folder, matrix, selection, device or "auto", cluster)
+            work = of_matrix(folder, loaded(), selection, device or "auto", cluster)
         for option, chosen in (("--prune", prune), ("--predict", predict), ("--record", record)):
-            if chosen and settings["device"] in NO_GPU:
-                raise ConfigurationError(
-                    f"{option}: is for runs on a GPU, and {NO_GPU[settings['device']]}", field="device"
-                )
+            if chosen and work.device in NO_GPU:
+                raise ConfigurationError(f"{option}: is for runs on a GPU, and {NO_GPU[work.device]}", field="device")
+        runs = [(folder, work)]
+        beside = folder / BESIDE
+        plain = claims is None and device is None and selection.empty and work.device == "cpu" and not cluster
+        if plain and (beside.is_dir() if resumed else PREDICTED in loaded().default_profile):
+            begun = (beside / "run.json").exists()
+            runs.append((beside, of_folder(beside) if begun else of_matrix(beside, loaded(), selection, PREDICTED)))
+            beside.mkdir(
+                parents=True, exist_ok=True
+            )  # by which a run that is resumed knows that this one belongs to it
+        how: dict[str, Any] = {"retry": statuses, "record": record}
         if predict or prune:
-            left_out, pool = settings.get("left_out", ()), cluster.pool if cluster else None
-            settings |= {"predict": predictions(selection, left_out=left_out, pool=pool), "prune": prune}
-        settings["record"] = record
-        settings["about"] |= where.about
-        if cluster:
-            settings |= {"executor": cluster.executor, "jobs": cluster.executor.places}
-        plans = [(folder, cells, settings)]
-        plain = claims is None and device is None and selection.empty and settings["device"] == "cpu" and not cluster
-        if plain and ((folder / BESIDE).is_dir() if resumed else PREDICTED in load(matrix, selection).default_profile):
-            plans.append((folder / BESIDE, *_plan_beside(folder / BESIDE, matrix, selection)))
-        for _, _, how in plans:
-            _settle(how, shlex.join(["vrambench", *context.obj]), jobs, timeout, statuses)
-        return _carry_out(plans, stdout, prune=prune, predict=predict)
+            pool = cluster.pool if cluster else None
+            how |= {"predict": predictions(selection, left_out=work.left_out, pool=pool), "prune": prune}
+        said = where.about | {"command": shlex.join(["vrambench", *context.obj])}
+        calls = []
+        for place, one in runs:
+            one = replace(one, about=one.about | said, jobs=jobs or one.jobs, timeout=timeout or one.timeout)
+            calls.append((place, one.cells, one.settings() | how | _executor(one, cluster)))
+        return _carry_out(calls, stdout, prune=prune, predict=predict)
 
 
-Plans = Sequence[tuple[Path, "Sequence[PlannedCell]", dict[str, Any]]]
-"""Runs: each one's folder, cells, and how they are run."""
+Calls = Sequence[tuple[Path, "Sequence[PlannedCell]", dict[str, Any]]]
+"""Runs: each one's folder, cells, and how `session.run` is called for it."""
 
 
-def _plan_beside(folder: Path, matrix: Path | None, selection: Selection) -> tuple[list[PlannedCell], dict[str, Any]]:
-    """What is predicted beside a run; the folder, which says that it is, is there from then on."""
-    if (folder / "run.json").exists():
-        return stored_plan(folder, None)
-    planned = _new_plan(folder, matrix, selection, PREDICTED)
-    folder.mkdir(parents=True, exist_ok=True)
-    return planned
+def _executor(work: Work, cluster: Cluster | None) -> dict[str, Any]:
+    """What else `session.run` is to know where the cells are no processes on this machine."""
+    if cluster:
+        return {"executor": cluster.executor, "jobs": cluster.executor.places}
+    if work.device != PREDICTED:
+        return {}
+    from vrambench.bench.predict.cache import Cache
+    from vrambench.bench.run.predicted import PredictingExecutor
+
+    return {"executor": PredictingExecutor(work.card, work.side_by_side, work.left_out, Cache.usual())}
 
 
-def _settle(
-    settings: dict[str, Any], command: str, jobs: int | None, timeout: float | None, retry: frozenset[str]
-) -> None:
-    """What else a run is to know, into its `settings`."""
-    left_out = settings.pop("left_out", ())
-    settings["about"]["command"] = command
-    settings["jobs"] = jobs or settings.get("jobs") or _jobs(settings["device"])
-    settings["timeout"] = timeout or settings.get("timeout") or TIMEOUT_SECONDS
-    settings["retry"] = retry
-    if settings["device"] == PREDICTED:
-        from vrambench.bench.predict.cache import Cache
-        from vrambench.bench.run.predicted import PredictingExecutor
-
-        settings["executor"] = PredictingExecutor(settings.pop("card"), settings["jobs"], left_out, Cache.usual())
-
-
-def _carry_out(plans: Plans, stdout: TextIO, *, prune: bool, predict: bool) -> int:
+def _carry_out(calls: Calls, stdout: TextIO, *, prune: bool, predict: bool) -> int:
     """The runs, one after the other, and the report about them, which is in the first one's folder: the exit code."""
-    folder = plans[0][0]
+    folder = calls[0][0]
     codes = []
-    for place, cells, settings in plans:
+    for place, cells, settings in calls:
         summary = run_here(cells, place, settings)
         codes.append(summary.exit_code)
         if summary.interrupted:
             _say_how_to_go_on(folder, prune=prune, predict=predict)
             break
-    done = [place for place, _, _ in reversed(plans[: len(codes)])]  # the predictions first: what fits a card
+    done = [place for place, _, _ in reversed(calls[: len(codes)])]  # the predictions first: what fits a card
     try:
         print_results(done, stdout)
         _report(done, folder / "report.html", stdout)
@@ -245,13 +229,6 @@ def _say_how_to_go_on(folder: Path, *, prune: bool, predict: bool) -> None:
     say(f"go on with: vrambench run --out {shlex.quote(str(folder))}{option}")
 
 
-def _jobs(device: str) -> int:
-    """One cell for each core, which then has one thread; on a GPU one cell."""
-    from vrambench.bench.machine.environment import usable_threads
-
-    return usable_threads() if device in NO_GPU else 1
-
-
 def _statuses(text: str | None) -> frozenset[str]:
     """The statuses of `--retry`."""
     from vrambench.bench.results.records import FAILED
@@ -269,121 +246,6 @@ def _new_folder(parent: Path) -> Path:
     stamp = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     names = (stamp if number == 1 else f"{stamp}-{number}" for number in range(1, 1000))
     return next(parent / name for name in names if not (parent / name).exists())
-
-
-def _new_plan(
-    folder: Path, matrix: Path | None, selection: Selection, device: str, cluster: Cluster | None = None
-) -> tuple[list[PlannedCell], dict[str, Any]]:
-    """The cells that the matrix and the selectors come to, and how they are run."""
-    _check_folder(folder)
-    loaded = load(matrix, selection)
-    if device == PREDICTED and selection.profile is None:
-        selection = replace(selection, profile=loaded.default_profile.get(PREDICTED))
-    card = card_named(selection) if device == PREDICTED else None
-    name = device if device == PREDICTED else cluster.device if cluster else device_here(device)
-    kind = "cuda" if device == PREDICTED else name
-
-    @functools.cache
-    def plan_with(bf16: bool | None) -> Plan:
-        return planned_for(loaded, selection, kind, card, bf16=bf16)
-
-    planned = plan_with(cluster.has_bf16(cluster.first) if cluster else None)
-    cells = cluster.spread(lambda bf16: plan_with(bf16).cells) if cluster else list(planned.cells)
-    _say_what_is_added(folder, [one.id for one in cells])
-    about: dict[str, Any] = {"matrix": planned.matrix, "profile": planned.profile, "coverage": planned.coverage}
-    settings: dict[str, Any] = {"device": name, "repeat": planned.repeat, "about": about}
-    if device == PREDICTED:
-        if selection.repeat is not None:
-            raise ConfigurationError("--repeat: a prediction is the same each time; leave it out", field="repeat")
-        settings |= {"repeat": 1, "card": card.name if card else None}
-    if planned.config:
-        from vrambench.reports.text.config import print_config
-
-        print_config(planned.config, sys.stderr)
-        about |= {"left_out": [one.model_dump(mode="json") for one in planned.left_out]} if planned.left_out else {}
-    return cells, settings | {"left_out": planned.left_out}
-
-
-def _claimed_plan(
-    folder: Path, names: str, matrix: Path | None, selection: Selection, device: str, cluster: Cluster | None
-) -> tuple[list[PlannedCell], dict[str, Any]]:
-    """The cells of claims, and how they are run. On a CPU those of their part `cpu`."""
-    if matrix is not None or not replace(selection, repeat=None).empty:
-        raise ConfigurationError(
-            "--claims: the cells are the claims' own; of the selectors only --repeat goes with it", field="claims"
-        )
-    _check_folder(folder)
-    chosen = load_claims(None, names, "--claims")
-    name = cluster.device if cluster else device_here(device)
-    from vrambench.bench.claims.cells import planned
-    from vrambench.bench.predict.quiet import hush
-
-    hush()
-
-    def cells_with(bf16: bool) -> list[PlannedCell]:
-        return planned(chosen, typing.cast(Any, name.partition(":")[0]), bf16=bf16)
-
-    cells = cluster.spread(cells_with) if cluster else cells_with(has_bf16(name))
-    _say_what_is_added(folder, [one.id for one in cells])
-    about = {"matrix": chosen.name, "profile": None, "coverage": "full"}
-    return cells, {"device": name, "repeat": selection.layer().repeat or 1, "about": about}
-
-
-def _check_folder(folder: Path) -> None:
-    """That the run can be there: in a new folder, or in a run's, even where that has lost its run.json."""
-    if (folder / "run.json").exists() or any((folder / "cells").glob("*.json")):
-        return
-    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
-        raise ConfigurationError(f"--out {folder}: is there already, and is no run's folder; name another", field="out")
-
-
-def _say_what_is_added(folder: Path, ids: Sequence[str]) -> None:
-    from vrambench.bench.results.store import RunFolder
-
-    if not (folder / "run.json").exists():
-        return
-    there = {cell["id"] for cell in RunFolder.open(folder).info["cells"]}
-    new = len(set(ids) - there)
-    if new:
-        say(f"{folder} holds a run of {plural(len(there), 'cell')}, to which {new} {'is' if new == 1 else 'are'} added")
-
-
-def stored_plan(
-    folder: Path, device: str | None, cluster: Cluster | None = None
-) -> tuple[list[PlannedCell], dict[str, Any]]:
-    """The cells of a run that was begun before, and how they were run: times of cells that ran side by side and of cells that ran
-    alone would not compare."""
-    from vrambench.bench.plan.plan import PlannedCell
-    from vrambench.bench.plan.validity import check
-    from vrambench.bench.results.forecast import Unmodelled
-    from vrambench.bench.results.store import RunFolder
-    from vrambench.methods.cards import CARDS
-    from vrambench.methods.cell import from_flat
-
-    info = RunFolder.open(folder).info
-    name = device or info["device"]
-    if name == PREDICTED:
-        card = CARDS.get(str((info["environment"].get("gpu") or {}).get("key")))
-        kind, bf16 = "cuda", card is None or card.has_bf16
-    else:
-        card, name = None, cluster.device if cluster else device_here(name)
-        kind, bf16 = name.partition(":")[0], cluster is not None or has_bf16(name)
-    cells = []
-    for stored in info["cells"]:
-        cell = from_flat({key: value for key, value in stored.items() if key not in ("id", "name", "on")})
-        on = stored.get("on")
-        has = cluster.has_bf16(on) if cluster else bf16
-        cells.append(PlannedCell(cell, stored["name"], check(cell, typing.cast(Any, kind), bf16=has), on=on))
-    about = {key: info[key] for key in ("matrix", "profile", "coverage", "left_out") if key in info}
-    stored = {
-        "repeat": info["repeat"],
-        "jobs": info.get("jobs") or _jobs(name),
-        "timeout": info.get("timeout_seconds") or TIMEOUT_SECONDS,
-    }
-    left_out = tuple(Unmodelled.model_validate(one) for one in info.get("left_out", ()))
-    given: dict[str, Any] = {"left_out": left_out}
-    given |= {"card": card.name if card else None} if name == PREDICTED else {}
-    return cells, {"device": name, "about": about, **stored, **given}
 
 
 def print_results(folders: Sequence[Path], out: typing.TextIO) -> None:

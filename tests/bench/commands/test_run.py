@@ -10,6 +10,7 @@ import pytest
 
 from tests.bench.commands.conftest import MATRIX
 from vrambench.bench.commands import run as command
+from vrambench.bench.commands import work
 from vrambench.bench.commands.app import main
 from vrambench.methods.cards import CARDS
 
@@ -55,7 +56,7 @@ def test_a_run_on_cuda_predicts_first_where_asked(
     import vrambench.bench.predict.many
 
     cards: list[str | None] = []
-    monkeypatch.setattr(command, "device_here", lambda device: "cuda:0")
+    monkeypatch.setattr(work, "device_here", lambda device: "cuda:0")
     monkeypatch.setattr(vrambench.bench.commands.shared, "has_bf16", lambda device: True)
     monkeypatch.setattr(
         vrambench.bench.predict.many,
@@ -154,7 +155,7 @@ def test_interrupted_while_it_draws_no_report_of_before_is_left(
     Path("first/run.json").write_text('{"schema": 1, "device": "cpu", "repeat": 1, "cells": []}')
     Path("first/report.html").write_text("of before")
     monkeypatch.setattr(
-        command, "stored_plan", lambda folder, device, cluster: ([], {"device": "cpu", "repeat": 1, "about": {}})
+        command, "of_folder", lambda folder, device, cluster: work.Work([], device="cpu", repeat=1, about={})
     )
     assert main(["run", "--out", "first"]) == 130
     told = "the report was not written; write it with: vrambench run --out first"
@@ -192,7 +193,7 @@ def test_without_a_gpu_and_a_choice_a_run_predicts_beside_what_it_trains(
 ) -> None:
     reports: list[tuple[list[Path], Path]] = []
     calls = runner({"ok": 1})
-    monkeypatch.setattr(command, "device_here", lambda device: "cpu")
+    monkeypatch.setattr(work, "device_here", lambda device: "cpu")
     monkeypatch.setattr(command, "write_report", lambda folders, out: reports.append((folders, out)))
     matrix.write_text(BOTH)
     assert main(["run", "--out", "first"]) == 0
@@ -217,7 +218,7 @@ def test_without_a_gpu_and_a_choice_a_run_predicts_beside_what_it_trains(
 def test_an_interrupted_run_predicts_beside_when_it_goes_on(
     runner: Fake, matrix: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "device_here", lambda device: "cpu")
+    monkeypatch.setattr(work, "device_here", lambda device: "cpu")
     matrix.write_text(BOTH)
     calls = runner({"ok": 1}, interrupted=True)
     assert main(["run", "--out", "first"]) == 130
