@@ -10,16 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from vrambench.bench.predict.replay import whose
 from vrambench.bench.predict.tracing.trace import ALLOC, FREE, MARK, Trace
 from vrambench.reports.units import printable, size
-
-if TYPE_CHECKING:
-    from vrambench.bench.watch.ledger import Ledger
 
 WIDTH, HEIGHT = 720, 200
 """Of the timeline, in its own units; it is as wide as the page lets it be."""
@@ -126,15 +123,16 @@ def _template() -> Template:
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("figure.html")
 
 
-def figure(ledger: Ledger, trace: Trace, rows: Sequence[tuple[str, str]]) -> str:
-    """HTML of a ledger that is complete: `rows` are its table, what was counted and how much."""
-    found, highest = followed(trace, ledger.peak_event) if ledger.used else ([], Counter[str]())
-    at_peak = next((moment.live for moment in found if moment.event == ledger.peak_event), {})
+def figure(verdict: str, trace: Trace, peak_event: int, rows: Sequence[tuple[str, str]]) -> str:
+    """HTML of what `trace` holds, whose peak is at that event: `verdict` over it, and under it `rows`, what was counted and how
+    much. Where no memory was used there are none."""
+    found, highest = followed(trace, peak_event) if rows else ([], Counter[str]())
+    at_peak = next((moment.live for moment in found if moment.event == peak_event), {})
     names = [name for name, _ in highest.most_common(MOST_NAMED)]
     scale = WIDTH / max(1, len(trace.events) - 1)
     owners = [(name, at_peak.get(name, 0), highest[name], colour) for name, colour in zip(names, COLOURS, strict=False)]
     return _template().render(
-        verdict=printable(ledger.verdict()),
+        verdict=printable(verdict),
         owners=[
             (name, here, size(here), size(most), colour)
             for name, here, most, colour in sorted(owners, key=lambda owner: -owner[1])
@@ -143,7 +141,7 @@ def figure(ledger: Ledger, trace: Trace, rows: Sequence[tuple[str, str]]) -> str
         bands=bands(found, names, len(trace.events)) if found else [],
         spans=[(one.name, one.begin * scale, (one.end - one.begin) * scale) for one in spans(trace)],
         peak=size(sum(at_peak.values())),
-        peak_at=ledger.peak_event * scale,
+        peak_at=peak_event * scale,
         rows=[(printable(name), count) for name, count in rows],
         width=WIDTH,
         height=HEIGHT,

@@ -282,7 +282,11 @@ class Ledger:
             return f"{peak} at the peak, in {self.peak_phase}"
         return f"{peak} at the peak, in {self.peak_phase}, {'within' if self.fits else 'over'} {size(self.limit_bytes)}"
 
-    def _rows(self) -> Iterable[tuple[str, str]]:
+    def _rows(self) -> list[tuple[str, str]]:
+        """What was counted, and how much; nothing where no memory was used."""
+        return list(self._counted()) if self.used else []
+
+    def _counted(self) -> Iterable[tuple[str, str]]:
         for name in ("requested", "allocated", "active", "reserved", "context", "device"):
             yield name, size(getattr(self.memory, f"{name}_bytes"))
         for phase in self.phases:
@@ -294,14 +298,14 @@ class Ledger:
             yield f"asked for at {line.place}", size(line.nbytes)
 
     def __str__(self) -> str:
-        rows = list(self._rows()) if self.used else []
+        rows = self._rows()
         width = max((len(count) for _, count in rows), default=0)
         return "\n".join([self.verdict(), *(f"  {count:>{width}}  {name}" for name, count in rows)])
 
     def _repr_html_(self) -> str:
         from vrambench.bench.watch.figure import figure
 
-        return figure(self, self._tracer.trace, list(self._rows()) if self.used else [])
+        return figure(self.verdict(), self._tracer.trace, self.peak_event, self._rows())
 
 
 class watch:
