@@ -27,7 +27,7 @@ from vrambench.methods.validated import unknown_field, unknown_option
 from vrambench.methods.workload import AXIS_NAMES, FIELDS, PARTS
 
 if TYPE_CHECKING:
-    from vrambench.bench.plan.configs.keys import Config
+    from vrambench.bench.plan.config import Config
 
 
 class Level(IntEnum):

@@ -56,7 +56,7 @@ from vrambench.methods.registry import load_attribute
 from vrambench.methods.texts import check_data
 
 if TYPE_CHECKING:
-    from vrambench.bench.plan.configs.keys import Config
+    from vrambench.bench.plan.config import Config
     from vrambench.bench.results.forecast import Outcome, Unmodelled
 
 

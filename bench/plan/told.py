@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from vrambench.bench.plan.configs.keys import ConfigTold
+from vrambench.bench.plan.config import ConfigTold
 from vrambench.bench.plan.file import Coverage
 from vrambench.bench.plan.rules.rule import Severity
 from vrambench.bench.results.records import Memory, Record, Verdict

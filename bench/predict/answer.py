@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vrambench.bench.plan.configs.keys import ConfigTold
+from vrambench.bench.plan.config import ConfigTold
 from vrambench.bench.plan.rules.rule import Finding
 from vrambench.bench.results.forecast import Forecast, PredictedBatches, PredictedPhase, Share, Unmodelled
 from vrambench.bench.results.records import Memory, OutOfMemory, Parameters, Record, RoleBytes, Verdict

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TextIO
 
-from vrambench.bench.plan.configs.keys import Config, ReadKey
+from vrambench.bench.plan.config import Config, ReadKey
 from vrambench.methods.errors import shown
 from vrambench.reports.text.answers import print_rows
 from vrambench.reports.text.terminal import Output, plain

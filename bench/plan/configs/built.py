@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from vrambench.bench.plan.configs.keys import Config, Made, ReadKey
+from vrambench.bench.plan.config import Config, Made, ReadKey
 from vrambench.bench.plan.used import has
 from vrambench.methods.cell import Cell
 from vrambench.methods.workload import AXIS_NAMES, PARTS

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vrambench.bench.plan.configs.keys import Chosen, Config, Given, Made, ReadKey, Table
+from vrambench.bench.plan.config import Config, Made, ReadKey
+from vrambench.bench.plan.configs.keys import Chosen, Given, Table
 from vrambench.bench.plan.document import Document
 from vrambench.bench.plan.matrix import Setting
 from vrambench.bench.results.forecast import Unmodelled

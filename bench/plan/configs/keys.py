@@ -1,4 +1,4 @@
-"""What a user's configuration says, key by key, and how each was read: `used`, `without effect` on memory, or `not modelled`.
+"""What a user's configuration says, key by key, and the keys that a format has.
 
     given = Given(document, table)
     given.number("per_device_train_batch_size", 8)
@@ -12,15 +12,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from vrambench.bench.plan.document import Document
-from vrambench.bench.results.forecast import Unmodelled
-from vrambench.bench.results.records import Record
 from vrambench.methods.aliases import field_called
 from vrambench.methods.errors import ConfigurationError, did_you_mean, nearest, shown
 
-Kind = Literal["used", "without effect", "not modelled"]
 INERT: tuple[Any, ...] = (None, False, "", [], {}, "no", "none")
 """Values that switch a key off."""
 
@@ -182,74 +179,3 @@ class Given:
 
     def error(self, key: str, message: str) -> ConfigurationError:
         return ConfigurationError(self.where(key) + message, field=key)
-
-
-@dataclass(frozen=True)
-class Made:
-    """What was made of something: `name` is the axis, field or option that it became, empty where it sets none."""
-
-    name: str
-    told: str
-
-
-@dataclass(frozen=True)
-class ReadKey:
-    """A key of the file and how it was read. `made`: the settings that it became. `reason`: why it is not modelled, or not used."""
-
-    key: str
-    value: Any
-    kind: Kind
-    made: tuple[Made, ...] = ()
-    reason: str = ""
-
-    @property
-    def told(self) -> str:
-        return "; ".join(filter(None, (", ".join(one.told for one in self.made), self.reason)))
-
-
-class KeyTold(Record):
-    """A key of a trainer's file: how it was `read`, and what was made of it, in words."""
-
-    key: str
-    value: Any
-    read: Kind
-    told: str
-
-
-class ConfigTold(Record):
-    """A trainer's `file`, of which `format`, and what it was `read_as`. `defaults`: of its library, where it says nothing; `taken`:
-    what a sentence each says was taken for it."""
-
-    file: str
-    format: str
-    read_as: str
-    keys: tuple[KeyTold, ...]
-    defaults: tuple[str, ...]
-    taken: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Config:
-    """A configuration that has been read. `called`: what it was read as. `left_out`: what its keys say that is not modelled.
-    `defaults`: settings by the trainer's defaults, since the file does not say them. `taken`: what was taken for granted of what no
-    default says. `said`: the fields and options that the file or the command line says."""
-
-    name: str
-    format: str
-    called: str
-    keys: tuple[ReadKey, ...]
-    left_out: tuple[Unmodelled, ...] = ()
-    defaults: tuple[Made, ...] = ()
-    taken: tuple[Made, ...] = ()
-    said: frozenset[str] = frozenset()
-
-    def told(self) -> ConfigTold:
-        """As `--json` prints it."""
-        return ConfigTold(
-            file=self.name,
-            format=self.format,
-            read_as=self.called,
-            keys=tuple(KeyTold(key=one.key, value=one.value, read=one.kind, told=one.told) for one in self.keys),
-            defaults=tuple(one.told for one in self.defaults),
-            taken=tuple(one.told for one in self.taken),
-        )
