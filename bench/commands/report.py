@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, NoReturn, TextIO
+from typing import Annotated, TextIO
 
 import typer
 
-from vrambench.bench.commands.shared import EXIT_FAILED, EXIT_USAGE, check_out, say, stdout_kept_clean
+from vrambench.bench.commands.shared import check_out, say, stdout_kept_clean
 from vrambench.methods.errors import ConfigurationError
 
 
@@ -136,34 +133,8 @@ def is_report(path: Path) -> bool:
 
 
 def write_report(folders: Sequence[Path], out: Path, baseline: Path | None = None) -> None:
-    """Writes the report in a process of its own: where the drawing library lacks memory, it ends the process that it is in.
-    Raises ConfigurationError where a folder is no run's, OSError, with the file's name, where there is no report."""
-    code = f"from {__name__} import draw; draw()"
-    command = [sys.executable, "-P", "-c", code, str(out), str(baseline or ""), *map(str, folders)]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
-    words = done.stderr.strip().rpartition("\n")[2]
-    if done.returncode == EXIT_USAGE:
-        raise ConfigurationError(words, field="run")
-    if done.returncode == EXIT_FAILED:
-        raise OSError(words)
-    if done.returncode:
-        ended = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit code {done.returncode}"
-        raise OSError(f"{out}: the report could not be drawn; drawing ended with {ended}: {words or 'no output'}")
-
-
-def draw() -> NoReturn:
-    """Runs in the process of its own, on the file's, the baseline's (empty for none) and the folders' names; its last line on
-    stderr says what is wrong."""
+    """As reports/page writes it, whose libraries are imported once they are needed. Raises ConfigurationError where a folder is no
+    run's, OSError, with the file's name, where there is no report."""
     from vrambench.reports.page import html
 
-    file, baseline, *folders = sys.argv[1:]
-    out = Path(file)
-    try:
-        html.write_report([Path(folder) for folder in folders], out, Path(baseline) if baseline else None)
-    except ConfigurationError as error:
-        print(error.message, file=sys.stderr)
-        sys.exit(EXIT_USAGE)
-    except OSError as error:
-        print(f"{error.filename or out}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(EXIT_FAILED)
-    sys.exit(0)
+    html.write_report(folders, out, baseline)

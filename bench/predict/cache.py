@@ -51,15 +51,9 @@ class Cache:
 
     @classmethod
     def usual(cls) -> Cache:
-        """In the folder that VRAMBENCH_CACHE names, else in the user's cache."""
-        named = os.environ.get(ENVIRONMENT)
-        if named:
-            return cls(Path(named) / FILE)
-        try:
-            caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        except RuntimeError:  # a user without a home
-            return cls(None)
-        return cls(caches / "vrambench" / FILE)
+        """In the usual folder."""
+        folder = usual_folder()
+        return cls(folder and folder / FILE)
 
     def get(self, question: Question) -> str | None:
         """The text that was kept for `question`, as it was put."""
@@ -101,6 +95,18 @@ class Cache:
             with contextlib.suppress(OSError):
                 self._path.unlink()
             return None
+
+
+def usual_folder() -> Path | None:
+    """The folder that VRAMBENCH_CACHE names, else one in the user's cache; None for a user without a home."""
+    named = os.environ.get(ENVIRONMENT)
+    if named:
+        return Path(named)
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return caches / "vrambench"
 
 
 def _key(question: Question) -> str:

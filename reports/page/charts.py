@@ -1,7 +1,7 @@
 """Charts as Vega-Lite specifications made with Altair, and their drawing with the installed vl-convert.
 
-In: rows and what to draw of them. Out: a `Chart`, whose specification is complete in itself; `svg` draws it without
-a browser, and the page draws it again with `bundle()`, the JavaScript of Vega that vl-convert holds. Every chart has
+In: rows and what to draw of them. Out: a `Chart`, whose specification is complete in itself; `svgs` draws them without
+a browser (drawing.py), and the page draws them again with the JavaScript of Vega that vl-convert holds. Every chart has
 a parameter `shown`, an object from a row's index to its rank: it draws those rows only, bars in that order. The page
 sets it to what the table shows.
 """
@@ -11,13 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import altair as alt
-import vl_convert
 
 from vrambench.reports import units
+from vrambench.reports.page.drawing import drawings
 from vrambench.reports.rows import Row
 
 # Okabe and Ito's palette for all kinds of colour vision, its blue a little lighter for dark pages, its yellow and
@@ -61,23 +60,10 @@ class Chart:
     only: int | None = None
 
 
-def vl_version() -> str:
-    """Altair's version of Vega-Lite as vl-convert names it: `6.4`."""
-    return ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-
-
-def svg(chart: Chart) -> str:
-    """The chart drawn, to a hundredth of a pixel and without attributes that say what goes without saying; nothing is
-    loaded."""
-    drawn: str = vl_convert.vegalite_to_svg(chart.spec, vl_version=vl_version(), allowed_base_urls=[])
-    return TAG.sub(lambda tag: NEEDLESS.sub("", LONG_NUMBER.sub(r"\1", tag[0])), drawn)
-
-
-@cache
-def bundle() -> str:
-    """JavaScript that defines `vegaEmbed`, with all it needs."""
-    code: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version())
-    return code
+def svgs(charts: Sequence[Chart]) -> list[str]:
+    """The charts drawn, to a hundredth of a pixel and without attributes that say what goes without saying. Raises NotDrawn."""
+    drawn = drawings([chart.spec for chart in charts])
+    return [TAG.sub(lambda tag: NEEDLESS.sub("", LONG_NUMBER.sub(r"\1", tag[0])), one) for one in drawn]
 
 
 def category(value: str) -> str:

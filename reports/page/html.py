@@ -30,6 +30,7 @@ from vrambench.bench.results.run_info import PREDICTED
 from vrambench.bench.results.store import RunFolder, write_atomically
 from vrambench.reports import units
 from vrambench.reports.page import charts
+from vrambench.reports.page.drawing import NotDrawn, bundle
 from vrambench.reports.page.table import column_styles, live_data, table_data
 from vrambench.reports.page.view import ChartsData, View
 from vrambench.reports.page.views import VIEWS
@@ -42,14 +43,19 @@ from vrambench.reports.rows import Run
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPTS = ("report.js", "table.js", "charts.js", "heatmap.js", "timeline.js", "start.js")
 """Parts of the page's one script, in order."""
+Draw = Callable[[Sequence[charts.Chart]], Sequence[str]]
 
 
 def write_report(folders: Sequence[Path], out: Path, baseline: Path | None = None) -> None:
     """Writes the report about the runs in `folders` to `out`, in one step; the first run's difference from the `baseline` too.
-    Raises ConfigurationError where a folder is no run's, OSError where `out` cannot be written."""
+    Raises ConfigurationError where a folder is no run's, OSError where `out` cannot be drawn or written."""
     runs = read_runs(folders)
     found = check(read_baseline(baseline), RunFolder.open(folders[0])) if baseline else None
-    write_atomically(out, render(runs, found))
+    try:
+        page = render(runs, found)
+    except NotDrawn as error:
+        raise OSError(f"{out}: the report could not be drawn; {error}") from error
+    write_atomically(out, page)
 
 
 @dataclass(frozen=True)
@@ -60,21 +66,20 @@ class Shown:
     html: Markup
 
 
-def render(runs: Sequence[Run], found: Check | None = None, *, draw: Callable[[charts.Chart], str] = charts.svg) -> str:
-    """The page about `runs`, and what was `found` beside a baseline; `draw` gives a chart's static drawing."""
+def render(runs: Sequence[Run], found: Check | None = None, *, draw: Draw = charts.svgs) -> str:
+    """The page about `runs`, and what was `found` beside a baseline; `draw` gives charts' static drawings. Raises NotDrawn."""
     report = Report(runs, found)
     templates = _templates()
     sections: list[Shown] = []
     living: dict[str, Any] = {}
     table: dict[str, Any] = {}
     details = ""
-    for view in VIEWS:
-        data = view.data(report)
-        if data is None:
-            continue
+    filled = [(view, data) for view in VIEWS if (data := view.data(report)) is not None]
+    drawn = iter(draw([chart for _, data in filled if isinstance(data, ChartsData) for chart in data.charts]))
+    for view, data in filled:
         drawings: list[Markup] = []
         if isinstance(data, ChartsData):
-            drawings = [Markup(draw(chart)) for chart in data.charts]
+            drawings = [Markup(next(drawn)) for _ in data.charts]
             living |= {chart.id: _living(chart) for chart in data.charts}
         if isinstance(data, CellsData):
             table |= table_data(report, data)
@@ -82,7 +87,7 @@ def render(runs: Sequence[Run], found: Check | None = None, *, draw: Callable[[c
         if isinstance(data, TimelineData):
             table["live"] = live_data(data)
         sections.append(Shown(view, Markup(templates.get_template(view.template).render(data=data, drawings=drawings))))
-    css, script, bundle = _text("report.css") + column_styles(table), "".join(map(_text, SCRIPTS)), charts.bundle()
+    css, script, code = _text("report.css") + column_styles(table), "".join(map(_text, SCRIPTS)), bundle()
     page = templates.get_template("page.html").render(
         title=_title(report),
         subtitle=_subtitle(report),
@@ -90,10 +95,10 @@ def render(runs: Sequence[Run], found: Check | None = None, *, draw: Callable[[c
         sections=sections,
         css=Markup(css),
         script=Markup(script),
-        bundle=Markup(_packed(bundle)),
+        bundle=Markup(_packed(code)),
         details=Markup(details),
         data=Markup(json_for_script({**table, "charts": living})),
-        script_hashes=Markup(f"{_hash(script)} {_hash(bundle)}"),
+        script_hashes=Markup(f"{_hash(script)} {_hash(code)}"),
         style_hash=Markup(_hash(css)),
     )
     # A path that was not UTF-8 comes as halves of pairs, which no file can hold.

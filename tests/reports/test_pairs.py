@@ -95,6 +95,6 @@ def test_a_baseline_shows_what_changed(tmp_path: Path) -> None:
     assert data
     assert [(one.outcome, one.index) for one in data.changes] == [("regressed", 0), ("same", 1)]
     assert any(line.startswith("device 2 GiB more") for line in data.changes[0].told)
-    page = render([read_run(after.path, "after")], found, draw=lambda chart: "")
+    page = render([read_run(after.path, "after")], found, draw=lambda charts: [""] * len(charts))
     assert page.index('id="changes"') < page.index('id="cells"')
     assert 'class="regressed"' in page

@@ -255,7 +255,7 @@ def test_the_front_that_is_drawn_is_the_front() -> None:
     data = tradeoff(Report([made.run_of(results)]))
     assert data
     assert data.text.startswith("3 cells of 7 lie")
-    drawn = charts.svg(data.charts[0])
+    drawn = charts.svgs(data.charts)[0]
     ring = f'stroke="{charts.NEUTRAL}"'
     assert drawn.count(ring) == 3
 
@@ -383,7 +383,7 @@ claims:
     assert data
     (line,) = data.lines
     assert (line.claimed, line.measured, line.verdict) == ("50 %", ("25 % on NVIDIA GeForce RTX 4090",), "partly")
-    page = render([run], draw=lambda chart: "")
+    page = render([run], draw=lambda charts: [""] * len(charts))
     assert "ReMax takes &lt;half&gt;; a paper" in page
     assert claims(Report([made.run_of(results[:1])])) is None
     Path("claims.yaml").write_text(text.replace("50 %", "half"))

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.reports import made
 from vrambench.bench.commands import report as command
 from vrambench.bench.commands.app import main
+from vrambench.bench.results.store import RunFolder
+from vrambench.reports.page import drawing
 
 
 def test_report_overwrites_a_report_and_with_force_anything(
@@ -74,9 +77,14 @@ def test_results_that_cannot_be_read_are_told(
 def test_a_drawing_that_crashes_is_a_sentence(
     ending: str, said: str, matrix: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The process that draws runs a module that ends as the drawing library does."""
-    (matrix.parent / "breaking.py").write_text(f"import os\ndef draw(): {ending}\n")
-    monkeypatch.setenv("PYTHONPATH", str(matrix.parent))
-    monkeypatch.setattr(command, "__name__", "breaking")
+    """The process that draws ends as the drawing library does."""
+    folder = RunFolder(matrix.parent / "one")
+    folder.acquire()
+    folder.write_info({"device": "cpu", "repeat": 1, "cells": []})
+    folder.write_result(made.full("a1"))
+    folder.release()
+    monkeypatch.setattr(drawing, "CODE", f"import os\n{ending}")
+    (matrix.parent / "report.html").write_text('<!doctype html><meta name="generator" content="vrambench 0.1.0">')
     assert main(["report", "one"]) == 4
     assert capsys.readouterr().err == f"error: report.html: the report could not be drawn; {said}\n"
+    assert len((matrix.parent / "report.html").read_text()) < 100, "the one of before"

@@ -81,7 +81,7 @@ def shown(folder: Path, whole: bool) -> str | None:
         run = read_run(folder, "run")
         assert VIEW.data(Report([run])).runs
         if whole:
-            assert "</html>" in render([run], draw=lambda chart: "")
+            assert "</html>" in render([run], draw=lambda charts: [""] * len(charts))
         print_table([folder], io.StringIO())
     except ConfigurationError as error:
         return error.message
@@ -183,7 +183,7 @@ def test_a_newer_schema_is_said_and_no_folder_or_pipe_stops_a_report(folder: Run
         "of schema 2, which a newer vrambench wrote; this version reads schema 1",
     )
     assert [file.name for file in folder.corrupted] == ["a1.json", "a2.json", "a3.json", "a4.json"]
-    page = render([read_run(folder.path, "run")], draw=lambda chart: "")
+    page = render([read_run(folder.path, "run")], draw=lambda charts: [""] * len(charts))
     assert "which a newer vrambench wrote" in page
     assert folder.set_aside("a2") == folder.cells / "a2.json.corrupted-1"
 

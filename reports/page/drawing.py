@@ -1,0 +1,101 @@
+"""Charts drawn by vl-convert, and the JavaScript that draws them in a browser.
+
+    drawings([spec, ...])        an SVG of each Vega-Lite specification
+    bundle()                     JavaScript that defines `vegaEmbed`, with all it needs
+
+vl-convert runs in a process of its own, which imports nothing else: where it lacks memory, it ends the process that it is in.
+To pack its JavaScript takes it 2 s of a CPU, so what it gave is kept in the folder of what was predicted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from vrambench.bench.predict.cache import usual_folder
+from vrambench.bench.results.store import write_atomically
+
+CODE = """
+import json, os, sys
+import vl_convert
+answers = os.dup(1)
+os.dup2(2, 1)  # whatever JavaScript prints
+asked = json.load(sys.stdin)
+with os.fdopen(answers, "w") as out:
+    json.dump([getattr(vl_convert, asked["function"])(*one, **asked["settings"]) for one in asked["each"]], out)
+"""
+DEFINES = "window.vegaEmbed = vegaEmbed;"
+
+
+class NotDrawn(OSError):
+    """vl-convert's process ended without an answer; the message says how."""
+
+
+def drawings(specs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """An SVG of each specification, for which nothing is loaded. Raises NotDrawn."""
+    return _answers("vegalite_to_svg", [[spec] for spec in specs], vl_version=vl_version(), allowed_base_urls=[])
+
+
+@cache
+def bundle() -> str:
+    """The JavaScript. Raises NotDrawn."""
+    folder = usual_folder()
+    kept = folder and folder / f"vega-{vl_version()}-{version('vl-convert-python')}.js"
+    code = _read(kept) if kept else None
+    if code is None:
+        (code,) = _answers("javascript_bundle", [[DEFINES]], vl_version=vl_version())
+        if kept:
+            _keep(kept, code)
+    return code
+
+
+@cache
+def vl_version() -> str:
+    """Altair's version of Vega-Lite as vl-convert names it: `6.4`."""
+    from altair import SCHEMA_VERSION
+
+    return ".".join(SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+
+
+def _answers(function: str, each: Sequence[Sequence[Any]], **settings: Any) -> list[str]:
+    """What vl-convert's `function` gives for each list of arguments, with these settings."""
+    if not each:
+        return []
+    asked = json.dumps({"function": function, "each": each, "settings": settings})
+    command = [sys.executable, "-P", "-c", CODE]
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        ended = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit code {done.returncode}"
+        words = done.stderr.strip().rpartition("\n")[2]
+        raise NotDrawn(f"drawing ended with {ended}: {words or 'no output'}")
+    found: list[str] = json.loads(done.stdout)
+    return found
+
+
+def _read(kept: Path) -> str | None:
+    """What was kept there, undamaged."""
+    with contextlib.suppress(OSError, UnicodeError):
+        digest, _, code = kept.read_text(encoding="utf-8").partition("\n")
+        if digest == _digest(code):
+            return code
+    return None
+
+
+def _keep(kept: Path, code: str) -> None:
+    """Writes `code` there, if that can be done."""
+    with contextlib.suppress(OSError):
+        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(kept, f"{_digest(code)}\n{code}")
+
+
+def _digest(code: str) -> str:
+    return hashlib.sha256(code.encode()).hexdigest()
