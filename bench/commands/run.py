@@ -32,7 +32,7 @@ from vrambench.bench.commands.shared import (
     say,
     stdout_kept_clean,
 )
-from vrambench.bench.results.run_info import PREDICTED
+from vrambench.bench.results import PREDICTED
 from vrambench.methods.errors import ConfigurationError, UnknownValue
 from vrambench.reports.units import plural
 
