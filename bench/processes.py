@@ -13,9 +13,10 @@ import signal
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psutil
+if TYPE_CHECKING:
+    import psutil
 
 LAST_SECONDS = 30.0
 """How long a killed process is waited for: one that hangs in a driver may never go."""
@@ -37,6 +38,8 @@ def kill(process: Any) -> None:
 
 def descendants(pid: int) -> list[psutil.Process]:
     """The processes that `pid` started and those that they started, as far as the system still knows who did."""
+    import psutil  # not before: a mistake in what was typed starts nothing, and is told at once
+
     with contextlib.suppress(psutil.Error):
         return psutil.Process(pid).children(recursive=True)
     return []
@@ -44,6 +47,8 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 def end(processes: Iterable[psutil.Process]) -> None:
     """Kills processes that may be gone already."""
+    import psutil
+
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.kill()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vrambench.bench.claims.answer import NOT_MEASURED, ON_CPU, Answer, Found, Ran, measured
 from vrambench.bench.claims.claimed import told
 from vrambench.bench.claims.file import Claim, default_claims, load_claims
-from vrambench.bench.results.run_info import PREDICTED
+from vrambench.bench.results import PREDICTED
 from vrambench.reports import units
 from vrambench.reports.rows import Run
 

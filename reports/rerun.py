@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vrambench.bench.plan.document import as_yaml
-from vrambench.bench.results.run_info import OWN_CODE, PREDICTED
+from vrambench.bench.results import OWN_CODE, PREDICTED
 from vrambench.methods.workload import AXIS_NAMES
 from vrambench.reports.rows import Row, axis_options, flat_settings, setting_options
 

@@ -16,7 +16,7 @@ import pytest
 import typer
 import yaml
 
-from vrambench.bench.commands.app import app
+from vrambench.bench.commands.app import command_line
 
 ROOT = Path(__file__).parents[1]
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
@@ -96,7 +96,7 @@ def scripts(node: Any) -> Iterator[str]:
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
 def test_every_command_of_a_workflow_is_one(file: Path) -> None:
-    commands: Any = typer.main.get_command(app)
+    commands: Any = typer.main.get_command(command_line())
     text = "\n".join(scripts(yaml.safe_load(file.read_text())))
     found = re.findall(r"\bvrambench (run|check|baseline)((?: (?!\|\||&&)\S+)*)", text)
     assert found

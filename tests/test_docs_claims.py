@@ -16,7 +16,7 @@ import yaml
 from vrambench.bench.claims.answer import answer
 from vrambench.bench.claims.cells import cells_of
 from vrambench.bench.claims.file import load_claims
-from vrambench.bench.commands.app import app
+from vrambench.bench.commands.app import command_line
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.many import outcome
 
@@ -74,7 +74,7 @@ def test_the_page_has_todays_predictions(name: str) -> None:
 
 
 def test_commands_of_the_page_are_ours() -> None:
-    commands: Any = typer.main.get_command(app)
+    commands: Any = typer.main.get_command(command_line())
     found = list(pages.examples(PAGE))
     assert len(found) > 3
     for example in found:

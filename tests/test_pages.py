@@ -17,7 +17,7 @@ import typer
 from pages import PAGES, Example, blocks, cut, examples, playground, run, with_tables
 
 import vrambench
-from vrambench.bench.commands.app import app, main
+from vrambench.bench.commands.app import command_line, main
 from vrambench.methods.cell import option_namespaces
 from vrambench.methods.workload import Workload
 from vrambench.reports.text.lists import LISTS, described
@@ -77,7 +77,7 @@ SAID_TO_IT = ("device", "predict", "no_cache", "sort", "as_json")
 
 def check_ours(words: list[str]) -> None:
     """That each option is known and has a value of its kind, and that the selectors come to cells."""
-    commands: Any = typer.main.get_command(app)
+    commands: Any = typer.main.get_command(command_line())
     assert words[0] in commands.commands, words
     if words[0] == "list":
         assert words[1] in LISTS

@@ -19,9 +19,9 @@ from vrambench.bench.claims.claimed import Verdict, judge, told
 from vrambench.bench.claims.file import Claim, Claims, Layers
 from vrambench.bench.claims.formula import Name
 from vrambench.bench.claims.values import Values, of_forecast, of_results
+from vrambench.bench.results import PREDICTED
 from vrambench.bench.results.forecast import Outcome
 from vrambench.bench.results.records import Result
-from vrambench.bench.results.run_info import PREDICTED
 from vrambench.methods.cell import Cell, from_flat
 from vrambench.methods.errors import ConfigurationError
 

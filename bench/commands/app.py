@@ -6,8 +6,8 @@
 
 Exit codes: 0 done, fits or passes, 1 does not fit, or regressed, 2 wrong usage or configuration, 3 there is no baseline, or none
 that compares, 4 a measurement (or this program) failed, 130 interrupted, 141 whoever read the output has gone. With --json stdout
-holds one JSON document and nothing else; progress, logs and errors go to stderr. Heavy modules are imported inside the commands, so
-that `--help` is quick.
+holds one JSON document and nothing else; progress, logs and errors go to stderr. Only the command that is typed is imported, and
+heavy modules inside of it, so that `--help` and mistakes are quick.
 """
 
 from __future__ import annotations
@@ -58,13 +58,6 @@ OPTIONS = ("device", "out", "jobs", "timeout", "profile")
 # version.
 ClickException: type[Any] = typer.BadParameter.__mro__[2]
 
-app = typer.Typer(
-    name="vrambench",
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
 
 def _print_version(asked: bool) -> None:
     if asked:
@@ -74,17 +67,26 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+def command_line(commands: Sequence[str] = COMMANDS) -> typer.Typer:
+    """The command line with these commands, whose modules are imported."""
+    app = typer.Typer(
+        name="vrambench",
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(vrambench)
+    for name in commands:
+        app.command()(getattr(importlib.import_module(f"vrambench.bench.commands.{name}"), name))
+    return app
+
+
 def vrambench(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Benchmark and memory profiler for fine-tuning and RLHF on one GPU."""
-
-
-for _name in COMMANDS:
-    app.command()(getattr(importlib.import_module(f"vrambench.bench.commands.{_name}"), _name))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _ended(typed: list[str]) -> int:
     try:
         with interruptible():  # SIGTERM is told as Ctrl-C is
+            app = command_line(typed[:1] if typed and typed[0] in COMMANDS else COMMANDS)
             code = app(typed or ["--help"], prog_name="vrambench", standalone_mode=False, obj=typed)
         sys.stdout.flush()
         if code == EXIT_INTERRUPTED:  # Typer makes it of KeyboardInterrupt, and says nothing

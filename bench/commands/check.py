@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vrambench.bench.commands.shared import Json, check_out, say, stdout_kept_clean
-from vrambench.bench.results.run_info import OWN_CODE, PREDICTED
+from vrambench.bench.results import OWN_CODE, PREDICTED
 from vrambench.methods.errors import ConfigurationError
 from vrambench.reports.units import plural
 

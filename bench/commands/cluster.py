@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vrambench.bench.results.run_info import PREDICTED
+from vrambench.bench.results import PREDICTED
 from vrambench.methods.errors import ConfigurationError, UnknownValue
 
 if TYPE_CHECKING:

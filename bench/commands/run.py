@@ -28,7 +28,7 @@ from vrambench.bench.commands.shared import (
     stdout_kept_clean,
 )
 from vrambench.bench.commands.work import NO_GPU, Work, of_claims, of_folder, of_matrix
-from vrambench.bench.results.run_info import PREDICTED
+from vrambench.bench.results import PREDICTED
 from vrambench.methods.errors import ConfigurationError, UnknownValue
 
 RUN_DEVICES = (*DEVICES, PREDICTED)

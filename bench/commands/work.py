@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vrambench.bench.commands.claims import load as load_claims
 from vrambench.bench.commands.cluster import Cluster
 from vrambench.bench.commands.shared import card_named, device_here, has_bf16, planned_for, say
-from vrambench.bench.results.run_info import PREDICTED
+from vrambench.bench.results import PREDICTED
 from vrambench.methods.errors import ConfigurationError
 from vrambench.reports.units import plural
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from vrambench.bench.results.run_info import PREDICTED
+from vrambench.bench.results import PREDICTED
 from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
 from vrambench.methods.workload import parse_size
 

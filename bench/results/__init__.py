@@ -1,1 +1,9 @@
-"""What is stored: records and the folder of a run."""
+"""What is stored: records and the folder of a run. What is here imports nothing heavy: the command line asks it of each command."""
+
+from typing import Literal
+
+PREDICTED: Literal["predicted"] = "predicted"
+"""The device of a run that predicts, whose GPU is the card that it predicts for; and the source of its results."""
+
+OWN_CODE = "pytest"
+"""The profile of a run whose cells are people's own tests."""

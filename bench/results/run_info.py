@@ -9,7 +9,7 @@ None is unknown. Keys that a later version of vrambench adds are kept as they ar
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,12 +17,6 @@ from vrambench.bench.results.forecast import Unmodelled
 from vrambench.bench.results.reading import in_words, parse, schema_refused
 from vrambench.bench.results.records import SCHEMA
 from vrambench.methods.errors import ConfigurationError
-
-PREDICTED: Literal["predicted"] = "predicted"
-"""The device of a run that predicts, whose GPU is the card that it predicts for; and the source of its results."""
-
-OWN_CODE = "pytest"
-"""The profile of a run whose cells are people's own tests."""
 
 
 class _Kept(BaseModel):

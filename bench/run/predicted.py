@@ -19,9 +19,9 @@ from vrambench.bench.predict.alloc_conf import read
 from vrambench.bench.predict.cache import Cache
 from vrambench.bench.predict.many import end, new_pool, predicted
 from vrambench.bench.processes import deaf_to_interrupts, fresh_start
+from vrambench.bench.results import PREDICTED
 from vrambench.bench.results.forecast import Forecast, Outcome, Unmodelled
 from vrambench.bench.results.records import Phase, Sample
-from vrambench.bench.results.run_info import PREDICTED
 from vrambench.bench.run.executor import Ended, Order, Spot
 from vrambench.methods.cards import CARDS
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from vrambench.bench.machine.environment import describe_environment
+from vrambench.bench.results import OWN_CODE, PREDICTED
 from vrambench.bench.results.records import Result
-from vrambench.bench.results.run_info import OWN_CODE, PREDICTED
 from vrambench.bench.results.store import RunFolder
 from vrambench.bench.watch.ledger import Ledger
 from vrambench.methods.errors import ConfigurationError

@@ -26,7 +26,7 @@ from markupsafe import Markup
 
 from vrambench.bench.gate.baseline import read_baseline
 from vrambench.bench.gate.check import Check, check
-from vrambench.bench.results.run_info import PREDICTED
+from vrambench.bench.results import PREDICTED
 from vrambench.bench.results.store import RunFolder, write_atomically
 from vrambench.reports import units
 from vrambench.reports.page import charts

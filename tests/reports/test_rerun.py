@@ -11,7 +11,7 @@ from tests.reports import made
 from vrambench.bench.plan.matrix import read_matrix
 from vrambench.bench.plan.plan import Plan, select
 from vrambench.bench.plan.selection import Selection
-from vrambench.bench.results.run_info import OWN_CODE
+from vrambench.bench.results import OWN_CODE
 from vrambench.methods.workload import AXIS_NAMES
 from vrambench.reports.rerun import command
 from vrambench.reports.rows import Row, Run, rows_of

@@ -24,6 +24,19 @@ def test_help_is_quick_and_lists_what_exists() -> None:
     assert told.splitlines()[-1] == "False"
 
 
+def test_a_mistake_imports_its_own_command_and_nothing_that_measures_or_stores() -> None:
+    code = """
+import sys
+from vrambench.bench.commands.app import COMMANDS, main
+code = main(["plan", "--set", "batchsize=4"])
+print(code, [name for name in COMMANDS if f"vrambench.bench.commands.{name}" in sys.modules])
+print([name for name in ("torch", "psutil", "vrambench.bench.results.records") if name in sys.modules])
+"""
+    told = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert told.stderr == "error: --set batchsize=4: unknown field 'batchsize'; did you mean 'batch_size'?\n"
+    assert told.stdout.splitlines() == ["2 ['plan']", "[]"]
+
+
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"vrambench {importlib.metadata.version('vrambench')}\n"

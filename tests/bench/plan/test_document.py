@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vrambench.bench.plan import document
 from vrambench.bench.plan.document import load, parse, parse_value
 from vrambench.bench.plan.matrix import load_matrix
 from vrambench.methods.errors import ConfigurationError
@@ -65,6 +66,24 @@ def tenfold(first: str, wrap: str) -> str:
 def test_what_a_file_comes_to_is_bounded(text: str, said: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^x.yaml:\d+: " + re.escape(said) + "$"):
         parse(text, "x.yaml")
+
+
+ROOT = Path(__file__).parents[3]
+WRITTEN = [ROOT / "matrix.yaml", ROOT / "claims.yaml", *sorted((ROOT / "tests/bench/plan").rglob("*.y*ml"))]
+
+
+def test_libyaml_reads_as_pyyaml_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(path: Path) -> object:
+        try:
+            found = parse(path.read_text(), path.name)
+        except (ConfigurationError, UnicodeDecodeError) as error:
+            return str(error)
+        return found.data, found.lines
+
+    both = [read(path) for path in WRITTEN]
+    monkeypatch.setattr(document, "_LOADERS", (document.Loader,))
+    assert [read(path) for path in WRITTEN] == both
+    assert sum(isinstance(one, str) for one in both) > 5, "none of them has a mistake"
 
 
 class TestLocated:
