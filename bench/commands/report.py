@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -29,6 +30,10 @@ class Format(StrEnum):
 
 ENDINGS = {".csv": Format.CSV, ".md": Format.MARKDOWN, ".parquet": Format.PARQUET}
 """Formats that a file's name tells where --format does not."""
+
+
+UNREAD = "cannot be read: "
+"""Before what the drawing process says of results."""
 
 
 def report(
@@ -68,10 +73,12 @@ def report(
     with stdout_kept_clean() as stdout:
         if chosen is Format.HTML:
             assert out
-            write_report(runs, out, baseline)
+            unread = write_report(runs, out, baseline)
         else:
             _write_table(runs, chosen, out, baseline, stdout)
-        _say_what_cannot_be_read(runs)
+            unread = _unreadable(runs)
+        for line in unread:
+            say(line)
         if out is not None:
             print(f"wrote {out}", file=stdout)
 
@@ -121,12 +128,10 @@ def _table(runs: Sequence[Path], baseline: Path | None, to: TextIO) -> str:
     return to.getvalue() if isinstance(to, StringIO) else ""
 
 
-def _say_what_cannot_be_read(runs: Sequence[Path]) -> None:
+def _unreadable(runs: Sequence[Path]) -> tuple[str, ...]:
     from vrambench.bench.results.store import RunFolder
 
-    for folder in runs:
-        for one in RunFolder.open(folder).unreadable:
-            say(f"{one.file}: {one.reason}")
+    return tuple(f"{one.file}: {one.reason}" for folder in runs for one in RunFolder.open(folder).unreadable)
 
 
 def is_report(path: Path) -> bool:
@@ -135,12 +140,13 @@ def is_report(path: Path) -> bool:
         return b'name="generator" content="vrambench' in file.read(4096)
 
 
-def write_report(folders: Sequence[Path], out: Path, baseline: Path | None = None) -> None:
+def write_report(folders: Sequence[Path], out: Path, baseline: Path | None = None) -> tuple[str, ...]:
     """Writes the report in a process of its own: where the drawing library lacks memory, it ends the process that it is in.
-    Raises ConfigurationError where a folder is no run's, OSError, with the file's name, where there is no report."""
+    Gives a line for each result file that cannot be read. Raises ConfigurationError where a folder is no run's, OSError, with
+    the file's name, where there is no report."""
     code = f"from {__name__} import draw; draw()"
     command = [sys.executable, "-P", "-c", code, str(out), str(baseline or ""), *map(str, folders)]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     words = done.stderr.strip().rpartition("\n")[2]
     if done.returncode == EXIT_USAGE:
         raise ConfigurationError(words, field="run")
@@ -149,21 +155,24 @@ def write_report(folders: Sequence[Path], out: Path, baseline: Path | None = Non
     if done.returncode:
         ended = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit code {done.returncode}"
         raise OSError(f"{out}: the report could not be drawn; drawing ended with {ended}: {words or 'no output'}")
+    told = done.stdout.rpartition(UNREAD)[2] if UNREAD in done.stdout else "[]"
+    return tuple(json.loads(told))
 
 
 def draw() -> NoReturn:
-    """Runs in the process of its own, on the file's, the baseline's (empty for none) and the folders' names; its last line on
-    stderr says what is wrong."""
+    """Runs in the process of its own, on the file's, the baseline's (empty for none) and the folders' names. Its last line on
+    stderr says what is wrong, its last on stdout which results cannot be read."""
     from vrambench.reports.page import html
 
     file, baseline, *folders = sys.argv[1:]
     out = Path(file)
     try:
-        html.write_report([Path(folder) for folder in folders], out, Path(baseline) if baseline else None)
+        unread = html.write_report([Path(folder) for folder in folders], out, Path(baseline) if baseline else None)
     except ConfigurationError as error:
         print(error.message, file=sys.stderr)
         sys.exit(EXIT_USAGE)
     except OSError as error:
         print(f"{error.filename or out}: {error.strerror or error}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
+    print(f"{UNREAD}{json.dumps(unread)}")
     sys.exit(0)

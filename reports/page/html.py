@@ -44,12 +44,18 @@ SCRIPTS = ("report.js", "table.js", "charts.js", "heatmap.js", "timeline.js", "s
 """Parts of the page's one script, in order."""
 
 
-def write_report(folders: Sequence[Path], out: Path, baseline: Path | None = None) -> None:
+def write_report(folders: Sequence[Path], out: Path, baseline: Path | None = None) -> tuple[str, ...]:
     """Writes the report about the runs in `folders` to `out`, in one step; the first run's difference from the `baseline` too.
-    Raises ConfigurationError where a folder is no run's, OSError where `out` cannot be written."""
+    Gives a line for each result file that cannot be read. Raises ConfigurationError where a folder is no run's, OSError where
+    `out` cannot be written."""
     runs = read_runs(folders)
     found = check(read_baseline(baseline), RunFolder.open(folders[0])) if baseline else None
     write_atomically(out, render(runs, found))
+    return tuple(
+        f"{folder / file}: {run.unreadable[Path(file).stem]}"
+        for folder, run in zip(folders, runs, strict=True)
+        for file in run.corrupted
+    )
 
 
 @dataclass(frozen=True)
