@@ -5,7 +5,7 @@ What never varies and what no cell has is no column.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -27,6 +27,13 @@ SWEPT_COLUMNS = 6
 """More swept fields than this are not columns; the details of each cell have them all."""
 SECONDARY = {"reserved": "device", "host_rss": "device", "step": "tokens", "weights": "model", "data": "model"}
 """Columns that are shown only when asked for where there is the other."""
+LAPTOP = 1200
+"""Pixels that a laptop's window leaves for the table."""
+LETTER, AROUND, SIGN, STATUS, LEAST_REASON = 5.9, 14.4, 17, 74, 126
+"""Pixels of the table: a letter, the room at a word's sides, a column of signs, the first column, and the least of the reason's."""
+LEAST_ASKED = ("source", "loss", "headroom", "reward", "offload")
+"""Columns that are shown only when asked for where the table would be wider than a laptop's window, in this order, after swept
+fields."""
 SIGNS = {"fits": "✓", "tight": "≈", "unsure": "?", "does not fit": "✕"}
 
 
@@ -62,7 +69,31 @@ def columns(report: Report) -> tuple[Column, ...]:
         *((REASON,) if any(row.status != "ok" for row in rows) else ()),
     )
     keys = {column.key for column in found}
-    return tuple(replace(column, secondary=True) if SECONDARY.get(column.key) in keys else column for column in found)
+    hidden = {key for key, other in SECONDARY.items() if other in keys}
+    order = [*(_swept(name).key for name in reversed(swept)), *LEAST_ASKED]
+    hidden |= _too_wide([column for column in found if column.key not in hidden], rows, order)
+    return tuple(replace(column, secondary=True) if column.key in hidden else column for column in found)
+
+
+def _too_wide(shown: Sequence[Column], rows: Sequence[Row], order: Sequence[str]) -> set[str]:
+    """Keys of `order`, from its begin, of columns that must go for the others to have room in a laptop's window."""
+    widths = {column.key: _width(column, rows) for column in shown}
+    gone: set[str] = set()
+    for key in order:
+        if STATUS + sum(widths.values()) <= LAPTOP:
+            break
+        if widths.pop(key, None) is not None:
+            gone.add(key)
+    return gone
+
+
+def _width(column: Column, rows: Sequence[Row]) -> float:
+    """Pixels, about."""
+    if column.kind == "reason":
+        return LEAST_REASON
+    if column.kind == "sign":
+        return SIGN
+    return AROUND + LETTER * max(len(text) for text in (column.label, *(column.text(row) for row in rows)))
 
 
 def _text_column(key: str, title: str, text: Callable[[Row], str]) -> Column:

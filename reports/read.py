@@ -19,11 +19,11 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 def read_run(folder: Path, name: str) -> Run:
     """A run folder as the report takes it, and what it calls it."""
     store = RunFolder.open(folder)
-    unreadable = store.unreadable
+    results, unreadable = store.contents()
     return Run(
         name,
         store.info,
-        tuple(store.results()),
+        tuple(results),
         tuple(str(one.file.relative_to(folder)) for one in unreadable),
         {one.file.stem: one.reason for one in unreadable},
     )

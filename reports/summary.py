@@ -45,7 +45,7 @@ def summary(report: Report) -> Summary:
     fitting = [row for row in known if row.verdict.fit in ("fits", "tight")]
     return Summary(
         tuple(_sentences(report, known, fitting)),
-        alike(report, bool(known)),
+        alike(report),
         len(known),
         len(fitting),
         any(verdicts(row) for row in report.rows),

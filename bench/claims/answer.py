@@ -41,6 +41,7 @@ class Ran:
     models: frozenset[str]
     capacity_bytes: int | None = None
     _today: dict[str, str | None] = field(default_factory=dict, compare=False, repr=False)
+    _by_axes: dict[tuple[tuple[str, Any], ...], list[Result]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, name: str, info: Mapping[str, Any], results: Iterable[Result]) -> Ran:
@@ -59,9 +60,12 @@ class Ran:
 
     def result(self, cell: Cell) -> Result | None:
         """What the cell gave. A file's id is that of the version which wrote it, so it is made anew."""
-        wanted = cell.axes | {"model": cell.workload.model}
-        alike = (one for one in self.results if all(one.cell.get(name) == value for name, value in wanted.items()))
-        return next((one for one in alike if self._id_today(one) == cell.id), None)
+        wanted = (*cell.axes.items(), ("model", cell.workload.model))
+        if not self._by_axes:
+            for one in self.results:
+                said = tuple((name, one.cell.get(name)) for name, _ in wanted)
+                self._by_axes.setdefault(said, []).append(one)
+        return next((one for one in self._by_axes.get(wanted, ()) if self._id_today(one) == cell.id), None)
 
     def _id_today(self, result: Result) -> str | None:
         """The id of the result's cell; None where this version does not know what it says."""

@@ -28,6 +28,9 @@ ENDINGS = {".csv": Format.CSV, ".md": Format.MARKDOWN, ".parquet": Format.PARQUE
 """Formats that a file's name tells where --format does not."""
 
 
+"""Before what the drawing process says of results."""
+
+
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
     *,
@@ -65,10 +68,12 @@ def report(
     with stdout_kept_clean() as stdout:
         if chosen is Format.HTML:
             assert out
-            write_report(runs, out, baseline)
+            unread = write_report(runs, out, baseline)
         else:
             _write_table(runs, chosen, out, baseline, stdout)
-        _say_what_cannot_be_read(runs)
+            unread = _unreadable(runs)
+        for line in unread:
+            say(line)
         if out is not None:
             print(f"wrote {out}", file=stdout)
 
@@ -118,12 +123,10 @@ def _table(runs: Sequence[Path], baseline: Path | None, to: TextIO) -> str:
     return to.getvalue() if isinstance(to, StringIO) else ""
 
 
-def _say_what_cannot_be_read(runs: Sequence[Path]) -> None:
+def _unreadable(runs: Sequence[Path]) -> tuple[str, ...]:
     from vrambench.bench.results.store import RunFolder
 
-    for folder in runs:
-        for one in RunFolder.open(folder).unreadable:
-            say(f"{one.file}: {one.reason}")
+    return tuple(f"{one.file}: {one.reason}" for folder in runs for one in RunFolder.open(folder).unreadable)
 
 
 def is_report(path: Path) -> bool:
@@ -132,9 +135,9 @@ def is_report(path: Path) -> bool:
         return b'name="generator" content="vrambench' in file.read(4096)
 
 
-def write_report(folders: Sequence[Path], out: Path, baseline: Path | None = None) -> None:
-    """As reports/page writes it, whose libraries are imported once they are needed. Raises ConfigurationError where a folder is no
-    run's, OSError, with the file's name, where there is no report."""
+def write_report(folders: Sequence[Path], out: Path, baseline: Path | None = None) -> tuple[str, ...]:
+    """As reports/page writes it, whose libraries are imported once they are needed: gives a line for each result file that cannot
+    be read. Raises ConfigurationError where a folder is no run's, OSError, with the file's name, where there is no report."""
     from vrambench.reports.page import html
 
-    html.write_report(folders, out, baseline)
+    return html.write_report(folders, out, baseline)

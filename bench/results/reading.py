@@ -79,7 +79,11 @@ def _short(value: Any) -> str:
 
 
 def _deeper(value: Any, levels: int) -> bool:
-    if not isinstance(value, dict | list):
-        return False
-    inside = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_deeper(one, levels - 1) for one in inside)
+    """Whether lists and mappings lie in more than so many others: gone down level by level."""
+    level = [value]
+    for _ in range(levels + 1):
+        inside = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [one for of in inside for one in of if isinstance(one, dict | list)]
+        if not level:
+            return False
+    return True

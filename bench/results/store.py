@@ -145,19 +145,24 @@ class RunFolder:
             number += 1
         return file.rename(aside)
 
+    def contents(self) -> tuple[list[Result], list[Unreadable]]:
+        """`results` and `unreadable`, each file read once."""
+        order = {cell.id: place for place, cell in enumerate(self.run.cells if self.run else ())}
+        found = [self.read(file.stem) for file in sorted(self.cells.glob("*.json"))]
+        results = [one for one in found if isinstance(one, Result)]
+        unread = [one for one in found if isinstance(one, Unreadable)]
+        aside = [Unreadable(file, "set aside") for file in self.cells.glob("*.corrupted-*")]
+        results.sort(key=lambda result: order.get(result.id, len(order)))
+        return results, sorted([*unread, *aside], key=lambda one: one.file)
+
     def results(self) -> list[Result]:
         """Every readable result, in run.json's order, then the others by id."""
-        order = {cell.id: place for place, cell in enumerate(self.run.cells if self.run else ())}
-        found = [self.read_result(file.stem) for file in sorted(self.cells.glob("*.json"))]
-        return sorted((result for result in found if result), key=lambda result: order.get(result.id, len(order)))
+        return self.contents()[0]
 
     @property
     def unreadable(self) -> list[Unreadable]:
         """Result files that cannot be read, and those set aside before."""
-        found = [self.read(file.stem) for file in self.cells.glob("*.json")]
-        aside = [Unreadable(file, "set aside") for file in self.cells.glob("*.corrupted-*")]
-        unread = [one for one in found if isinstance(one, Unreadable)]
-        return sorted([*unread, *aside], key=lambda one: one.file)
+        return self.contents()[1]
 
     @property
     def corrupted(self) -> list[Path]:

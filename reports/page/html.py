@@ -46,9 +46,10 @@ SCRIPTS = ("report.js", "table.js", "charts.js", "heatmap.js", "timeline.js", "s
 Draw = Callable[[Sequence[charts.Chart]], Sequence[str]]
 
 
-def write_report(folders: Sequence[Path], out: Path, baseline: Path | None = None) -> None:
+def write_report(folders: Sequence[Path], out: Path, baseline: Path | None = None) -> tuple[str, ...]:
     """Writes the report about the runs in `folders` to `out`, in one step; the first run's difference from the `baseline` too.
-    Raises ConfigurationError where a folder is no run's, OSError where `out` cannot be drawn or written."""
+    Gives a line for each result file that cannot be read. Raises ConfigurationError where a folder is no run's, OSError where
+    `out` cannot be drawn or written."""
     runs = read_runs(folders)
     found = check(read_baseline(baseline), RunFolder.open(folders[0])) if baseline else None
     try:
@@ -56,6 +57,11 @@ def write_report(folders: Sequence[Path], out: Path, baseline: Path | None = Non
     except NotDrawn as error:
         raise OSError(f"{out}: the report could not be drawn; {error}") from error
     write_atomically(out, page)
+    return tuple(
+        f"{folder / file}: {run.unreadable[Path(file).stem]}"
+        for folder, run in zip(folders, runs, strict=True)
+        for file in run.corrupted
+    )
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def column_styles(table: dict[str, Any]) -> str:
     ways = {
         "number": "text-align:right",
         "sign": "text-align:center;padding-left:.1rem;padding-right:.1rem",
-        "reason": "max-width:24rem;min-width:9rem;overflow:hidden;text-overflow:ellipsis;color:var(--dim)",
+        "reason": "max-width:0;width:100%;min-width:9rem;overflow:hidden;text-overflow:ellipsis;color:var(--dim)",
     }
     rules = []
     for place, (key, kind) in enumerate(table.get("kinds", {}).items(), 2):

@@ -71,11 +71,11 @@ def print_table(folders: Sequence[Path], out: TextIO) -> None:
     console = Output(out)
     for folder in folders:
         store = RunFolder.open(folder)
-        results = store.results()
+        results, unreadable = store.contents()
         if results:
             console.print(results_table(results))
         missing = len({cell["id"] for cell in store.info.get("cells", [])} - {result.id for result in results})
-        corrupted = tuple(str(file) for file in store.corrupted)
+        corrupted = tuple(str(one.file) for one in unreadable)
         for line in summary_lines(results, not_run=missing, corrupted=corrupted):
             console.tell(line)
 

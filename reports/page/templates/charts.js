@@ -15,7 +15,8 @@
     await vega();
     const spec = structuredClone(chart.spec);
     // A plot with cells' names beside it leaves room for them, and for the words at its bars' ends.
-    const fit = () => chart.labelled ? Math.max(130, Math.min(1500, place.clientWidth) - room(place) - (place.clientWidth > 700 ? 160 : 70)) : Math.max(chart.min_width, Math.min(1500, place.clientWidth));
+    const fit = () => chart.labelled ? Math.max(130, Math.min(1500, place.clientWidth) - room(place) - (place.clientWidth > 700 ? 160 : 100)) : Math.max(chart.min_width, Math.min(1500, place.clientWidth));
+    const wide = () => place.clientWidth - (chart.labelled ? room(place) : 60);
     const fluid = chart.labelled || chart.min_width;
     if (fluid) spec.width = fit();
     for (const one of Object.values(spec.datasets).flat()) if ("i" in one) one.cell = data.labels[one.i];
@@ -24,6 +25,7 @@
       if (one.name === "shown") one.value = ranks(visible);
       else if (one.name in chart.legends) one.value = present(chart.legends[one.name], visible);
       else if (one.name === "room") one.value = room(place);
+      else if (one.name === "wide") one.value = wide();
     }
     const living = document.createElement("div");
     // The description of the static drawing stays the place's own; the tooltip's look is in our style sheet.
@@ -41,7 +43,7 @@
         view.signal("shown", ranks(now));
         for (const [name, of] of Object.entries(chart.legends)) view.signal(name, present(of, now));
         if (fluid) view.width(fit());
-        view.signal("room", room(place));
+        view.signal("room", room(place)).signal("wide", wide());
         view.runAsync();
       }, 60);
     };

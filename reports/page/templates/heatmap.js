@@ -11,9 +11,10 @@
 
     function drawMap() {
       const down = pair.elements.down.value, across = pair.elements.across.value, measure = pair.elements.measure.value;
-      const rate = measure === "tokens";
+      const rate = measure === "tokens", run = pair.elements.run?.value;
+      const there = run ? shown.filter((i) => word("run", i) === run) : shown;
       const squares = new Map();
-      for (const i of shown) {
+      for (const i of there) {
         const place = `${data.words[down].of[i]} ${data.words[across].of[i]}`;
         if (!squares.has(place)) squares.set(place, []);
         squares.get(place).push(i);
@@ -25,7 +26,7 @@
       const ok = (rows) => rows.filter((i) => word("status", i) === "ok");
       const seen = [...squares.values()].map((rows) => best(ok(rows))).filter((value) => value != null);
       const low = Math.min(...seen), high = Math.max(...seen);
-      const used = (key) => order(key).map((_, place) => place).filter((place) => shown.some((i) => data.words[key].of[i] === place));
+      const used = (key) => order(key).map((_, place) => place).filter((place) => there.some((i) => data.words[key].of[i] === place));
       const head = element("tr", {}, element("th", { scope: "col" }, `${data.columns[down]} \\ ${data.columns[across]}`));
       for (const column of used(across)) head.append(element("th", { scope: "col" }, order(across)[column] || "–"));
       const body = used(down).map((line) => {
@@ -40,7 +41,7 @@
           const level = high > low ? Math.min(levels - 1, Math.floor((value - low) / (high - low) * levels)) : 0;
           const names = `${order(down)[line]}, ${order(across)[column]}: ${count(rows.length, "cell")}, ${ok(rows).length} ok`;
           const button = element("button", { type: "button", title: names, "aria-label": `${names}, ${text}` }, text);
-          button.addEventListener("click", () => showOnly(down === across ? { [down]: order(down)[line] } : { [down]: order(down)[line], [across]: order(across)[column] }));
+          button.addEventListener("click", () => showOnly({ ...(run ? { run } : {}), [down]: order(down)[line], [across]: order(across)[column] }));
           made.append(element("td", { class: value != null ? "q" + level : "x-" + state.replace(" ", "-") }, button));
         }
         return made;

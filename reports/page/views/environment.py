@@ -27,14 +27,22 @@ class Note:
 
 @dataclass(frozen=True)
 class EnvironmentData:
+    """`shared`: what holds for all of several runs; `runs`: what is each one's own."""
+
+    shared: tuple[tuple[str, str], ...]
     runs: tuple[RunFacts, ...]
     notes: tuple[Note, ...]
 
 
 def environment(report: Report) -> EnvironmentData:
     """Where and how each run ran, what readers must know to trust its numbers, and the files that could not be read."""
-    runs = tuple(RunFacts(run.name, tuple(_run_facts(run)), run.corrupted) for run in report.runs)
-    return EnvironmentData(runs, tuple(Note(text, count) for text, count in report.notes.most_common()))
+    facts = [tuple(_run_facts(run)) for run in report.runs]
+    shared = tuple(fact for fact in facts[0] if all(fact in of for of in facts)) if len(facts) > 1 else ()
+    runs = tuple(
+        RunFacts(run.name, tuple(fact for fact in of if fact not in shared), run.corrupted)
+        for run, of in zip(report.runs, facts, strict=True)
+    )
+    return EnvironmentData(shared, runs, tuple(Note(text, count) for text, count in report.notes.most_common()))
 
 
 def _run_facts(run: Run) -> list[tuple[str, str]]:

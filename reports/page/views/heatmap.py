@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from vrambench.reports import units
 from vrambench.reports.columns import Column, columns
 from vrambench.reports.page.view import View
+from vrambench.reports.pairs import pairs
 from vrambench.reports.report import PEAKS, Report
-from vrambench.reports.rows import Row
+from vrambench.reports.rows import Row, peak_basis
 
 LEVELS = 7
 """Shades of a map."""
@@ -32,12 +33,15 @@ class Square:
 @dataclass(frozen=True)
 class HeatmapData:
     """`fields`: what can be chosen, keys and labels of columns. `down`, `across`: the two that are shown first, with their
-    values."""
+    values. `runs`: of several, those that can be chosen; `run`: the one that is shown first, "" for all together."""
 
     fields: tuple[tuple[str, str], ...]
     measures: tuple[tuple[str, str], ...]
+    measure: str
     down: str
     across: str
+    runs: tuple[str, ...]
+    run: str
     heads: tuple[str, ...]
     lines: tuple[tuple[str, tuple[Square, ...]], ...]
 
@@ -45,49 +49,70 @@ class HeatmapData:
 def heatmap(report: Report) -> HeatmapData | None:
     """None where fewer than two fields vary, or no cell has a peak or a rate."""
     fields = [column for column in columns(report) if column.kind == "text" and column.key != "source"]
-    measures = list(_measures(report))
+    measures = _measures(report)
     if len(fields) < 2 or not measures:
         return None
-    down, across = _chosen(report, fields)
-    _, _, value, _ = measures[0]
-    heads, names = _values(report, across), _values(report, down)
+    run = _run(report)
+    rows = [row for row in report.rows if run in ("", row.run)]
+    down, across = _chosen(rows, fields)
+    basis = peak_basis(rows) or report.basis or ""
+    heads, names = _values(rows, across), _values(rows, down)
     squares: dict[tuple[str, str], list[Row]] = {(name, head): [] for name in names for head in heads}
-    for row in report.rows:
+    for row in rows:
         squares[down.text(row), across.text(row)].append(row)
-    known = [best for rows in squares.values() if (best := _best(rows, value)) is not None]
+
+    def value(row: Row) -> int | None:
+        return getattr(row.memory, basis) if basis else None
+
+    known = [best for of in squares.values() if (best := _best(of, value)) is not None]
     lines = tuple(
         (name, tuple(_square(squares[name, head], value, min(known), max(known)) for head in heads)) for name in names
     )
     return HeatmapData(
         tuple((column.key, column.label) for column in fields),
-        tuple((key, label) for key, label, _, _ in measures),
+        measures,
+        basis.removesuffix("_bytes"),
         down.key,
         across.key,
+        tuple(one.name for one in report.runs) if len(report.runs) > 1 else (),
+        run,
         tuple(heads),
         lines,
     )
 
 
-def _measures(report: Report) -> list[tuple[str, str, Callable[[Row], float | None], bool]]:
-    """Key of the column, name, value, and whether more is better, of what some cell that is ok has."""
-    found: list[tuple[str, str, Callable[[Row], float | None], bool]] = []
-    if report.basis and any(report.peak(row) is not None for row in report.ok):
-        found.append((report.basis.removesuffix("_bytes"), f"peak of {PEAKS[report.basis]}", report.peak, False))
-        if any(row.tokens_per_second for row in report.ok):
-            found.append(("tokens", "tokens per second", lambda row: row.tokens_per_second, True))
-    return found
+def _measures(report: Report) -> tuple[tuple[str, str], ...]:
+    """Key of the column and name of what some cell that is ok has; nothing where no cell has a peak."""
+    found = [
+        (key.removesuffix("_bytes"), f"peak of {words}")
+        for key, words in PEAKS.items()
+        if any(getattr(row.memory, key) is not None for row in report.ok)
+    ]
+    if found and any(row.tokens_per_second for row in report.ok):
+        found.append(("tokens", "tokens per second"))
+    return tuple(found)
 
 
-def _chosen(report: Report, fields: Sequence[Column]) -> tuple[Column, Column]:
+def _run(report: Report) -> str:
+    """Of runs that have no cell in common, which are other work, the one whose cells are known to fit or not, else the first;
+    all together where they have."""
+    found = pairs(report)
+    if found is None or found.pairs:
+        return ""
+    judged = [run for run in found.runs if any(row.run == run and row.verdict.fit != "unknown" for row in report.rows)]
+    return (*judged, *found.runs)[0]
+
+
+def _chosen(rows: Sequence[Row], fields: Sequence[Column]) -> tuple[Column, Column]:
     """The two of most values, as far as they have room; the one of fewer stands across."""
-    counts = {column.key: len(_values(report, column)) for column in fields}
+    counts = {column.key: len(_values(rows, column)) for column in fields}
     by_values = sorted(fields, key=lambda column: (counts[column.key] > LONGEST, -counts[column.key]))
     narrow = [column for column in by_values[1:] if counts[column.key] <= WIDEST]
     return by_values[0], (narrow or by_values[1:])[0]
 
 
-def _values(report: Report, column: Column) -> list[str]:
-    return list(dict.fromkeys(column.text(row) for row in report.rows))
+def _values(rows: Sequence[Row], column: Column) -> list[str]:
+    return list(dict.fromkeys(column.text(row) for row in rows))
 
 
 def _best(rows: Sequence[Row], value: Callable[[Row], float | None]) -> float | None:

@@ -12,7 +12,7 @@ from vrambench.methods.workload import AXIS_NAMES
 from vrambench.reports import units
 from vrambench.reports.page.charts import HUES, SHOWN, Chart, Legend, category, hues, legend, rounded, specification
 from vrambench.reports.page.view import ChartsData, View
-from vrambench.reports.report import Report
+from vrambench.reports.report import Report, told_apart
 from vrambench.reports.rows import Row
 
 METRICS = ("loss", "reward", "margin", "accuracy")
@@ -137,12 +137,24 @@ def _curve_colours(rows: Sequence[Row], groups: Mapping[int, str]) -> tuple[str,
     """What colour stands for, and its value for each row: the group, or where there are too many the axis that tells
     most apart."""
     if len(set(groups.values())) <= len(HUES):
-        return "cells", dict(groups)
+        words = _told_apart(rows, groups)
+        return "cells", {index: words[group] for index, group in groups.items()}
     choices = [axis for axis in AXIS_NAMES if axis != "algorithm"]
     distinct = {axis: len({str(row.cell.get(axis, "")) for row in rows}) for axis in choices}
     few = [axis for axis in choices if distinct[axis] <= len(HUES)] or [min(choices, key=distinct.__getitem__)]
     axis = max(few, key=distinct.__getitem__)
     return axis, {row.index: category(str(row.cell.get(axis, ""))) for row in rows}
+
+
+def _told_apart(rows: Sequence[Row], groups: Mapping[int, str]) -> dict[str, str]:
+    """What legends call a group: its algorithm, and where the algorithm has several what tells it from these."""
+    firsts = {groups[row.index]: row for row in reversed(rows)}
+    words = {}
+    for name, row in firsts.items():
+        rivals = [other for other in firsts.values() if other.algorithm == row.algorithm]
+        algorithm = category(row.algorithm)
+        words[name] = algorithm if len(rivals) == 1 else f"{algorithm}: {told_apart(rivals)[row.index]}"
+    return words
 
 
 def _thinned(values: Sequence[float | None], points: int) -> tuple[list[float], list[float]]:

@@ -51,9 +51,9 @@ class PairsData:
 
 
 def pairs(report: Report) -> PairsData | None:
-    """None for one run."""
+    """None for one run, and where no cell is in several."""
     found = paired(report)
-    if found is None:
+    if found is None or not found.pairs:
         return None
     lines = tuple(_line(report, pair) for pair in found.pairs[:LINES])
     return PairsData(

@@ -18,8 +18,7 @@ def test_report_overwrites_a_report_and_with_force_anything(
     matrix: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[tuple[list[Path], Path]] = []
-    monkeypatch.setattr(command, "write_report", lambda folders, out, baseline: asked.append((folders, out)))
-    monkeypatch.setattr(command, "_say_what_cannot_be_read", lambda folders: None)
+    monkeypatch.setattr(command, "write_report", lambda folders, out, baseline: asked.append((folders, out)) or ())
     ours = matrix.parent / "report.html"
     ours.write_text('<!doctype html><html><head><meta name="generator" content="vrambench 0.1.0"></head></html>')
     assert main(["report", "one", "two"]) == 0
@@ -53,17 +52,16 @@ def test_what_is_no_run_is_said(matrix: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == f"error: nothing is not a run's folder: {said}\n"
 
 
-def test_results_that_cannot_be_read_are_told(
-    matrix: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(command, "write_report", lambda folders, out, baseline: None)
+@pytest.mark.slow
+@pytest.mark.parametrize("written", ["report.html", "cells.csv"])
+def test_results_that_cannot_be_read_are_told(written: str, matrix: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cells = matrix.parent / "one" / "cells"
     cells.mkdir(parents=True)
     (cells.parent / "run.json").write_text('{"schema": 1, "device": "cpu", "repeat": 1, "cells": []}')
     (cells / "0123456789ab.json").write_text("{")
-    assert main(["report", "one"]) == 0
+    assert main(["report", "one", "-o", written]) == 0
     said = capsys.readouterr()
-    assert said.out == "wrote report.html\n"
+    assert said.out == f"wrote {written}\n"
     assert said.err.startswith("one/cells/0123456789ab.json: ")
 
 
