@@ -28,9 +28,6 @@ ENDINGS = {".csv": Format.CSV, ".md": Format.MARKDOWN, ".parquet": Format.PARQUE
 """Formats that a file's name tells where --format does not."""
 
 
-"""Before what the drawing process says of results."""
-
-
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
     *,
