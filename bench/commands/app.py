@@ -12,6 +12,8 @@ heavy modules inside of it, so that `--help` and mistakes are quick.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import re
 import sys
@@ -57,6 +59,8 @@ OPTIONS = ("device", "out", "jobs", "timeout", "profile")
 # Click's base class of usage errors. Typer brings click along under a private name or imports it, depending on its
 # version.
 ClickException: type[Any] = typer.BadParameter.__mro__[2]
+
+atexit.register(gc.freeze)  # what is left goes with the process: looking through it takes a second
 
 
 def _print_version(asked: bool) -> None:
