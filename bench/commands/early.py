@@ -44,7 +44,9 @@ def load(path: Path | None, selection: Selection) -> Matrix:
             else read_matrix(path or default_matrix())
         )
     except ConfigurationError as error:
-        raise Mistakes([*getattr(error, "messages", [error.message]), *messages]) from None
+        rest = getattr(error, "matrix", None)
+        more = [] if rest is None else _about_matrix(rest, None)
+        raise Mistakes(list(dict.fromkeys([*getattr(error, "messages", [error.message]), *messages, *more]))) from None
     messages = [
         *(error.message for error in mistakes),
         *messages,

@@ -11,11 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from vrambench.bench.plan.configs import axolotl, deepspeed, llama_factory, torchtune, training_arguments, trl
-from vrambench.bench.plan.configs.draft import Draft, Format
+from vrambench.bench.plan.configs.draft import Draft, Format, Refused
 from vrambench.bench.plan.configs.files import command_line, load
 from vrambench.bench.plan.configs.keys import Chosen, Given
 from vrambench.bench.plan.document import Document
-from vrambench.bench.plan.matrix import Layer, Matrix
+from vrambench.bench.plan.matrix import Matrix
 from vrambench.methods.errors import ConfigurationError, UnknownValue
 
 FORMATS: tuple[Format, ...] = (
@@ -31,7 +31,7 @@ COMMAND_LINES = {one.name.removeprefix("trl-"): one.name for one in trl.FORMATS}
 
 def read(source: str, chosen: Chosen, named: str | None = None) -> Matrix:
     """The matrix of the file, or TRL command line, `source`. `named`: the format, where --config-format says it. Raises
-    ConfigurationError, with file, line and key, for what cannot be read."""
+    ConfigurationError for what cannot be read, and Refused, with file, line and key, for all that is wrong in it."""
     names = [one.name for one in FORMATS]
     named = named and named.replace("_", "-")
     if named is not None and named not in names:
@@ -47,10 +47,13 @@ def read(source: str, chosen: Chosen, named: str | None = None) -> Matrix:
     if form.flat:
         document = form.flat(document)
     draft = Draft(Given(document, form.table), chosen)
-    form.draft(draft)
-    config = draft.done(form.name, form.called)
-    axes = {axis: (setting,) for axis, setting in draft.axes.items()}
-    return Matrix(document.name, Layer(workload=draft.settings, axes=axes), {}, {}, config)
+    try:
+        form.draft(draft)
+        config = draft.done(form.name, form.called)
+    except ConfigurationError as error:
+        told = [*draft.given.mistakes.values(), *getattr(error, "messages", [error.message])]
+        raise Refused(told, Matrix(document.name, draft.layer(), {}, {})) from None
+    return Matrix(document.name, draft.layer(), {}, {}, config)
 
 
 def detected(document: Document, chosen: Chosen) -> Format:

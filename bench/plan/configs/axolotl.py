@@ -215,8 +215,11 @@ def _preferences(draft: Draft, usual: str) -> None:
 def _sft(draft: Draft, length: int) -> None:
     given = draft.given
     draft.set("prompt_tokens", 1, "train_on_inputs")
-    loss = next((key for key in ("liger_fused_linear_cross_entropy", "cut_cross_entropy") if given.flag(key)), "loss")
-    draft.set("loss", {"loss": "nll", "cut_cross_entropy": "cut_cross_entropy"}.get(loss, "liger"), loss)
+    cut = _cuts(draft)
+    if given.flag("liger_fused_linear_cross_entropy"):
+        draft.set("loss", "liger", "liger_fused_linear_cross_entropy")
+    else:
+        draft.set("loss", "cut_cross_entropy" if cut else "nll", cut or "loss")
     packs, multiple = given.flag("sample_packing"), given.get("pad_to_multiple_of")
     if packs:
         draft.set("packing", "bfd", "sample_packing")
@@ -226,15 +229,25 @@ def _sft(draft: Draft, length: int) -> None:
         draft.set("lengths", {length: 1.0}, "sequence_len")
 
 
+def _cuts(draft: Draft) -> str:
+    """The key that asks for Cut Cross Entropy, empty without one. Its plugin alone does: the key's default is true there."""
+    given = draft.given
+    said, plugged = given.get("cut_cross_entropy"), "CutCrossEntropyPlugin" in str(given.get("plugins", ""))
+    if said is None:
+        return "plugins" if plugged else ""
+    return "cut_cross_entropy" if given.flag("cut_cross_entropy") else ""
+
+
 def _types(draft: Draft) -> tuple[str, str, str]:
     """The type in which the model is loaded, that of autocast, and the key that said so."""
     given = draft.given
     bf16 = given.get("bf16", "auto")
     if bf16 not in (True, False, "auto", "full"):
-        raise given.error("bf16", f"{shown(bf16)} is not one of auto, true, false, full")
+        given.wrong("bf16", f"{shown(bf16)} is not one of auto, true, false, full")
+        bf16 = "auto"
     half = given.flag("fp16")
     if bf16 is True and half:
-        raise given.error("fp16", "true, as bf16 is, and only one of both can be")
+        given.wrong("fp16", "true, as bf16 is, and only one of both can be")
     if bf16 == "auto" and half:
         bf16 = False
     if bf16 or given.flag("bfloat16"):
@@ -248,14 +261,14 @@ def _precision(draft: Draft) -> None:
     given = draft.given
     dtype, autocast, key = _types(draft)
     if draft.engine_type not in ("", dtype):
-        raise given.error(
+        given.wrong(
             key,
             f"trains in {dtype}, and DeepSpeed's configuration has {draft.engine_type}.enabled; leave one of both out",
         )
     if given.get("adapter") == "qlora" and not given.flag("load_in_4bit"):
-        raise given.error("adapter", "qlora needs load_in_4bit: true")
+        given.wrong("adapter", "qlora needs load_in_4bit: true")
     if given.flag("load_in_4bit") and given.flag("load_in_8bit"):
-        raise given.error("load_in_8bit", "true, as load_in_4bit is, and only one of both can be")
+        given.wrong("load_in_8bit", "true, as load_in_4bit is, and only one of both can be")
     low = next((one for one in ("load_in_4bit", "load_in_8bit") if given.flag(one)), None)
     draft.set(
         "precision", dtype if low is None else "nf4" if low == "load_in_4bit" else "int8", *([low] if low else []), key
@@ -324,7 +337,7 @@ def _attention(draft: Draft) -> None:
             draft.set("attention", name, str(key))
         else:
             draft.doubt("attn_implementation", KERNEL)
-    upcast = given.get("adapter") is None and "flash" not in said and not given.flag("cut_cross_entropy")
+    upcast = given.get("adapter") is None and "flash" not in said and not _cuts(draft)
     if upcast and draft.axis("precision") in ("bf16", "fp16") and draft.axis("adapter") == "none":
         draft.doubt("attn_implementation", "without flash-attn, axolotl holds norms, embeddings and head in fp32")
 

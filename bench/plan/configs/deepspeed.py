@@ -143,15 +143,18 @@ def lay(draft: Draft, key: str = "deepspeed") -> None:
     if isinstance(said, str):
         path = Path(given.document.name).parent / said
         if not path.exists() and not Path(said).exists():
-            raise given.error(key, f"{shown(said)} is neither beside it nor in the current folder")
+            given.wrong(key, f"{shown(said)} is neither beside it nor in the current folder")
+            return
         try:
             document = load_json(path if path.exists() else Path(said))
         except ConfigurationError as error:
-            raise given.error(key, error.message) from None
+            given.wrong(key, error.message)
+            return
     else:
         document = Document(f"{given.document.name}: {key}", said, {})
     if not isinstance(document.data, dict):
-        raise given.error(key, f"{shown(document.data)} is not a configuration of DeepSpeed")
+        given.wrong(key, f"{shown(document.data)} is not a configuration of DeepSpeed")
+        return
     inner = draft.beside(Given(flat(document), TABLE))
     zero(inner)
     kind = enabled(inner)
@@ -187,7 +190,7 @@ def _check(given: Given) -> None:
                 continue
             right = isinstance(value, kinds) and (kinds is bool) == isinstance(value, bool)
             if not right or (keys is COUNTS and value < 1):
-                raise given.error(key, f"{shown(value)} is not {expected}")
+                given.wrong(key, f"{shown(value)} is not {expected}")
 
 
 def zero(draft: Draft) -> None:
@@ -208,7 +211,7 @@ def zero(draft: Draft) -> None:
         if number(key) is not None:
             draft.set(name, number(key), key)
     whole, micro = number("train_batch_size"), number("train_micro_batch_size_per_gpu")
-    if whole and micro and whole != micro * (number("gradient_accumulation_steps") or 1):
+    if not given.mistakes and whole and micro and whole != micro * (number("gradient_accumulation_steps") or 1):
         draft.doubt("train_batch_size", f"{whole} is that of several GPUs: one is predicted, with its share")
     _offload(draft, given.get(f"{ZERO}.stage", 0))
 
@@ -216,7 +219,8 @@ def zero(draft: Draft) -> None:
 def _offload(draft: Draft, stage: Any) -> None:
     given = draft.given
     if isinstance(stage, bool | float) or stage not in (0, 1, 2, 3):
-        raise given.error(f"{ZERO}.stage", f"{shown(stage)} is not one of 0, 1, 2, 3")
+        given.wrong(f"{ZERO}.stage", f"{shown(stage)} is not one of 0, 1, 2, 3")
+        stage = 2
     state, weights = (f"{ZERO}.offload_{one}.device" for one in ("optimizer", "param"))
     hosts = {key: given.choice(key, ("none", "cpu", "nvme"), "none") for key in (state, weights)}
     for key in (one for one, device in hosts.items() if device == "nvme"):
@@ -249,7 +253,7 @@ def enabled(draft: Draft) -> str:
     """The type in which the engine trains, empty where the file leaves it to the trainer."""
     kinds = [kind for kind in ("bf16", "fp16") if draft.given.get(f"{kind}.enabled") is True]
     if len(kinds) > 1:
-        raise draft.given.error("fp16.enabled", "true, as bf16.enabled is, and only one of both can be")
+        draft.given.wrong("fp16.enabled", "true, as bf16.enabled is, and only one of both can be")
     return kinds[0] if kinds else ""
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from vrambench.bench.plan.config import Config, Made, ReadKey
 from vrambench.bench.plan.configs.keys import Chosen, Given, Table
 from vrambench.bench.plan.document import Document
-from vrambench.bench.plan.matrix import Setting
+from vrambench.bench.plan.matrix import Layer, Matrix, Setting
 from vrambench.bench.results.forecast import Unmodelled
 from vrambench.methods.errors import EXPLAINED, ConfigurationError, did_you_mean, shown
 from vrambench.methods.workload import AXIS_NAMES
@@ -43,12 +43,13 @@ class Draft:
         self._unsaid: dict[str, str] = {}
         self._made: dict[str, list[Made]] = {}
         self._reasons: dict[str, str] = {}
+        self._suspect: set[str] = set()
 
     def beside(self, given: Given) -> Draft:
         """A draft of another file that says more of the same settings."""
-        other = Draft(given, self.chosen)
+        other = Draft(replace(given, mistakes=self.given.mistakes), self.chosen)
         other.axes, other.settings, other.taken = self.axes, self.settings, self.taken
-        other._lacking, other._unsaid = self._lacking, self._unsaid
+        other._lacking, other._unsaid, other._suspect = self._lacking, self._unsaid, self._suspect
         return other
 
     def adopt(self, other: Draft, called: str, name: str) -> None:
@@ -68,15 +69,18 @@ class Draft:
         return self.axis("algorithm", by_file).removeprefix("trl_")
 
     def set(self, name: str, value: Any, *keys: str) -> None:
-        """`name`, an axis, a field or an option, is `value`, which `keys` said; the first of them is to blame for it. An error
+        """`name`, an axis, a field or an option, is `value`, which `keys` said; the first of them is to blame for it. A mistake
         where another key has said otherwise."""
         key, held = keys[0], self.axes if name in AXIS_NAMES else self.settings
         if name in held and held[name].value != value:
             origin = held[name].origin.removesuffix(": ")
-            raise self.given.error(
+            self.given.wrong(
                 key,
                 f"makes {name} {shown(value)}, and {origin} makes it {shown(held[name].value)}; leave one of both out",
             )
+            return
+        if self.given.mistakes.keys() & set(keys):
+            self._suspect.add(name)
         overruled = name in self.chosen.axes or name in self.chosen.names
         for one in keys:
             told = _told(name, value) + (" (the command line says otherwise)" if overruled else "")
@@ -144,13 +148,13 @@ class Draft:
             self.doubts.append(Unmodelled(reason=told, nbytes=nbytes, decisive=decisive))
 
     def done(self, name: str, called: str) -> Config:
-        """The configuration. Raises Lacking where something lacks that the command line does not say either."""
-        messages = [*self._lacking.values()]
+        """The configuration. Raises Refused where something is wrong, or lacks and the command line does not say it either."""
+        messages = [*self.given.mistakes.values(), *self._lacking.values()]
         if self._unsaid:
             said_by = " ".join(self._unsaid.values())
             messages.append(f"{self.given.document.name}: it says no {_listed(self._unsaid)}; {said_by} would")
         if messages:
-            raise Lacking(messages)
+            raise Refused(messages)
         keys = (*self._keys(called), *self._adopted)
         defaults = tuple(
             Made(name, _told(name, setting.value))
@@ -161,6 +165,11 @@ class Draft:
         return Config(
             self.given.document.name, name, called, keys, tuple(self.doubts), defaults, tuple(self.taken), said
         )
+
+    def layer(self) -> Layer:
+        """The cell, without what was taken where a key is wrong."""
+        axes = {axis: (setting,) for axis, setting in self.axes.items() if axis not in self._suspect}
+        return Layer({name: one for name, one in self.settings.items() if name not in self._suspect}, axes)
 
     def _keys(self, called: str) -> tuple[ReadKey, ...]:
         return tuple(self._read(key, value, called) for key, value in self.given.document.data.items())
@@ -197,12 +206,13 @@ def _listed(names: Iterable[str]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-class Lacking(ConfigurationError):
-    """What a configuration does not say and the command line must: a sentence for each."""
+class Refused(ConfigurationError):
+    """What is wrong in a configuration, and what it does not say and the command line must: a sentence for each. `matrix`: what
+    could be made of the rest."""
 
-    def __init__(self, messages: Sequence[str]) -> None:
+    def __init__(self, messages: Sequence[str], matrix: Matrix | None = None) -> None:
         super().__init__(messages[0])
-        self.messages = tuple(messages)
+        self.messages, self.matrix = tuple(dict.fromkeys(messages)), matrix
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,9 @@
 
     given = Given(document, table)
     given.number("per_device_train_batch_size", 8)
-    given.error("per_device_train_batch_size", "is odd")      an error, with file, line and key
+    given.wrong("per_device_train_batch_size", "is odd")      a mistake, with file, line and key
+
+A mistake ends nothing: what the key would have said is its default, so that all mistakes of a file are told at once.
 
 What is made of it is a draft (`draft.py`), and then a Config.
 """
@@ -16,7 +18,7 @@ from typing import Any
 
 from vrambench.bench.plan.document import Document
 from vrambench.methods.aliases import field_called
-from vrambench.methods.errors import ConfigurationError, did_you_mean, nearest, shown
+from vrambench.methods.errors import did_you_mean, nearest, shown
 
 INERT: tuple[Any, ...] = (None, False, "", [], {}, "no", "none")
 """Values that switch a key off."""
@@ -118,10 +120,11 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Given:
-    """A file's keys, by this version's names."""
+    """A file's keys, by this version's names. `mistakes`: by the key that is to blame, in the order in which they were found."""
 
     document: Document
     table: Table
+    mistakes: dict[str, str] = field(default_factory=dict)
 
     @property
     def data(self) -> Mapping[str, Any]:
@@ -133,31 +136,35 @@ class Given:
         return default if value is None else value
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """A yes or no; anything else is an error."""
+        """A yes or no; anything else is a mistake."""
         value = self.get(key, default)
         if not isinstance(value, bool):
-            raise self.error(key, f"{shown(value)} is neither true nor false")
+            self.wrong(key, f"{shown(value)} is neither true nor false")
+            return default
         return value
 
     def number(self, key: str, default: int) -> int:
-        """A whole number of at least 1; anything else is an error."""
+        """A whole number of at least 1; anything else is a mistake."""
         value = self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.error(key, f"{shown(value)} is not a whole number of at least 1")
+            self.wrong(key, f"{shown(value)} is not a whole number of at least 1")
+            return default
         return value
 
     def text(self, key: str, default: str = "") -> str:
-        """A word or a name; anything else is an error."""
+        """A word or a name; anything else is a mistake."""
         value = self.get(key, default)
         if not isinstance(value, str):
-            raise self.error(key, f"{shown(value)} is not text")
+            self.wrong(key, f"{shown(value)} is not text")
+            return default
         return value
 
     def choice(self, key: str, choices: Iterable[str], default: str) -> str:
-        """One of `choices`; anything else is an error."""
+        """One of `choices`; anything else is a mistake."""
         value, choices = self.get(key, default), tuple(choices)
         if value not in choices:
-            raise self.error(key, f"{shown(value)} is not one of {', '.join(choices)}{closest(value, choices)}")
+            self.wrong(key, f"{shown(value)} is not one of {', '.join(choices)}{closest(value, choices)}")
+            return default
         return str(value)
 
     def written(self, key: str) -> str:
@@ -177,5 +184,6 @@ class Given:
             return f"{self.nowhere}{key}: "
         return f"{self.document.where(name)}{name}: "
 
-    def error(self, key: str, message: str) -> ConfigurationError:
-        return ConfigurationError(self.where(key) + message, field=key)
+    def wrong(self, key: str, message: str) -> None:
+        """Notes what is wrong with `key`; the first of it counts."""
+        self.mistakes.setdefault(key, self.where(key) + message)

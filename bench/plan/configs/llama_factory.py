@@ -17,7 +17,7 @@ USED = """
 model_name_or_path stage finetuning_type lora_rank lora_alpha lora_dropout lora_target additional_target use_rslora use_dora
 quantization_bit quantization_method double_quantization upcast_layernorm flash_attn enable_liger_kernel
 disable_gradient_checkpointing use_reentrant_gc cutoff_len packing pure_bf16 pref_beta pref_loss dpo_label_smoothing simpo_gamma
-use_galore galore_rank galore_update_interval galore_layerwise use_muon
+use_galore galore_rank galore_update_interval galore_layerwise use_muon max_new_tokens ppo_epochs ppo_buffer_size
 """
 WITHOUT = """
 adapter_folder adapter_name_or_path add_special_tokens add_tokens apollo_layerwise apollo_proj apollo_proj_type apollo_rank
@@ -33,10 +33,10 @@ hyper_parallel_cp_size ignore_pad_token_for_loss image_do_pan_and_scan image_max
 include_effective_tokens_per_second infer_backend infer_dtype init_special_tokens interleave_probs kt_cpu_activation
 kt_expert_checkpoint_path kt_lora_expert_intermediate_size kt_lora_expert_num kt_non_expert_weight_path kt_use_lora_experts
 kt_weight_path kto_chosen_weight kto_rejected_weight ld_alpha length_penalty loraplus_lr_embedding loraplus_lr_ratio
-low_cpu_mem_usage mask_history master_addr master_port max_length max_new_tokens max_samples media_dir megatron_bridge_args
+low_cpu_mem_usage mask_history master_addr master_port max_length max_samples media_dir megatron_bridge_args
 mix_strategy model_max_length model_revision module_dropout moe_aux_loss_coef ms_hub_token new_special_tokens_config num_beams
 offload_folder oft_block_size oft_rank oft_target om_hub_token overwrite_cache pissa_convert pissa_init pissa_iter plot_loss
-ppo_buffer_size ppo_epochs ppo_score_norm ppo_target ppo_whiten_rewards preprocessing_batch_size preprocessing_num_workers
+ppo_score_norm ppo_target ppo_whiten_rewards preprocessing_batch_size preprocessing_num_workers
 preserve_thinking print_param_status profile_modules profiler_active_steps profiler_output_dir profiler_profile_memory
 profiler_record_shapes profiler_repeat profiler_wait_steps profiler_warmup_steps profiler_with_stack quantization_type
 ray_init_kwargs ray_num_workers repetition_penalty reward_model_quantization_bit reward_model_type sglang_config
@@ -123,7 +123,7 @@ def _precision(draft: Draft) -> None:
         draft.take("weights in bf16, as most checkpoints have them (neither bf16 nor fp16 is true)")
     if bits is not None:
         if bits not in (4, 8) or given.get("quantization_method", "bnb") not in ("bnb", "bitsandbytes"):
-            raise given.error(
+            given.wrong(
                 "quantization_bit",
                 f"{shown(bits)} bits by {given.get('quantization_method', 'bnb')}: bitsandbytes' 4 and 8 are here",
             )
@@ -174,6 +174,8 @@ def _stage(draft: Draft) -> None:
         draft.set("algorithm", said, "stage")
     trained, length = draft.trained(said), given.number("cutoff_len", 2048)
     draft.as_long_as("cutoff_len", length)
+    if trained == "ppo":
+        _ppo(draft)
     if trained not in WHOLE:
         return
     if given.flag("packing"):
@@ -189,6 +191,18 @@ def _stage(draft: Draft) -> None:
         draft.doubt("stage", "its reward model has a value head, and computes logits of all words beside")
     else:
         _preferences(draft)
+
+
+def _ppo(draft: Draft) -> None:
+    """The rollouts of its own trainer (train/ppo/trainer.py), for the PPO that the command line names: responses to a batch at a
+    time, of as many batches as ppo_buffer_size steps train on."""
+    given = draft.given
+    batch = given.number("per_device_train_batch_size", 8)
+    rollout = batch * given.number("gradient_accumulation_steps", 1) * given.number("ppo_buffer_size", 1)
+    draft.set("response_tokens", given.number("max_new_tokens", 1024), "max_new_tokens")
+    draft.set("rollout_batch", rollout, "ppo_buffer_size")
+    draft.set("micro_rollout_batch_size", batch, "per_device_train_batch_size")
+    draft.set("ppo.epochs", given.number("ppo_epochs", 4), "ppo_epochs")
 
 
 def _preferences(draft: Draft) -> None:

@@ -179,14 +179,15 @@ def _adapter(draft: Draft, builder: str) -> None:
         draft.set("lora_r" if name == "lora_rank" else name, given.get(f"model.{name}", default), f"model.{name}")
     said = given.get("model.lora_attn_modules", [])
     if not isinstance(said, list):
-        raise given.error("model.lora_attn_modules", f"{shown(said)} is no list; write [q_proj, v_proj, output_proj]")
+        given.wrong("model.lora_attn_modules", f"{shown(said)} is no list; write [q_proj, v_proj, output_proj]")
+        said = []
     modules = FUSED if "phi" in builder else MODULES
     for one in said:
         names = [name for name in modules if name != "mlp"]
         if one not in names:
             ours = next((f"; did you mean {name!r}?" for name in names if modules[name] == one), closest(one, names))
-            raise given.error("model.lora_attn_modules", f"{shown(one)} is not one of {', '.join(names)}{ours}")
-    targets = [str(modules[one]) for one in said]
+            given.wrong("model.lora_attn_modules", f"{shown(one)} is not one of {', '.join(names)}{ours}")
+    targets = [str(modules[one]) for one in said if one in modules]
     targets += modules["mlp"] if given.flag("model.apply_lora_to_mlp") else ()
     targets += ["lm_head"] if given.flag("model.apply_lora_to_output") else []
     keys = [key for key in ("apply_lora_to_mlp", "apply_lora_to_output") if given.get(f"model.{key}")]
@@ -232,7 +233,7 @@ def _optimizer(draft: Draft) -> None:
         ("gradient_accumulation_steps", _accumulated(draft) > 1),
     ):
         if layerwise and wrong:
-            raise given.error(
+            given.wrong(
                 other, f"{shown(given.get(other))} cannot be with optimizer_in_bwd: true, which needs {_WITHOUT[other]}"
             )
     draft.set("max_grad_norm", 0 if clip is None else clip, "clip_grad_norm")
@@ -250,7 +251,7 @@ def _steps(draft: Draft) -> None:
     draft.set("gradient_accumulation_steps", _accumulated(draft), "gradient_accumulation_steps")
     checkpoints, offloads = (given.flag(f"enable_activation_{one}") for one in ("checkpointing", "offloading"))
     if offloads and not checkpoints:
-        raise given.error("enable_activation_offloading", "true needs enable_activation_checkpointing: true")
+        given.wrong("enable_activation_offloading", "true needs enable_activation_checkpointing: true")
     draft.set("gradient_checkpointing", checkpoints, "enable_activation_checkpointing")
     if offloads:
         draft.set("activation_offloading", True, "enable_activation_offloading")
@@ -262,7 +263,8 @@ def _lengths(draft: Draft) -> None:
     length = given.get(key)
     if given.flag("dataset.packed"):
         if length is None:
-            raise given.error("dataset.packed", "true needs tokenizer.max_seq_len, the tokens of a pack")
+            given.wrong("dataset.packed", "true needs tokenizer.max_seq_len, the tokens of a pack")
+            return
         draft.say("dataset.packed", "rows of max_length")
         draft.doubt("dataset.packed", "packs are attended to by flex attention, or under a mask: neither is modelled")
     if length is not None:
@@ -303,7 +305,7 @@ def _ppo(draft: Draft) -> None:
     steps, rollout = given.number("ppo_batch_size", 1), given.number("batch_size", 1)
     accumulated = _accumulated(draft)
     if steps % accumulated or rollout % steps:
-        raise given.error(
+        given.wrong(
             "ppo_batch_size",
             f"{steps} is no part of batch_size, {rollout}, or no multiple of gradient_accumulation_steps, {accumulated}",
         )

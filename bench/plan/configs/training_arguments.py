@@ -83,10 +83,10 @@ def mixed(draft: Draft, default: bool = False) -> str:
     fp16 = given.flag("fp16")
     bf16 = given.flag("bf16", default and not fp16)
     if bf16 and fp16:
-        raise given.error("fp16", "true, as bf16 is, and only one of both can be")
+        given.wrong("fp16", "true, as bf16 is, and only one of both can be")
     told = "bf16" if bf16 else "fp16" if fp16 else "none"
     if draft.engine_type not in ("", told):
-        raise given.error(
+        given.wrong(
             "fp16" if fp16 else "bf16",
             f"trains in {told}, and DeepSpeed's configuration has {draft.engine_type}.enabled; leave one of both out",
         )
@@ -119,7 +119,8 @@ def checkpoints(draft: Draft, *, default: bool = False) -> None:
     for key in (f"{new}_kwargs", f"{old}_kwargs"):
         said = given.get(key, {})
         if not isinstance(said, dict):
-            raise given.error(key, f"{shown(said)} is not a mapping")
+            given.wrong(key, f"{shown(said)} is not a mapping")
+            continue
         if said.get("use_reentrant") is not None:
             draft.set("use_reentrant", said["use_reentrant"], key)
         if said.get("every_n_layers", 1) != 1 or said.get("offload"):

@@ -122,9 +122,7 @@ QUANTISED = ("nf4", "int8")
 def _load(draft: Draft) -> None:
     """Model, its precision and its adapter."""
     given = draft.given
-    kwargs = given.get("model_init_kwargs", {})
-    if not isinstance(kwargs, dict):
-        raise given.error("model_init_kwargs", f"{shown(kwargs)} is not a mapping")
+    kwargs = _kwargs(draft)
     if given.get("model_name_or_path") is None:
         draft.needs_model()
     else:
@@ -135,7 +133,7 @@ def _load(draft: Draft) -> None:
     flag = autocast if autocast != "none" else "bf16"
     quantised = [one for one in ("load_in_4bit", "load_in_8bit") if given.flag(one)]
     if len(quantised) > 1:
-        raise given.error("load_in_8bit", "true, as load_in_4bit is, and only one of both can be")
+        given.wrong("load_in_8bit", "true, as load_in_4bit is, and only one of both can be")
     if quantised:
         draft.set("precision", "nf4" if quantised == ["load_in_4bit"] else "int8", *quantised)
         over(draft, autocast, flag)
@@ -154,16 +152,22 @@ def _load(draft: Draft) -> None:
     _adapter(draft)
 
 
+def _kwargs(draft: Draft) -> dict[str, Any]:
+    kwargs = draft.given.get("model_init_kwargs", {})
+    if isinstance(kwargs, dict):
+        return kwargs
+    draft.given.wrong("model_init_kwargs", f"{shown(kwargs)} is not a mapping")
+    return {}
+
+
 def _dtype(draft: Draft, key: str, said: Any) -> str:
     if said == "auto":
         draft.take("weights in bf16, as most checkpoints have them (dtype: auto)")
         return "bf16"
     name = str(said).removeprefix("torch.")
     if name not in SHORT:
-        raise draft.given.error(
-            key, f"{shown(said)} is not one of auto, float32, bfloat16, float16{closest(name, SHORT)}"
-        )
-    return SHORT[name]
+        draft.given.wrong(key, f"{shown(said)} is not one of auto, float32, bfloat16, float16{closest(name, SHORT)}")
+    return SHORT.get(name, "fp32")
 
 
 def _attention(name: str) -> str:
@@ -205,8 +209,7 @@ def _adapter(draft: Draft) -> None:
 
 def _reference(draft: Draft, used: bool) -> None:
     """A reference of its own is read by `model_init_kwargs`, whatever the policy that the command line speaks of."""
-    said = {**(draft.given.get("model_init_kwargs") or {}), "dtype": draft.given.get("dtype")}
-    fp32 = not said["dtype"] and not {"dtype", "torch_dtype"} & set(draft.given.get("model_init_kwargs") or {})
+    fp32 = not draft.given.get("dtype") and not {"dtype", "torch_dtype"} & _kwargs(draft).keys()
     if used and fp32 and draft.axis("adapter") == "none" and draft.axis("precision") in ("bf16", "fp16"):
         draft.set("reference_dtype", "fp32", "model_init_kwargs")
 
@@ -310,9 +313,10 @@ def _online(draft: Draft, namespace: str, group: int, beta: float, options: tupl
     generation = given.get("generation_batch_size") or step * given.number("steps_per_generation", accumulated)
     key = "generation_batch_size" if given.get("generation_batch_size") else "steps_per_generation"
     if not isinstance(generation, int) or generation % size:
-        raise given.error(
+        given.wrong(
             key, f"{shown(generation)} responses of a generation are no whole groups of num_generations, {size}"
         )
+        generation = size
     draft.set("rollout_batch", generation // size, key)
     for option in ("beta", "epsilon", "epsilon_high", "num_iterations", "temperature", "top_p", *options):
         if given.get(option) is not None:

@@ -12,13 +12,16 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vrambench.bench.commands import early
 from vrambench.bench.commands.app import main
+from vrambench.bench.commands.shared import Mistakes
 from vrambench.bench.plan.configs import FORMATS, read
 from vrambench.bench.plan.configs.draft import Draft
 from vrambench.bench.plan.configs.files import load
@@ -78,10 +81,15 @@ def test_a_file_is_read_as_people_publish_it(name: str) -> None:
 
 
 def complaint(name: str) -> str:
-    """What is said of a file that cannot be read."""
-    with pytest.raises(ConfigurationError) as caught:
-        planned(str(FILES / "bad" / name))
-    messages = getattr(caught.value, "messages", [caught.value.message])
+    """What is said of a file that cannot be read, or that no cell can be made of."""
+    messages: Sequence[str]
+    try:
+        matrix = early.load(None, selection := Selection(config=str(FILES / "bad" / name)))
+        with pytest.raises(ConfigurationError) as caught:
+            select(matrix, selection, "cuda")
+        messages = [caught.value.message]
+    except Mistakes as error:
+        messages = error.messages
     assert not any("\n" in one for one in messages)
     return "".join(one.replace(str(FILES / "bad") + "/", "") + "\n" for one in messages)
 
@@ -163,6 +171,7 @@ class TestCommandLine:
                 "ppo",
                 {
                     "stage": ("used", "algorithm: sft (the command line says otherwise)"),
+                    "per_device_train_batch_size": ("used", "batch_size: 1, micro_rollout_batch_size: 1"),
                     "cutoff_len": ("without effect", "max_length: 2048; this job does not use it"),
                     "lora_rank": ("used", "lora_r: 8"),
                 },
@@ -201,8 +210,9 @@ class TestCommandLine:
         keys = {one.key: (one.kind, one.told) for one in plan.config.keys}
         assert {key: keys[key] for key in read_as} == read_as
         whole = algorithm in ("sft", "dpo", "reward")
+        told = plan.config.format == "llama-factory"  # its max_new_tokens, or that one's default
         assert [one.name for one in plan.config.taken if one.told.endswith("_tokens=512)")] == (
-            [] if whole else ["prompt_tokens", "response_tokens"]
+            [] if whole else ["prompt_tokens"] if told else ["prompt_tokens", "response_tokens"]
         )
         assert any(one.name == "max_length" for one in plan.config.taken) == whole
 
@@ -401,6 +411,43 @@ def test_a_key_of_another_version_and_one_that_says_nothing_leave_nothing_out(tm
     grpo = read(str(file), Chosen(), "trl-grpo").config
     assert grpo is not None
     assert {one.key: one.told for one in grpo.keys}["max_prompt_length"] == "prompt_tokens: 256"
+
+
+@pytest.mark.parametrize(
+    ("lines", "loss"),
+    [
+        ("", "nll"),
+        ("plugins: [axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin]\n", "cut_cross_entropy"),
+        (
+            "plugins: [axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin]\ncut_cross_entropy: false\n",
+            "nll",
+        ),
+        ("plugins: [axolotl.integrations.liger.LigerPlugin]\n", "nll"),
+        ("plugins: axolotl.integrations.liger.LigerPlugin\nliger_fused_linear_cross_entropy: true\n", "liger"),
+    ],
+)
+def test_axolotl_s_plugin_for_cut_cross_entropy_asks_for_it(lines: str, loss: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.yml"
+    file.write_text(f"base_model: gpt2\nmicro_batch_size: 1\nsequence_len: 512\nbf16: true\n{lines}")
+    plan = planned(str(file))
+    assert [one.cell.workload.loss for one in plan.cells] == [loss]
+    assert plan.config is not None
+    read_as = {one.key: one.kind for one in plan.config.keys}
+    assert read_as.get("plugins") == (
+        None if not lines else "used" if loss == "cut_cross_entropy" else "without effect"
+    )
+
+
+def test_rollouts_are_llama_factory_s_where_the_command_line_names_ppo(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        "model_name_or_path: Qwen/Qwen2.5-0.5B\nstage: ppo\nfinetuning_type: lora\nbf16: true\nmax_new_tokens: 512\n"
+        "per_device_train_batch_size: 2\ngradient_accumulation_steps: 4\nppo_buffer_size: 3\nppo_epochs: 2\n"
+    )
+    (one,) = planned(str(file), axes={"algorithm": "ppo"}).cells
+    work = one.cell.workload
+    assert (work.response_tokens, work.batch_size, work.micro_rollout_batch_size, work.rollout_batch) == (512, 2, 2, 24)
+    assert one.cell.flat()["ppo"]["epochs"] == 2
 
 
 def test_a_layerwise_optimizer_of_llama_factory_clips_nothing(tmp_path: Path) -> None:
