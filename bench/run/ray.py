@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from vrambench.bench.results.records import Sample
 from vrambench.bench.run import node
 from vrambench.bench.run.executor import Ended, NowhereLeft, Order, Spot
-from vrambench.bench.run.ray_cluster import LOOK_SECONDS, PATIENCE_SECONDS, Share, last_line, living
+from vrambench.bench.run.ray_cluster import LOOK_SECONDS, PATIENCE_SECONDS, Head, Share, last_line, living
 from vrambench.methods.errors import ConfigurationError
 
 KILL_SECONDS = 20.0
@@ -65,8 +65,8 @@ class RayJob:
 
 class RayExecutor:
     """Runs jobs on `device` of whichever node has room, each with its `share`; `kinds` of GPUs, where that matters. `most` jobs at
-    a time (None: as many as there are places). A cluster that has had no place for `patience` seconds, and runs no job, is given
-    up."""
+    a time (None: as many as there are places). A cluster that has had no place for `patience` seconds, and runs no job, or whose
+    head has gone for as long, is given up."""
 
     most_lost = 5
 
@@ -84,6 +84,7 @@ class RayExecutor:
         self._kinds: tuple[str | None, ...] = tuple(kinds) or (None,)
         self._most = most
         self._patience = PATIENCE_SECONDS if patience is None else patience
+        self._head = Head(self._patience)
         self._here = Path.cwd()
         self._jobs: list[RayJob] = []
         self._started = 0
@@ -173,6 +174,8 @@ class RayExecutor:
     def kill(self) -> None:
         references = [job.reference for job in self._jobs]
         self._jobs.clear()
+        if self._head.gone:  # nobody passes it on; the nodes end what they run for a driver that has gone
+            return
         for force, patience in ((False, KILL_SECONDS), (True, LOOK_SECONDS)):
             for reference in references:
                 with contextlib.suppress(RayError, ConnectionError):
@@ -207,11 +210,13 @@ class RayExecutor:
                 job.spot = spot._replace(where=self._names.get(spot.where, spot.where))
 
     def _look(self) -> None:
-        """Brings up to date which places there are."""
+        """Brings up to date which places there are. Raises NowhereLeft where the cluster's head has gone."""
         if time.monotonic() < self._last_look + LOOK_SECONDS:
             return
-        alive = living()
+        alive = self._head.nodes()
         self._last_look = time.monotonic()
+        if alive is None:
+            return
         self._places = {kind: sum(self._share.places(one, kind) for one in alive) for kind in self._kinds}
         names = Counter(one["NodeName"] for one in alive)
         self._names |= {

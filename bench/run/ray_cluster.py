@@ -37,6 +37,8 @@ PATIENCE_SECONDS = 30.0
 """How long a cluster may have no node that a job could run on."""
 KNOCK_SECONDS = 10.0
 """How long a cluster may take to open a connection."""
+HEAD_SECONDS = 2.0
+"""The same of its head later on, which is asked again and again."""
 TRIES = 3
 """How often Ray repeats a prediction whose worker has ended."""
 KIND = "accelerator_type:"
@@ -77,17 +79,47 @@ def connected(address: str | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
+def _knock(address: str, seconds: float = KNOCK_SECONDS) -> None:
     """Raises OSError or ValueError where nobody listens, for whom Ray would wait for minutes."""
     where = urlsplit(address if "//" in address else f"//{address}")
     if where.hostname and where.port:
-        with socket.create_connection((where.hostname, where.port), timeout=KNOCK_SECONDS):
+        with socket.create_connection((where.hostname, where.port), timeout=seconds):
             pass
 
 
 def living() -> list[dict[str, Any]]:
     """The nodes that are alive, as Ray describes them."""
     return [one for one in ray.nodes() if one["Alive"]]
+
+
+class Head:
+    """The cluster's head, which knows its nodes. Nothing new starts without it, and a minute after it has gone Ray ends this
+    process without a word of ours: who has no answer for `patience` seconds gives the cluster up before. `gone`: it has been."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._answered = time.monotonic()
+        self._where: str | None = None
+        self.gone = False
+
+    def nodes(self) -> list[dict[str, Any]] | None:
+        """Those that are alive; None while the head does not answer. Raises NowhereLeft."""
+        try:
+            if (
+                self._where is None
+            ):  # a driver outside the cluster talks to the head alone, which then raises ConnectionError
+                inside = not ray.util.client.ray.is_connected()
+                self._where = ray.get_runtime_context().gcs_address if inside else ""
+            if self._where:
+                _knock(self._where, HEAD_SECONDS)  # ray.nodes() would wait for it
+            alive = living()
+        except OSError:
+            if time.monotonic() > self._answered + self._patience:
+                self.gone = True
+                raise NowhereLeft("the cluster's head does not answer; start a cluster again") from None
+            return None
+        self._answered = time.monotonic()
+        return alive
 
 
 def kinds_of_gpus() -> tuple[str, ...]:
@@ -148,12 +180,13 @@ _PREDICT = ray.remote(max_retries=TRIES, max_calls=0)(node.predict)
 
 
 class PredictingPool(Executor):
-    """Calls functions of `predict.many`, a core of the cluster for each. What has no node to run on for `patience` seconds fails
-    with NowhereLeft, what ended its worker each time with BrokenExecutor."""
+    """Calls functions of `predict.many`, a core of the cluster for each. What has no node to run on for `patience` seconds, or no
+    head to be sent there, fails with NowhereLeft, what ended its worker each time with BrokenExecutor."""
 
     def __init__(self, how: node.Predicting, patience: float = PATIENCE_SECONDS) -> None:
         self._how = how
         self._patience = patience
+        self._head = Head(patience)
         self._waiting: dict[Future[Any], Any] = {}
         self._closed = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
@@ -170,7 +203,7 @@ class PredictingPool(Executor):
         """Ends what is under way."""
         self._closed.set()
         for answer, reference in list(self._waiting.items()):
-            if not answer.done():
+            if not (answer.done() or self._head.gone):
                 with contextlib.suppress(RayError, ConnectionError):
                     ray.cancel(reference, force=True)
 
@@ -191,11 +224,15 @@ class PredictingPool(Executor):
     def _watch(self) -> None:
         last = time.monotonic()
         while not self._closed.wait(LOOK_SECONDS):
-            if any(Share().places(one, None) for one in living()):
-                last = time.monotonic()
-            elif time.monotonic() > last + self._patience:
+            try:
+                alive = self._head.nodes()
+                if alive is None or any(Share().places(one, None) for one in alive):
+                    last = time.monotonic()
+                elif time.monotonic() > last + self._patience:
+                    raise NowhereLeft(f"no node of the cluster is left that has {Share()}")
+            except NowhereLeft as error:
                 for answer in list(self._waiting):
-                    answer.set_exception(NowhereLeft(f"no node of the cluster is left that has {Share()}"))
+                    answer.set_exception(error)
                 return
 
 
