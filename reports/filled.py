@@ -6,7 +6,9 @@ rest of what was allocated is one part.
 
 from __future__ import annotations
 
-from vrambench.bench.results.records import Memory
+from collections.abc import Iterable
+
+from vrambench.bench.results.records import Held, Memory, Share
 from vrambench.reports.rows import Row
 
 COUNTED = ("weights", "gradients", "optimizer")
@@ -42,13 +44,18 @@ def _peaks(memory: Memory) -> tuple[int | None, int | None, int | None]:
 
 
 def _told_at_peak(row: Row) -> list[tuple[str, int]]:
-    """Of a predicted cell: what was live at the peak, roles' weights, gradients and optimizer state first."""
+    """Of a predicted cell: what was live at the peak."""
     assert row.result is not None
+    return told_parts(row.result.held, row.result.roles)
+
+
+def told_parts(live: Iterable[Held | Share], roles_in_order: Iterable[str]) -> list[tuple[str, int]]:
+    """What is live at a peak, by role where a measurement tells the role, too, else by kind alone."""
     found: dict[tuple[str | None, str], int] = {}
-    for held in row.result.held:
+    for held in live:
         role = held.role if held.kind in COUNTED else None
         found[role, held.kind] = found.get((role, held.kind), 0) + held.nbytes
-    roles = {role: place for place, role in enumerate(row.result.roles)}
+    roles = {role: place for place, role in enumerate(roles_in_order)}
 
     def order(key: tuple[str | None, str]) -> tuple[int, int, str]:
         role, kind = key

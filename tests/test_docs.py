@@ -14,8 +14,8 @@ import pytest
 
 from vrambench.bench.plan.validity import check
 from vrambench.bench.predict.band import bands, kind_of
-from vrambench.bench.results.forecast import Forecast, PredictedPhase, Share, Unmodelled
-from vrambench.bench.results.records import Memory, Parameters
+from vrambench.bench.results.forecast import Forecast, PredictedPhase, Unmodelled
+from vrambench.bench.results.records import Memory, Parameters, Share
 from vrambench.methods.cards import CARDS, Card
 from vrambench.methods.cell import Cell
 

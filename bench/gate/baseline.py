@@ -45,6 +45,7 @@ class BaselineCell(Record):
     def of(cls, result: Result, told: dict[str, str] | None = None) -> BaselineCell:
         """`told`: the tolerances that a person has written."""
         kept = {name: getattr(result, name) for name in cls.model_fields if name in type(result).model_fields}
+        kept["phases"] = tuple(phase.model_copy(update={"at_peak": ()}) for phase in result.phases)
         samples = result.samples or (result,)
         steps = tuple(sample.throughput.step_seconds for sample in samples if sample.throughput.step_seconds)
         return cls(**kept, step_seconds=steps, tolerances=told or {})

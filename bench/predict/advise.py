@@ -31,7 +31,8 @@ from vrambench.bench.predict.relief import (
     left,
     settings_of,
 )
-from vrambench.bench.results.forecast import Forecast, Share
+from vrambench.bench.results.forecast import Forecast
+from vrambench.bench.results.records import Share
 from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError

@@ -12,8 +12,8 @@ from typing import Any
 
 from vrambench.bench.plan.config import ConfigTold
 from vrambench.bench.plan.rules.rule import Finding
-from vrambench.bench.results.forecast import Forecast, PredictedBatches, PredictedPhase, Share, Unmodelled
-from vrambench.bench.results.records import Memory, OutOfMemory, Parameters, Record, RoleBytes, Verdict
+from vrambench.bench.results.forecast import Forecast, PredictedBatches, PredictedPhase, Unmodelled
+from vrambench.bench.results.records import Memory, OutOfMemory, Parameters, Record, RoleBytes, Share, Verdict
 from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell
 

@@ -20,7 +20,7 @@ from vrambench.bench.predict.alloc_conf import read
 from vrambench.bench.predict.band import Band, error_band, kind_of
 from vrambench.bench.predict.cache import Cache
 from vrambench.bench.predict.kept import KeptForecast, about_forecast, read_forecast, write_forecast
-from vrambench.bench.predict.replay import Replay, held, shares
+from vrambench.bench.predict.replay import Replay, held, shares, shares_in
 from vrambench.bench.predict.several import order_note, predicted_batches
 from vrambench.bench.predict.simulate import Simulation, Simulator
 from vrambench.bench.predict.tracing.trace import Trace
@@ -274,6 +274,7 @@ def _forecast(simulation: Simulation, judged: Judged, budget: int, outside: Outs
                 allocated_bytes=allocated,
                 reserved_bytes=reserved,
                 device_bytes=reserved + context,
+                at_peak=shares_in(replay, (name, step)),
             )
             for (name, step), (allocated, reserved) in replay.phases.items()
         ),

@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Any
 
 from vrambench.bench.plan.traits import packs_experts, quantised_layers, stacked_weights
-from vrambench.bench.results.forecast import Share
+from vrambench.bench.results.records import Share
 from vrambench.methods.axes import AXES
 from vrambench.methods.cell import Cell
 

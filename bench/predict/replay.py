@@ -7,14 +7,14 @@ replay.reserved_bytes, replay.phases, replay.oom, shares(replay)
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from functools import cached_property
 
 from vrambench.bench.allocator import Allocator, AllocatorSettings, DeviceOutOfMemory
 from vrambench.bench.allocator.explained import without_numbers
 from vrambench.bench.allocator.snapshot import Span
 from vrambench.bench.predict.tracing.trace import ALLOC, EMPTY, FREE, MARK, SYNC, Event, Place, Trace
-from vrambench.bench.results.forecast import Share
-from vrambench.bench.results.records import Held, OutOfMemory
+from vrambench.bench.results.records import Held, OutOfMemory, Share
 
 WORK, COPIES = 0, 1
 """The streams."""
@@ -46,6 +46,7 @@ class Replay:
         self.spans: list[Span] = []
         self.trace = trace
         self.peak_event = 0
+        self.peak_events: dict[tuple[str, int | None], int] = {}
         self._behind = behind
         self._run()
 
@@ -53,7 +54,7 @@ class Replay:
         allocator, handles = self.allocator, dict[int, int]()
         malloc, free = allocator.malloc, allocator.free
         copies, lent = self.trace.copies, self.trace.lent
-        highest = 0
+        highest = here = at = 0
         phase: tuple[str, int | None] | None = None
         for index, (kind, ident, nbytes, _, place) in enumerate(self.trace.events):
             if kind == ALLOC:
@@ -65,9 +66,11 @@ class Replay:
                     )
                     self.oom_phase = place.phase
                     break
-                if allocator._allocated > highest:
-                    highest = allocator._allocated
-                    self.peak_event = index
+                if allocator._allocated > here:
+                    here, at = allocator._allocated, index
+                    if here > highest:
+                        highest = here
+                        self.peak_event = index
             elif kind == FREE:
                 if ident not in lent:
                     free(handles.pop(ident))
@@ -81,11 +84,12 @@ class Replay:
             elif kind == EMPTY:
                 allocator.empty_cache()
             elif kind == MARK:
-                self._close(phase)
+                self._close(phase, at)
                 phase = (place.phase or "", place.step)
-        self._close(phase)
+                here, at = allocator._allocated, index
+        self._close(phase, at)
 
-    def _close(self, phase: tuple[str, int | None] | None) -> None:
+    def _close(self, phase: tuple[str, int | None] | None, peak_event: int) -> None:
         stats = self.allocator.stats
         self.requested_bytes = max(self.requested_bytes, stats.requested.peak)
         self.allocated_bytes = max(self.allocated_bytes, stats.allocated.peak)
@@ -93,6 +97,8 @@ class Replay:
         self.reserved_bytes = max(self.reserved_bytes, stats.reserved.peak)
         if phase is not None:
             before = self.phases.get(phase, (0, 0))
+            if phase not in self.phases or stats.allocated.peak > before[0]:
+                self.peak_events[phase] = peak_event
             self.phases[phase] = (max(before[0], stats.allocated.peak), max(before[1], stats.reserved.peak))
             self._span(phase)
         self.allocator.reset_peaks()
@@ -107,22 +113,46 @@ class Replay:
     def num_alloc_retries(self) -> int:
         return self.allocator.stats.num_alloc_retries
 
-    @cached_property
+    @property
     def live_at_peak(self) -> list[Event]:
         """The allocs that were live when the most was allocated."""
+        return self._live[self.peak_event]
+
+    @cached_property
+    def _live(self) -> dict[int, list[Event]]:
+        """The allocs that were live at the peak, and at that of each phase, by event."""
+        wanted = {self.peak_event, *self.peak_events.values()}
+        found: dict[int, list[Event]] = {index: [] for index in wanted}
         live: dict[int, Event] = {}
-        for event in self.trace.events[: self.peak_event + 1]:
+        for index, event in enumerate(self.trace.events[: max(wanted) + 1]):
             if event.kind == ALLOC:
                 live[event.ident] = event
             elif event.kind == FREE:
                 del live[event.ident]
-        return list(live.values())
+            if index in wanted:
+                found[index] = list(live.values())
+        return found
+
+    def live_in(self, phase: tuple[str, int | None]) -> list[Event]:
+        """The allocs that were live when the most was allocated in a phase of a step."""
+        return self._live[self.peak_events[phase]]
 
 
 def shares(replay: Replay) -> tuple[Share, ...]:
     """Whose the memory is that is live at the peak, largest first."""
+    return _shares(replay, replay.live_at_peak)
+
+
+def shares_in(replay: Replay, phase: tuple[str, int | None]) -> tuple[Share, ...]:
+    """The same of the peak inside a phase of a step, without what is little."""
+    found = _shares(replay, replay.live_in(phase))
+    least = LEAST_HELD * sum(share.nbytes for share in found)
+    return tuple(share for share in found if share.nbytes >= least)
+
+
+def _shares(replay: Replay, live: Iterable[Event]) -> tuple[Share, ...]:
     sums: Counter[tuple[str | None, str]] = Counter()
-    for event in replay.live_at_peak:
+    for event in live:
         sums[whose(event, replay.trace)] += event.nbytes
     return tuple(Share(role=role, kind=kind, nbytes=count) for (role, kind), count in sums.most_common())
 

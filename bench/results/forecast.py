@@ -10,6 +10,7 @@ from vrambench.bench.results.records import (
     PredictedVerdict,
     Record,
     RoleBytes,
+    Share,
     Verdict,
 )
 
@@ -37,21 +38,15 @@ KINDS = {
 
 
 class PredictedPhase(Record):
-    """Peaks inside one phase of one step (None: outside the steps)."""
+    """Peaks inside one phase of one step (None: outside the steps), and what is in use at that of allocated memory, largest first;
+    little ones are left out."""
 
     name: str
     step: int | None
     allocated_bytes: int
     reserved_bytes: int
     device_bytes: int
-
-
-class Share(Record):
-    """What is live at the peak. `role` None: no model's. `kind`: one of KINDS, or what the job's own code names it."""
-
-    role: str | None
-    kind: str
-    nbytes: int
+    at_peak: tuple[Share, ...] = ()
 
 
 class Unmodelled(Record):

@@ -43,9 +43,19 @@ class Memory(Record):
     num_alloc_retries: int | None = None
 
 
+class Share(Record):
+    """What is live at a peak. `role` None: no model's. `kind`: one of vrambench.bench.results.forecast.KINDS, or what the job's own
+    code names it."""
+
+    role: str | None
+    kind: str
+    nbytes: int
+
+
 class Phase(Record):
     """One phase of one step (`step` is None for what is outside the steps: load): time in it, unless it was predicted, and the
-    peaks inside it."""
+    peaks inside it. `at_peak`: where it was predicted, what was in use at its peak of allocated memory, largest first; little ones
+    are left out."""
 
     name: str
     step: int | None
@@ -53,6 +63,7 @@ class Phase(Record):
     allocated_bytes: int | None = None
     reserved_bytes: int | None = None
     device_bytes: int | None = None
+    at_peak: tuple[Share, ...] = ()
 
 
 class Held(Record):

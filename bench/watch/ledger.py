@@ -32,8 +32,7 @@ from vrambench.bench.predict.simulate import hidden_memory
 from vrambench.bench.predict.tracing.trace import ALLOC, LayerIndex, Owner
 from vrambench.bench.predict.tracing.tracer import Tracer
 from vrambench.bench.predict.unseen.hardware import outside_allocator
-from vrambench.bench.results.forecast import Share
-from vrambench.bench.results.records import Held, Memory, OutOfMemory, Phase
+from vrambench.bench.results.records import Held, Memory, OutOfMemory, Phase, Share
 from vrambench.bench.watch.simulated import simulated_cuda
 from vrambench.methods.cards import Card, card_called, card_of
 from vrambench.methods.errors import ConfigurationError

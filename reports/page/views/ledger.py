@@ -3,45 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
 
 from vrambench.bench.results.forecast import KINDS
 from vrambench.reports import units
-from vrambench.reports.filled import BEYOND, COUNTED, LITTLE, REST, WHOLE, beyond_peak, parts, prediction_error
+from vrambench.reports.filled import COUNTED, beyond_peak, parts, prediction_error
 from vrambench.reports.page.charts import SHOWN, Chart, Legend, hues, legend, rounded, shapes, specification
+from vrambench.reports.page.kinds import colours
 from vrambench.reports.page.view import ChartsData, View
 from vrambench.reports.report import Report
 from vrambench.reports.rows import Row
 
 LEDGER_CELLS = 40
 """Bars that one chart holds."""
-# One hue per counted kind; the policy strongest, further roles lighter.
-KIND_HUES = {
-    "weights": ("#1f6fb0", "#5b9fd4", "#93c3e6", "#c0dcf0"),
-    "gradients": ("#d55e00", "#e98e4e", "#f2b48a", "#f7d3bc"),
-    "optimizer": ("#00805d", "#3aab8a", "#7fcbb3", "#b5e2d4"),
-}
-OTHER_HUES = {
-    **{
-        "kv_cache": "#f0c419",
-        "activations": "#8a63b8",
-        "logits_and_loss": "#c65b9a",
-        "backward_temporaries": "#a5306b",
-    },
-    **{
-        "step_temporaries": "#5aa469",
-        "workspace": "#7a6a4f",
-        "gathered_weights": "#2a4d8f",
-        "engine_buffers": "#3d8f9c",
-    },
-    **{"load_temporaries": "#9db8c9", "save_temporaries": "#c9b79d", "data": "#6f6f6f"},
-}
-OWN_HUE = "#444444"
-"""Of kinds that a job's own code names."""
-REST_HUES = {LITTLE: "#d3c8e3", REST: "#b7a6cf", WHOLE: "#b0b0b0", BEYOND[0]: "#9a9a9a", BEYOND[1]: "#c4c4c4"}
 BUDGET_IN_SIGHT = 1.6
 """A budget so many times the highest bar is not drawn: it would leave the bars a corner."""
 
@@ -97,20 +74,6 @@ def _kinds(bars: Sequence[Row]) -> str:
 def by_size(report: Report, sizes: Mapping[int, int]) -> list[Row]:
     """Rows that have one, the largest first."""
     return sorted((report.rows[index] for index in sizes), key=lambda row: (-sizes[row.index], row.index))
-
-
-def colours(rows: Sequence[Row], present: Iterable[str]) -> dict[str, str]:
-    """The hue of each part, in the order in which bars stack them."""
-    roles = list(dict.fromkeys(role for row in rows if row.result for role in row.result.roles))
-    of_roles = {
-        f"{role} {kind}": of[min(place, len(of) - 1)]
-        for kind, of in KIND_HUES.items()
-        for place, role in enumerate(roles)
-    }
-    bare = {kind: of[-1] for kind, of in KIND_HUES.items()}
-    known = of_roles | bare | OTHER_HUES | REST_HUES
-    own = {name: OWN_HUE for name in present if name not in known}
-    return {name: hue for name, hue in (of_roles | bare | OTHER_HUES | own | REST_HUES).items() if name in set(present)}
 
 
 def ledger_bars(rows: Sequence[Row], labels: Mapping[int, str], filled: Mapping[int, list[tuple[str, int]]]) -> Chart:

@@ -12,8 +12,9 @@ import altair as alt
 
 from vrambench.bench.results.records import Phase
 from vrambench.reports import units
-from vrambench.reports.filled import BEYOND, parts
-from vrambench.reports.page.charts import SHOWN, Chart, Legend, hues, legend, rounded, specification
+from vrambench.reports.filled import BEYOND, LITTLE, WHOLE, parts, told_parts
+from vrambench.reports.page.charts import SHOWN, Chart, Legend, legend, rounded, specification
+from vrambench.reports.page.kinds import colours
 from vrambench.reports.page.view import ChartsData, View
 from vrambench.reports.report import Report
 from vrambench.reports.rows import Row
@@ -58,8 +59,9 @@ def timeline(report: Report) -> TimelineData | None:
     if not rows:
         return None
     text = (
-        "A bar is the peak of allocated memory inside one phase of one step, the marks above it what was reserved and "
-        "what the device held. Below: what was in use at the highest peak, and who asked for it, where the result tells."
+        "A bar is the peak of allocated memory inside one phase of one step, by role and kind where it was predicted; the marks "
+        "above it are what was reserved and what the device held. Below: what was in use at the highest peak, and who asked for "
+        "it, where the result tells."
     )
     return TimelineData(
         (timeline_chart(rows, report),),
@@ -100,16 +102,21 @@ def timeline_chart(rows: Sequence[Row], report: Report) -> Chart:
     """One cell at a time, over its phases in order."""
     phases = {row.index: [phase for phase in row.result.phases if _known(phase)][:PHASES] for row in rows if row.result}
     unit = units.common_unit(getattr(one, f"{line}_bytes") for of in phases.values() for one in of for line in LINES)
-    names = list(dict.fromkeys(phase.name for of in phases.values() for phase in of))
-    data = [_data(row, phases[row.index], names, unit) for row in rows]
+    filled = {index: [phase_parts(row, one) for one in phases[index]] for index, row in zip(phases, rows, strict=True)}
+    hue = colours(rows, dict.fromkeys(name for of in filled.values() for one in of for name, _ in one))
+    names = list(hue)
+    data = [_data(row, phases[row.index], unit) for row in rows]
     legends = {
-        "legend_timeline": Legend.of_names(names, {index: [one.name for one in of] for index, of in phases.items()})
+        "legend_timeline": Legend.of_names(
+            names, {index: {name for one in of for name, _ in one} for index, of in filled.items()}
+        )
     }
-    base = (
-        alt.Chart(alt.NamedData(name="phases"))
+    base = alt.Chart(alt.NamedData(name="phases")).transform_filter(SHOWN).transform_flatten(["when", *LINES, "took"])
+    of_parts = (
+        alt.Chart(alt.NamedData(name="parts"))
         .transform_filter(SHOWN)
-        .transform_flatten(["when", "phase", *LINES, "took"])
-        .transform_calculate(name=f"{json.dumps(names)}[datum.phase]")
+        .transform_flatten(["at", "place", "held"])
+        .transform_calculate(when="datum.names[datum.at]", part=f"{json.dumps(names)}[datum.place]")
     )
     x = alt.X(
         "when:N", sort=None, title="phases in order", axis=alt.Axis(labelAngle=-40, labelOverlap=True, labelLimit=110)
@@ -119,11 +126,20 @@ def timeline_chart(rows: Sequence[Row], report: Report) -> Chart:
         *(alt.Tooltip(f"{line}:Q", title=f"{line}, {unit}", format=",.4~r") for line in LINES),
         alt.Tooltip("took:N"),
     ]
-    bars = base.mark_bar(opacity=0.85).encode(
+    bars = of_parts.mark_bar().encode(
         x=x,
-        y=alt.Y("allocated:Q", title=unit),
-        color=alt.Color("name:N", scale=hues(names), legend=legend("phase", names, "legend_timeline")),
-        tooltip=tooltip,
+        y=alt.Y("held:Q", title=unit, stack="zero"),
+        color=alt.Color(
+            "part:N",
+            scale=alt.Scale(domain=names, range=list(hue.values())),
+            legend=legend(None, names, "legend_timeline", symbolType="square"),
+        ),
+        order=alt.Order("place:Q"),
+        tooltip=[
+            alt.Tooltip("when:N", title="phase"),
+            alt.Tooltip("part:N"),
+            alt.Tooltip("held:Q", title=unit, format=",.4~r"),
+        ],
     )
     marks = base.transform_fold(list(LINE_HUES), as_=["line", "held"]).transform_filter("isValid(datum.held)")
     ticks = marks.mark_tick(thickness=2.5, orient="horizontal", bandSize=22).encode(
@@ -139,7 +155,8 @@ def timeline_chart(rows: Sequence[Row], report: Report) -> Chart:
     budget = alt.Chart(alt.NamedData(name="budgets")).transform_filter(SHOWN).transform_filter("isValid(datum.budget)")
     rule = budget.mark_rule(color="#d55e00", strokeDash=[3, 2]).encode(y="budget:Q", tooltip=["words:N"])
     layered = alt.layer(bars, ticks, rule).properties(width=860, height=240)
-    datasets = {"phases": data, "budgets": [_budget(row, phases[row.index], unit) for row in rows]}
+    of_rows = [_parts(row, filled[row.index], one["when"], names, unit) for row, one in zip(rows, data, strict=True)]
+    datasets = {"parts": of_rows, "phases": data, "budgets": [_budget(row, phases[row.index], unit) for row in rows]}
     spec = specification(layered, rows[:1], datasets, legends)
     spec["autosize"] = {"type": "fit-x", "contains": "padding"}
     described = "Bars of one cell: the peak of allocated memory inside each phase of each step."
@@ -148,7 +165,28 @@ def timeline_chart(rows: Sequence[Row], report: Report) -> Chart:
     return Chart("timeline", title, described, spec, indices, min_width=300, legends=legends, only=indices[0])
 
 
-def _data(row: Row, phases: Sequence[Phase], names: list[str], unit: units.Unit) -> dict[str, Any]:
+def phase_parts(row: Row, phase: Phase) -> list[tuple[str, int]]:
+    """What was in use at the phase's peak, by role and kind where that is told, and the rest of what was allocated."""
+    allocated = phase.allocated_bytes or 0
+    told = told_parts(phase.at_peak, row.result.roles if row.result else ())
+    rest = allocated - sum(held for _, held in told)
+    return [*told, (LITTLE if told else WHOLE, rest)] if rest > 0 or not told else told
+
+
+def _parts(
+    row: Row, filled: Sequence[Sequence[tuple[str, int]]], when: Sequence[str], names: Sequence[str], unit: units.Unit
+) -> dict[str, Any]:
+    flat = [(at, names.index(name), held) for at, one in enumerate(filled) for name, held in one]
+    return {
+        "i": row.index,
+        "names": when,
+        "at": [at for at, _, _ in flat],
+        "place": [place for _, place, _ in flat],
+        "held": [rounded(held / units.SCALE[unit]) for _, _, held in flat],
+    }
+
+
+def _data(row: Row, phases: Sequence[Phase], unit: units.Unit) -> dict[str, Any]:
     scale = units.SCALE[unit]
     told: Counter[str] = Counter()
     when = []
@@ -163,7 +201,7 @@ def _data(row: Row, phases: Sequence[Phase], names: list[str], unit: units.Unit)
         for line in LINES
     }
     took = [units.seconds(phase.seconds) for phase in phases]
-    return {"i": row.index, "when": when, "phase": [names.index(phase.name) for phase in phases], **held, "took": took}
+    return {"i": row.index, "when": when, **held, "took": took}
 
 
 def _budget(row: Row, phases: Sequence[Phase], unit: units.Unit) -> dict[str, Any]:

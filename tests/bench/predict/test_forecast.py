@@ -145,6 +145,23 @@ def test_the_ledger_adds_up(algorithm: str) -> None:
     assert memory.requested_bytes is not None
     assert at_peak <= memory.requested_bytes
     assert at_peak == pytest.approx(memory.requested_bytes, rel=0.001)
+
+
+def test_each_phase_tells_what_is_in_use_at_its_own_peak() -> None:
+    one = forecast(algorithm="ppo", value="separate")
+    for phase in one.phases:
+        told = sum(share.nbytes for share in phase.at_peak)
+        assert 0.97 * phase.allocated_bytes <= told <= phase.allocated_bytes, f"{phase.name}: blocks are rounded up"
+    most = max(one.phases, key=lambda phase: phase.allocated_bytes)
+    assert most.at_peak == tuple(share for share in one.at_peak if share in most.at_peak)
+    kinds = {phase.name: {share.kind for share in phase.at_peak} for phase in one.phases}
+    assert "kv_cache" in kinds["rollout"]
+    assert "kv_cache" not in kinds["learn"]
+    assert kinds["load"] == {"weights"}
+    assert {"step_temporaries", "optimizer"} <= kinds["optimizer_step"]
+    first, second = (phase for phase in forecast().phases if phase.name == "learn")
+    assert "optimizer" in {share.kind for share in second.at_peak}
+    assert "optimizer" not in {share.kind for share in first.at_peak}, "its state comes with the first step"
     phases = [phase.name for phase in one.phases]
     assert one.limiting_phase in phases
     assert one.roles[one.limiting_role or "policy"]
