@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import marshal
 import math
-from collections.abc import Collection, Iterable, Mapping
-from functools import cache, cached_property
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache, cached_property, lru_cache
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -93,7 +94,8 @@ class Cell(BaseModel):
         with more of them gives the same ids."""
         usual = {value.options.namespace: _usual(value.options) for value in self.values.values() if value.options}
         fields = self.workload.model_dump(mode="json", exclude={"options"}, exclude_defaults=True)
-        said = self.axes | _said(fields | self.workload.options, usual)
+        said = self.axes | {name: value for name, value in fields.items() if value is not None}
+        said |= _said(self.workload.options, usual)
         content = json.dumps(said, sort_keys=True, separators=(",", ":"))
         return hashlib.blake2b(content.encode(), digest_size=6).hexdigest()
 
@@ -163,10 +165,7 @@ def resolve(axes: Mapping[str, str], settings: Mapping[str, Any], *, flash: bool
     values = {axis: registry.get(axes[axis]) for axis, registry in AXES.items()}
     namespaces = option_namespaces(values)
     _check_fields(values)
-    used = {name for value in values.values() for name in value.fields}
-    unused = conditional_fields() - used
-    # A cell's file holds None where the cell does not use a field; so None there says nothing, and the default stands.
-    silent = unused | used
+    unused, silent = _unused(tuple(value.fields for value in values.values()))
     fields = {key: value for key, value in settings.items() if key in _FIELDS and not (value is None and key in silent)}
     check = validated if isinstance(fields.get("lengths"), str) else validated_once  # what a file holds may change
     workload = check(Workload, fields)
@@ -174,6 +173,15 @@ def resolve(axes: Mapping[str, str], settings: Mapping[str, Any], *, flash: bool
     workload = workload.model_copy(update=dict.fromkeys(unused) | {"options": options})
     changes = _decided(workload, values, flash, fields)
     return Cell(**axes, workload=workload.model_copy(update=changes))
+
+
+@lru_cache(maxsize=1024)
+def _unused(declared: tuple[tuple[str, ...], ...]) -> tuple[frozenset[str], frozenset[str]]:
+    """By what a cell's values declare: the fields that it does not use; and those of which None says nothing, so that the default
+    stands: a cell's file holds None where the cell does not use a field."""
+    used = frozenset(name for fields in declared for name in fields)
+    unused = conditional_fields() - used
+    return unused, unused | used
 
 
 def _check_axes(axes: Mapping[str, str]) -> None:
@@ -192,16 +200,33 @@ def _options(
     """Every option of the cell's own values, by namespace, as `settings` or its default says; all that `settings` says is
     checked."""
     given = {key: {} if value is None else value for key, value in settings.items() if key not in _FIELDS}
-    own = [value.options.namespace for value in values.values() if value.options]
+    own = tuple(value.options for value in values.values() if value.options)
+    try:
+        written = marshal.dumps(given, 2)  # as `validated_once` tells what says the same
+    except ValueError:
+        return _made_options(given, own, namespaces)
+    return marshal.loads(_written_options(written, own))  # fresh, for they can be changed
+
+
+@lru_cache(maxsize=1024)
+def _written_options(written: bytes, own: tuple[type[Options], ...]) -> bytes:
+    namespaces = {**_builtin_namespaces(), **{kind.namespace: kind for kind in own}}
+    return marshal.dumps(_made_options(marshal.loads(written), own, namespaces), 2)
+
+
+def _made_options(
+    given: Mapping[str, Any], own: Sequence[type[Options]], namespaces: Mapping[str, type[Options]]
+) -> dict[str, dict[str, Any]]:
+    mine = [kind.namespace for kind in own]
     options: dict[str, Options] = {}
-    for name in dict.fromkeys((*given, *own)):
+    for name in dict.fromkeys((*given, *mine)):
         if name not in namespaces:
             if not any(name in registry.families for registry in AXES.values()):
                 raise unknown_field(name, namespaces)
             check_mapping(given[name], name)
             continue  # another cell's: which options it has, its value says
         options[name] = validated_once(namespaces[name], given.get(name, {}), prefix=name + ".")
-    return {name: options[name].model_dump(mode="json") for name in own}
+    return {name: options[name].model_dump(mode="json") for name in mine}
 
 
 def _decided(
