@@ -10,7 +10,7 @@ policy, reward, and with `beta` the reference.
 from __future__ import annotations
 
 import functools
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -50,6 +50,18 @@ class GRPOOptions(Options):
     """Share of the distribution that is sampled from, the likeliest tokens first."""
 
 
+class Rollout(NamedTuple):
+    """N responses: `tokens` [N, T], prompts too; `advantages` [N]; [N, R]: `mask`, and log-probabilities of before, None where they
+    are the policy's own, and of the reference, None without one. `items`: see `mean_loss`."""
+
+    tokens: torch.Tensor
+    advantages: torch.Tensor
+    mask: torch.Tensor
+    old_logprobs: torch.Tensor | None
+    reference: torch.Tensor | None
+    items: torch.Tensor
+
+
 class GroupRelative:
     def __init__(self, stage: Stage) -> None:
         work = stage.workload
@@ -75,7 +87,7 @@ class GroupRelative:
 
     def step(self, index: int) -> Metrics:
         stage, work, options = self.stage, self.stage.workload, self.options
-        start, size, temperature = work.prompt_tokens, work.batch_size, self.options.temperature
+        start, size, temperature = work.prompt_tokens, work.batch_size, options.temperature
 
         stage.phase("rollout")
         prompts = stage.data.sequences(index, self.prompts, self.data_tokens)
@@ -93,23 +105,31 @@ class GroupRelative:
             score = self.reward(prompts, tokens[:, start:])
             advantages = group_advantages(score, self.group_size, options.scale_rewards)
             items = mask.sum() * (size / self.samples)
+            rollout = Rollout(tokens, advantages, mask, old_logprobs, reference, items)
 
         losses, kls = [], []
         minibatches = torch.randperm(self.samples, device=tokens.device).split(size) * options.num_iterations
         for rows in stage.device.micro_batches(minibatches, work.gradient_accumulation_steps):
             stage.phase("learn")
-            with self.policy.forward():
-                logprobs = self.policy.module(tokens[rows], start, temperature).logprobs
-                old = logprobs.detach() if old_logprobs is None else old_logprobs[rows]
-                base = None if reference is None else reference[rows]
-                parts = token_losses(logprobs, old, advantages[rows], base, mask[rows], options)
-                loss = mean_loss(parts, mask[rows], options.loss_type, items)
+            loss, kl = self.loss(rollout, rows)
             self.policy.backward(loss)
             losses.append(loss.detach())
-            if base is not None:
-                kls.append((logprobs.detach() - base).sum(dim=1).mean())
-        kl = torch.stack(kls).mean() if kls else torch.zeros_like(score.mean())
-        return {"loss": torch.stack(losses).mean(), "reward": score.mean(), "kl": kl}
+            if kl is not None:
+                kls.append(kl)
+        mean_kl = torch.stack(kls).mean() if kls else torch.zeros_like(score.mean())
+        return {"loss": torch.stack(losses).mean(), "reward": score.mean(), "kl": mean_kl}
+
+    def loss(self, rollout: Rollout, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Of the minibatch `rows`, and its KL divergence from the reference, if there is one. Only its graph holds what it made."""
+        start, options = self.stage.workload.prompt_tokens, self.options
+        tokens, advantages, mask, old_logprobs, reference, items = rollout
+        with self.policy.forward():
+            logprobs = self.policy.module(tokens[rows], start, options.temperature).logprobs
+            old = logprobs.detach() if old_logprobs is None else old_logprobs[rows]
+            base = None if reference is None else reference[rows]
+            parts = token_losses(logprobs, old, advantages[rows], base, mask[rows], options)
+            loss = mean_loss(parts, mask[rows], options.loss_type, items)
+        return loss, None if base is None else (logprobs.detach() - base).sum(dim=1).mean()
 
     def logprobs(self, tokens: torch.Tensor) -> torch.Tensor:
         """Of the responses [N, R], before any update."""

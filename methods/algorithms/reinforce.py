@@ -94,6 +94,8 @@ class Reinforce:
                 if reference is not None and options.use_kl_loss:
                     kl = kl_estimates(logprobs, reference[rows], options.kl_estimator)
                     loss = loss + options.kl_coef * (kl * mask[rows]).sum() / mask[rows].sum()
+                    del kl
+                del logprobs  # all but the graph
             self.policy.backward(loss)
             losses.append(loss.detach())
         kl = torch.zeros_like(score) if reference is None else (old_logprobs - reference).sum(dim=1)

@@ -89,9 +89,9 @@ class LeaveOneOut:
         for rows in stage.device.micro_batches(minibatches, work.gradient_accumulation_steps):
             stage.phase("learn")
             with self.policy.forward():
-                logprobs = self.policy.module(tokens[rows], start, temperature).logprobs
-                sums = (logprobs * mask[rows]).sum(dim=1)
+                sums = (self.policy.module(tokens[rows], start, temperature).logprobs * mask[rows]).sum(dim=1)
                 loss = policy_loss(sums, old_sums[rows], advantages[rows], options.epsilon, options.epsilon_high)
+                del sums  # all but the graph
             self.policy.backward(loss)
             losses.append(loss.detach())
         return {"loss": torch.stack(losses).mean(), "reward": score.mean(), "kl": kl.mean()}

@@ -28,6 +28,7 @@ class TracedJob(Job):
         super().__init__(cell, device, self._enter)
         self._tracer = tracer
         self._optimizer_steps = 0
+        self._looks = 0
         self._phase = ""
 
     def load(self) -> None:
@@ -38,16 +39,18 @@ class TracedJob(Job):
 
     def _own_states(self) -> None:
         """What the optimizers keep, and weights that they have put in the place of others."""
+        self._looks += 1
         for name, role in self.roles.items():
-            self._tracer.own(weights(role.module), Owner(name, "weights", self._optimizer_steps))
+            self._tracer.own(weights(role.module), Owner(name, "weights", self._looks))
             if role.learner:
                 self._tracer.own(unpaged(role.learner.optimizer_state()), Owner(name, "optimizer"))
 
     def _own_replaced(self) -> None:
         """Weights that an optimizer's step has put in the place of others, which the next one may replace in turn."""
+        self._looks += 1
         for name, role in self.roles.items():
             if role.learner:
-                self._tracer.own(weights(role.module), Owner(name, "weights", self._optimizer_steps))
+                self._tracer.own(weights(role.module), Owner(name, "weights", self._looks))
 
     def _enter(self, phase: str) -> None:
         if self._phase in STEPPING and phase not in STEPPING:

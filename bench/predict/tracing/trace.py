@@ -51,8 +51,8 @@ class Event(NamedTuple):
 
 class Owner(NamedTuple):
     """Whose memory it is: `kind` is weights, gradients or optimizer (state) of `role`, or what the job's code calls it
-    (`memory_named`). `time`: the optimizer step that gradients, or the step that replaced weights, belong to: each is
-    counted by itself."""
+    (`memory_named`). `time`: the optimizer step that gradients belong to, or which look at the weights found them, since some are
+    put in the place of others: each is counted by itself."""
 
     role: str | None
     kind: str

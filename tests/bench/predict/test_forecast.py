@@ -51,6 +51,12 @@ def test_weights_take_their_precisions_bytes(precision: str, expected: int) -> N
     assert forecast(precision=precision).roles["policy"].weights_bytes == expected
 
 
+@pytest.mark.parametrize(("optimizer", "clipped"), [("galore_adamw_8bit", 1.0), ("galore_adamw_8bit_layerwise", 0.0)])
+def test_weights_that_a_step_replaces_are_counted_once(optimizer: str, clipped: float) -> None:
+    projected = {"galore": {"rank": 128}, "max_grad_norm": clipped}
+    assert forecast(optimizer=optimizer, **projected).roles["policy"].weights_bytes == 2 * PARAMETERS
+
+
 def test_quantised_weights_take_a_byte_or_half_of_one_and_their_scales() -> None:
     lora = 2 * 16 * (768 + 3 * 768) // 2 * 12 * 4  # rank 16 on c_attn, in fp32
     rows = 12 * (3 + 1 + 4 + 1) * 768
