@@ -105,22 +105,13 @@ def explain(snapshot: Snapshot, others: Iterable[AllocatorSettings] = ()) -> lis
 
 
 def _explained(trace: DeviceTrace, settings: AllocatorSettings, others: Sequence[AllocatorSettings]) -> Explained:
-    ran_out = [index for index, entry in enumerate(trace.entries) if entry[0] == "oom"]
-    last = ran_out[-1] if ran_out else None
-    entry = last if last is not None else _highest(trace)
-    blocks = _in_use(trace, entry)
+    entry, last = moment(trace)
+    blocks = list(in_use(trace, entry).values())
     live = _by_place(blocks)
     events, positions = events_of(trace, settings)
     until = sum(position <= entry for position in positions)
     space = address_space(trace.start, trace.entries, settings)
-    run = replay(
-        events[:until],
-        settings,
-        address_space_bytes=space,
-        start=trace.start.segments,
-        region_bases=trace.start.region_bases,
-        ids_are_addresses=True,
-    )
+    run = _run(trace, events[:until], settings)
     asked = trace.entries[last][2] if last is not None else 0
     requests = [event for event in (events if last is None else events[:until]) if event[0] not in PLACES]
     if asked:
@@ -149,7 +140,33 @@ def _explained(trace: DeviceTrace, settings: AllocatorSettings, others: Sequence
     )
 
 
-class _Block(NamedTuple):
+def moment(trace: DeviceTrace) -> tuple[int, int | None]:
+    """The entry that counts: the last that found no memory, which is the second value too, else the one after which most was in
+    use."""
+    ran_out = [index for index, entry in enumerate(trace.entries) if entry[0] == "oom"]
+    return (ran_out[-1], ran_out[-1]) if ran_out else (_highest(trace), None)
+
+
+def map_at(trace: DeviceTrace, entry: int, settings: AllocatorSettings) -> Sequence[Segment]:
+    """The segments and their blocks after `entry`."""
+    events, positions = events_of(trace, settings)
+    return _run(trace, events[: sum(position <= entry for position in positions)], settings).final_map
+
+
+def _run(trace: DeviceTrace, events: Sequence[Event], settings: AllocatorSettings) -> ReplayResult:
+    return replay(
+        events,
+        settings,
+        address_space_bytes=address_space(trace.start, trace.entries, settings),
+        start=trace.start.segments,
+        region_bases=trace.start.region_bases,
+        ids_are_addresses=True,
+    )
+
+
+class InUse(NamedTuple):
+    """A block in use: the bytes that were asked for, whether it was there before the recording began, and who asked."""
+
     nbytes: int
     before: bool
     asked: Asked
@@ -158,10 +175,10 @@ class _Block(NamedTuple):
 UNKNOWN = Asked()
 
 
-def _in_use(trace: DeviceTrace, moment: int) -> list[_Block]:
-    """What was in use after entry `moment`."""
+def in_use(trace: DeviceTrace, moment: int) -> dict[int, InUse]:
+    """What was in use after entry `moment`, by address."""
     held = {
-        address: _Block(block.requested, True, trace.held.get(address, UNKNOWN))
+        address: InUse(block.requested, True, trace.held.get(address, UNKNOWN))
         for segment in trace.start.segments
         for block in segment.blocks
         if block.state != "inactive"
@@ -170,10 +187,10 @@ def _in_use(trace: DeviceTrace, moment: int) -> list[_Block]:
     asked = iter(trace.asked)
     for action, address, nbytes, _ in trace.entries[: moment + 1]:
         if action == "alloc":
-            held[address] = _Block(nbytes, False, next(asked))
+            held[address] = InUse(nbytes, False, next(asked))
         elif action == "free_completed":
             held.pop(address, None)
-    return list(held.values())
+    return held
 
 
 def _highest(trace: DeviceTrace) -> int:
@@ -192,18 +209,18 @@ def _highest(trace: DeviceTrace) -> int:
     return found
 
 
-def _by_place(blocks: Iterable[_Block]) -> tuple[Live, ...]:
+def _by_place(blocks: Iterable[InUse]) -> tuple[Live, ...]:
     wheres = ((place_of(block.asked.frames), block) for block in blocks)
     return _together((where, 0 if where else block.nbytes, block) for where, block in wheres)
 
 
-def _by_metadata(blocks: Sequence[_Block]) -> tuple[Live, ...]:
+def _by_metadata(blocks: Sequence[InUse]) -> tuple[Live, ...]:
     if not any(block.asked.metadata for block in blocks):
         return ()
     return _together((without_numbers(block.asked.metadata) or None, 0, block) for block in blocks)
 
 
-def _together(named: Iterable[tuple[str | None, int, _Block]]) -> tuple[Live, ...]:
+def _together(named: Iterable[tuple[str | None, int, InUse]]) -> tuple[Live, ...]:
     """Blocks of one name (and, where they have none, of one size), largest first."""
     groups: dict[tuple[str | None, bool, int], list[int]] = {}
     for where, size, block in named:

@@ -7,7 +7,7 @@ requested <= allocated <= active <= reserved <= device.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -76,6 +76,32 @@ class Held(Record):
     module: str
     operator: str
     nbytes: int
+
+
+class BlockName(Record):
+    """What a block of the allocator's was. `used`: whether it was in use. `role`, `kind`: whose it is, and what, where that is
+    known; `called`: what the job was at when it asked for it (`learn: policy/model.layers.*.mlp`), `where`: the innermost line of
+    code that is not PyTorch's own; empty where that was not recorded."""
+
+    used: bool = False
+    role: str | None = None
+    kind: str | None = None
+    called: str = ""
+    where: str = ""
+
+
+class Stretch(NamedTuple):
+    """Neighbouring blocks of one name, which is given by its place."""
+
+    name: int
+    nbytes: int
+
+
+class BlockMap(Record):
+    """The allocator's memory when most was in use: of each segment its stretches, in order of addresses."""
+
+    names: tuple[BlockName, ...]
+    segments: tuple[tuple[Stretch, ...], ...]
 
 
 class RoleBytes(Record):
@@ -152,6 +178,8 @@ class Sample(Record):
     parameters: Parameters | None = None
     held: tuple[Held, ...] = ()
     """Of a predicted job: what was in use at the peak of allocated memory, largest first; little ones are left out."""
+    blocks: BlockMap | None = None
+    """Of a job whose allocator was recorded."""
     seconds: dict[str, float] = Field(default_factory=dict)
     """Wall time of the job by part, in order: start, meter, imports (of packages that its axis values need), load, warmup, steps,
     evaluate and save where the job does so (the one before, the other after counted_step), counted_step; and `total`. `data`: what

@@ -7,15 +7,12 @@ through which comes what each step gave, and the whole sample at the end (`messa
 from __future__ import annotations
 
 import faulthandler
-import gzip
 import io
 import os
-import pickle
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,6 +23,7 @@ from vrambench.bench.run.lifetime import adopt_orphans, end_with_parent
 
 if TYPE_CHECKING:
     from vrambench.bench.measure.meters import Meter
+    from vrambench.bench.measure.recording import Recording
     from vrambench.methods.device import Device
 
 BOARD_BYTES = 128
@@ -120,41 +118,33 @@ def work(order: Order, threads: int, board: Any, pipe: Connection) -> None:
         torch.set_num_threads(threads)
     meter = make_meter(cell.workload.own_budget, device)
 
+    recording: Recording | None = None
+
     def listen(phase: str, step: int | None) -> None:
         write_board(board, phase, step, meter.peak_bytes())
+        if recording:
+            recording.enter(phase)
 
     def save(progress: Progress) -> None:
         send(pipe.fileno(), progress)
 
     started = time.perf_counter() - began
     measurement = Measurement(cell, device, meter, listen=listen, save=save, saved=order.saved)
+    if order.recording is not None:
+        from vrambench.bench.measure.recording import Recording
+
+        recording = Recording(order.recording, measurement.job)
     try:
-        with recorded_to(order.recording):
+        with recording or nullcontext():
             sample = measurement.run()
     finally:
         meter.stop()
+    if recording:
+        blocks = recording.blocks()
+        sample = sample.model_copy(update={"blocks": blocks, "notes": (*sample.notes, *recording.notes)})
     seconds = {"start": started} | sample.seconds
     send(pipe.fileno(), sample.model_copy(update={"seconds": seconds}))
     pipe.close()
-
-
-@contextmanager
-def recorded_to(file: Path | None) -> Iterator[None]:
-    """Records what the CUDA allocator does meanwhile, with the lines of Python that asked for memory, into `file`, gzip'd; where
-    memory runs out, up to there."""
-    if file is None:
-        yield
-        return
-    import torch
-
-    torch.cuda.memory._record_memory_history(stacks="python")
-    try:
-        yield
-    finally:
-        file.parent.mkdir(exist_ok=True)
-        with gzip.open(file, "wb", compresslevel=1) as written:
-            pickle.dump(torch.cuda.memory._snapshot(), written)
-        torch.cuda.memory._record_memory_history(None)
 
 
 def make_meter(budget_bytes: int, device: Device) -> Meter:

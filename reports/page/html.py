@@ -103,7 +103,8 @@ def render(runs: Sequence[Run], found: Check | None = None, *, draw: Draw = char
         script=Markup(script),
         bundle=Markup(_packed(code)),
         details=Markup(details),
-        data=Markup(json_for_script({**table, "charts": living})),
+        charts=Markup(_pack(json.dumps(living, ensure_ascii=False, allow_nan=False).encode(errors="replace"))),
+        data=Markup(json_for_script(table)),
         script_hashes=Markup(f"{_hash(script)} {_hash(code)}"),
         style_hash=Markup(_hash(css)),
     )

@@ -9,6 +9,7 @@ import pytest
 
 from tests.reports import made
 from tests.reports.browser import CHROMIUM, Browser
+from vrambench.bench.results.records import BlockMap, BlockName
 from vrambench.reports.page.html import render
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -204,6 +205,26 @@ def test_a_cell_is_shown_over_its_phases(browser: Browser, page: Path) -> None:
     labels = "[...document.querySelectorAll('#chart-timeline .role-axis-label text')].map((text) => text.textContent)"
     browser.wait_for(f"{labels}.includes('3 optimizer_step')")
     assert clean(browser, page)
+
+
+def test_a_recorded_cell_shows_where_its_blocks_lay(tmp_path: Path) -> None:
+    name = BlockName(used=True, role="policy", kind="weights")
+    blocks = BlockMap(names=(BlockName(), name), segments=(((1, 15 * made.GIB), (0, 5 * made.GIB)),))
+    path = tmp_path / "recorded.html"
+    results = [made.full("c1").model_copy(update={"blocks": blocks}), made.full("c2", seed=1)]
+    path.write_text(render([made.run_of(results)]), encoding="utf-8")
+    pieces = "document.querySelectorAll('#chart-blocks .mark-rect.role-mark path').length"
+    hidden = "document.querySelector('#chart-blocks').parentElement.hidden"
+    with Browser() as browser:
+        browser.open(path)
+        draw_all(browser)
+        assert browser.evaluate(pieces) == 20
+        assert browser.evaluate(hidden) is False
+        browser.evaluate(enter("#which [name=cell]", "1"))
+        browser.wait_for(hidden)
+        browser.evaluate(enter("#which [name=cell]", "0"))
+        browser.wait_for(f"!{hidden} && {pieces} === 20")
+        assert clean(browser, path)
 
 
 def test_a_command_can_be_copied(browser: Browser, page: Path) -> None:

@@ -111,7 +111,7 @@ def test_hostile_text_stays_text(hostile_page: str) -> None:
     page = hostile_page
     found = Page(page)
     scripts = [attributes.get("type") for tag, attributes in found.elements if tag == "script"]
-    assert scripts == ["application/json", "text/plain", None]
+    assert scripts == ["application/json", "text/plain", "text/plain", None]
     assert not any("onerror" in attributes or "onmouseover" in attributes for _, attributes in found.elements)
     assert "<img" not in page
     assert "{{ 7*7 }}" in page

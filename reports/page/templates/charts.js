@@ -7,12 +7,15 @@
         draw(entry.target).catch((error) => console.error(error));
       }
     }, { rootMargin: "300px" });
-    for (const id of Object.keys(data.charts)) watch.observe(document.getElementById("chart-" + id));
+    for (const place of document.querySelectorAll(".chart")) watch.observe(place);
   }
 
   async function draw(place) {
-    const chart = data.charts[place.id.slice("chart-".length)];
+    const chart = (await charts())[place.id.slice("chart-".length)];
     await vega();
+    // Of one cell at a time: where it has no such chart, there is none.
+    const hide = () => { place.parentElement.hidden = chart.only != null && chosen != null && !chart.rows.includes(chosen); };
+    hide();
     const spec = structuredClone(chart.spec);
     // A plot with cells' names beside it leaves room for them, and for the words at its bars' ends.
     const fit = () => chart.labelled ? Math.max(130, Math.min(1500, place.clientWidth) - room(place) - (place.clientWidth > 700 ? 160 : 100)) : Math.max(chart.min_width, Math.min(1500, place.clientWidth));
@@ -40,6 +43,7 @@
       clearTimeout(waiting);
       waiting = setTimeout(() => {
         const now = visibleRows(chart);
+        hide();
         view.signal("shown", ranks(now));
         for (const [name, of] of Object.entries(chart.legends)) view.signal(name, present(of, now));
         if (fluid) view.width(fit());
@@ -56,7 +60,7 @@
 
   // The chart's rows that the table shows, as many as the chart can hold: in the table's order where somebody sorted it, else in its own.
   function visibleRows(chart) {
-    if (chart.only != null) return [chart.only];
+    if (chart.only != null) return [chart.rows.includes(chosen) ? chosen : chart.only];
     const seen = new Set(shown), own = new Set(chart.rows);
     const rows = !table ? chart.rows : sort.key ? shown.filter((i) => own.has(i)) : chart.rows.filter((i) => seen.has(i));
     return rows.slice(0, chart.limit ?? undefined);
@@ -69,6 +73,12 @@
     const found = new Set(rows.flatMap((i) => legend.of[i] ?? []));
     return legend.names.filter((_, place) => found.has(place));
   }
+
+  // The cell that charts of one cell show; null: the one that each begins with.
+  let chosen = null;
+
+  let unpacking = null;
+  const charts = () => unpacking ??= unpacked("charts").then((text) => JSON.parse(text));
 
   let loading = null;
   function vega() {

@@ -9,7 +9,7 @@
 
     showTimeline = (i) => {
       which.elements.cell.value = i;
-      data.charts.timeline.only = i;
+      chosen = i;
       live.caption.querySelector("span").textContent = data.labels[i];
       const most = data.live.cells[i][0]?.[4] ?? 1;
       live.tBodies[0].replaceChildren(...data.live.cells[i].map(([what, module, operator, phase, nbytes]) => element("tr", {},

@@ -13,6 +13,7 @@ import altair as alt
 from vrambench.bench.results.records import Phase
 from vrambench.reports import units
 from vrambench.reports.filled import BEYOND, LITTLE, WHOLE, parts, told_parts
+from vrambench.reports.page.blocks import blocks_chart, in_use
 from vrambench.reports.page.charts import SHOWN, Chart, Legend, legend, rounded, specification
 from vrambench.reports.page.kinds import colours
 from vrambench.reports.page.view import ChartsData, View
@@ -63,8 +64,9 @@ def timeline(report: Report) -> TimelineData | None:
         "above it are what was reserved and what the device held. Below: what was in use at the highest peak, and who asked for "
         "it, where the result tells."
     )
+    blocks = blocks_chart(rows)
     return TimelineData(
-        (timeline_chart(rows, report),),
+        (timeline_chart(rows, report), *([blocks] if blocks else [])),
         text,
         (f"Of {units.plural(len(report.rows), 'cell')} those nearest to their budget can be chosen.",)
         if len(rows) == CELLS
@@ -75,11 +77,12 @@ def timeline(report: Report) -> TimelineData | None:
 
 
 def chosen(rows: Sequence[Row]) -> list[Row]:
-    """Cells that a reader asks about: the nearest to their budget, else the largest."""
+    """Cells that a reader asks about: those that were recorded first, then the nearest to their budget, else the largest."""
 
-    def distance(row: Row) -> tuple[float, int]:
+    def distance(row: Row) -> tuple[bool, float, int]:
         margin = row.verdict.margin_bytes
-        return (abs(margin) if margin is not None else 2.0**62 - (row.memory.allocated_bytes or 0)), row.index
+        far = abs(margin) if margin is not None else 2.0**62 - (row.memory.allocated_bytes or 0)
+        return not (row.result and row.result.blocks), far, row.index
 
     return sorted(rows, key=distance)[:CELLS]
 
@@ -87,10 +90,15 @@ def chosen(rows: Sequence[Row]) -> list[Row]:
 def live(row: Row) -> tuple[Live, ...]:
     """The largest first."""
     assert row.result
-    found = [
-        Live(" ".join(filter(None, (one.role, one.kind))), one.module, one.operator, one.phase or "", one.nbytes)
-        for one in row.result.held
-    ] or [Live(name, "", "", "", nbytes) for name, nbytes in parts(row) if name not in BEYOND]
+    blocks = in_use(row.result.blocks) if row.result.blocks else {}
+    found = (
+        [Live(one.what, one.module, one.where, one.phase, nbytes) for one, nbytes in blocks.items()]
+        or [
+            Live(" ".join(filter(None, (one.role, one.kind))), one.module, one.operator, one.phase or "", one.nbytes)
+            for one in row.result.held
+        ]
+        or [Live(name, "", "", "", nbytes) for name, nbytes in parts(row) if name not in BEYOND]
+    )
     return tuple(sorted(found, key=lambda one: -one.nbytes)[:HELD])
 
 
