@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import io
 import pickle
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -176,6 +177,10 @@ def read_snapshot(source: Path | bytes) -> Snapshot:
     except KeyError:
         raise ConfigurationError("snapshot: not what torch.cuda.memory._dump_snapshot writes, a pickle") from None
     except Exception as error:  # a damaged pickle may raise anything
+        if isinstance(error, EOFError) or re.search("exhausted|truncated", str(error)):
+            raise ConfigurationError(
+                "snapshot: ends in the middle; it was not written, or not copied, to its end"
+            ) from None
         told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise ConfigurationError(
             f"snapshot: not what torch.cuda.memory._dump_snapshot writes, a pickle ({told})"

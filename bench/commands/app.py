@@ -35,7 +35,7 @@ from vrambench.bench.commands.streams import ReaderGone, streams
 from vrambench.bench.gate import NoBaseline
 from vrambench.bench.predict import NotPredicted
 from vrambench.bench.processes import interruptible
-from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.errors import ConfigurationError, brief
 
 COMMANDS = (
     "list",
@@ -142,13 +142,15 @@ def _ended(typed: list[str]) -> int:
 
 def _with_value(message: str, typed: Sequence[str]) -> str:
     """`message`, and what was typed where it is about an option's value, which Click does not repeat."""
+    message = re.sub(r"[^\s']{100,}", lambda word: brief(word[0]), message).replace("Value error, ", "")
     message = re.sub(r"Input should be (greater|less) than or equal to (\S+)", _bound, message)
     message = re.sub(r"Input should be a valid integer.*", "must be a whole number", message)
     message = re.sub(r"Input should be a valid number.*", "must be a number", message)
     option = re.match(r"Invalid value for '(--[a-z-]+)': ", message)
     if option is None or option[1] not in typed[:-1]:
         return message
-    return f"{message[: option.end()]}{typed[typed.index(option[1]) + 1]!r}: {message[option.end() :]}"
+    value = repr(typed[typed.index(option[1]) + 1])
+    return message if value in message else f"{message[: option.end()]}{value}: {message[option.end() :]}"
 
 
 def _bound(found: re.Match[str]) -> str:

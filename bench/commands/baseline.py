@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vrambench.bench.commands.shared import check_out
+from vrambench.bench.commands.shared import check_out, say
 
 
 def baseline(
@@ -26,6 +26,9 @@ def baseline(
 
     check_out(out, replaces=force)
     before = read_baseline(out) if out.exists() else None
-    made = baseline_of(opened(run), before)
+    folder = opened(run)
+    made = baseline_of(folder, before)
+    for one in folder.unreadable:
+        say(f"{one.file}: left out, since it is {one.reason}")
     write_baseline(made, out)
     print(f"wrote {out}: {plural(len(made.cells), 'cell')}, {made.device}")

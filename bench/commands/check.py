@@ -66,9 +66,9 @@ def check(
     from vrambench.reports.ci.junit import junit_of
     from vrambench.reports.ci.markdown import summary_of
 
-    for file in (junit, summary):
+    for option, file in (("--junit", junit), ("--summary", summary)):
         if file is not None:
-            check_out(file)
+            check_out(file, option=option)
     told = dict(_tolerance(one) for one in tolerance or [])
     with stdout_kept_clean() as out:
         folder = opened(run)

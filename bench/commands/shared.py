@@ -6,6 +6,7 @@ import contextlib
 import re
 import shutil
 import sys
+import tempfile
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vrambench.methods.errors import ConfigurationError, UnknownValue
+from vrambench.methods.errors import ConfigurationError, UnknownValue, brief
 from vrambench.reports.units import printable
 
 if TYPE_CHECKING:
@@ -81,17 +82,35 @@ def end_progress() -> None:
         say_progress("")
 
 
-def check_out(out: Path, *, replaces: bool = True, why: str = "") -> None:
-    """That a file can be written there; one that is there only where it `replaces` that, else with `why` not. Raises
-    ConfigurationError."""
+def check_out(out: Path, *, option: str = "-o", replaces: bool = True, why: str = "") -> None:
+    """That the file that `option` names can be written; one that is there only where it `replaces` that, else with `why` not.
+    Raises ConfigurationError."""
+    wrong = None
     if out.is_dir():
-        raise ConfigurationError(f"-o {out}: is a folder; name a file", field="out")
-    if not out.parent.is_dir():
-        raise ConfigurationError(f"-o {out}: there is no folder {out.parent}", field="out")
-    if out.exists() and not out.is_file():
-        raise ConfigurationError(f"-o {out}: is a pipe or a device, not a file; name a file", field="out")
-    if out.exists() and not replaces:
-        raise ConfigurationError(f"-o {out}: is there already{why}; --force replaces it", field="out")
+        wrong = "is a folder; name a file"
+    elif not out.parent.is_dir():
+        wrong = f"there is no folder {out.parent}"
+    elif out.exists() and not out.is_file():
+        wrong = "is a pipe or a device, not a file; name a file"
+    elif out.exists() and not replaces:
+        wrong = f"is there already{why}; --force replaces it"
+    if wrong:
+        raise ConfigurationError(f"{option} {brief(str(out), 300)}: {wrong}", field="out")
+    check_writable(out.parent, f"{option} {brief(str(out), 300)}")
+
+
+def check_writable(folder: Path, about: str) -> None:
+    """That files can be made in `folder`, or in the nearest one above it that is there, which only trying tells. Raises
+    ConfigurationError, which begins with `about`."""
+    try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"{about}: nothing can be written in {brief(str(folder), 300)}: {error.strerror or error}", field="out"
+        ) from None
 
 
 def default_matrix() -> Path:

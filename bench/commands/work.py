@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from vrambench.bench.commands.claims import load as load_claims
 from vrambench.bench.commands.cluster import Cluster
-from vrambench.bench.commands.shared import card_named, device_here, has_bf16, planned_for, say
+from vrambench.bench.commands.shared import card_named, check_writable, device_here, has_bf16, planned_for, say
 from vrambench.bench.results import PREDICTED
-from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.errors import ConfigurationError, brief
 from vrambench.reports.units import plural
 
 if TYPE_CHECKING:
@@ -165,6 +165,7 @@ def _check_folder(folder: Path) -> None:
         return
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise ConfigurationError(f"--out {folder}: is there already, and is no run's folder; name another", field="out")
+    check_writable(folder, f"--out {brief(str(folder), 300)}")
 
 
 def _say_what_is_added(folder: Path, cells: Sequence[PlannedCell]) -> None:

@@ -67,7 +67,9 @@ def baseline_of(folder: RunFolder, before: Baseline | None = None) -> Baseline:
     results = folder.results()
     info = folder.info
     if not results:
-        raise ConfigurationError(f"{folder.path}: the run has no results yet", field="run")
+        unread = folder.unreadable
+        why = f"none of its results can be read: {unread[0].file.name} is {unread[0].reason}" if unread else ""
+        raise ConfigurationError(f"{folder.path}: {why or 'the run has no results yet'}", field="run")
     told = {cell.id: cell.tolerances for cell in before.cells} if before else {}
     return Baseline(
         device=info["device"],

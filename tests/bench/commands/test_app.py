@@ -13,7 +13,7 @@ import pytest
 
 from vrambench.bench.commands.app import COMMANDS, main
 from vrambench.bench.commands.shared import default_matrix
-from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.errors import ConfigurationError, brief
 
 
 def test_help_is_quick_and_lists_what_exists() -> None:
@@ -80,6 +80,14 @@ def test_nothing_typed_shows_help_and_is_wrong_usage(capsys: pytest.CaptureFixtu
         ("run --device tpu", "--device: 'tpu' is not one of auto, cpu, cuda, cuda:N"),
         ("run --out matrix.yaml", "--out matrix.yaml: is there already, and is no run's folder; name another"),
         ("run --out .", "--out .: is there already, and is no run's folder; name another"),
+        (
+            "run --device cpu --out matrix.yaml/new",
+            "--out matrix.yaml/new: nothing can be written in matrix.yaml: Not a directory",
+        ),
+        ("report nowhere -o /proc/x.html", "-o /proc/x.html: nothing can be written in /proc: "),
+        ("report nowhere --format htm", "invalid value for '--format': 'htm' is not one of 'html', 'table', "),
+        ("fit tiny --budget ,", "--budget ',': name each once, with single commas"),
+        ("x" * 5000, f"no such command '{brief('x' * 5000)}'"),
         ("report", "missing argument 'RUN...'"),
         ("report nowhere -o .", "-o .: is a folder; name a file"),
         ("report nowhere -o there/report.html", "-o there/report.html: there is no folder there"),

@@ -113,7 +113,9 @@ def test_each_mistake_has_its_exit_code(predict: Predict, tmp_path: Path, capsys
     result = next((Path(run) / "cells").glob("*.json"))
     result.write_text("{")
     assert main(["check", run, "--baseline", str(baseline), "--across-versions"]) == 2
-    assert "the run has no results yet" in capsys.readouterr().err
+    assert f"{run}: none of its results can be read: {result.name} is not a readable result" in capsys.readouterr().err
+    assert main(["check", run, "--baseline", str(baseline), "--junit", "/dev/full"]) == 2
+    assert "--junit /dev/full: is a pipe or a device, not a file" in capsys.readouterr().err
 
 
 TINY = ("--model", "tiny", "--set", "prompt_tokens=8", "--set", "response_tokens=8", "--set", "steps=2")

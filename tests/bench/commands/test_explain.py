@@ -57,7 +57,8 @@ def test_without_stacks_sizes_are_told_and_how_to_record_them(capsys: pytest.Cap
 def test_what_is_no_recording_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     only_segments, text, cut = tmp_path / "segments.pickle", tmp_path / "notes.txt", tmp_path / "cut.pickle.gz"
     only_segments.write_bytes(pickle.dumps([]))
-    json_file, saved = tmp_path / "plan.json", tmp_path / "model.pt"
+    short, json_file, saved = tmp_path / "short.pickle", tmp_path / "plan.json", tmp_path / "model.pt"
+    short.write_bytes(pickle.dumps(out_of_memory())[:-100])
     number = tmp_path / "7.pickle"
     number.write_bytes(pickle.dumps(7))
     json_file.write_text('{"cells": []}')
@@ -67,7 +68,8 @@ def test_what_is_no_recording_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     for path, message in (
         (tmp_path / "absent", "absent is no file"),
         (text, "notes.txt: snapshot: not what torch.cuda.memory._dump_snapshot writes, a pickle"),
-        (cut, "cut.pickle.gz: snapshot: not what torch.cuda.memory._dump_snapshot writes, a pickle ("),
+        (cut, "cut.pickle.gz: snapshot: ends in the middle; it was not written, or not copied, to its end"),
+        (short, "short.pickle: snapshot: ends in the middle; it was not written, or not copied, to its end"),
         (json_file, "plan.json: snapshot: this is JSON; torch.cuda.memory._dump_snapshot writes a pickle"),
         (saved, "model.pt: snapshot: this is what torch.save writes, or another zip archive; torch.cuda.memory._dump"),
         (number, "7.pickle: snapshot: holds 7, and what torch.cuda.memory._dump_snapshot writes holds a mapping"),
