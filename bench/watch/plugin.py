@@ -81,12 +81,12 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         result = yield
     finally:
         watching.__exit__(None, None, None)
-    item.add_report_section("call", "vram", str(ledger))
     if not ledger.used:
         item.warn(pytest.PytestWarning(f"{item.nodeid} used nothing on the device: there is nothing to limit"))
     _store(item, ledger)
     if not ledger.fits:
         pytest.fail(f"{item.nodeid} takes too much: {ledger}", pytrace=False)
+    item.add_report_section("call", "vram", str(ledger))
     return result
 
 
