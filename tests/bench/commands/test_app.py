@@ -86,7 +86,7 @@ def test_nothing_typed_shows_help_and_is_wrong_usage(capsys: pytest.CaptureFixtu
         ),
         ("report nowhere -o /proc/x.html", "-o /proc/x.html: nothing can be written in /proc: "),
         ("report nowhere --format htm", "invalid value for '--format': 'htm' is not one of 'html', 'table', "),
-        ("fit tiny --budget ,", "--budget ',': name each once, with single commas"),
+        ("fit tiny --budget ,", "--budget ,: name each once, with single commas"),
         ("x" * 5000, f"no such command '{brief('x' * 5000)}'"),
         ("report", "missing argument 'RUN...'"),
         ("report nowhere -o .", "-o .: is a folder; name a file"),
