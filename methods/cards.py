@@ -338,9 +338,10 @@ def card_called(text: object) -> Card | None:
 
 
 def _words(text: str) -> frozenset[str]:
-    """Of a card's name, in lower case; `80 GB` is one, `rtx4090` two."""
+    """Of a card's name, in lower case; `80 GB` is one, `rtx4090` and `4070ti` are two each."""
     joined = re.sub(r"\b(\d+)\s*gi?b\b", r"\1gb", text.lower())
     split = re.sub(r"\b(rtx|gtx)(?=\w?\d)", r"\1 ", joined)
+    split = re.sub(r"(?<=\d{4})(ti)?(super)?\b", r" \1 \2", split)
     return frozenset(re.findall(r"[a-z0-9]+", split)) - _MAKERS - _FORMS
 
 

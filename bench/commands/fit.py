@@ -18,6 +18,7 @@ from vrambench.bench.commands.shared import (
     AllocConf,
     Json,
     NoCache,
+    all_told,
     card_named,
     default_matrix,
     end_progress,
@@ -183,7 +184,8 @@ def _predicted(
         from vrambench.bench.predict.fit import has_bf16
 
         card = card_named(selection)
-        planned = select(matrix, selection, "cuda", bf16=has_bf16(card))
+        with all_told(matrix, selection):
+            planned = select(matrix, selection, "cuda", bf16=has_bf16(card))
         for warning in planned.warnings:
             tell(f"warning: {warning}")
         one = only_cell(planned, maximum)

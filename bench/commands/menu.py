@@ -71,9 +71,7 @@ def print_menu(
     """Prints the menu; gives the exit code: 0 where something fits, even if tightly (not with `strict`), else 1."""
     budgets = [one.strip() for one in (selection.budget or "").split(",")] if selection.budget is not None else [None]
     if len(set(budgets)) < len(budgets) or "" in budgets:
-        raise ConfigurationError(
-            f"--budget {shown(selection.budget)}: name each once, with single commas", field="budget"
-        )
+        raise ConfigurationError(f"--budget {selection.budget}: name each once, with single commas", field="budget")
     chosen = {budget: replace(selection, budget=budget) for budget in budgets}
     matrices = [load(path, one) for one in chosen.values()]
     read(alloc_conf)

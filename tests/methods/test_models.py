@@ -85,6 +85,12 @@ def test_a_hub_id_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -
         model_config("some/model")
     with pytest.raises(ConfigurationError, match=r"the hub; the preset 'llama-3.1-8b' has its shape$"):
         model_config("meta-llama/Llama-3.1-8B")
+    for name in ("meta-llama/Meta-Llama-3.1-8B-Instruct", "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit"):
+        said = r"the hub; the preset 'llama-3.1-8b' has the shape of meta-llama/Llama-3.1-8B, after which it is named$"
+        with pytest.raises(ConfigurationError, match=said):
+            model_config(name)
+    with pytest.raises(ConfigurationError, match=r"the hub$"):
+        model_config("meta-llama/Meta-Llama-3-8B")
 
 
 @pytest.mark.parametrize(

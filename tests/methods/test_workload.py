@@ -330,6 +330,8 @@ def test_an_unknown_axis_value_is_named() -> None:
         ("RTX 3090 24GB", CAPACITIES["rtx-3090"]),
         ("3090", CAPACITIES["rtx-3090"]),
         ("4070 Ti", CAPACITIES["rtx-4070-ti"]),
+        ("4070ti", CAPACITIES["rtx-4070-ti"]),
+        ("RTX2080Ti", CAPACITIES["rtx-2080-ti"]),
         ("rtx-3080", CAPACITIES["rtx-3080-10gb"]),
         ("h100", CAPACITIES["h100-80gb"]),
         ("NVIDIA A100-SXM4-80GB", CAPACITIES["a100-80gb"]),
@@ -366,6 +368,7 @@ def test_a_card_that_may_be_two_is_said_to_be() -> None:
         parse_size("a100")
     with pytest.raises(ValueError, match=r"'RTX 3090 Ti' is a card of 24 GB, .* as in 22GiB$"):
         parse_size("RTX 3090 Ti")
+    assert [card.name for card in cards_called("4070tisuper")] == ["rtx-4070-ti-super"]
     assert cards_called("a100 48gb") == cards_called("rtx") == cards_called("24gb") == ()
 
 

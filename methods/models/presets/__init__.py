@@ -8,6 +8,7 @@ tests/methods/published.yaml names the public file that each was compared with.
 """
 
 import difflib
+import re
 from pathlib import Path
 
 from vrambench.methods.errors import ConfigurationError, did_you_mean
@@ -20,6 +21,9 @@ from vrambench.methods.models.presets.qwen import QWEN
 from vrambench.methods.models.presets.tiny import TINY
 
 __all__ = ["PRESETS", "Preset", "check_name", "hint"]
+
+_REWORKED = re.compile(r"([-_](instruct|chat|it|hf|base|bnb-4bit|unsloth|awq|gptq|[0-9]{4}))+$")
+"""What people add to a model's name who train it further, or round it: its shape stays."""
 
 PRESETS: dict[str, Preset] = TINY | LLAMA | QWEN | GEMMA | MISTRAL | OTHERS
 
@@ -38,4 +42,10 @@ def check_name(name: str, field: str) -> None:
 def hint(name: str) -> str:
     """The end of an error about a name that is no preset."""
     alike = next((preset for preset, one in PRESETS.items() if one.hub_id == name), None)
-    return f"; the preset {alike!r} has its shape" if alike else did_you_mean(name, PRESETS)
+    if alike:
+        return f"; the preset {alike!r} has its shape"
+    owner, _, own = name.lower().rpartition("/")
+    meant = _REWORKED.sub("", own.removeprefix("meta-")) if owner else ""
+    if meant in PRESETS:
+        return f"; the preset {meant!r} has the shape of {PRESETS[meant].hub_id}, after which it is named"
+    return did_you_mean(name, PRESETS)

@@ -86,7 +86,7 @@ def test_nothing_typed_shows_help_and_is_wrong_usage(capsys: pytest.CaptureFixtu
         ),
         ("report nowhere -o /proc/x.html", "-o /proc/x.html: nothing can be written in /proc: "),
         ("report nowhere --format htm", "invalid value for '--format': 'htm' is not one of 'html', 'table', "),
-        ("fit tiny --budget ,", "--budget ',': name each once, with single commas"),
+        ("fit tiny --budget ,", "--budget ,: name each once, with single commas"),
         ("x" * 5000, f"no such command '{brief('x' * 5000)}'"),
         ("report", "missing argument 'RUN...'"),
         ("report nowhere -o .", "-o .: is a folder; name a file"),
@@ -266,6 +266,28 @@ def test_all_mistakes_are_told_at_once(matrix: Path, capsys: pytest.CaptureFixtu
         "--repeat 0",
     ]
     assert told[0][1].startswith("matrix.yaml:")
+
+
+@pytest.mark.parametrize("command", ["plan --device cpu --no-predict", "fit --model tiny"])
+def test_all_mistakes_in_options_are_told_at_once(
+    command: str, matrix: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matrix.write_text("workload: {galore: {rank: -1}}\naxes: {precision: [fp32]}\n")
+    axes = "--precision nf4 --adapter lora --optimizer adamw_torch --offload none --algorithm ppo"
+    typed = "--set ppo.epochs=x --set ppo.epochz=1 --set xyzzy=3 --set peft.r=4 --set zerro.stage=2"
+    sweep = [] if command.startswith("fit") else ["--sweep", "nf4.double_quant=true,5"]
+    assert main([*f"{command} {axes} {typed}".split(), *sweep]) == 2
+    told = capsys.readouterr().err.splitlines()
+    wanted = [
+        "error: --set ppo.epochs=x: ppo.epochs: 'x': must be a whole number",
+        "error: --set ppo.epochz=1: ppo.epochz: no such field; did you mean 'ppo.epochs'? (there are ",
+        "error: --set xyzzy=3: unknown field 'xyzzy'",
+        "error: --set zerro.stage=2: unknown field 'zerro'; did you mean 'zero'?",
+        "error: matrix.yaml:1: workload.galore.rank: -1: must be at least 1",
+        *(["error: --sweep nf4.double_quant=true,5: nf4.double_quant: 5: must be true or false"] if sweep else []),
+    ]
+    assert len(told) == len(wanted)
+    assert all(any(line.startswith(one) for line in told) for one in wanted), told
 
 
 def test_a_mistake_in_a_file_hides_no_other(matrix: Path, capsys: pytest.CaptureFixture[str]) -> None:
