@@ -165,19 +165,25 @@ def roles_of(trace: Trace, shares: Mapping[str, str | None], gradients: Mapping[
     return lines
 
 
-def _left_out(module: nn.Module) -> Iterator[tuple[nn.Module, int]]:
-    """A layer of each shortened stack of `module`, and how many like it were not built."""
+def _left_out(module: nn.Module) -> dict[nn.Parameter, int]:
+    """By parameter of a layer of a shortened stack of `module`: how many like it were not built. What the layers share was."""
+    times: dict[nn.Parameter, int] = {}
     for stack in layer_stacks(module):
         if stack.depth > len(stack.layers):
-            yield stack.layers[1], stack.depth - len(stack.layers)
+            shared = set(stack.layers[0].parameters())
+            own = [parameter for parameter in stack.layers[1].parameters() if parameter not in shared]
+            times |= dict.fromkeys(own, stack.depth - len(stack.layers))
+    return times
 
 
 def _parameters(job: Job) -> Parameters:
     built = count_parameters(job.parameters())
     total, trainable = built.total, built.trainable
-    modules = {id(layer): (layer, count) for role in job.roles.values() for layer, count in _left_out(role.module)}
-    for layer, count in modules.values():
-        one = count_parameters(layer.parameters())
+    times: dict[nn.Parameter, int] = {}
+    for role in job.roles.values():
+        times |= _left_out(role.module)
+    for parameter, count in times.items():
+        one = count_parameters([parameter])
         total += count * one.total
         trainable += count * one.trainable
     return Parameters(total=total, trainable=trainable)
@@ -188,8 +194,7 @@ def _host_memory(job: Job) -> Iterator[HostMemory]:
     for role in job.roles.values():
         learner: Any = role.learner
         if hasattr(learner, "host_memory_of"):
-            more = [(parameter, count) for layer, count in _left_out(role.module) for parameter in layer.parameters()]
-            times = dict(more)
+            times = _left_out(role.module)
             groups = [
                 [each for parameter in group for each in [parameter] * (1 + times.get(parameter, 0))]
                 for group in learner.parameter_groups
@@ -201,7 +206,7 @@ def _held_on_host(job: Job) -> int:
     """Of models that are in the host's memory, all layers counted."""
     total = 0
     for module in (role.module for role in job.roles.values() if role.on_host):
-        times = {parameter: count for layer, count in _left_out(module) for parameter in layer.parameters()}
+        times = _left_out(module)
         total += sum((1 + times.get(parameter, 0)) * parameter.nbytes for parameter in module.parameters())
     return total
 
@@ -220,7 +225,7 @@ def offloaded_bytes(trace: Trace) -> int:
 def _saved_bytes(job: Job) -> int:
     """Of what saving takes to the host, all layers counted."""
     module = job.saved_module
-    times = {parameter: count for layer, count in _left_out(module) for parameter in layer.parameters()}
+    times = _left_out(module)
     total = 0
     for parameter in job.saved():
         total += (1 + times.get(parameter, 0)) * whole_bytes(parameter)
@@ -231,7 +236,6 @@ def _managed_bytes(job: Job) -> int:
     paged: list[Any] = paged_state(job)
     total: int = sum(tensor.nbytes for tensor in paged)
     for role in job.roles.values():
-        for layer, count in _left_out(role.module) if role.learner else ():
-            its = set(layer.parameters())
-            total += count * sum(tensor.nbytes for tensor in paged if tensor.parameter in its)
+        times = _left_out(role.module) if role.learner else {}
+        total += sum(times.get(tensor.parameter, 0) * tensor.nbytes for tensor in paged)
     return total

@@ -80,7 +80,7 @@ def attached(model: Any, workload: Workload, config: Any, device: torch.device) 
                 "peft.tuners.lora.torchao.is_torchao_available", return_value=False
             ):  # it would be imported
                 adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
-        except (ImportError, TypeError, ValueError) as error:
+        except (ImportError, NotImplementedError, TypeError, ValueError) as error:
             raise ConfigurationError(
                 f"adapter: PEFT cannot put it on these layers: {error}", field="adapter"
             ) from error

@@ -319,6 +319,7 @@ def test_what_begins_with_parts_of_the_base_is_not_the_base_when_it_is_off() -> 
         ("peft:LNTuningConfig", {"precision": "bf16"}, "^adapter_dtype: norms in torch.float32"),
         ("peft:C3AConfig", {}, "PEFT cannot put it on these layers: The block size should be a factor"),
         ("oft", {"model": "tiny-gpt2"}, r"PEFT cannot put it on these layers: Target module Conv1D"),
+        ("peft:LilyConfig", {"model": "tiny-gpt2"}, "PEFT cannot put it on these layers: Lily does not support"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(adapter: str, settings: dict[str, Any], said: str) -> None:

@@ -66,6 +66,10 @@ CELLS: dict[str, dict[str, Any]] = {
         "ppo": {"epochs": 1},
     },
     "one by its configuration": {"adapter": "peft:LoKrConfig", "peft": {"r": 4}},
+    # Of the whole SVD it keeps a view of CUDA's rows, and a copy of the CPU's columns.
+    "orthogonal in a subspace": {"adapter": "peft:PsoftConfig", "peft": {"psoft_svd": "lowrank"}},
+    "generalised": {"adapter": "peft:GloraConfig", "gradient_checkpointing": True},
+    "shared by layers": {"adapter": "peft:LilyConfig", "algorithm": "ppo", "response_tokens": 2, "ppo": {"epochs": 1}},
     "pissa": {"adapter": "peft:LoraConfig", "peft": {"r": 4, "init_lora_weights": "pissa"}},
     "experts": {"model": "mixtral", "lora_target_parameters": "mlp.experts.gate_up_proj,mlp.experts.down_proj"},
     "experts as all linear layers": {

@@ -117,6 +117,15 @@ def test_four_layers_tell_of_all(more: dict[str, Any], monkeypatch: pytest.Monke
     assert (short.managed_bytes, short.host_bytes) == (whole.managed_bytes, whole.host_bytes)
 
 
+@pytest.mark.parametrize("name", ["UniLora", "Lily", "Psoft", "Glora"])
+def test_what_an_adapter_has_once_for_all_layers_is_counted_once(name: str) -> None:
+    made = cell(adapter=f"peft:{name}Config", model="smollm2-135m")
+    found, whole = SIMULATOR.run(made), SIMULATOR._simulated(made, None, None, order_of(made))
+    assert found.parameters == whole.parameters
+    assert found.roles == whole.roles
+    assert found.trace.peak_bytes() == whole.trace.peak_bytes()
+
+
 def test_layers_that_are_cut_across_are_all_traced() -> None:
     """DeepSpeed sends gradients when a bucket is full, in whichever layer that happens."""
     simulation = SIMULATOR.run(cell(offload="zero2_optimizer", zero={"reduce_bucket_size": 10_000_000}))
