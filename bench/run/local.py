@@ -60,10 +60,13 @@ class LocalExecutor:
         process = self._server.fork(prepare, (axis, name), str(log))
         try:
             process.join(PREPARE_SECONDS)
+            late = process.is_alive()
         finally:
             if process.is_alive():
                 kill(process)
             self._end_strays()
+        if late:
+            return f"not ready after {PREPARE_SECONDS:,.4g} s; its last words: {last_line(log)}"
         return None if process.exitcode == 0 else last_line(log)
 
     def has_room(self, on: str | None) -> bool:

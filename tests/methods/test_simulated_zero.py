@@ -111,6 +111,10 @@ CASES: dict[str, dict[str, Any]] = {
     "dora on nf4": {**LORA, "adapter": "dora", "precision": "nf4"},
     "ia3, bf16": {**LORA, "adapter": "ia3", "precision": "bf16", "zero": SMALL_BUCKET},
     "zero3, oft on nf4": {"offload": "zero3_optimizer", **LORA, "adapter": "oft", "precision": "nf4", "zero": GATHERED},
+    "zero3 all, lora in bf16": {"offload": "zero3_all", **LORA, "precision": "bf16", "zero": GATHERED},
+    "zero3 all, lora on nf4": {"offload": "zero3_all", **LORA, "precision": "nf4", "zero": GATHERED},
+    "zero3 all, ia3 in bf16": {"offload": "zero3_all", **LORA, "adapter": "ia3", "precision": "bf16", "zero": GATHERED},
+    "zero3 all, oft on nf4": {"offload": "zero3_all", **LORA, "adapter": "oft", "precision": "nf4", "zero": GATHERED},
     "zero3 all, vera": {"offload": "zero3_all", "adapter": "vera", "zero": GATHERED},
     "zero3 all, remax, lora, its own loss": {
         "offload": "zero3_all",
