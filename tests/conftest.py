@@ -89,6 +89,18 @@ def _imported_left_out_of_collections(_permanent: _Permanent) -> None:
     _permanent.settle_imported()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _products_are_quick() -> Iterator[None]:
+    """In files whose tests multiply."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    from tests.products import quick_products
+
+    with quick_products():
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _interrupts_are_heard() -> None:
     """By the processes that tests start, and end so: those of a shell's background job ignore Ctrl-C."""
