@@ -31,7 +31,12 @@ UNITS = {
     "mib": 2**20,
     "gib": 2**30,
     "tib": 2**40,
+    "k": 2**10,
+    "m": 2**20,
+    "g": 2**30,
+    "t": 2**40,
 }
+"""One letter alone is a power of two, as Docker, Slurm and the JVM read it."""
 
 
 SMALLEST = 2**17
@@ -39,7 +44,7 @@ SMALLEST = 2**17
 
 
 def parse_size(value: object) -> int:
-    """Bytes of `24GiB`, `16 GB`, `512MiB`, a plain number of bytes, or a card, whatever people call it (its usable capacity)."""
+    """Bytes of `24GiB`, `24G`, `16 GB`, `512MiB`, a plain number of bytes, or a card, whatever people call it (its usable capacity)."""
     unlike = f"{shown(value)} is not a size; write 24GiB, 16GB or a card: {', '.join(CAPACITIES)}"
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(unlike)

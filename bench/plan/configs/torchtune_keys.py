@@ -77,7 +77,7 @@ SECTIONS = {
 MODELS = {
     "llama2_7b": "llama-2-7b",
     "llama2_13b": "llama-2-13b",
-    "llama3_8b": "llama-3.1-8b",
+    "llama3_8b": "llama-3-8b",
     "llama3_70b": "llama-3.1-70b",
     "llama3_1_8b": "llama-3.1-8b",
     "llama3_1_70b": "llama-3.1-70b",

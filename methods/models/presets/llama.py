@@ -28,6 +28,14 @@ def _llama_3(factor: float, *, tied: bool = False) -> dict[str, Any]:
 
 
 LLAMA_2 = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+LLAMA_3_8B = {
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 128000,
+    "eos_token_id": 128009,
+    "rope_parameters": rotary(500000.0),
+} | sizes(4096, 14336, 32, 32, 8)
 LLAMA_8B = _llama_3(8.0) | sizes(4096, 14336, 32, 32, 8)
 LLAMA_70B = _llama_3(8.0) | sizes(8192, 28672, 80, 64, 8)
 SMOLLM2 = {
@@ -49,6 +57,7 @@ LLAMA: dict[str, Preset] = {
     ),
     "llama-2-7b": Preset("llama", LLAMA_2, "meta-llama/Llama-2-7b-hf"),
     "llama-2-13b": Preset("llama", LLAMA_2 | sizes(5120, 13824, 40, 40, 40), "meta-llama/Llama-2-13b-hf"),
+    "llama-3-8b": Preset("llama", LLAMA_3_8B, "meta-llama/Meta-Llama-3-8B-Instruct", "2026-11"),
     "llama-3.1-8b": Preset("llama", LLAMA_8B, "meta-llama/Llama-3.1-8B", "2026-11"),
     "llama-3.1-70b": Preset("llama", LLAMA_70B, "meta-llama/Llama-3.1-70B", "2026-11"),
     "llama-3.2-1b": Preset(

@@ -199,7 +199,7 @@ def test_ascii_is_enough() -> None:
         "plan --set batchsize=4",
         "plan --set batch_size",
         "plan --set batch_size=0",
-        "plan --budget 24G",
+        "plan --budget 24Gx",
         "plan --profile smok",
         "plan --device cude",
         "plan broken.yaml",
@@ -248,7 +248,7 @@ def test_all_mistakes_are_told_at_once(matrix: Path, capsys: pytest.CaptureFixtu
     matrix.write_text("axes: [\n")
     typed = (
         "plan --algorithm ppoo,sftt --precision nf5 --only x=ppo --set batchsize=4 --set steps --sweep seed=-1 --repeat 0 "
-        "--set lora_r=x --budget 24G"
+        "--set lora_r=x --budget 24Gx"
     )
     assert main(typed.split()) == 2
     told = [line.split(": ")[:3] for line in capsys.readouterr().err.splitlines()]
@@ -262,7 +262,7 @@ def test_all_mistakes_are_told_at_once(matrix: Path, capsys: pytest.CaptureFixtu
         "--set steps",
         "--set lora_r=x",
         "--sweep seed=-1",
-        "--budget 24G",
+        "--budget 24Gx",
         "--repeat 0",
     ]
     assert told[0][1].startswith("matrix.yaml:")

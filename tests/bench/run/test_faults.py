@@ -61,11 +61,13 @@ def is_not_finite(prompts, responses):
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current directory of the user's, with a module of the user's."""
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A current directory of the user's, with a module of the user's, which no later test finds."""
     (tmp_path / "faults.py").write_text(FAULTS)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    sys.modules.pop("faults", None)
 
 
 def faulty(plan: Callable[..., PlannedCell], fault: str, **workload: Any) -> PlannedCell:
