@@ -131,6 +131,19 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     monkeypatch.setenv("VRAMBENCH_CACHE", str(folder))
 
 
+@pytest.fixture(autouse=True)
+def _own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a test imports from a folder of its own, no later test finds: whoever once looked for a user's module there goes on
+    looking, and so do the processes that he starts."""
+    yield
+    made = str(tmp_path_factory.getbasetemp())
+    if any(entry.startswith(made) for entry in sys.path):
+        sys.path[:] = [entry for entry in sys.path if not entry.startswith(made)]
+        own = [name for name, one in sys.modules.items() if str(getattr(one, "__file__", "")).startswith(made)]
+        for name in own:
+            del sys.modules[name]
+
+
 @pytest.fixture(scope="session")
 def load_script() -> Callable[[str], ModuleType]:
     """Loads a script of the repository, by its path there, as a module."""

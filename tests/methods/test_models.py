@@ -89,7 +89,9 @@ def test_a_hub_id_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -
         said = r"the hub; the preset 'llama-3.1-8b' has the shape of meta-llama/Llama-3.1-8B, after which it is named$"
         with pytest.raises(ConfigurationError, match=said):
             model_config(name)
-    with pytest.raises(ConfigurationError, match=r"the preset 'llama-3-8b' has the shape of meta-llama/Meta-Llama-3-8B-Inst"):
+    with pytest.raises(
+        ConfigurationError, match=r"the preset 'llama-3-8b' has the shape of meta-llama/Meta-Llama-3-8B-Inst"
+    ):
         model_config("meta-llama/Meta-Llama-3-8B")
     with pytest.raises(ConfigurationError, match=r"the hub$"):
         model_config("meta-llama/Meta-Llama-3-405B")

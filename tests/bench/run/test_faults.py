@@ -61,13 +61,11 @@ def is_not_finite(prompts, responses):
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A current directory of the user's, with a module of the user's, which no later test finds."""
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current directory of the user's, with a module of the user's."""
     (tmp_path / "faults.py").write_text(FAULTS)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield tmp_path
-    sys.modules.pop("faults", None)
+    return tmp_path
 
 
 def faulty(plan: Callable[..., PlannedCell], fault: str, **workload: Any) -> PlannedCell:
