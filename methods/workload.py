@@ -44,7 +44,7 @@ SMALLEST = 2**17
 
 
 def parse_size(value: object) -> int:
-    """Bytes of `24GiB`, `24G`, `16 GB`, `512MiB`, a plain number of bytes, or a card, whatever people call it (its usable capacity)."""
+    """Bytes of `24GiB`, `24G`, `16 GB`, a plain number of bytes, or a card, whatever people call it (its usable capacity)."""
     unlike = f"{shown(value)} is not a size; write 24GiB, 16GB or a card: {', '.join(CAPACITIES)}"
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(unlike)
