@@ -111,7 +111,7 @@ def _explained(trace: DeviceTrace, settings: AllocatorSettings, others: Sequence
     events, positions = events_of(trace, settings)
     until = sum(position <= entry for position in positions)
     space = address_space(trace.start, trace.entries, settings)
-    run = _run(trace, events[:until], settings)
+    run = _run(trace, events[:until], settings, space)
     asked = trace.entries[last][2] if last is not None else 0
     requests = [event for event in (events if last is None else events[:until]) if event[0] not in PLACES]
     if asked:
@@ -150,14 +150,17 @@ def moment(trace: DeviceTrace) -> tuple[int, int | None]:
 def map_at(trace: DeviceTrace, entry: int, settings: AllocatorSettings) -> Sequence[Segment]:
     """The segments and their blocks after `entry`."""
     events, positions = events_of(trace, settings)
-    return _run(trace, events[: sum(position <= entry for position in positions)], settings).final_map
+    until = sum(position <= entry for position in positions)
+    return _run(trace, events[:until], settings, address_space(trace.start, trace.entries, settings)).final_map
 
 
-def _run(trace: DeviceTrace, events: Sequence[Event], settings: AllocatorSettings) -> ReplayResult:
+def _run(
+    trace: DeviceTrace, events: Sequence[Event], settings: AllocatorSettings, address_space_bytes: int | None
+) -> ReplayResult:
     return replay(
         events,
         settings,
-        address_space_bytes=address_space(trace.start, trace.entries, settings),
+        address_space_bytes=address_space_bytes,
         start=trace.start.segments,
         region_bases=trace.start.region_bases,
         ids_are_addresses=True,

@@ -94,9 +94,10 @@ def check_out(out: Path, *, option: str = "-o", replaces: bool = True, why: str 
         wrong = "is a pipe or a device, not a file; name a file"
     elif out.exists() and not replaces:
         wrong = f"is there already{why}; --force replaces it"
+    about = f"{option} {brief(str(out), 300)}"
     if wrong:
-        raise ConfigurationError(f"{option} {brief(str(out), 300)}: {wrong}", field="out")
-    check_writable(out.parent, f"{option} {brief(str(out), 300)}")
+        raise ConfigurationError(f"{about}: {wrong}", field="out")
+    check_writable(out.parent, about)
 
 
 def check_writable(folder: Path, about: str) -> None:

@@ -20,9 +20,9 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from vrambench.bench.allocator.peak import block_map
+from vrambench.bench.measure.block_map import block_map
 from vrambench.bench.measure.ledger import unpaged, weights
-from vrambench.bench.results.records import BlockMap, BlockName
+from vrambench.bench.results.records import BlockMap
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.job import Job
 
@@ -109,14 +109,11 @@ class Recording:
         """Where every block lay when most was in use; None, with a note, where the recording does not tell."""
         assert self._snapshot is not None, "after the recording"
         try:
-            found = block_map(self._snapshot, owners(self._job))
-        except ConfigurationError as error:
-            self.notes = (f"no map of the allocator's blocks: {error.message}",)
+            return block_map(self._snapshot, owners(self._job))
+        except Exception as error:  # whatever the map cannot be made of, what was measured stays
+            told = error.message if isinstance(error, ConfigurationError) else f"{type(error).__name__}: {error}"
+            self.notes = (f"no map of the allocator's blocks: {told}",)
             return None
-        if found is None:
-            return None
-        names = tuple(BlockName(**name._asdict()) for name in found.names)
-        return BlockMap(names=names, segments=found.segments)
 
 
 def owners(job: Job) -> dict[int, tuple[str, str]]:

@@ -62,7 +62,7 @@ class Cache:
 
         def look_up(database: sqlite3.Connection) -> str | None:
             row = database.execute("SELECT digest, text FROM kept WHERE key = ?", (_key(question),)).fetchone()
-            return row[1] if row and isinstance(row[1], str) and row[0] == _digest(row[1]) else None
+            return row[1] if row and isinstance(row[1], str) and row[0] == digest(row[1]) else None
 
         return self._with_database(look_up)
 
@@ -70,7 +70,7 @@ class Cache:
         """Keeps `text` for `question`."""
 
         def write(database: sqlite3.Connection) -> None:
-            row = (_key(question), _digest(text), text, time.time())
+            row = (_key(question), digest(text), text, time.time())
             database.execute("INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?)", row)
             if not self._trimmed:
                 newest = "SELECT key FROM kept ORDER BY at DESC LIMIT ?"
@@ -110,10 +110,11 @@ def usual_folder() -> Path | None:
 
 
 def _key(question: Question) -> str:
-    return _digest(json.dumps([_basis(), question], sort_keys=True, default=str))
+    return digest(json.dumps([_basis(), question], sort_keys=True, default=str))
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """By which damage to what is kept is seen, and by which questions are told apart."""
     return hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
 
 
@@ -126,7 +127,7 @@ def _basis() -> str:
     installed = sorted(
         {name for place in places if place for name in _distributions(place)}
     )  # sys.path grows with imports
-    return _digest(repr((sys.version, installed, sorted(files))))
+    return digest(repr((sys.version, installed, sorted(files))))
 
 
 def _files(folder: str) -> Iterator[tuple[str, int, int]]:

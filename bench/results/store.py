@@ -164,11 +164,6 @@ class RunFolder:
         """Result files that cannot be read, and those set aside before."""
         return self.contents()[1]
 
-    @property
-    def corrupted(self) -> list[Path]:
-        """The files of `unreadable`."""
-        return [one.file for one in self.unreadable]
-
 
 def dump_result(result: Result) -> str:
     """The result as schema 1's JSON, `schema` first, a number that is not finite as null."""

@@ -105,9 +105,8 @@ class Head:
     def nodes(self) -> list[dict[str, Any]] | None:
         """Those that are alive; None while the head does not answer. Raises NowhereLeft."""
         try:
-            if (
-                self._where is None
-            ):  # a driver outside the cluster talks to the head alone, which then raises ConnectionError
+            if self._where is None:
+                # A driver outside the cluster talks to the head alone, which then raises ConnectionError.
                 inside = not ray.util.client.ray.is_connected()
                 self._where = ray.get_runtime_context().gcs_address if inside else ""
             if self._where:

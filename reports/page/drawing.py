@@ -10,7 +10,6 @@ To pack its JavaScript takes it 2 s of a CPU, so what it gave is kept in the fol
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vrambench.bench.predict.cache import usual_folder
+from vrambench.bench.predict.cache import digest, usual_folder
 from vrambench.bench.results.store import write_atomically
 
 CODE = """
@@ -84,8 +83,8 @@ def _answers(function: str, each: Sequence[Sequence[Any]], **settings: Any) -> l
 def _read(kept: Path) -> str | None:
     """What was kept there, undamaged."""
     with contextlib.suppress(OSError, UnicodeError):
-        digest, _, code = kept.read_text(encoding="utf-8").partition("\n")
-        if digest == _digest(code):
+        first, _, code = kept.read_text(encoding="utf-8").partition("\n")
+        if first == digest(code):
             return code
     return None
 
@@ -94,8 +93,4 @@ def _keep(kept: Path, code: str) -> None:
     """Writes `code` there, if that can be done."""
     with contextlib.suppress(OSError):
         kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(kept, f"{_digest(code)}\n{code}")
-
-
-def _digest(code: str) -> str:
-    return hashlib.sha256(code.encode()).hexdigest()
+        write_atomically(kept, f"{digest(code)}\n{code}")

@@ -88,3 +88,17 @@ def test_a_recording_that_does_not_tell_is_a_note(plan: Any, tmp_path: Path, cud
     (note,) = recording.notes
     assert note.startswith("no map of the allocator's blocks: ")
     assert "lost" in note
+
+
+def test_what_nobody_foresaw_is_a_note_too(
+    plan: Any, tmp_path: Path, cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was measured is not lost with it."""
+    measurement = Measurement(plan(steps=1).cell, get_device("cpu"), CpuMeter())
+    recording = Recording(tmp_path / "one.pickle.gz", measurement.job)
+    with recording:
+        pass
+    monkeypatch.setattr("vrambench.bench.measure.recording.owners", lambda job: job.no_such_thing)
+    assert recording.blocks() is None
+    (note,) = recording.notes
+    assert note.startswith("no map of the allocator's blocks: AttributeError: ")

@@ -182,7 +182,7 @@ def test_a_newer_schema_is_said_and_no_folder_or_pipe_stops_a_report(folder: Run
         True,
         "of schema 2, which a newer vrambench wrote; this version reads schema 1",
     )
-    assert [file.name for file in folder.corrupted] == ["a1.json", "a2.json", "a3.json", "a4.json"]
+    assert [one.file.name for one in folder.unreadable] == ["a1.json", "a2.json", "a3.json", "a4.json"]
     page = render([read_run(folder.path, "run")], draw=lambda charts: [""] * len(charts))
     assert "which a newer vrambench wrote" in page
     assert folder.set_aside("a2") == folder.cells / "a2.json.corrupted-1"

@@ -52,7 +52,7 @@ def test_what_is_no_result_is_none_and_listed_as_corrupted(folder: RunFolder, co
     (folder.cells / f"{RESULT.id}.json").write_text(content)
     assert folder.read_result(RESULT.id) is None
     assert folder.results() == []
-    assert [path.name for path in folder.corrupted] == [f"{RESULT.id}.json"]
+    assert [one.file.name for one in folder.unreadable] == [f"{RESULT.id}.json"]
 
 
 def test_a_file_under_another_cells_name_is_none(folder: RunFolder) -> None:
@@ -66,7 +66,7 @@ def test_setting_aside_never_overwrites(folder: RunFolder) -> None:
         file.write_text(text)
         assert folder.set_aside(RESULT.id)
     assert folder.set_aside(RESULT.id) is None
-    assert sorted(path.read_text() for path in folder.corrupted) == ["first", "second"]
+    assert sorted(one.file.read_text() for one in folder.unreadable) == ["first", "second"]
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

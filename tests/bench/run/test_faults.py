@@ -178,7 +178,7 @@ def test_a_corrupted_result_is_set_aside_and_its_cell_runs_again(here: Path, pla
     summary = run(cells, here / "run", listener=listening)
     assert (summary.kept, summary.counts) == (1, {"ok": 2})
     assert any(file.name in message for message in listening.messages)
-    assert [path.read_text() for path in RunFolder.open(here / "run").corrupted] == [half]
+    assert [one.file.read_text() for one in RunFolder.open(here / "run").unreadable] == [half]
 
 
 def test_a_second_run_on_the_same_folder_is_refused(here: Path, plan: Any, listening: Any) -> None:

@@ -9,10 +9,10 @@ import pytest
 
 from tests.bench.allocator.made import MIB, whole_recording
 from vrambench.bench.allocator.explained import explain
-from vrambench.bench.allocator.peak import UNUSED, block_map
 from vrambench.bench.allocator.snapshot import Snapshot, read_snapshot
+from vrambench.bench.measure.block_map import UNUSED, block_map
 
-RECORDINGS = Path(__file__).parent / "recordings"
+RECORDINGS = Path(__file__).parent / "allocator" / "recordings"
 
 
 @pytest.mark.parametrize("name", ["training-200", "windows", "unsplit-tails"])

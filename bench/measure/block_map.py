@@ -12,45 +12,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
-from typing import NamedTuple
 
 from vrambench.bench.allocator.blocks import Segment
 from vrambench.bench.allocator.comparison import Source, device_traces
 from vrambench.bench.allocator.explained import InUse, in_use, map_at, moment, place_of, without_numbers
 from vrambench.bench.allocator.snapshot import Snapshot
+from vrambench.bench.results.records import BlockMap, BlockName, Stretch
 
-
-class Name(NamedTuple):
-    """What a block was. `used`: whether it was in use. `role`, `kind`: whose it is, and what, where that is known; `called`: its
-    metadata, all layers alike; `where`: the innermost line of code that is not PyTorch's own; empty where that was not recorded."""
-
-    used: bool = False
-    role: str | None = None
-    kind: str | None = None
-    called: str = ""
-    where: str = ""
-
-
-class Stretch(NamedTuple):
-    """Neighbouring blocks of one name, which is given by its place."""
-
-    name: int
-    nbytes: int
-
-
-class BlockMap(NamedTuple):
-    """Of each segment its stretches, in order of addresses. The first name is that of what was in no use."""
-
-    names: tuple[Name, ...]
-    segments: tuple[tuple[Stretch, ...], ...]
-
-
-UNUSED = Name()
+UNUSED = BlockName()
 
 
 def block_map(source: Source, owners: Mapping[int, tuple[str, str]] | None = None) -> BlockMap | None:
-    """Of the device that had most in use; None where nothing was recorded. `owners`: role and kind of memory that is held when the
-    recording ends, by address. Raises ConfigurationError where the trace does not agree with the segments."""
+    """Of the device that had most in use; the name of what was in no use comes first. None where nothing was recorded. `owners`:
+    role and kind of memory that is held when the recording ends, by address. Raises ConfigurationError where the trace does not
+    agree with the segments."""
     snapshot = Snapshot.of(source)
     settings = replace(snapshot.settings(), memory_fraction=1.0)
     traces = [trace for trace in device_traces(snapshot, settings) if trace.entries]
@@ -61,7 +36,7 @@ def block_map(source: Source, owners: Mapping[int, tuple[str, str]] | None = Non
     held, trace, entry = max(found, key=lambda one: sum(block.nbytes for block in one[0].values()))
     anew = {address for action, address, _, _ in trace.entries[entry + 1 :] if action in ("alloc", "free_completed")}
     kept = {address: who for address, who in (owners or {}).items() if address not in anew}
-    places: dict[Name, int] = {UNUSED: 0}
+    places: dict[BlockName, int] = {UNUSED: 0}
     segments = tuple(
         tuple(_together(_stretches(segment, held, kept, places))) for segment in map_at(trace, entry, settings)
     )
@@ -72,7 +47,7 @@ def _stretches(
     segment: Segment,
     held: Mapping[int, InUse],
     owners: Mapping[int, tuple[str, str]],
-    places: dict[Name, int],
+    places: dict[BlockName, int],
 ) -> Iterator[Stretch]:
     """Each block. `places` gets the names that are new."""
     for block in segment.blocks:
@@ -81,11 +56,11 @@ def _stretches(
         yield Stretch(name=places.setdefault(name, len(places)), nbytes=block.size)
 
 
-def _name(block: InUse | None, owner: tuple[str, str] | None) -> Name:
+def _name(block: InUse | None, owner: tuple[str, str] | None) -> BlockName:
     role, kind = owner or (None, None)
     if block is None:
-        return Name(used=True, role=role, kind=kind)
-    return Name(
+        return BlockName(used=True, role=role, kind=kind)
+    return BlockName(
         used=True,
         role=role,
         kind=kind,
