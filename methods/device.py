@@ -34,6 +34,8 @@ Kind = Literal["cpu", "cuda", "meta"]
 
 EMPTIES_CACHE = "Device.empty_cache"
 REPEATS = "Device.repeated"
+WALKS_PARAMETERS = "Device.walk"
+"""Profiler name for work that goes through parameters of any layer, one by one, and names each by an operator on it."""
 
 MEMORY = "memory: "
 

@@ -112,9 +112,10 @@ class Streams:
             kept.copy_(tensor, non_blocking=True)
         return kept
 
-    def from_host(self, kept: OnHost) -> torch.Tensor:
-        """A copy of it on the device."""
-        tensor = torch.empty(kept.shape, dtype=kept.dtype, device=self._device)
+    def from_host(self, kept: OnHost, tensor: torch.Tensor | None = None) -> torch.Tensor:
+        """A copy of it on the device, in `tensor` where one is given."""
+        if tensor is None:
+            tensor = torch.empty(kept.shape, dtype=kept.dtype, device=self._device)
         if isinstance(kept, torch.Tensor):
             tensor.copy_(kept, non_blocking=True)
         return tensor

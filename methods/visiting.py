@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from vrambench.methods.device import Device, memory_named
+from vrambench.methods.device import WALKS_PARAMETERS, Device, memory_named
 from vrambench.methods.streams import streams_of
 
 
@@ -26,21 +26,25 @@ class Visitor:
     def __init__(self, module: nn.Module, device: Device) -> None:
         self._streams = streams_of(device)
         self._parameters = list(module.parameters())
-        self._on_host = [self._streams.to_host(parameter.data.contiguous()) for parameter in self._parameters]
+        self._on_host = []
+        with torch.profiler.record_function(WALKS_PARAMETERS):
+            for parameter in self._parameters:
+                self._on_host.append(self._streams.to_host(parameter.detach().contiguous()))
         for parameter in self._parameters:
             vars(parameter)["ds_numel"] = parameter.numel()  # as DeepSpeed calls it for its own; who counts looks there
         self._go()
 
     @contextmanager
     def here(self) -> Iterator[None]:
-        with memory_named("gathered_weights"):
+        with memory_named("gathered_weights"), torch.profiler.record_function(WALKS_PARAMETERS):
             for parameter, host in zip(self._parameters, self._on_host, strict=True):
-                parameter.data = self._streams.from_host(host)
+                parameter.data = self._streams.from_host(host, parameter.new_empty(host.shape))
         try:
             yield
         finally:
             self._go()
 
     def _go(self) -> None:
-        for parameter in self._parameters:
-            parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+        with torch.profiler.record_function(WALKS_PARAMETERS):
+            for parameter in self._parameters:
+                parameter.data = parameter.new_empty(0)

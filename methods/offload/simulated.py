@@ -26,9 +26,6 @@ from vrambench.methods.setup import Setup
 CASTABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NORM_DTYPE = torch.float64  # on CUDA as on the CPU
 
-WALKS_PARAMETERS = "SimulatedZero.send"
-"""Profiler name for work inside the backward pass on parameters of any layer."""
-
 
 class SimulatedEngine(ABC):
     """Does to the device's memory what ZeroLearner does on CUDA. `host_memory`: what the host holds from the first step on.

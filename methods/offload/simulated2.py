@@ -32,10 +32,10 @@ import torch
 from torch import nn
 from torch._utils import _flatten_dense_tensors
 
-from vrambench.methods.device import memory_named
+from vrambench.methods.device import WALKS_PARAMETERS, memory_named
 from vrambench.methods.offload.host import aligned, sums_on_device
 from vrambench.methods.offload.learner import tensors_in
-from vrambench.methods.offload.simulated import NORM_DTYPE, WALKS_PARAMETERS, SimulatedEngine
+from vrambench.methods.offload.simulated import NORM_DTYPE, SimulatedEngine
 
 
 @dataclass

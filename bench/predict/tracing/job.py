@@ -14,7 +14,7 @@ from vrambench.bench.predict.tracing.tracer import Tracer
 from vrambench.methods.algorithms import Metrics
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Device
-from vrambench.methods.job import Job
+from vrambench.methods.job import Context, Job
 from vrambench.methods.offload.learner import Learner, LearnerFactory
 
 STEPPING = ("optimizer_step", "svd")
@@ -68,6 +68,12 @@ class TracedJob(Job):
         metrics = super().step(index)
         self._own_states()
         return metrics
+
+    def _visiting(self, module: nn.Module) -> Context:
+        for name, role in self.roles.items():
+            if role.module is module:  # before its weights go to the host
+                self._tracer.watch(name, module)
+        return super()._visiting(module)
 
     def _trained(self, name: str, module: nn.Module, factory: LearnerFactory | None = None) -> Learner:
         self._tracer.watch(name, module)

@@ -18,9 +18,8 @@ from vrambench.bench.measure.ledger import own_weights
 from vrambench.bench.measure.meters.storages import Storages
 from vrambench.bench.predict.tracing.shapes import tensors_of
 from vrambench.bench.predict.tracing.trace import LayerIndex, Place
-from vrambench.methods.device import MEMORY
+from vrambench.methods.device import MEMORY, WALKS_PARAMETERS
 from vrambench.methods.models.parts import layer_stacks
-from vrambench.methods.offload.simulated import WALKS_PARAMETERS
 
 WALKS = ("Optimizer.step", WALKS_PARAMETERS)
 """How profiler names begin of work that goes through parameters one by one."""
@@ -221,6 +220,11 @@ class Places:
         """Whether an operator belongs to the layer that its arguments belong to: while work goes through parameters; and, outside
         the layers, before the first step and in WALKING_PHASES."""
         return self.walking or (self.layer is None and (self.step is None or self._phase in WALKING_PHASES))
+
+    @property
+    def at_work(self) -> LayerIndex | None:
+        """The layer that a pass is in, or of the parameter that was named last."""
+        return self._walked if self._announced else self.layer
 
     def walk_to(self, args: Any) -> None:
         """While walking: an operator is called with `args`. What belongs to no layer changes nothing."""

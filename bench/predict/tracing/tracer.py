@@ -48,9 +48,8 @@ from vrambench.bench.predict.tracing.trace import (
     Trace,
     new,
 )
-from vrambench.methods.device import EMPTIES_CACHE, REPEATS
+from vrambench.methods.device import EMPTIES_CACHE, REPEATS, WALKS_PARAMETERS
 from vrambench.methods.models.parts import heads
-from vrambench.methods.offload.simulated import WALKS_PARAMETERS
 from vrambench.methods.streams import COPYING, ON_HOST, SYNCHRONIZES, USED_BY_WORK
 
 PARTS, PART_BEGINS = "profiler._record_function", "profiler._record_function_enter_new.default"
@@ -262,6 +261,7 @@ class Tracer(TorchDispatchMode):
 
     def _part_begins(self, part: str, argument: str | None = None) -> None:
         """The job, or an optimizer, says by a profiler's name what it does next."""
+        layer = self._places.at_work
         self._places.begin_part(part)
         if part == EMPTIES_CACHE:
             self._record(EMPTY, 0, 0)
@@ -276,7 +276,7 @@ class Tracer(TorchDispatchMode):
             if storage is not None:
                 self.trace.lent.add(storage.ident)
         elif part == ON_HOST:
-            self._record(HOST, -1, int(argument or 0), self._places.layer)
+            self._record(HOST, -1, int(argument or 0), layer)
         elif part == SYNCHRONIZES:
             self._record(SYNC, -1, 0)
 

@@ -29,6 +29,7 @@ def cell(**more: Any) -> Cell:
         "rollout_batch": 4,
         "gradient_checkpointing": True,
         "galore": {"rank": 16},
+        "grpo": {"beta": 0.1},
         "zero": {"reduce_bucket_size": 500_000_000},
     }
     for name, value in more.items():
@@ -84,6 +85,8 @@ def described(trace: Trace) -> list[tuple[Any, ...]]:
         {"offload": "zero2_optimizer", "model": "llama-1b", "zero": {"reduce_bucket_size": 2048 * 2048}},
         {"offload": "zero2_optimizer", "precision": "nf4", "adapter": "lora", "algorithm": "ppo", "value": "separate"},
         {"algorithm": "ppo", "gradient_accumulation_steps": 2, "model": "llama-1b"},
+        {"algorithm": "ppo", "ref_reward_offload": True, "reward": "model", "reward_model": "gpt2"},
+        {"algorithm": "grpo", "ref_reward_offload": True, "reference": "copy", "precision": "nf4", "adapter": "lora"},
         {"adapter": "lora", "precision": "int8", "model": "gpt-neox-20b", "algorithm": "ppo"},
         *(
             {"optimizer": name}
