@@ -32,7 +32,7 @@ run: setup
 	$(BIN)/vrambench run $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest --benchmark-skip -rs --ignore=tests/gpu -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest --benchmark-skip -rs --ignore=tests/gpu -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 	$(BIN)/python -m pytest -rs -q tests/gpu
 
 lint: setup
