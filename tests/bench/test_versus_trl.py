@@ -83,12 +83,9 @@ def test_sft_has_the_loss_that_the_case_names(
     assert seen == [loss]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["sft", "ppo"])
-def test_against_trl_both_sides_train_on_as_many_tokens(
-    versus: ModuleType, algorithm: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With SFT both are processes, as on a GPU; with PPO ours is this one, which has imported all."""
+@pytest.fixture
+def ours_here(versus: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our side is this process, which has imported all."""
     processes = versus.run
 
     def run_here(command: list[str], output: object = None) -> str | None:
@@ -97,14 +94,24 @@ def test_against_trl_both_sides_train_on_as_many_tokens(
         code = main(command[command.index(versus.COMMAND) + 1 :])
         return f"ended with code {code}" if code else None
 
+    monkeypatch.setattr(versus, "run", run_here)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["sft", "ppo"])
+def test_against_trl_both_sides_train_on_as_many_tokens(
+    versus: ModuleType, algorithm: str, request: pytest.FixtureRequest
+) -> None:
+    """With SFT both are processes, as on a GPU."""
     if algorithm == "ppo":
-        monkeypatch.setattr(versus, "run", run_here)
+        request.getfixturevalue("ours_here")
     case = versus.Case(algorithm, "tiny", 2, 4, 4, steps=2)
     for side in (versus.ours_of(case, "cpu"), versus.theirs_of(case, "cpu")):
         assert len(side["step_seconds"]) == 2, side
         assert side["tokens_per_second"] == pytest.approx(16 / statistics.median(side["step_seconds"]))
 
 
+@pytest.mark.usefixtures("ours_here")
 def test_against_trl_a_side_that_cannot_run_says_so(
     versus: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests import forked
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
@@ -77,8 +78,11 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+ON_THE_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+
+
 def environment(**changes: str) -> dict[str, str]:
-    return os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""} | changes
+    return os.environ | ON_THE_CPU | changes
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +91,10 @@ def ran(cell: MakeCell) -> Ran:
     usual = {"offload": "zero2_optimizer"} | ZERO
     cells = {name: cell(**usual | settings).flat() for name, settings in CASES.items()}
     script = Path(__file__).with_name("zero_jobs.py")
-    done = subprocess.run(
-        [sys.executable, "-P", str(script), json.dumps(list(cells.values()))],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=500,
-        check=False,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ON_THE_CPU.items():
+            patch.setenv(name, value)
+        done = forked.run([str(script), json.dumps(list(cells.values()))], script.parent, seconds=500)
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(zip(cells, json.loads(done.stdout.splitlines()[-1]), strict=True))
 

@@ -14,10 +14,7 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import shutil
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +23,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests import forked
 from tests.methods.zero_traces import STEPS, Recorder, Traced, came, standing_in, traced
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import get_device
@@ -138,14 +136,11 @@ def ran(cell: MakeCell) -> Ran:
     made |= {name: cell(**SMALL | {"optimizer": name}) for name in OPTIMIZERS}
     in_order = sorted(made, key=lambda name: made[name].offload_value.zero_stage)
     cells = {name: made[name].flat() for name in in_order}
-    done = subprocess.run(
-        [sys.executable, "-P", str(Path(__file__).with_name("zero_traces.py")), json.dumps(list(cells.values()))],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},
-        timeout=1800,
-        check=False,
-    )
+    script = Path(__file__).with_name("zero_traces.py")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}.items():
+            patch.setenv(name, value)
+        done = forked.run([str(script), json.dumps(list(cells.values()))], script.parent, seconds=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(zip(cells, json.loads(done.stdout.splitlines()[-1]), strict=True))
 
