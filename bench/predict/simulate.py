@@ -77,6 +77,8 @@ class Simulator:
                 raise NotAlike("offloading holds the inputs of five layers at once")
             if cell.offload_value.across_layers:
                 raise NotAlike(f"{cell.offload} works on several layers' weights or gradients at once")
+            if cell.adapter_value.uneven(work):
+                raise NotAlike(f"{cell.adapter} may add something else to each layer")
             return self._simulated(cell, card, BUILT, order)
         except NotAlike as difference:
             simulation = self._simulated(cell, card, None, order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -25,6 +26,22 @@ class Schedule(Protocol):
         """Every tensor that it keeps between steps."""
 
 
+NUMBER = re.compile(r"(?<![A-Za-z_])\d|\\d")
+"""In a regular expression: a layer's number, or one digit of it; names such as `w1` and `4h` are none."""
+
+
+def named_by_number(workload: Workload) -> bool:
+    """Whether the workload's names of targets say which layers are meant, by their numbers."""
+    for names in (workload.lora_target_modules, workload.lora_target_parameters, workload.lora_modules_to_save):
+        if isinstance(names, str):
+            every_number = re.sub(r"(\\d|\[0-9\])[+*]", "", names)
+            if NUMBER.search(every_number):
+                return True
+        elif any(part.isdecimal() for name in names or () for part in name.split(".")):
+            return True
+    return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Adapter(AxisValue):
     """`attach`: takes the transformers model, gives it with only what is to be trained requiring gradients. `trains_base`:
@@ -35,8 +52,9 @@ class Adapter(AxisValue):
     `merges_quantized`: into quantised ones too. `widens`: bits of quantised layers whose output it leaves in fp32, unless there is
     autocast.
     `projects_by_buffers`: it multiplies by matrices that are buffers, of `adapter_dtype`. `virtual_tokens`: by how many tokens it
-    makes every sequence longer. `schedule`: takes a trained module, gives what is done after each of its optimizer steps.
-    `penalty`: takes the model, gives what is added to the mean loss of labels, a scalar."""
+    makes every sequence longer. `uneven`: what it adds to one layer may differ from what it adds to another. `schedule`: takes a
+    trained module, gives what is done after each of its optimizer steps. `penalty`: takes the model, gives what is added to the
+    mean loss of labels, a scalar."""
 
     attach: Callable[[nn.Module, Workload], nn.Module]
     trains_base: bool
@@ -50,6 +68,7 @@ class Adapter(AxisValue):
     widens: frozenset[int] = frozenset()
     projects_by_buffers: bool = False
     virtual_tokens: Callable[[Workload], int] = lambda workload: 0
+    uneven: Callable[[Workload], bool] = named_by_number
     schedule: Callable[[nn.Module], Schedule] | None = None
     penalty: Callable[[nn.Module], torch.Tensor] | None = None
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from pydantic import create_model
 from torch import nn
 
-from vrambench.methods.adapters import Adapter
+from vrambench.methods.adapters import Adapter, named_by_number, valueless
 from vrambench.methods.adapters.attaching import FIELDS, adapt, attached
 from vrambench.methods.adapters.prompt_tuning import task_of
 from vrambench.methods.dtypes import DTYPES
@@ -43,10 +44,12 @@ MERGED_QUANTISED = ("Lora", "BOFT", "Miss", "Shira")
 """Types that PEFT merges into int8 and 4-bit weights alike, unpacked for it and quantised again; others fail, or in one of both."""
 PROJECTED = ("Pvera", "RandLora")
 """Types with matrices in buffers, as VeRA has them."""
+OUTSIDE_LAYERS = ("TinyLora",)
+"""Types that have something of each layer's own outside the layers."""
 IN_MODULES = ("Lora", "LNTuning", "PromptEncoder")
 """Types whose parameters are in modules that are called; most others have dictionaries of them."""
-UNSEEN = ("Frod", "Shira", "TinyLora", "VBLoRA", "WaveFT")
-"""Types whose code reads values back, of the base's weights or of their own."""
+NEEDED: Mapping[str, tuple[str, ...]] = {"AdaptionPrompt": ("adapter_len", "adapter_layers")}
+"""Options that PEFT has no default for, and fails without."""
 TAKEN = frozenset(
     {
         "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
@@ -93,6 +96,9 @@ def adapter_of(name: str) -> Adapter:
         projects_by_buffers=stem in PROJECTED,
         virtual_tokens=functools.partial(_virtual_tokens, options=options) if virtual else lambda workload: 0,
         requires=("peft",),
+        uneven=functools.partial(_uneven, stem=stem, options=options),
+        workspaces=valueless.WORKSPACES.get(stem, {}),
+        unmodelled=lambda workload: valueless.unmodelled(stem, _said(workload, options)),
         options=options,
         fields=("adapter_dtype",) if virtual else FIELDS,
     )
@@ -118,25 +124,48 @@ def _said(workload: Workload, options: type[PeftOptions]) -> dict[str, Any]:
 
 
 def _attach(model: Any, workload: Workload, kind: type, options: type[PeftOptions]) -> nn.Module:
-    name = kind.__name__
-    if model.device.type == "meta" and name.removesuffix("Config") in UNSEEN:
+    name, stem = kind.__name__, kind.__name__.removesuffix("Config")
+    simulated = model.device.type == "meta"
+    if simulated and stem in valueless.REFUSED:
         raise ConfigurationError(
-            f"adapter: {PREFIX}{name} cannot be predicted: PEFT's code reads values of weights back, and there are none then",
+            f"adapter: {PREFIX}{name} cannot be predicted: {valueless.REFUSED[stem]}: `vrambench run` measures it",
             field="adapter",
         )
-    dtype = DTYPES[workload.adapter_dtype or "fp32"]
-    if name == "LNTuningConfig" and dtype != model.dtype and workload.autocast in (None, "none"):
+    said = _said(workload, options)
+    missing = [f"peft.{each}" for each in NEEDED.get(stem, ()) if said.get(each) is None]
+    if missing:
         raise ConfigurationError(
-            f"adapter_dtype: norms in {dtype} give that to layers in {model.dtype}, which refuse it: take the model's type, or "
-            "autocast",
-            field="adapter_dtype",
+            f"adapter: {PREFIX}{name} needs {' and '.join(missing)}, which PEFT has no default for", field="adapter"
         )
+    _check_type(model, workload, stem)
     # LoRA's factors may be made from the base's weights.
     made_on = model.device if name == "LoraConfig" else torch.device("cpu")
-    adapted = adapt(model, workload, kind, made_on, **_said(workload, options))
+    adapted = adapt(model, workload, kind, made_on, **said)
+    if simulated:
+        valueless.answered(adapted, stem)
     if not any(parameter.requires_grad for parameter in adapted.parameters()):
         raise ConfigurationError(f"adapter: {PREFIX}{name} trains nothing with these settings", field="adapter")
     return adapted
+
+
+def _check_type(model: Any, workload: Workload, stem: str) -> None:
+    """That layers which refuse other types than their own get their own. Raises ConfigurationError."""
+    dtype = DTYPES[workload.adapter_dtype or "fp32"]
+    takes_any = any(not each.is_floating_point() for each in model.parameters())  # quantised layers cast their inputs
+    gives = {"LNTuning": "norms", "AdaptionPrompt": None if takes_any else "prompts"}.get(stem)
+    if gives and dtype != model.dtype and workload.autocast in (None, "none"):
+        raise ConfigurationError(
+            f"adapter_dtype: {gives} in {dtype} give that to layers in {model.dtype}, which refuse it: take the model's type, or "
+            "autocast",
+            field="adapter_dtype",
+        )
+
+
+def _uneven(workload: Workload, stem: str, options: type[PeftOptions]) -> bool:
+    """Where options choose layers (AdaptionPrompt's always do), or give some of them settings of their own, too."""
+    said = {name for name, value in _said(workload, options).items() if value is not None and value != {}}
+    chooses = {"layers_to_transform", "adapter_layers"} & said or any(name.endswith("_pattern") for name in said)
+    return stem in OUTSIDE_LAYERS or bool(chooses) or named_by_number(workload)
 
 
 def _attach_virtual(model: Any, workload: Workload, kind: Any, options: type[PeftOptions]) -> nn.Module:

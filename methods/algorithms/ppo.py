@@ -104,21 +104,26 @@ class ProximalPolicyOptimisation:
                 if reference is not None and options.use_kl_loss:
                     kl = kl_estimates(new.logprobs, reference[rows], options.kl_estimator)
                     loss = loss + options.kl_coef * (kl * mask[rows]).sum() / mask[rows].sum()
+                    del kl
                 if new.values is not None:
                     loss = loss + options.vf_coef * value_loss(
                         new.values, old_values[rows], returns[rows], mask[rows], options.cliprange_value
                     )
+                logits = new.logits
+                del new  # all but the graph
             self.policy.backward(loss)
             losses.append(loss.detach())
             if number % stage.device.passes(work.gradient_accumulation_steps) == 0:
-                new = new._replace(logits=None)  # after each optimizer step, as TRL's trainer
+                del logits  # after each optimizer step, as TRL's trainer
             if self.critic is not None:
                 stage.phase("learn")
                 with self.critic.forward():
                     values = self.critic.module(tokens[rows], start)
                     miss = value_loss(values, old_values[rows], returns[rows], mask[rows], options.cliprange_value)
-                self.critic.backward(options.vf_coef * miss)
-                losses[-1] = losses[-1] + options.vf_coef * miss.detach()
+                    loss = options.vf_coef * miss
+                    del values, miss
+                self.critic.backward(loss)
+                losses[-1] = losses[-1] + loss.detach()
         kl = torch.zeros_like(score) if reference is None else (old_logprobs - reference).sum(dim=1)
         return {"loss": torch.stack(losses).mean(), "reward": score.mean(), "kl": kl.mean()}
 

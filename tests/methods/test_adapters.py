@@ -243,6 +243,7 @@ def test_adalora_allocates_as_peft_does() -> None:
 ANY: dict[str, dict[str, Any]] = {
     "peft:LoraConfig": {"r": 4},
     "peft:BOFTConfig": {},
+    "peft:AdaptionPromptConfig": {"adapter_len": 4, "adapter_layers": 2},
     "peft:C3AConfig": {"block_size": 32},
     "peft:DeloraConfig": {"r": 4},
     "peft:FourierFTConfig": {"n_frequency": 50},
@@ -256,8 +257,10 @@ ANY: dict[str, dict[str, Any]] = {
     "peft:RandLoraConfig": {"r": 8},
     "peft:RoadConfig": {"group_size": 32},
     "peft:ShiraConfig": {"r": 4},
+    "peft:TinyLoraConfig": {"u": 4},
     "peft:TrainableTokensConfig": {"token_indices": [1, 2, 3]},
     "peft:VBLoRAConfig": {"vector_length": 16},
+    "peft:WaveFTConfig": {"n_frequency": 10},
 }
 
 
@@ -315,7 +318,19 @@ def test_what_begins_with_parts_of_the_base_is_not_the_base_when_it_is_off() -> 
         ("peft:VeraConfig", {}, "peft:VeraConfig is adapter vera"),
         ("peft:XLoraConfig", {}, "peft:XLoraConfig mixes adapters that were trained before"),
         ("peft:LoHaConfig", {"peft": {"rnk": 4}}, "peft.rnk: no such field"),
-        ("peft:ShiraConfig", {"peft": {"r": 4}}, "cannot be predicted"),
+        ("peft:ShiraConfig", {"peft": {"r": 4}}, "cannot be predicted: its update is a sparse tensor"),
+        ("peft:FrodConfig", {}, "cannot be predicted: PEFT makes its factors from decompositions"),
+        (
+            "peft:AdaptionPromptConfig",
+            {},
+            r"needs peft\.adapter_len and peft\.adapter_layers, which PEFT has no default for$",
+        ),
+        ("peft:AdaptionPromptConfig", {"peft": {"adapter_len": 4}}, r"needs peft\.adapter_layers, which"),
+        (
+            "peft:AdaptionPromptConfig",
+            {"peft": {"adapter_len": 4, "adapter_layers": 2}, "precision": "bf16"},
+            "^adapter_dtype: prompts in torch.float32",
+        ),
         ("peft:LNTuningConfig", {"precision": "bf16"}, "^adapter_dtype: norms in torch.float32"),
         ("peft:C3AConfig", {}, "PEFT cannot put it on these layers: The block size should be a factor"),
         ("oft", {"model": "tiny-gpt2"}, r"PEFT cannot put it on these layers: Target module Conv1D"),

@@ -70,6 +70,34 @@ CELLS: dict[str, dict[str, Any]] = {
     "orthogonal in a subspace": {"adapter": "peft:PsoftConfig", "peft": {"psoft_svd": "lowrank"}},
     "generalised": {"adapter": "peft:GloraConfig", "gradient_checkpointing": True},
     "shared by layers": {"adapter": "peft:LilyConfig", "algorithm": "ppo", "response_tokens": 2, "ppo": {"epochs": 1}},
+    "of a few numbers": {
+        "adapter": "peft:TinyLoraConfig",
+        "peft": {"u": 16},
+        "algorithm": "ppo",
+        "response_tokens": 2,
+        "ppo": {"epochs": 1},
+    },
+    "from a bank of vectors": {
+        "adapter": "peft:VBLoRAConfig",
+        "peft": {"vector_length": 16},
+        "gradient_checkpointing": True,
+    },
+    # It keeps its places on the host, and copies them in each pass.
+    "wavelets": {"adapter": "peft:WaveFTConfig", "peft": {"n_frequency": 3}},
+    "wavelets beside nf4": {"adapter": "peft:WaveFTConfig", "peft": {"n_frequency": 3}, "precision": "nf4"},
+    "prompts within attention": {
+        "adapter": "peft:AdaptionPromptConfig",
+        "peft": {"adapter_len": 4, "adapter_layers": 2},
+        "adapter_dtype": "bf16",
+    },
+    "prompts within attention beside nf4, and ppo": {
+        "adapter": "peft:AdaptionPromptConfig",
+        "peft": {"adapter_len": 4, "adapter_layers": 1},
+        "precision": "nf4",
+        "algorithm": "ppo",
+        "response_tokens": 2,
+        "ppo": {"epochs": 1},
+    },
     "pissa": {"adapter": "peft:LoraConfig", "peft": {"r": 4, "init_lora_weights": "pissa"}},
     "experts": {"model": "mixtral", "lora_target_parameters": "mlp.experts.gate_up_proj,mlp.experts.down_proj"},
     "experts as all linear layers": {

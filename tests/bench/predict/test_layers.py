@@ -120,13 +120,44 @@ def test_four_layers_tell_of_all(more: dict[str, Any], monkeypatch: pytest.Monke
     assert (short.managed_bytes, short.host_bytes) == (whole.managed_bytes, whole.host_bytes)
 
 
-@pytest.mark.parametrize("name", ["UniLora", "Lily", "Psoft", "Glora"])
+@pytest.mark.parametrize("name", ["UniLora", "Lily", "Psoft", "Glora", "VBLoRA", "WaveFT"])
 def test_what_an_adapter_has_once_for_all_layers_is_counted_once(name: str) -> None:
-    made = cell(adapter=f"peft:{name}Config", model="smollm2-135m")
+    more = {"VBLoRA": {"vector_length": 64}, "WaveFT": {"n_frequency": 100}}.get(name)
+    made = cell(adapter=f"peft:{name}Config", model="smollm2-135m", **({"peft": more} if more else {}))
     found, whole = SIMULATOR.run(made), SIMULATOR._simulated(made, None, None, order_of(made))
     assert found.parameters == whole.parameters
     assert found.roles == whole.roles
     assert found.trace.peak_bytes() == whole.trace.peak_bytes()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"adapter": "lora", "lora_target_modules": r"model\.layers\.[0-9]\.self_attn\.q_proj"},
+        {"adapter": "rslora", "lora_target_modules": ["layers.0.self_attn.q_proj", "layers.29.self_attn.q_proj"]},
+        {"adapter": "peft:LoHaConfig", "peft": {"r": 4, "layers_to_transform": list(range(10))}},
+        {"adapter": "peft:LoraConfig", "peft": {"r": 4, "rank_pattern": {r"layers\.1[0-9]\..*": 16}}},
+        {
+            "adapter": "peft:AdaptionPromptConfig",
+            "peft": {"adapter_len": 4, "adapter_layers": 10},
+            "adapter_dtype": "bf16",
+        },
+        {"adapter": "peft:TinyLoraConfig"},
+    ],
+    ids=lambda more: more["adapter"],
+)
+def test_an_adapter_that_is_not_the_same_on_every_layer_is_traced_on_all(more: dict[str, Any]) -> None:
+    simulation = SIMULATOR.run(cell(model="smollm2-135m", **more))
+    assert simulation.layers is None
+    assert simulation.notes[0].startswith("every layer was traced")
+
+
+@pytest.mark.parametrize(
+    "names", [r"model\.layers\.\d+\.mlp\..*_proj", r".*\.[0-9]+\.(w1|dense_4h_to_h)", ["q_proj", "w1"]]
+)
+def test_names_of_all_layers_are_of_none(names: Any) -> None:
+    made = cell(adapter="lora", lora_target_modules=names)
+    assert not made.adapter_value.uneven(made.workload)
 
 
 def test_layers_that_are_cut_across_are_all_traced() -> None:
