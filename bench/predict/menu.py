@@ -34,7 +34,8 @@ from vrambench.bench.predict.many import predictor_here, why
 from vrambench.bench.predict.reach import integer_fields, largest
 from vrambench.bench.predict.recipes import RECIPES, Recipe, asked
 from vrambench.bench.results.forecast import Forecast
-from vrambench.methods.cards import CARDS, card_called
+from vrambench.methods.called import card_called
+from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import Cell, from_flat
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.workload import AXIS_NAMES
