@@ -21,7 +21,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vrambench.bench.plan.combinations import all_named, combinations
-from vrambench.bench.plan.matrix import Level, Matrix, Setting, check_names, unflatten
+from vrambench.bench.plan.matrix import Level, Matrix, Setting, unflatten
+from vrambench.bench.plan.names import check_names
 from vrambench.bench.plan.plan import PlannedCell, resolved
 from vrambench.bench.plan.selection import Selection
 from vrambench.bench.plan.shortest import shortest
