@@ -1,16 +1,14 @@
 """GPUs by name: what they offer to a process, and what of their hardware decides how operators work.
 
-A card's usable capacity is the number that PyTorch's out-of-memory message gives as "total capacity" on it: what the
-driver offers, which is less than what the name says. Whatever nobody has published, or we have not measured, is None.
+A card's usable capacity is the number that PyTorch's out-of-memory message gives as "total capacity" on it: what the driver
+offers, which is less than what the name says. Whatever nobody has published, or we have not measured, is None.
 
-Sources, by the words in each record: "oom" is such a message in a public issue, named, as is what programs
-show of the same number; "docs" is NVIDIA's data sheet of
-the card (number of multiprocessors) and the CUDA programming guide's table of compute capabilities.
+Sources, by the words in each record: "oom" is such a message in a public issue, named, as is what programs show of that number,
+or in their words of a public log; "docs" NVIDIA's data sheet (multiprocessors) and the CUDA programming guide (capabilities).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -48,7 +46,7 @@ class Card:
         return self.capability >= FIRST_BF16
 
 
-_NO_CAPACITY = "docs; no capacity found but under Windows"
+_NO_CAPACITY = "docs; no capacity found but under Windows, or none to two decimals"
 
 _CARDS = (
     Card(
@@ -117,8 +115,7 @@ _CARDS = (
         multiprocessors=108,
         usable_bytes=int(79.15 * GIB),
         outside_bytes=(513 * MIB, 749 * MIB),
-        source="oom (lianqi1008/Control-GIC 6 gives 79.14, levihsu/OOTDiffusion 235 79.25); ends of jobs as published for "
-        "80 GB cards; docs",
+        source="oom (lianqi1008/Control-GIC 6 gives 79.14, levihsu/OOTDiffusion 235 79.25); ends of jobs as published; docs",
     ),
     Card(
         name="h100-80gb",
@@ -285,76 +282,118 @@ _CARDS = (
         usable_bytes=int(31.74 * GIB),
         source="oom (liucongg/ChatGLM-Finetuning 73; google/dynibar 8 gives 31.75); docs",
     ),
+    Card(
+        name="rtx-3090-ti",
+        marked_bytes=24 * GIB,
+        capability=(8, 6),
+        multiprocessors=84,
+        usable_bytes=24_114 * MIB,
+        source="what PyTorch shows (total_memory=24114MB; Unsloth's line gives 23.651 GB); docs",
+    ),
+    Card(
+        name="rtx-4080",
+        marked_bytes=16 * GIB,
+        capability=(8, 9),
+        multiprocessors=76,
+        usable_bytes=16_049 * MIB,
+        source="what PyTorch shows (total_memory=16049MB); docs",
+    ),
+    Card(
+        name="rtx-5080",
+        marked_bytes=16 * GIB,
+        capability=(12, 0),
+        multiprocessors=84,
+        usable_bytes=int(15.47 * GIB),
+        source="what PyTorch shows (RTX 5080 (15.47 GiB VRAM, sm_120); under Windows and WSL 15.92); docs",
+    ),
+    Card(
+        name="rtx-4000-ada",
+        marked_bytes=20 * GIB,
+        capability=(8, 9),
+        multiprocessors=48,
+        usable_bytes=int(19.54 * GIB),
+        source="what PyTorch shows (RTX 4000 Ada Generation (19.54 GB VRAM)); docs",
+    ),
+    Card(
+        name="titan-rtx",
+        marked_bytes=24 * GIB,
+        capability=(7, 5),
+        multiprocessors=72,
+        usable_bytes=int(23.62 * GIB),
+        source="what TensorFlow shows (name: TITAN RTX, totalMemory: 23.62GiB); docs",
+    ),
+    Card(
+        name="a40",
+        marked_bytes=48 * GIB,
+        capability=(8, 6),
+        multiprocessors=84,
+        usable_bytes=45_416 * MIB,
+        source="what PyTorch shows (total_memory=45416MB; Unsloth's line gives 44.549 GB); docs",
+    ),
+    Card(
+        name="l40",
+        marked_bytes=48 * GIB,
+        capability=(8, 9),
+        multiprocessors=142,
+        usable_bytes=int(44.40 * GIB),
+        source="what PyTorch shows (NVIDIA L40 (44.40 GB VRAM); others give 44.3); docs",
+    ),
+    Card(
+        name="a800-80gb",
+        marked_bytes=80 * GIB,
+        capability=(8, 0),
+        multiprocessors=108,
+        usable_bytes=int(79.32 * GIB),
+        source="oom (Tencent-Hunyuan/HunyuanImage-3.0 22; hahnyuan/PB-LLM 3 gives 79.33); docs",
+    ),
+    Card(
+        name="h20",
+        marked_bytes=96 * GIB,
+        capability=(9, 0),
+        multiprocessors=78,
+        usable_bytes=97_285 * MIB,
+        source="what PyTorch shows (total_memory=97285MB); docs",
+    ),
+    Card(
+        name="h100-nvl",
+        marked_bytes=94 * GIB,
+        capability=(9, 0),
+        multiprocessors=132,
+        usable_bytes=int(93.00 * GIB),
+        source="oom (ali-vilab/VACE 56; Unsloth's line gives 93.016 GB); docs",
+    ),
+    Card(
+        name="gh200-480gb",
+        marked_bytes=96 * GIB,
+        capability=(9, 0),
+        multiprocessors=132,
+        usable_bytes=int(94.50 * GIB),
+        source="what PyTorch shows (NVIDIA GH200 480GB (94.5 GiB)), with 96 GB at the GPU: the 480 GB are the CPU's; docs",
+    ),
+    Card(
+        name="gb10",
+        marked_bytes=128 * GIB,
+        capability=(12, 1),
+        multiprocessors=48,
+        source="docs; its memory is the system's too: of the 119.70 to 121.69 GiB that CUDA shows, what else runs has its part",
+    ),
     *(
         Card(name=name, marked_bytes=gib * GIB, capability=capability, multiprocessors=sm, source=_NO_CAPACITY)
         for name, gib, capability, sm in (
-            ("rtx-3090-ti", 24, (8, 6), 84),
             ("rtx-3080-ti", 12, (8, 6), 80),
-            ("rtx-4080", 16, (8, 9), 76),
             ("rtx-4080-super", 16, (8, 9), 80),
             ("rtx-4070-ti-super", 16, (8, 9), 66),
-            ("h20", 96, (9, 0), 78),
-            ("h100-nvl", 94, (9, 0), 132),
-            ("rtx-5080", 16, (12, 0), 84),
             ("rtx-5070-ti", 16, (12, 0), 70),
             ("rtx-5000-ada", 32, (8, 9), 100),
-            ("l40", 48, (8, 9), 142),
-            ("a40", 48, (8, 6), 84),
+            ("h800", 80, (9, 0), 132),
         )
     ),
 )
-
 CARDS: Mapping[str, Card] = {card.name: card for card in _CARDS}
 CAPACITIES: Mapping[str, int] = {card.name: card.usable_bytes for card in _CARDS if card.usable_bytes is not None}
 """Usable bytes of the cards whose capacity is known: those that a budget can name."""
-
-_MAKERS = {"nvidia", "geforce", "tesla", "quadro", "gpu", "generation", "workstation", "server", "edition"}
-_FORMS = {"pcie", "sxm", "sxm2", "sxm3", "sxm4", "sxm5", "hbm2", "hbm2e", "hbm3", "hbm3e"}
-"""Words of a card's full name that tell no two apart here."""
-
-
-def cards_called(text: str) -> tuple[Card, ...]:
-    """The cards that people call so: `rtx-4090`, `4090`, `NVIDIA GeForce RTX 4090`, `A100-SXM4-80GB`, `h100`. Several where it is
-    not said which of them (`a100`)."""
-    if text.lower() in CARDS:
-        return (CARDS[text.lower()],)
-    wanted = _words(text)
-    if not any(char.isdigit() for word in wanted - _sizes(wanted) for char in word):
-        return ()
-    found = [card for card in _CARDS if wanted - _sizes(wanted) <= _words(card.name) and _holds(card, _sizes(wanted))]
-    plain = [card for card in found if _words(card.name) - _sizes(_words(card.name)) <= wanted | {"rtx"}]
-    return tuple(plain or found)
 
 
 def card_of(budget_bytes: int) -> Card | None:
     """The card whose usable capacity is exactly the budget: a card's name is stored as those bytes."""
     return next((card for card in CARDS.values() if card.usable_bytes == budget_bytes), None)
-
-
-def card_called(text: object) -> Card | None:
-    """The one card that people call so."""
-    found = cards_called(text) if isinstance(text, str) else ()
-    return found[0] if len(found) == 1 else None
-
-
-def _words(text: str) -> frozenset[str]:
-    """Of a card's name, in lower case; `80 GB` is one, `rtx4090` and `4070ti` are two each."""
-    joined = re.sub(r"\b(\d+)\s*gi?b\b", r"\1gb", text.lower())
-    split = re.sub(r"\b(rtx|gtx)(?=\w?\d)", r"\1 ", joined)
-    split = re.sub(r"(?<=\d{4})(ti)?(super)?\b", r" \1 \2", split)
-    return frozenset(re.findall(r"[a-z0-9]+", split)) - _MAKERS - _FORMS
-
-
-def _sizes(words: frozenset[str]) -> frozenset[str]:
-    """Those that say how much memory there is."""
-    return frozenset(word for word in words if re.fullmatch(r"\d+gb", word))
-
-
-def _holds(card: Card, sizes: frozenset[str]) -> bool:
-    return all(size == f"{card.marked_bytes // GIB}gb" for size in sizes)
-
-
-NUMBERS: Mapping[str, str] = {
-    word: card.name for card in reversed(_CARDS) for word in _words(card.name) if word.isdigit()
-}
-"""Cards by the number in their name, where it stands alone: `4090`. Of several, the first."""

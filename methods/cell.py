@@ -222,7 +222,7 @@ def _made_options(
     for name in dict.fromkeys((*given, *mine)):
         if name not in namespaces:
             if not any(name in registry.families for registry in AXES.values()):
-                raise unknown_field(name, namespaces)
+                raise unknown_field(name, {space: kind.model_fields for space, kind in namespaces.items()})
             check_mapping(given[name], name)
             continue  # another cell's: which options it has, its value says
         options[name] = validated_once(namespaces[name], given.get(name, {}), prefix=name + ".")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import marshal
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -91,7 +91,7 @@ def explain(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> 
     name = str(first["loc"][0]) if first["loc"] else ""
     field = prefix + name
     if first["type"] == "extra_forbidden":
-        return unknown_option(name, kind, prefix)
+        return unknown_option(name, kind.model_fields, prefix)
     if first["type"] == "literal_error":
         annotation = str(first["ctx"]["expected"])
         return UnknownValue(
@@ -104,9 +104,9 @@ def explain(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> 
     return ConfigurationError(f"{field}: {message}", field=field)
 
 
-def unknown_option(name: str, kind: type[BaseModel], prefix: str) -> ConfigurationError:
-    """That `kind`, whose fields are written after `prefix`, has none called `name`."""
-    choices = [choice for choice in kind.model_fields if choice != "options"]
+def unknown_option(name: str, fields: Iterable[str], prefix: str) -> ConfigurationError:
+    """That none of the `fields`, which are written after `prefix`, is called `name`."""
+    choices = [choice for choice in fields if choice != "options"]
     return ConfigurationError(
         f"{prefix}{brief(name)}: no such field{_meant(name, choices, prefix)} (there are {', '.join(choices)})",
         field=prefix + name,
@@ -119,18 +119,18 @@ def _meant(name: str, choices: Iterable[str], prefix: str) -> str:
     return f"; did you mean '{prefix}{hint}'?" if hint else ""
 
 
-def unknown_field(name: str, namespaces: Mapping[str, type[BaseModel]] | None = None) -> ConfigurationError:
-    """That a workload has neither a field nor a namespace called `name`."""
+def unknown_field(name: str, namespaces: Mapping[str, Collection[str]] | None = None) -> ConfigurationError:
+    """That a workload has neither a field nor one of the `namespaces`, each with the names of its options, called `name`."""
     return ConfigurationError(f"workload: unknown field {shown(name)}{meant_by(name, namespaces)}", field=name)
 
 
-def meant_by(name: str, namespaces: Mapping[str, type[BaseModel]] | None = None) -> str:
+def meant_by(name: str, namespaces: Mapping[str, Collection[str]] | None = None) -> str:
     """What was meant by a field called `name`, as the end of an error: what says the same here, an option without its namespace, or
     the nearest name; nothing where there is none."""
-    kinds = namespaces or {}
-    options = [f"{namespace}.{name}" for namespace, kind in kinds.items() if name in kind.model_fields]
+    named = namespaces or {}
+    options = [f"{namespace}.{name}" for namespace, fields in named.items() if name in fields]
     said = said_here(name) or (f"it is the option {' or '.join(options)}" if options else None)
-    return f"; {said}" if said else did_you_mean(name, (*FIELDS, *kinds))
+    return f"; {said}" if said else did_you_mean(name, (*FIELDS, *named))
 
 
 def complaint(details: Mapping[str, Any]) -> str:

@@ -13,70 +13,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from vrambench.methods.cards import CAPACITIES, DRIVERS_SHARE, GIB, NUMBERS, cards_called
-from vrambench.methods.errors import UNPRINTABLE, brief, did_you_mean, nearest, shown
+from vrambench.methods.errors import UNPRINTABLE, brief, did_you_mean, shown
 from vrambench.methods.lengths import parse_lengths
 from vrambench.methods.registry import Options
+from vrambench.methods.sizes import parse_size
 
 Kind = TypeVar("Kind", bound=Options)
-
-UNITS = {
-    "": 1,
-    "b": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "tb": 10**12,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "tib": 2**40,
-    "k": 2**10,
-    "m": 2**20,
-    "g": 2**30,
-    "t": 2**40,
-}
-"""One letter alone is a power of two, as Docker, Slurm and the JVM read it."""
-
-
-SMALLEST = 2**17
-"""No job holds fewer bytes: a number below it is one whose unit was forgotten, the MiB of 128 GiB at most."""
-
-
-def parse_size(value: object) -> int:
-    """Bytes of `24GiB`, `24G`, `16 GB`, a plain number of bytes, or a card, whatever people call it (its usable capacity)."""
-    unlike = f"{shown(value)} is not a size; write 24GiB, 16GB or a card: {', '.join(CAPACITIES)}"
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(unlike)
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", value.lower())
-        called = () if match and match[2] and match[2] in UNITS else cards_called(value)
-        if len(called) > 1:
-            raise ValueError(f"{shown(value)} may be {' or '.join(card.name for card in called)}")
-        for card in called:
-            if card.usable_bytes is not None:
-                return card.usable_bytes
-            raise ValueError(
-                f"{shown(value)} is a card of {card.marked_bytes // GIB} GB, of which a process gets less; how much is not known "
-                f"here: write it, as in {int((1 - DRIVERS_SHARE) * card.marked_bytes / GIB)}GiB"
-            )
-        if not match:
-            raise ValueError(unlike + did_you_mean(value, CAPACITIES))
-        if match[2] not in UNITS:
-            hint = f"; did you mean '{match[1]}GiB'?" if float(match[1]) < 1024 else ""
-            raise ValueError(unlike + hint)
-        unit = match[2]
-        size = float(match[1]) * UNITS[unit]
-    else:
-        unit, size = "", float(value)
-    if unit == "" and 1 <= size < SMALLEST:
-        meant = nearest(str(value), NUMBERS)
-        hint = f"; did you mean {NUMBERS[meant]!r}?" if meant else ""
-        raise ValueError(f"{shown(value)} would be bytes; write its unit, as in 24GiB{hint}")
-    if not SMALLEST <= size < 2**60:
-        raise ValueError(f"{shown(value)} is not a size of at least 128 KiB and less than 1 EiB")
-    return int(size)
-
 
 LONGEST_NAME = 1000
 """Characters of a model, a file or a function."""

@@ -27,3 +27,12 @@ def read_run(folder: Path, name: str) -> Run:
         tuple(str(one.file.relative_to(folder)) for one in unreadable),
         {one.file.stem: one.reason for one in unreadable},
     )
+
+
+def unread_of(folders: Sequence[Path], runs: Sequence[Run]) -> tuple[str, ...]:
+    """A line for each result file that cannot be read."""
+    return tuple(
+        f"{folder / file}: {run.unreadable[Path(file).stem]}"
+        for folder, run in zip(folders, runs, strict=True)
+        for file in run.corrupted
+    )

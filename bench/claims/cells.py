@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from vrambench.bench.claims.file import Claim, Claims, Layers
 from vrambench.bench.plan.matrix import Setting, check_value
-from vrambench.methods.cards import CARDS, card_called
+from vrambench.methods.called import card_called
+from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.workload import AXIS_NAMES

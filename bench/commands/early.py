@@ -12,9 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vrambench.bench.commands.shared import Mistakes, default_matrix
+from vrambench.bench.commands.shared import Mistakes, default_matrix, shipped_matrix
 from vrambench.methods.errors import ConfigurationError, UnknownValue
-from vrambench.methods.models.presets import check_name
+from vrambench.methods.models.config_file import check_config_file
+from vrambench.methods.models.presets import PRESETS, check_name
+from vrambench.methods.option_names import option_names
 from vrambench.methods.registry import check_module
 from vrambench.methods.validated import meant_by, unknown_field, validated
 from vrambench.methods.workload import FIELDS, Workload
@@ -52,6 +54,7 @@ def load(path: Path | None, selection: Selection) -> Matrix:
         *messages,
         *_about_kept(matrix, selection),
         *_about_matrix(matrix, None if about_profiles(mistakes) else selection.profile),
+        *_about_names(matrix, path or default_matrix(), selection),
     ]
     if messages:
         raise Mistakes(list(dict.fromkeys(messages)))
@@ -168,6 +171,8 @@ def _check_thing(name: str, value: object) -> None:
         return
     if name in ("model", "reward_model"):
         check_name(value, name)
+        if value not in PRESETS and Path(value).exists():
+            check_config_file(Path(value), name)
     elif name == "data" and value != Workload().data:
         from vrambench.methods.texts import check_data  # which imports numpy
 
@@ -209,6 +214,26 @@ def _about_kept(matrix: Matrix, selection: Selection) -> Iterator[str]:
         for name in names:
             if ":" not in name and name not in AXES[axis]:
                 yield UnknownValue(f"--only {axis}", name, there or AXES[axis]).message
+
+
+def _about_names(matrix: Matrix, path: Path, selection: Selection) -> Iterator[str]:
+    """A line for each name, in the file at `path` or typed, that neither a field nor an option has; with those about values
+    of options where there are any: these need torch."""
+    from vrambench.bench.plan.names import unknown_names
+
+    try:
+        more, layer = selection.layer(), matrix.layer(selection.profile)
+        typed = {name: (setting,) for name, setting in selection.settings().items()} | dict(selection.sweeps())
+    except ConfigurationError:  # which is told of the selector
+        return
+    unknown = [error.message for error in unknown_names(matrix, more, typed)]
+    trusted = matrix.config is not None or path.resolve() == shipped_matrix()
+    said = (*typed, *(() if trusted else (*layer.workload, *(layer.sweep or ()))))
+    if unknown and any(name.partition(".")[2] in option_names().get(name.partition(".")[0], ()) for name in said):
+        from vrambench.bench.plan.mistakes import about_options
+
+        yield from about_options(matrix, selection)
+    yield from unknown
 
 
 def _about_matrix(matrix: Matrix, profile: str | None) -> Iterator[str]:

@@ -69,7 +69,7 @@ def _predicted(found: Result) -> tuple[bytes, str]:
     """A recording of the cell as it is predicted, and what to say of it."""
     from vrambench.bench.predict.exported import recorded
     from vrambench.bench.predict.quiet import hush
-    from vrambench.methods.cards import card_called
+    from vrambench.methods.called import card_called
     from vrambench.methods.cell import from_flat
     from vrambench.reports import units
 

@@ -11,7 +11,7 @@ from typing import Annotated, TextIO
 import typer
 
 from vrambench.bench.commands.shared import check_out, say, stdout_kept_clean
-from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.errors import ConfigurationError, brief
 
 
 class Format(StrEnum):
@@ -24,8 +24,15 @@ class Format(StrEnum):
     PARQUET = "parquet"
 
 
-ENDINGS = {".csv": Format.CSV, ".md": Format.MARKDOWN, ".parquet": Format.PARQUET}
-"""Formats that a file's name tells where --format does not."""
+ENDINGS = {
+    ".html": Format.HTML,
+    ".htm": Format.HTML,
+    ".csv": Format.CSV,
+    ".md": Format.MARKDOWN,
+    ".parquet": Format.PARQUET,
+    "": Format.HTML,
+}
+"""Formats that the ending of a file's name tells where --format does not."""
 
 
 def report(
@@ -55,7 +62,8 @@ def report(
 
     With several runs the page lays the same cells side by side. --format csv and parquet hold numbers as they were stored, in
     bytes and seconds."""
-    chosen = as_format or ENDINGS.get(out.suffix if out else "", Format.HTML)
+    chosen = as_format or _told_by(out)
+    _check_once(runs)
     if chosen in (Format.HTML, Format.PARQUET):
         out = out or Path(f"report.{chosen}")
     if out is not None:
@@ -67,12 +75,30 @@ def report(
             assert out
             unread = write_report(runs, out, baseline)
         else:
-            _write_table(runs, chosen, out, baseline, stdout)
-            unread = _unreadable(runs)
+            unread = _write_table(runs, chosen, out, baseline, stdout)
         for line in unread:
             say(line)
         if out is not None:
             print(f"wrote {out}", file=stdout)
+
+
+def _told_by(out: Path | None) -> Format:
+    """The format that the file's name tells. Raises ConfigurationError where it has another ending."""
+    ending = out.suffix.lower() if out else ""
+    if ending not in ENDINGS:
+        known = ", ".join(one for one in ENDINGS if one)
+        raise ConfigurationError(
+            f"-o {brief(str(out), 300)}: {ending} tells no format, as {known} do; --format says which", field="out"
+        )
+    return ENDINGS[ending]
+
+
+def _check_once(runs: Sequence[Path]) -> None:
+    """That no run is laid beside itself."""
+    there = [run.resolve() for run in runs]
+    for place, run in enumerate(runs):
+        if there[place] in there[:place]:
+            raise ConfigurationError(f"{run}: is named twice; name each run once", field="runs")
 
 
 def _check_baseline(baseline: Path | None, runs: Sequence[Path], chosen: Format) -> None:
@@ -85,31 +111,37 @@ def _check_baseline(baseline: Path | None, runs: Sequence[Path], chosen: Format)
     read_baseline(baseline)
 
 
-def _write_table(runs: Sequence[Path], chosen: Format, out: Path | None, baseline: Path | None, stdout: TextIO) -> None:
-    """The cells as a table: to `out`, else to the terminal."""
+def _write_table(
+    runs: Sequence[Path], chosen: Format, out: Path | None, baseline: Path | None, stdout: TextIO
+) -> tuple[str, ...]:
+    """The cells as a table: to `out`, else to the terminal. Gives a line for each result file that cannot be read."""
     if chosen is Format.TABLE:
-        text = _table(runs, baseline, stdout if out is None else StringIO())
+        to = stdout if out is None else StringIO()
+        unread = _print_table(runs, baseline, to)
+        text = to.getvalue() if isinstance(to, StringIO) else ""
     else:
         from vrambench.reports import tables
-        from vrambench.reports.read import read_runs
+        from vrambench.reports.read import read_runs, unread_of
         from vrambench.reports.report import Report
 
-        found = Report(read_runs(runs))
+        read = read_runs(runs)
+        unread, found = unread_of(runs, read), Report(read)
         if chosen is Format.PARQUET:
             assert out
             tables.write_parquet(found, out)
-            return
+            return unread
         text = tables.markdown(found) if chosen is Format.MARKDOWN else tables.frame(found).to_csv(index=False)
         if out is None:
             stdout.write(text)
     if out is not None:
         out.write_text(text, encoding="utf-8")
+    return unread
 
 
-def _table(runs: Sequence[Path], baseline: Path | None, to: TextIO) -> str:
+def _print_table(runs: Sequence[Path], baseline: Path | None, to: TextIO) -> tuple[str, ...]:
     from vrambench.reports.text.terminal import print_table
 
-    print_table(runs, to)
+    unread = print_table(runs, to)
     if baseline is not None:
         from vrambench.bench.gate.baseline import read_baseline
         from vrambench.bench.gate.check import check
@@ -117,13 +149,7 @@ def _table(runs: Sequence[Path], baseline: Path | None, to: TextIO) -> str:
         from vrambench.reports.text.checked import print_check
 
         print_check(check(read_baseline(baseline), RunFolder.open(runs[0])), to)
-    return to.getvalue() if isinstance(to, StringIO) else ""
-
-
-def _unreadable(runs: Sequence[Path]) -> tuple[str, ...]:
-    from vrambench.bench.results.store import RunFolder
-
-    return tuple(f"{one.file}: {one.reason}" for folder in runs for one in RunFolder.open(folder).unreadable)
+    return unread
 
 
 def is_report(path: Path) -> bool:

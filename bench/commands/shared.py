@@ -175,7 +175,7 @@ def all_told(matrix: Matrix, selection: Selection) -> Iterator[None]:
 
 def card_named(selection: Selection) -> Card | None:
     """The card that the command line names as the budget, if it names one."""
-    from vrambench.methods.cards import card_called
+    from vrambench.methods.called import card_called
 
     named = selection.settings().get("budget")
     return card_called(named.value) if named else None

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from vrambench.bench.results import PREDICTED
 from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
-from vrambench.methods.workload import parse_size
+from vrambench.methods.sizes import parse_size
 
 MEMORY = ("allocated_bytes", "reserved_bytes", "device_bytes")
 TIME = "step_seconds"

@@ -96,7 +96,9 @@ class Document:
         return self.lines.get(path, 1)
 
     def where(self, *path: Key) -> str:
-        """How an error about `path` begins: `matrix.yaml:14: `."""
+        """How an error about `path` begins: `matrix.yaml:14: `; of a command line, `sft.py: `."""
+        if not self.lines:
+            return f"{self.name}: "
         return f"{self.name}:{self.line(*path)}: "
 
     def error(self, path: tuple[Key, ...], message: str) -> ConfigurationError:

@@ -18,12 +18,9 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
 from vrambench.bench.plan.document import Document, Key, dotted
 from vrambench.bench.plan.file import Coverage, Section, read
 from vrambench.methods.errors import ConfigurationError, UnknownValue, brief, shown
-from vrambench.methods.validated import unknown_field, unknown_option
 from vrambench.methods.workload import AXIS_NAMES, FIELDS, PARTS
 
 if TYPE_CHECKING:
@@ -119,7 +116,7 @@ class Matrix:
 
 def load_matrix(path: Path) -> Matrix:
     """The matrix in the YAML file at `path`. Raises ConfigurationError with file, line, field and the nearest valid
-    value for the first mistake that can be seen without the axes' values; `check_names` sees more."""
+    value for the first mistake that can be seen without the axes' values; `names.py` sees more."""
     matrix, mistakes = read_matrix(path)
     if mistakes:
         raise mistakes[0]
@@ -142,45 +139,6 @@ def read_matrix(path: Path) -> tuple[Matrix, list[ConfigurationError]]:
     top = layer(file, ())
     mistakes.sort(key=lambda error: error.line or 0)
     return Matrix(document.name, top, profiles, dict(file.default_profile.items())), mistakes
-
-
-def check_names(matrix: Matrix, more: Layer) -> None:
-    """That every field, option and built-in axis value that the file names anywhere exists, in profiles that are not in
-    use too. Raises ConfigurationError.
-
-    `more`: the command line's layer. Where it or the file names a user's own axis value, that value may bring options
-    under a name that is not known here; only the cells can tell.
-    """
-    from vrambench.methods.cell import option_namespaces
-
-    layers = [matrix.top, *matrix.profiles.values()]
-    own = any(":" in value for layer in (*layers, more) for value in layer.values())
-    namespaces = option_namespaces()
-    for layer in layers:
-        for axis, values in layer.axes.items():
-            for value in values:
-                check_builtin(axis, value.value, value.origin)
-        for entry in (*(layer.exclude or ()), *(layer.include or ())):
-            for axis, name in entry.axes.items():
-                check_builtin(axis, name, f"{entry.origin}.")
-        swept = {name: values[0] for name, values in (layer.sweep or {}).items()}
-        for settings in (layer.workload, swept, *(entry.settings for entry in layer.include or ())):
-            for name, setting in settings.items():
-                try:
-                    _check_name(name, namespaces, own=own)
-                except ConfigurationError as error:
-                    raise located(error, {name: setting}) from None
-
-
-def _check_name(name: str, namespaces: Mapping[str, type[BaseModel]], *, own: bool) -> None:
-    namespace, _, option = name.partition(".")
-    kind = namespaces.get(namespace)
-    if name in FIELDS or (kind is not None and (not option or option in kind.model_fields)):
-        return
-    if kind is not None:
-        raise unknown_option(option, kind, f"{namespace}.")
-    if not (own and option):
-        raise unknown_field(namespace, namespaces)
 
 
 def located(error: ConfigurationError, settings: Settings) -> ConfigurationError:

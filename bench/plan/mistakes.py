@@ -12,6 +12,7 @@ from vrambench.bench.plan.selection import Selection
 from vrambench.methods.axes import AXES
 from vrambench.methods.cell import option_namespaces
 from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.option_names import option_names
 from vrambench.methods.validated import unknown_field, validated
 from vrambench.methods.workload import FIELDS
 
@@ -42,7 +43,7 @@ def _about(name: str, setting: Setting, *, own: bool) -> str | None:
         return None
     try:
         if kind is None:
-            raise unknown_field(namespace, namespaces)
+            raise unknown_field(namespace, option_names())
         validated(kind, {option: setting.value}, prefix=f"{namespace}.")
     except ConfigurationError as error:
         return located(error, {error.field or name: setting}).message

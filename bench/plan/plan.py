@@ -37,11 +37,11 @@ from vrambench.bench.plan.matrix import (
     Matrix,
     Setting,
     Settings,
-    check_names,
     located,
     overruled,
     unflatten,
 )
+from vrambench.bench.plan.names import check_names
 from vrambench.bench.plan.selection import Selection
 from vrambench.bench.plan.told import Counts, FindingTold, PlannedTold, PlanTold
 from vrambench.bench.plan.used import check_saved, check_used, fields_of, idle_additions, idle_settings

@@ -21,7 +21,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vrambench.bench.plan.combinations import all_named, combinations
-from vrambench.bench.plan.matrix import Level, Matrix, Setting, check_names, unflatten
+from vrambench.bench.plan.matrix import Level, Matrix, Setting, unflatten
+from vrambench.bench.plan.names import check_names
 from vrambench.bench.plan.plan import PlannedCell, resolved
 from vrambench.bench.plan.selection import Selection
 from vrambench.bench.plan.shortest import shortest
@@ -34,7 +35,8 @@ from vrambench.bench.predict.many import predictor_here, why
 from vrambench.bench.predict.reach import integer_fields, largest
 from vrambench.bench.predict.recipes import RECIPES, Recipe, asked
 from vrambench.bench.results.forecast import Forecast
-from vrambench.methods.cards import CARDS, card_called
+from vrambench.methods.called import card_called
+from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import Cell, from_flat
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.workload import AXIS_NAMES

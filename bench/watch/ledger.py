@@ -34,10 +34,11 @@ from vrambench.bench.predict.tracing.tracer import Tracer
 from vrambench.bench.predict.unseen.hardware import outside_allocator
 from vrambench.bench.results.records import Held, Memory, OutOfMemory, Phase, Share
 from vrambench.bench.watch.simulated import simulated_cuda
-from vrambench.methods.cards import Card, card_called, card_of
+from vrambench.methods.called import card_called
+from vrambench.methods.cards import Card, card_of
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.offload.learner import tensors_in
-from vrambench.methods.workload import parse_size
+from vrambench.methods.sizes import parse_size
 from vrambench.reports.units import size
 
 MOST_LINES = 8

@@ -11,6 +11,7 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -22,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from vrambench.methods.device import Device
 from vrambench.methods.errors import ConfigurationError, shown
 from vrambench.methods.models.attention import own_code, settled
+from vrambench.methods.models.config_file import check_config_file
 from vrambench.methods.models.fill import build
 from vrambench.methods.models.parts import DEPTH, layer_stacks
 from vrambench.methods.models.presets import PRESETS, check_name, hint
@@ -123,6 +125,8 @@ def read_config(name: str, field: str) -> PreTrainedConfig:
         config = PRESETS[name].config()
     else:
         check_name(name, field)
+        if Path(name).exists():
+            check_config_file(Path(name), field)
         try:
             offline = _hub_is_out_of_reach()
             _check_sizes(PreTrainedConfig.get_config_dict(name, local_files_only=offline)[0], name, field)

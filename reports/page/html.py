@@ -36,7 +36,7 @@ from vrambench.reports.page.view import ChartsData, View
 from vrambench.reports.page.views import VIEWS
 from vrambench.reports.page.views.cells import CellsData
 from vrambench.reports.page.views.timeline import TimelineData
-from vrambench.reports.read import read_runs
+from vrambench.reports.read import read_runs, unread_of
 from vrambench.reports.report import Report
 from vrambench.reports.rows import Run
 
@@ -57,11 +57,7 @@ def write_report(folders: Sequence[Path], out: Path, baseline: Path | None = Non
     except NotDrawn as error:
         raise OSError(f"{out}: the report could not be drawn; {error}") from error
     write_atomically(out, page)
-    return tuple(
-        f"{folder / file}: {run.unreadable[Path(file).stem]}"
-        for folder, run in zip(folders, runs, strict=True)
-        for file in run.corrupted
-    )
+    return unread_of(folders, runs)
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,10 @@ def plain(text: str) -> str:
     return escape(visible(text))
 
 
-def print_table(folders: Sequence[Path], out: TextIO) -> None:
-    """Prints the table and the summary of each run folder to `out`."""
+def print_table(folders: Sequence[Path], out: TextIO) -> tuple[str, ...]:
+    """Prints the table and the summary of each run folder to `out`. Gives a line for each result file that cannot be read."""
     console = Output(out)
+    unread: list[str] = []
     for folder in folders:
         store = RunFolder.open(folder)
         results, unreadable = store.contents()
@@ -78,6 +79,8 @@ def print_table(folders: Sequence[Path], out: TextIO) -> None:
         corrupted = tuple(str(one.file) for one in unreadable)
         for line in summary_lines(results, not_run=missing, corrupted=corrupted):
             console.tell(line)
+        unread += [f"{one.file}: {one.reason}" for one in unreadable]
+    return tuple(unread)
 
 
 def results_table(results: Sequence[Result]) -> Table:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vrambench.methods.cards import CAPACITIES, CARDS, Card
-from vrambench.methods.workload import parse_size
+from vrambench.methods.cards import CAPACITIES, CARDS, Card, card_of
+from vrambench.methods.sizes import parse_size
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=lambda card: card.name)
@@ -25,6 +25,7 @@ def test_a_card_s_numbers_agree_with_each_other(card: Card) -> None:
 def test_a_budget_names_the_cards_whose_capacity_is_known() -> None:
     known = {card.name: card.usable_bytes for card in CARDS.values() if card.usable_bytes is not None}
     assert known == CAPACITIES
+    assert [card_of(size) for size in known.values()] == [CARDS[name] for name in known]
     for name, size in known.items():
         assert parse_size(name) == size
     for name in CARDS.keys() - known.keys():

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from tests.methods.usual import PPO_AXES, SFT_AXES
 from vrambench.methods.axes import AXES
-from vrambench.methods.cards import CAPACITIES, cards_called
+from vrambench.methods.called import cards_called, why_unknown
+from vrambench.methods.cards import CAPACITIES, CARDS
 from vrambench.methods.cell import option_namespaces, resolve
 from vrambench.methods.elsewhere import HERE
 from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
-from vrambench.methods.workload import AXIS_NAMES, FIELDS, Workload, parse_size
+from vrambench.methods.sizes import parse_size
+from vrambench.methods.workload import AXIS_NAMES, FIELDS, Workload
 from vrambench.reports.text.lists import described
 
 SIZES = f"write 24GiB, 16GB or a card: {', '.join(CAPACITIES)}"
@@ -188,8 +190,21 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
             ("steps", "4" * 5000, f"{'4' * 50!r}...{'4' * 25!r} (5,000 characters): must be a whole number"),
             (
                 "budget",
-                "rtx-4080",
-                "'rtx-4080' is a card of 16 GB, of which a process gets less; how much is not known here: write it, as in 15GiB",
+                "rtx-4080-super",
+                "'rtx-4080-super' is a card of 16 GB, of which a process gets less; how much is not known here: write it, as in "
+                "15GiB (PyTorch's out-of-memory message gives it as total capacity)",
+            ),
+            (
+                "budget",
+                "RX 7900 XTX",
+                "'RX 7900 XTX' is a GPU of AMD's, and only CUDA is predicted: kernels, libraries and drivers take other memory "
+                "under ROCm; a size, as in 24GiB, asks for a job under CUDA on an Ampere GPU",
+            ),
+            (
+                "budget",
+                "p40",
+                "'p40' is a GPU from before compute capability 7.0, whose kernels are not known here; a size, as in 24GiB, asks "
+                "for a job under CUDA on an Ampere GPU",
             ),
             ("budget", "v100", "'v100' may be v100-16gb or v100-32gb"),
             ("budget", "a100", "'a100' may be a100-40gb or a100-80gb"),
@@ -346,6 +361,14 @@ def test_an_unknown_axis_value_is_named() -> None:
         ("A6000", CAPACITIES["rtx-a6000"]),
         ("RTX 6000 Ada", CAPACITIES["rtx-6000-ada"]),
         ("Tesla T4", CAPACITIES["t4"]),
+        ("RTX 3090 Ti", CAPACITIES["rtx-3090-ti"]),
+        ("NVIDIA GH200 480GB", CAPACITIES["gh200-480gb"]),
+        ("gh200 96GB", CAPACITIES["gh200-480gb"]),
+        ("NVIDIA H100 NVL", CAPACITIES["h100-nvl"]),
+        ("a800", CAPACITIES["a800-80gb"]),
+        ("NVIDIA TITAN RTX", CAPACITIES["titan-rtx"]),
+        ("NVIDIA RTX 4000 Ada Generation", CAPACITIES["rtx-4000-ada"]),
+        ("Quadro RTX 8000", CAPACITIES["quadro-rtx-8000"]),
         ("1TiB", 2**40),
     ],
 )
@@ -356,7 +379,7 @@ def test_sizes(text: str | float, size: int) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "GiB", "24 G iB", "-1GiB", "1e9", "24gigs", "0", "0.4", "2000000TiB", "rtx-5"),
+        *("", "GiB", "24 G iB", "-1GiB", "1e9", "24gigs", "0", "0.4", "2000000TiB", "rtx-5", "Quadro RTX 4000"),
         *(0, -3, float("nan"), float("inf"), True, None, [24]),
     ],
 )
@@ -369,9 +392,16 @@ def test_what_is_no_size(text: object) -> None:
 def test_a_card_that_may_be_two_is_said_to_be() -> None:
     with pytest.raises(ValueError, match=r"'a100' may be a100-40gb or a100-80gb$"):
         parse_size("a100")
-    with pytest.raises(ValueError, match=r"'RTX 3090 Ti' is a card of 24 GB, .* as in 22GiB$"):
-        parse_size("RTX 3090 Ti")
+    with pytest.raises(ValueError, match=r"'RTX 5070 Ti' is a card of 16 GB, .* as in 15GiB "):
+        parse_size("RTX 5070 Ti")
     assert [card.name for card in cards_called("4070tisuper")] == ["rtx-4070-ti-super"]
+    assert (
+        why_unknown("AMD Instinct MI300X")
+        == why_unknown("7900xtx")
+        != why_unknown("gtx-1080 ti")
+        == why_unknown("Tesla P40")
+    )
+    assert [card.name for card in CARDS.values() if why_unknown(card.name)] == []
     assert cards_called("a100 48gb") == cards_called("rtx") == cards_called("24gb") == ()
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from vrambench.bench.plan.configs import axolotl, deepspeed, llama_factory, torchtune, training_arguments, trl
+from vrambench.bench.plan.configs.command_lines import command_line, is_command_line
 from vrambench.bench.plan.configs.draft import Draft, Format, Refused
-from vrambench.bench.plan.configs.files import command_line, load
+from vrambench.bench.plan.configs.files import load
 from vrambench.bench.plan.configs.keys import Chosen, Given
 from vrambench.bench.plan.document import Document
 from vrambench.bench.plan.matrix import Matrix
@@ -27,20 +28,22 @@ FORMATS: tuple[Format, ...] = (
     torchtune.FORMAT,
 )
 COMMAND_LINES = {one.name.removeprefix("trl-"): one.name for one in trl.FORMATS}
+SCRIPTS = COMMAND_LINES | {"reward_modeling": "trl-reward"}
+"""TRL's own scripts, by their names; another's keys tell its format."""
 
 
 def read(source: str, chosen: Chosen, named: str | None = None) -> Matrix:
-    """The matrix of the file, or TRL command line, `source`. `named`: the format, where --config-format says it. Raises
+    """The matrix of the file, or the trainer's command line, `source`. `named`: the format, where --config-format says it. Raises
     ConfigurationError for what cannot be read, and Refused, with file, line and key, for all that is wrong in it."""
     names = [one.name for one in FORMATS]
     named = named and named.replace("_", "-")
     if named is not None and named not in names:
         raise UnknownValue("--config-format", named, names)
-    if source.split()[:1] == ["trl"]:
+    if is_command_line(source) and not Path(source).exists():
         command, document = command_line(source)
-        if command not in COMMAND_LINES:
+        if document.name == f"trl {command}" and command not in COMMAND_LINES:
             raise UnknownValue("--config trl", command, COMMAND_LINES)
-        named = named or COMMAND_LINES[command]
+        named = named or SCRIPTS.get(command)
     else:
         document = load(Path(source))
     form = next(one for one in FORMATS if one.name == named) if named else detected(document, chosen)

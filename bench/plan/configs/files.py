@@ -1,18 +1,17 @@
-"""A configuration's text as a document: YAML, JSON or a command line, with the lines of its keys. Nothing in it is executed."""
+"""A configuration's text as a document: YAML or JSON, with the lines of its keys. Nothing in it is executed."""
 
 from __future__ import annotations
 
 import json
 import re
-import shlex
 from pathlib import Path
-from typing import Any
 
-from vrambench.bench.plan.document import Document, parse, parse_value
+from vrambench.bench.plan.document import Document, parse
 from vrambench.bench.plan.document import load as load_yaml
 from vrambench.methods.errors import ConfigurationError, brief, shown
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl")
+PROGRAMS = (".sh", ".bash", ".slurm", ".sbatch", ".py", ".ipynb")
 
 
 def load(path: Path) -> Document:
@@ -21,6 +20,11 @@ def load(path: Path) -> Document:
         raise ConfigurationError(
             f"{path}: a saved training_args.bin is a pickle, which runs code when it is read, so it is not read here; write "
             "args.to_json_string() of it into a file, and give that one"
+        )
+    if path.suffix in PROGRAMS:
+        raise ConfigurationError(
+            f"{path}: is a program, which is not run; give the trainer's file, or its command in one word, as in "
+            '--config "accelerate launch sft.py --model_name_or_path gpt2"'
         )
     document = load_json(path) if path.suffix == ".json" else load_yaml(path)
     if document.data is None or document.data == {}:
@@ -58,36 +62,3 @@ def load_json(path: Path) -> Document:
     except RecursionError:
         raise ConfigurationError(f"{path}: too many lists or objects inside each other") from None
     return parse(text.replace("\t", " "), str(path))  # outside strings alone: in JSON they are escaped there
-
-
-def command_line(text: str, folder: Path = Path()) -> tuple[str, Document]:
-    """The command of a TRL command line (`sft`), and what it says: the file of its --config with its own options laid over."""
-    try:
-        words = shlex.split(text.replace("\\\n", " "))
-    except ValueError as error:
-        raise ConfigurationError(f"--config {brief(text)}: {error}", field="config") from None
-    command = words[1] if len(words) > 1 else ""
-    data: dict[str, Any] = {}
-    lists: dict[str, list[str]] = {}
-    for word in words[2:]:
-        if word.startswith("--"):
-            key, equals, value = word.removeprefix("--").partition("=")
-            lists[key.replace("-", "_")] = [value] if equals else []
-        elif lists:
-            lists[next(reversed(lists))].append(word)
-        else:
-            raise ConfigurationError(f"--config {brief(text)}: {shown(word)} is no option", field="config")
-    for key, values in lists.items():
-        read = [_value(key, one) for one in values]
-        data[key] = True if not read else read[0] if len(read) == 1 else read
-    if isinstance(data.get("config"), str):
-        data = load(folder / data.pop("config")).data | data
-    return command, Document(f"trl {command}", data, {})
-
-
-def _value(key: str, text: str) -> Any:
-    """One word of the command line; Python's None, True and False as argparse's users write them."""
-    try:
-        return {"None": None, "True": True, "False": False}.get(text, parse_value(text))
-    except ValueError:
-        return text

@@ -214,6 +214,12 @@ def test_ascii_is_enough() -> None:
         "plan --set lengths=nowhere.txt",
         "plan --set reward=nowhere:score",
         "plan --set attention=flsh",
+        "plan --set xyzzy=1",
+        "plan --set ppo.epochz=1",
+        "plan --sweep zerro.stage=1,2",
+        "plan --model .",
+        "plan --set reward_model=config.json",
+        "fit .",
         "plan --precision nowhere:OWN",
         "plan --alloc-conf expandable:True",
         "plan --only algorithm",
@@ -236,6 +242,7 @@ def test_mistakes_are_told_without_torch(typed: str, matrix: Path) -> None:
     (matrix.parent / "broken.yaml").write_text("axes: [\n")
     (matrix.parent / "wrong.yaml").write_text(matrix.read_text().replace("nf4", "nf5"))
     (matrix.parent / "odd.yaml").write_text("workload:\n  batch_size: 0\n")
+    (matrix.parent / "config.json").write_text("{}")
     code = "import sys; from vrambench.bench.commands.app import main; code = main(sys.argv[1:])"
     heavy = "sys.exit(code if not {'torch', 'transformers'} & set(sys.modules) else 99)"
     command = [sys.executable, "-P", "-c", f"{code}; {heavy}", *typed.split()]

@@ -22,9 +22,21 @@ def test_report_overwrites_a_report_and_with_force_anything(
     ours = matrix.parent / "report.html"
     ours.write_text('<!doctype html><html><head><meta name="generator" content="vrambench 0.1.0"></head></html>')
     assert main(["report", "one", "two"]) == 0
-    assert main(["report", "one", "-o", "matrix.yaml", "--force"]) == 0
+    assert main(["report", "one", "-o", "matrix.yaml", "--format", "html", "--force"]) == 0
     assert asked == [([Path("one"), Path("two")], Path("report.html")), ([Path("one")], Path("matrix.yaml"))]
     assert capsys.readouterr().out == "wrote report.html\nwrote matrix.yaml\n"
+
+
+def test_an_ending_that_tells_no_format_and_a_run_that_is_named_twice_are_refused(
+    matrix: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", "one", "-o", "out.xlsx", "--force"]) == 2
+    assert capsys.readouterr().err == (
+        "error: -o out.xlsx: .xlsx tells no format, as .html, .htm, .csv, .md, .parquet do; --format says which\n"
+    )
+    for second in ("one", "./one/", str(matrix.parent / "one")):
+        assert main(["report", "one", "two", second]) == 2
+        assert capsys.readouterr().err == f"error: {Path(second)}: is named twice; name each run once\n"
 
 
 def test_what_is_no_file_is_refused_with_force_too(matrix: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,16 +65,18 @@ def test_what_is_no_run_is_said(matrix: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("written", ["report.html", "cells.csv"])
+@pytest.mark.parametrize("written", ["report.html", "cells.csv", "cells.txt"])
 def test_results_that_cannot_be_read_are_told(written: str, matrix: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cells = matrix.parent / "one" / "cells"
     cells.mkdir(parents=True)
     (cells.parent / "run.json").write_text('{"schema": 1, "device": "cpu", "repeat": 1, "cells": []}')
     (cells / "0123456789ab.json").write_text("{")
-    assert main(["report", "one", "-o", written]) == 0
+    form = ["--format", "table"] if written.endswith(".txt") else []
+    assert main(["report", "one", "-o", written, *form]) == 0
     said = capsys.readouterr()
     assert said.out == f"wrote {written}\n"
     assert said.err.startswith("one/cells/0123456789ab.json: ")
+    assert said.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TextIO
 
 import pytest
@@ -44,6 +45,40 @@ def test_an_output_that_nobody_reads_ends_the_command(rich: bool, monkeypatch: p
             with pytest.raises(ReaderGone):
                 Output(sys.stdout).tell("one") if rich else print("one", flush=True)
             print("two", flush=True)  # goes nowhere, as what the interpreter writes at its end
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("typed", ["fit --help", "", "--version"])
+def test_a_full_device_is_told(typed: str, unbuffered: str) -> None:
+    """Click tries a stream with an empty text, and says nothing of what that raises."""
+    code = "import sys; from vrambench.bench.commands.app import main; sys.exit(main())"
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *typed.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+    assert (done.returncode, done.stderr) == (4, "error: standard output: No space left on device\n")
+
+
+def test_an_interruption_while_the_program_imports_itself_is_told() -> None:
+    code = """if True:
+        import sys
+        from vrambench.bench.commands.entry import main
+
+        class Interrupted:
+            def find_spec(self, name, path=None, target=None):
+                if name == "typer":
+                    raise KeyboardInterrupt
+
+        sys.meta_path.insert(0, Interrupted())
+        sys.exit(main())
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
 
 
 def test_what_the_encoding_lacks_is_a_question_mark(monkeypatch: pytest.MonkeyPatch) -> None:
