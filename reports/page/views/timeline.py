@@ -27,7 +27,7 @@ PHASES = 48
 HELD = 14
 """Parts that are told of what was live at the peak, the largest."""
 LINES = ("allocated", "reserved", "device")
-LINE_HUES = {"reserved": "#8c8c8c", "device": "#56b4e9"}
+LINE_HUES = {"reserved": "#8c8c8c", "device": "#56b4e9", "predicted": "#c65b9a"}
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ def timeline(report: Report) -> TimelineData | None:
     if not rows:
         return None
     text = (
-        "A bar is the peak of allocated memory inside one phase of one step, by role and kind where it was predicted; the marks "
-        "above it are what was reserved and what the device held. Below: what was in use at the highest peak, and who asked for "
+        "A bar is the peak of allocated memory inside one phase of one step, by role and kind where it was predicted or recorded "
+        "(run --record); the marks are what was reserved, what the device held, and, of a measured cell, what was predicted to be "
+        "allocated. Below: what was in use at the highest peak, and who asked for "
         "it, where the result tells."
     )
     blocks = blocks_chart(rows)
@@ -119,7 +120,11 @@ def timeline_chart(rows: Sequence[Row], report: Report) -> Chart:
             names, {index: {name for one in of for name, _ in one} for index, of in filled.items()}
         )
     }
-    base = alt.Chart(alt.NamedData(name="phases")).transform_filter(SHOWN).transform_flatten(["when", *LINES, "took"])
+    base = (
+        alt.Chart(alt.NamedData(name="phases"))
+        .transform_filter(SHOWN)
+        .transform_flatten(["when", *LINES, "predicted", "took"])
+    )
     of_parts = (
         alt.Chart(alt.NamedData(name="parts"))
         .transform_filter(SHOWN)
@@ -131,7 +136,7 @@ def timeline_chart(rows: Sequence[Row], report: Report) -> Chart:
     )
     tooltip = [
         alt.Tooltip("when:N", title="phase"),
-        *(alt.Tooltip(f"{line}:Q", title=f"{line}, {unit}", format=",.4~r") for line in LINES),
+        *(alt.Tooltip(f"{line}:Q", title=f"{line}, {unit}", format=",.4~r") for line in (*LINES, "predicted")),
         alt.Tooltip("took:N"),
     ]
     bars = of_parts.mark_bar().encode(
@@ -208,8 +213,17 @@ def _data(row: Row, phases: Sequence[Phase], unit: units.Unit) -> dict[str, Any]
         ]
         for line in LINES
     }
+    foretold = [None if (found := _foretold(row, phase)) is None else rounded(found / scale) for phase in phases]
     took = [units.seconds(phase.seconds) for phase in phases]
-    return {"i": row.index, "when": when, **held, "took": took}
+    return {"i": row.index, "when": when, **held, "predicted": foretold, "took": took}
+
+
+def _foretold(row: Row, phase: Phase) -> int | None:
+    """The peak of allocated memory that was predicted for the phase in this step, else in the last step that was simulated."""
+    parts = row.result.predicted_parts if row.result else None
+    alike = [one for one in parts.phases if one.name == phase.name] if parts else []
+    same = [one for one in alike if one.step == phase.step]
+    return (same or alike)[-1].allocated_bytes if alike else None
 
 
 def _budget(row: Row, phases: Sequence[Phase], unit: units.Unit) -> dict[str, Any]:
