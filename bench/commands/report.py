@@ -11,6 +11,7 @@ from typing import Annotated, TextIO
 import typer
 
 from vrambench.bench.commands.shared import check_out, say, stdout_kept_clean
+from vrambench.bench.results import BESIDE
 from vrambench.methods.errors import ConfigurationError
 
 
@@ -53,8 +54,8 @@ def report(
 ) -> None:
     """Write a report about runs: one HTML file, which needs nothing else to be read, or its cells as a table.
 
-    With several runs the page lays the same cells side by side. --format csv and parquet hold numbers as they were stored, in
-    bytes and seconds."""
+    With several runs the page lays the same cells side by side. What a run without a GPU has predicted beside it comes with it.
+    --format csv and parquet hold numbers as they were stored, in bytes and seconds."""
     chosen = as_format or ENDINGS.get(out.suffix if out else "", Format.HTML)
     if chosen in (Format.HTML, Format.PARQUET):
         out = out or Path(f"report.{chosen}")
@@ -62,6 +63,7 @@ def report(
         replaces = force or not out.is_file() or (chosen is Format.HTML and is_report(out))
         check_out(out, replaces=replaces, why=", and is no report of ours")
     _check_baseline(baseline, runs, chosen)
+    runs = runs if baseline else with_beside(runs)
     with stdout_kept_clean() as stdout:
         if chosen is Format.HTML:
             assert out
@@ -73,6 +75,16 @@ def report(
             say(line)
         if out is not None:
             print(f"wrote {out}", file=stdout)
+
+
+def with_beside(runs: Sequence[Path]) -> list[Path]:
+    """The folders, each after the one of what was predicted beside it, where there is one: what fits a card comes first."""
+    found: dict[Path, Path] = {}
+    for run in runs:
+        for folder in (run / BESIDE, run):
+            if folder == run or (folder / "run.json").exists():
+                found.setdefault(folder.resolve(), folder)
+    return list(found.values())
 
 
 def _check_baseline(baseline: Path | None, runs: Sequence[Path], chosen: Format) -> None:

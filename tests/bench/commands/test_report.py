@@ -27,6 +27,14 @@ def test_report_overwrites_a_report_and_with_force_anything(
     assert capsys.readouterr().out == "wrote report.html\nwrote matrix.yaml\n"
 
 
+def test_what_was_predicted_beside_a_run_comes_with_it_and_first(tmp_path: Path) -> None:
+    one, beside, two = tmp_path / "one", tmp_path / "one" / "predicted", tmp_path / "two"
+    beside.mkdir(parents=True)
+    (beside / "run.json").touch()
+    assert command.with_beside([two, one]) == [two, beside, one]
+    assert command.with_beside([one, beside]) == [beside, one], "once each"
+
+
 def test_what_is_no_file_is_refused_with_force_too(matrix: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(matrix.parent / "pipe")
     for force in ([], ["--force"]):
