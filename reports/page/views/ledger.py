@@ -105,7 +105,7 @@ def ledger_bars(rows: Sequence[Row], labels: Mapping[int, str], filled: Mapping[
         layers.append(marks.encode(x="told:Q", y=y, tooltip=[alt.Tooltip("cell:N"), alt.Tooltip("words:N")]))
     highest = max(end["top"] for end in ends)
     if thin:
-        bars = _parts_of("foretold", order).mark_bar(height=3, yOffset=8)
+        bars = _parts_of("foretold", order).mark_bar(height=4, yOffset=9)
         tips = [tooltip[0], alt.Tooltip("part:N", title="predicted"), tooltip[2]]
         layers.append(bars.encode(x=x, y=y, color=colour, order=alt.Order("place:Q"), tooltip=tips))
     if line := _budget_line(rows, unit, highest):
@@ -118,7 +118,7 @@ def ledger_bars(rows: Sequence[Row], labels: Mapping[int, str], filled: Mapping[
             order, {row.index: [name for name, _ in (*filled[row.index], *told.get(row.index, ()))] for row in rows}
         )
     }
-    chart = alt.layer(*layers).properties(width=620, height=alt.Step(18))
+    chart = alt.layer(*layers).properties(width=620, height=alt.Step(22 if thin else 18))
     datasets = {"bars": data, "ends": ends, **({"foretold": thin} if thin else {})}
     title = "Memory by role and kind" + ("; dotted line: the budget" if line else "")
     return _ranked("ledger", title, described, chart, rows, datasets, legends)
