@@ -18,6 +18,9 @@ OUTCOMES = {
 }
 
 
+UNTOLD = "no role's weights, gradients or optimizer state grew; what else did is told of cells that both runs recorded (--record)"
+
+
 def headline(found: Check) -> str:
     """What the whole came to, in a sentence."""
     if found.not_comparable:
@@ -64,4 +67,10 @@ def lines(cell: CellCheck) -> list[str]:
         told.append(place)
     if cell.outcome == "regressed":
         told += (growth(one) for one in cell.growth)
+        if (
+            not cell.growth
+            and cell.phase
+            and any(one.metric == "allocated_bytes" and one.worse for one in cell.differences)
+        ):
+            told.append(UNTOLD)
     return told

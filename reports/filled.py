@@ -1,14 +1,14 @@
 """What filled a cell's memory, in parts that add up: the same kinds as `fit` tells, as far as the result holds them.
 
-A prediction knows what is live at the peak by kind. A measurement counts weights, gradients and optimizer state by role; the
-rest of what was allocated is one part.
+A prediction knows what is live at the peak by kind, and so does a measurement that was recorded. Any other counts weights,
+gradients and optimizer state by role; the rest of what was allocated is one part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from vrambench.bench.results.records import Held, Memory, Share
+from vrambench.bench.results.records import Held, Memory, RoleBytes, Share
 from vrambench.reports.rows import Row
 
 COUNTED = ("weights", "gradients", "optimizer")
@@ -27,16 +27,20 @@ def parts(row: Row) -> list[tuple[str, int]]:
     result = row.result
     if result is None:
         return []
-    memory = result.memory
-    told = _told_at_peak(row) or _counted(row)
+    told = _told_at_peak(row) or counted(result.roles)
+    return _up_to_peaks(told, LITTLE if result.held else REST if told else WHOLE, result.memory)
+
+
+def _up_to_peaks(told: list[tuple[str, int]], rest: str, memory: Memory) -> list[tuple[str, int]]:
+    """The parts, and what is beyond them up to each peak."""
     filled = sum(held for _, held in told)
-    rest = LITTLE if result.held else REST if told else WHOLE
+    whole = list(told)
     for name, peak in zip((rest, *BEYOND), _peaks(memory), strict=True):
         if peak is None or peak < filled:
             break
-        told.append((name, peak - filled))
+        whole.append((name, peak - filled))
         filled = peak
-    return [(name, held) for name, held in told if held > 0]
+    return [(name, held) for name, held in whole if held > 0]
 
 
 def _peaks(memory: Memory) -> tuple[int | None, int | None, int | None]:
@@ -44,7 +48,7 @@ def _peaks(memory: Memory) -> tuple[int | None, int | None, int | None]:
 
 
 def _told_at_peak(row: Row) -> list[tuple[str, int]]:
-    """Of a predicted cell: what was live at the peak."""
+    """Of a predicted or recorded cell: what was live at the peak."""
     assert row.result is not None
     return told_parts(row.result.held, row.result.roles)
 
@@ -64,21 +68,39 @@ def told_parts(live: Iterable[Held | Share], roles_in_order: Iterable[str]) -> l
     return [(" ".join(filter(None, key)), found[key]) for key in sorted(found, key=order)]
 
 
-def _counted(row: Row) -> list[tuple[str, int]]:
+def counted(roles: Mapping[str, RoleBytes]) -> list[tuple[str, int]]:
     """What roles hold."""
-    assert row.result is not None
-    return [
-        (f"{role} {kind}", getattr(held, f"{kind}_bytes"))
-        for kind in COUNTED
-        for role, held in row.result.roles.items()
-    ]
+    return [(f"{role} {kind}", getattr(held, f"{kind}_bytes")) for kind in COUNTED for role, held in roles.items()]
+
+
+def foretold(row: Row) -> list[tuple[str, int]]:
+    """Of a measured cell: the parts that were predicted, up to the device's bytes; none where the result does not tell."""
+    result = row.result
+    if result is None or result.predicted is None or result.predicted_parts is None:
+        return []
+    told = told_parts(result.predicted_parts.held, result.roles)
+    return _up_to_peaks(told, LITTLE, result.predicted)
+
+
+def compared(row: Row) -> list[tuple[str, int | None, int | None]]:
+    """Parts of a measured cell and of its prediction side by side, in bytes: what was in use at the peak where the cell was
+    recorded, else what roles hold."""
+    result = row.result
+    if result is None or result.predicted_parts is None:
+        return []
+    if result.held:
+        both = told_parts(result.held, result.roles), told_parts(result.predicted_parts.held, result.roles)
+    else:
+        both = counted(result.roles), counted(result.predicted_parts.roles)
+    real, told = map(dict, both)
+    return [(name, real.get(name), told.get(name)) for name in dict.fromkeys((*real, *told))]
 
 
 def beyond_peak(row: Row) -> bool:
     """Whether the roles hold more than the peak of what was allocated on the device."""
     if row.result is None or row.result.held or row.memory.allocated_bytes is None:
         return False
-    return sum(held for _, held in _counted(row)) > row.memory.allocated_bytes
+    return sum(held for _, held in counted(row.result.roles)) > row.memory.allocated_bytes
 
 
 def prediction_error(row: Row) -> tuple[int, float] | None:

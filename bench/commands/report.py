@@ -11,6 +11,7 @@ from typing import Annotated, TextIO
 import typer
 
 from vrambench.bench.commands.shared import check_out, say, stdout_kept_clean
+from vrambench.bench.results import BESIDE
 from vrambench.methods.errors import ConfigurationError, brief
 
 
@@ -60,8 +61,8 @@ def report(
 ) -> None:
     """Write a report about runs: one HTML file, which needs nothing else to be read, or its cells as a table.
 
-    With several runs the page lays the same cells side by side. --format csv and parquet hold numbers as they were stored, in
-    bytes and seconds."""
+    With several runs the page lays the same cells side by side. What a run without a GPU has predicted beside it comes with it.
+    --format csv and parquet hold numbers as they were stored, in bytes and seconds."""
     chosen = as_format or _told_by(out)
     _check_once(runs)
     if chosen in (Format.HTML, Format.PARQUET):
@@ -70,6 +71,7 @@ def report(
         replaces = force or not out.is_file() or (chosen is Format.HTML and is_report(out))
         check_out(out, replaces=replaces, why=", and is no report of ours")
     _check_baseline(baseline, runs, chosen)
+    runs = runs if baseline else with_beside(runs)
     with stdout_kept_clean() as stdout:
         if chosen is Format.HTML:
             assert out
@@ -99,6 +101,16 @@ def _check_once(runs: Sequence[Path]) -> None:
     for place, run in enumerate(runs):
         if there[place] in there[:place]:
             raise ConfigurationError(f"{run}: is named twice; name each run once", field="runs")
+
+
+def with_beside(runs: Sequence[Path]) -> list[Path]:
+    """The folders, each after the one of what was predicted beside it, where there is one: what fits a card comes first."""
+    found: dict[Path, Path] = {}
+    for run in runs:
+        for folder in (run / BESIDE, run):
+            if folder == run or (folder / "run.json").exists():
+                found.setdefault(folder.resolve(), folder)
+    return list(found.values())
 
 
 def _check_baseline(baseline: Path | None, runs: Sequence[Path], chosen: Format) -> None:

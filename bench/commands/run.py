@@ -28,12 +28,10 @@ from vrambench.bench.commands.shared import (
     stdout_kept_clean,
 )
 from vrambench.bench.commands.work import NO_GPU, Work, of_claims, of_folder, of_matrix
-from vrambench.bench.results import PREDICTED
+from vrambench.bench.results import BESIDE, PREDICTED
 from vrambench.methods.errors import ConfigurationError, UnknownValue
 
 RUN_DEVICES = (*DEVICES, PREDICTED)
-BESIDE = "predicted"
-"""The folder inside a run's that holds what was predicted beside it, a run of its own."""
 
 if TYPE_CHECKING:
     from vrambench.bench.plan.plan import PlannedCell

@@ -1,7 +1,7 @@
 """Where every block lay in a GPU's memory when most was in use, from a recording: the allocator's segments, what was in them, and
 what lay unused between.
 
-    found = block_map(read_snapshot(Path("recording.pickle.gz")))
+    found = block_map(busiest(read_snapshot(Path("recording.pickle.gz"))))
     found.names[found.segments[0][0].name]
 
 Where memory ran out, it is the last such moment.
@@ -12,20 +12,30 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
+from typing import NamedTuple
 
 from vrambench.bench.allocator.blocks import Segment
-from vrambench.bench.allocator.comparison import Source, device_traces
+from vrambench.bench.allocator.comparison import DeviceTrace, Source, device_traces
 from vrambench.bench.allocator.explained import InUse, in_use, map_at, moment, place_of, without_numbers
+from vrambench.bench.allocator.settings import AllocatorSettings
 from vrambench.bench.allocator.snapshot import Snapshot
+from vrambench.bench.measure.whose import Owner
 from vrambench.bench.results.records import BlockMap, BlockName, Stretch
 
 UNUSED = BlockName()
 
 
-def block_map(source: Source, owners: Mapping[int, tuple[str, str]] | None = None) -> BlockMap | None:
-    """Of the device that had most in use; the name of what was in no use comes first. None where nothing was recorded. `owners`:
-    role and kind of memory that is held when the recording ends, by address. Raises ConfigurationError where the trace does not
-    agree with the segments."""
+class Busiest(NamedTuple):
+    """The device of a recording that had most in use, after `entry` of its trace; what that was is `held`, by address."""
+
+    trace: DeviceTrace
+    settings: AllocatorSettings
+    entry: int
+    held: Mapping[int, InUse]
+
+
+def busiest(source: Source) -> Busiest | None:
+    """None where nothing was recorded. Raises ConfigurationError where a trace does not agree with the segments."""
     snapshot = Snapshot.of(source)
     settings = replace(snapshot.settings(), memory_fraction=1.0)
     traces = [trace for trace in device_traces(snapshot, settings) if trace.entries]
@@ -34,6 +44,13 @@ def block_map(source: Source, owners: Mapping[int, tuple[str, str]] | None = Non
     if not found:
         return None
     held, trace, entry = max(found, key=lambda one: sum(block.nbytes for block in one[0].values()))
+    return Busiest(trace, settings, entry, held)
+
+
+def block_map(found: Busiest, owners: Mapping[int, Owner] | None = None) -> BlockMap:
+    """The name of what was in no use comes first. `owners`: role and kind of memory that is held when the recording ends, by
+    address."""
+    trace, settings, entry, held = found
     anew = {address for action, address, _, _ in trace.entries[entry + 1 :] if action in ("alloc", "free_completed")}
     kept = {address: who for address, who in (owners or {}).items() if address not in anew}
     places: dict[BlockName, int] = {UNUSED: 0}
@@ -46,7 +63,7 @@ def block_map(source: Source, owners: Mapping[int, tuple[str, str]] | None = Non
 def _stretches(
     segment: Segment,
     held: Mapping[int, InUse],
-    owners: Mapping[int, tuple[str, str]],
+    owners: Mapping[int, Owner],
     places: dict[BlockName, int],
 ) -> Iterator[Stretch]:
     """Each block. `places` gets the names that are new."""
@@ -56,7 +73,7 @@ def _stretches(
         yield Stretch(name=places.setdefault(name, len(places)), nbytes=block.size)
 
 
-def _name(block: InUse | None, owner: tuple[str, str] | None) -> BlockName:
+def _name(block: InUse | None, owner: Owner | None) -> BlockName:
     role, kind = owner or (None, None)
     if block is None:
         return BlockName(used=True, role=role, kind=kind)

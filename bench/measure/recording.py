@@ -3,15 +3,16 @@ phase, the role and the module that were at work.
 
     recording = Recording(Path("recordings/<id>.pickle.gz"), job)
     with recording:
-        recording.enter("load")
-        ...
-    recording.blocks(), recording.notes
+        recording.enter("load", None)
+        sample = ...
+    sample = recording.added_to(sample)
 """
 
 from __future__ import annotations
 
 import gzip
 import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from vrambench.bench.measure.block_map import block_map
+from vrambench.bench.measure.block_map import block_map, busiest
 from vrambench.bench.measure.ledger import unpaged, weights
-from vrambench.bench.results.records import BlockMap
+from vrambench.bench.measure.whose import Mark, Owner, Told, Whose, whose
+from vrambench.bench.results.records import Sample
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.job import Job
+from vrambench.methods.models.parts import heads
 
 
 class Names:
@@ -84,9 +87,12 @@ class Recording:
         tell = getattr(torch.cuda.memory, "_set_memory_metadata", None)
         self._names = Names(job, tell) if tell else None
         self._snapshot: dict[str, Any] | None = None
-        self.notes: tuple[str, ...] = ()
+        self._marks: list[Mark] = []
 
-    def enter(self, phase: str) -> None:
+    def enter(self, phase: str, step: int | None) -> None:
+        """The job enters `phase` of `step`."""
+        held = gradients(self._job) if phase == "optimizer_step" else {}
+        self._marks.append(Mark(time.time_ns() // 1000, phase, step, held))
         if self._names:
             self._names.enter(phase)
 
@@ -105,21 +111,38 @@ class Recording:
         with gzip.open(self._file, "wb", compresslevel=1) as written:
             pickle.dump(self._snapshot, written)
 
-    def blocks(self) -> BlockMap | None:
-        """Where every block lay when most was in use; None, with a note, where the recording does not tell."""
+    def told(self) -> Told:
+        """What the job has told until now."""
+        return Told(self._marks, owners(self._job), _heads(self._job))
+
+    def added_to(self, sample: Sample) -> Sample:
+        """`sample` with where every block lay when most was in use, and whose memory was in use then and at each phase's peak; a
+        note, where the recording does not tell."""
         assert self._snapshot is not None, "after the recording"
         try:
-            return block_map(self._snapshot, owners(self._job))
-        except Exception as error:  # whatever the map cannot be made of, what was measured stays
-            told = error.message if isinstance(error, ConfigurationError) else f"{type(error).__name__}: {error}"
-            self.notes = (f"no map of the allocator's blocks: {told}",)
-            return None
+            device, told = busiest(self._snapshot), self.told()
+            if device is None:
+                return sample
+            blocks, found = block_map(device, told.owners), whose(device.trace, told)
+        except Exception as error:  # whatever they cannot be made of, what was measured stays
+            words = error.message if isinstance(error, ConfigurationError) else f"{type(error).__name__}: {error}"
+            note = f"no map of the allocator's blocks: {words}"
+            return sample.model_copy(update={"notes": (*sample.notes, note)})
+        return with_owners(sample, found).model_copy(update={"blocks": blocks})
 
 
-def owners(job: Job) -> dict[int, tuple[str, str]]:
+def with_owners(sample: Sample, found: Whose) -> Sample:
+    """`sample`, with whose memory was in use at its peaks."""
+    phases = tuple(
+        phase.model_copy(update={"at_peak": found.phases.get((phase.name, phase.step), ())}) for phase in sample.phases
+    )
+    return sample.model_copy(update={"phases": phases, "held": found.held})
+
+
+def owners(job: Job) -> dict[int, Owner]:
     """Role and kind of the weights and the optimizer state that the job holds on its device, by address. What several roles use
     belongs to the first of them."""
-    found: dict[int, tuple[str, str]] = {}
+    found: dict[int, Owner] = {}
     for name, role in job.roles.items():
         state = unpaged(role.learner.optimizer_state()) if role.learner else ()
         for kind, tensors in (("weights", weights(role.module)), ("optimizer", state)):
@@ -127,3 +150,19 @@ def owners(job: Job) -> dict[int, tuple[str, str]]:
                 if tensor.device.type == job.device.kind:
                     found.setdefault(tensor.untyped_storage().data_ptr(), (name, kind))
     return found
+
+
+def gradients(job: Job) -> dict[int, str]:
+    """Whose the gradients are that the job holds on its device now, by address."""
+    found: dict[int, str] = {}
+    for name, role in job.roles.items():
+        for tensor in role.learner.gradients() if role.learner else ():
+            if tensor.device.type == job.device.kind:
+                found.setdefault(tensor.untyped_storage().data_ptr(), name)
+    return found
+
+
+def _heads(job: Job) -> frozenset[str]:
+    """Paths of the modules that make logits, below their roles'."""
+    made = [(role.module, heads(role.module)) for role in job.roles.values()]
+    return frozenset(path for module, its in made for path, part in module.named_modules() if part in its)

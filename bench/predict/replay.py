@@ -13,7 +13,8 @@ from functools import cached_property
 from vrambench.bench.allocator import Allocator, AllocatorSettings, DeviceOutOfMemory
 from vrambench.bench.allocator.explained import without_numbers
 from vrambench.bench.allocator.snapshot import Span
-from vrambench.bench.predict.tracing.trace import ALLOC, EMPTY, FREE, MARK, SYNC, Event, Place, Trace
+from vrambench.bench.measure.whose import LEAST_HELD, passing
+from vrambench.bench.predict.tracing.trace import ALLOC, EMPTY, FREE, MARK, SYNC, Event, Trace
 from vrambench.bench.results.records import Held, OutOfMemory, Share
 
 WORK, COPIES = 0, 1
@@ -157,10 +158,6 @@ def _shares(replay: Replay, live: Iterable[Event]) -> tuple[Share, ...]:
     return tuple(Share(role=role, kind=kind, nbytes=count) for (role, kind), count in sums.most_common())
 
 
-LEAST_HELD = 0.001
-"""Share of the peak from which on it is told who asked for memory."""
-
-
 def held(replay: Replay) -> tuple[Held, ...]:
     """Who asked for the memory that is live at the peak, largest first."""
     sums: Counter[tuple[str | None, str, str | None, str, str]] = Counter()
@@ -181,19 +178,6 @@ def whose(event: Event, trace: Trace) -> tuple[str | None, str]:
         return owner.role, owner.kind
     if event.ident in trace.hidden:
         return None, "workspace"
-    return event.place.role, _passing(event.place, trace.heads)
-
-
-def _passing(place: Place, heads: set[str]) -> str:
-    """What is called that nobody keeps, by where it was made."""
-    if place.phase in ("optimizer_step", "svd"):
-        return "step_temporaries"
-    if place.phase == "save":
-        return "save_temporaries"
-    if place.phase == "load":
-        return "load_temporaries"
-    if place.role is None:
-        return "data"
-    if place.module in heads or not place.module:
-        return "backward_temporaries" if place.backward else "logits_and_loss"
-    return "activations"
+    place = event.place
+    outside_layers = not place.module or place.module in trace.heads
+    return place.role, passing(place.phase, place.role, outside_layers=outside_layers, backward=place.backward)

@@ -7,6 +7,8 @@ from vrambench.bench.results.records import (
     Memory,
     OutOfMemory,
     Parameters,
+    Phase,
+    PredictedParts,
     PredictedVerdict,
     Record,
     RoleBytes,
@@ -133,6 +135,16 @@ class Forecast(Record):
             band_bytes=self.band_bytes,
             band_basis=self.band_basis,
         )
+
+    @property
+    def stored_phases(self) -> tuple[Phase, ...]:
+        """As a result holds phases, without times."""
+        return tuple(Phase(**phase.model_dump(), seconds=None) for phase in self.phases)
+
+    @property
+    def stored_parts(self) -> PredictedParts:
+        """What a result keeps of it beside a measurement, in parts."""
+        return PredictedParts(phases=self.stored_phases, roles=self.roles, held=self.held)
 
     @property
     def device_peak(self) -> PredictedPhase:

@@ -54,8 +54,8 @@ class Share(Record):
 
 class Phase(Record):
     """One phase of one step (`step` is None for what is outside the steps: load): time in it, unless it was predicted, and the
-    peaks inside it. `at_peak`: where it was predicted, what was in use at its peak of allocated memory, largest first; little ones
-    are left out."""
+    peaks inside it. `at_peak`: where it was predicted or recorded, what was in use at its peak of allocated memory, largest first;
+    little ones are left out."""
 
     name: str
     step: int | None
@@ -68,7 +68,8 @@ class Phase(Record):
 
 class Held(Record):
     """What was in use at the peak that one operator of one module asked for, in one phase. `role`, `kind`: whose it is, and what.
-    `module`: its path below the role's, `layers.*` for all layers alike; "" outside of all."""
+    `module`: its path below the role's, `layers.*` for all layers alike; "" outside of all. Where it was measured, `operator`
+    is the line of code that asked."""
 
     role: str | None
     kind: str
@@ -177,7 +178,7 @@ class Sample(Record):
     learning: Learning = Learning()
     parameters: Parameters | None = None
     held: tuple[Held, ...] = ()
-    """Of a predicted job: what was in use at the peak of allocated memory, largest first; little ones are left out."""
+    """Of a predicted or recorded job: what was in use at the peak of allocated memory, largest first; little ones are left out."""
     blocks: BlockMap | None = None
     """Of a job whose allocator was recorded."""
     seconds: dict[str, float] = Field(default_factory=dict)
@@ -197,6 +198,15 @@ class PredictedVerdict(Record):
     band_basis: str
 
 
+class PredictedParts(Record):
+    """What was predicted beside a measurement, in parts: the peaks inside each phase, what roles hold, and what is in use at the
+    peak."""
+
+    phases: tuple[Phase, ...] = ()
+    roles: dict[str, RoleBytes] = Field(default_factory=dict)
+    held: tuple[Held, ...] = ()
+
+
 class Result(Sample):
     """A cell's result: one of its samples, with what it was and where. Of several samples it is the first that failed, or else the
     one with the median step time."""
@@ -209,6 +219,7 @@ class Result(Sample):
     """The validity rule's id, where status is `invalid`."""
     predicted: Memory | None = None
     predicted_verdict: PredictedVerdict | None = None
+    predicted_parts: PredictedParts | None = None
     environment: dict[str, Any] = Field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
     """Every sample, in the order in which they ran."""

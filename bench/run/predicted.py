@@ -21,7 +21,7 @@ from vrambench.bench.predict.many import end, new_pool, predicted
 from vrambench.bench.processes import deaf_to_interrupts, fresh_start
 from vrambench.bench.results import PREDICTED
 from vrambench.bench.results.forecast import Forecast, Outcome, Unmodelled
-from vrambench.bench.results.records import Phase, Sample
+from vrambench.bench.results.records import Sample
 from vrambench.bench.run.executor import Ended, Order, Spot
 from vrambench.methods.cards import CARDS
 
@@ -134,7 +134,6 @@ def _ended(future: Future[list[Outcome]]) -> Ended:
 
 def predicted_sample(forecast: Forecast) -> Sample:
     """A forecast as a job's sample."""
-    phases = tuple(Phase(**phase.model_dump(), seconds=None) for phase in forecast.phases)
     more: dict[str, Any] = {"status": "ok"}
     if not forecast.fits:
         need, budget = (f"{nbytes / 2**30:.2f} GiB" for nbytes in (forecast.unlimited_bytes, forecast.budget_bytes))
@@ -143,7 +142,7 @@ def predicted_sample(forecast: Forecast) -> Sample:
     return Sample(
         source=PREDICTED,
         memory=forecast.memory,
-        phases=phases,
+        phases=forecast.stored_phases,
         roles=forecast.roles,
         parameters=forecast.parameters,
         held=forecast.held,

@@ -360,14 +360,16 @@ class _Session:
         planned = task.planned
         samples = tuple(task.samples)
         shown = representative(samples) if samples else sample
+        forecast = task.forecast
         result = Result(
             **dict(shown),
             id=planned.id,
             name=planned.name,
             cell=planned.cell.flat(),
             rule=rule,
-            predicted=task.forecast.memory if task.forecast else None,
-            predicted_verdict=task.forecast.stored_verdict if task.forecast else None,
+            predicted=forecast.memory if forecast else None,
+            predicted_verdict=forecast.stored_verdict if forecast else None,
+            predicted_parts=forecast.stored_parts if forecast and shown.source in ("measured", "verified") else None,
             environment=environment or self.environments[planned.on],
             samples=samples,
         )

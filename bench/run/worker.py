@@ -123,7 +123,7 @@ def work(order: Order, threads: int, board: Any, pipe: Connection) -> None:
     def listen(phase: str, step: int | None) -> None:
         write_board(board, phase, step, meter.peak_bytes())
         if recording:
-            recording.enter(phase)
+            recording.enter(phase, step)
 
     def save(progress: Progress) -> None:
         send(pipe.fileno(), progress)
@@ -140,8 +140,7 @@ def work(order: Order, threads: int, board: Any, pipe: Connection) -> None:
     finally:
         meter.stop()
     if recording:
-        blocks = recording.blocks()
-        sample = sample.model_copy(update={"blocks": blocks, "notes": (*sample.notes, *recording.notes)})
+        sample = recording.added_to(sample)
     seconds = {"start": started} | sample.seconds
     send(pipe.fileno(), sample.model_copy(update={"seconds": seconds}))
     pipe.close()

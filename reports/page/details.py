@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from vrambench.bench.results.curves import quarters
-from vrambench.bench.results.records import Memory, Sample
+from vrambench.bench.results.records import Memory, Phase, Sample
 from vrambench.reports import units
+from vrambench.reports.filled import compared
 from vrambench.reports.rows import Row
 
 LEDGER_LINES = {
@@ -76,27 +77,41 @@ def tables(row: Row) -> tuple[Table, ...]:
         return ()
     made = (
         _memory_table(row.result.memory, None if row.result.source == "predicted" else row.result.predicted),
-        _role_table(row),
+        _part_table(row) or _role_table(row),
         _phase_table(row),
         _sample_table(row),
     )
     return tuple(table for table in made if table)
 
 
+ERROR = ("predicted", "error", "of it")
+"""Columns beside what was measured."""
+
+
+def _beside(real: int | None, told: int | None) -> tuple[str, str, str]:
+    """What was predicted, and by how much it is off."""
+    if real is None or told is None:
+        return units.size(told), units.DASH, units.DASH
+    return units.size(told), units.signed_size(told - real), units.percent((told - real) / real) if real else units.DASH
+
+
 def _memory_table(measured: Memory, predicted: Memory | None) -> Table | None:
     lines = []
     for key, name in LEDGER_LINES.items():
         real, told = getattr(measured, key), getattr(predicted, key, None)
-        if real is None and told is None:
-            continue
-        cells: tuple[str, ...] = (name, units.size(real))
-        if predicted:
-            known = real is not None and told is not None
-            error = units.percent((told - real) / real) if known and real else units.DASH
-            cells += (units.size(told), units.signed_size(told - real) if known else units.DASH, error)
-        lines.append(cells)
-    head = ("peak of", "measured", *(("predicted", "error", "of it") if predicted else ()))
+        if real is not None or told is not None:
+            lines.append((name, units.size(real), *(_beside(real, told) if predicted else ())))
+    head = ("peak of", "measured", *(ERROR if predicted else ()))
     return Table("Memory", head, tuple(lines)) if lines else None
+
+
+def _part_table(row: Row) -> Table | None:
+    """Whose memory it was, beside what was predicted."""
+    found = compared(row)
+    lines = tuple((name, units.size(real), *_beside(real, told)) for name, real, told in found)
+    recorded = row.result and row.result.held
+    title = "In use at the peak" if recorded else "Roles (what else was in use: run --record)"
+    return Table(title, ("whose", "measured", *ERROR), lines) if lines else None
 
 
 def _role_table(row: Row) -> Table | None:
@@ -127,19 +142,31 @@ def _phase_table(row: Row) -> Table | None:
         for key in ("allocated_bytes", "reserved_bytes", "device_bytes")
         if any(getattr(p, key) is not None for p in phases)
     ]
+    parts = row.result.predicted_parts if row.result else None
+    told = parts.phases if parts and "allocated_bytes" in keys else ()
     lines = []
     for name in dict.fromkeys(phase.name for phase in phases):
         stretch = [phase for phase in phases if phase.name == name]
-        peaks = [max((v for p in stretch if (v := getattr(p, key)) is not None), default=None) for key in keys]
+        peaks = [_highest(stretch, key) for key in keys]
+        foretold = _highest([phase for phase in told if phase.name == name], "allocated_bytes")
         lines.append(
             (
                 name,
                 str(len(stretch)),
                 units.seconds(_median([p.seconds for p in stretch if p.seconds is not None])),
                 *map(units.size, peaks),
+                *(_beside(peaks[0], foretold) if told else ()),
             )
         )
-    return Table("Phases", ("phase", "times", "median", *(key.removesuffix("_bytes") for key in keys)), tuple(lines))
+    head = ("phase", "times", "median", *(key.removesuffix("_bytes") for key in keys))
+    return Table("Phases", (*head, *(ALLOCATED_ERROR if told else ())), tuple(lines))
+
+
+ALLOCATED_ERROR = ("allocated, predicted", "error", "of it")
+
+
+def _highest(phases: Sequence[Phase], key: str) -> int | None:
+    return max((peak for phase in phases if (peak := getattr(phase, key)) is not None), default=None)
 
 
 def _sample_table(row: Row) -> Table | None:

@@ -157,6 +157,9 @@ def _device(run: Run) -> str:
         about = environment.get(part)
         if isinstance(about, dict) and about.get(key):
             return f"{about[key]}, predicted" if device == PREDICTED else str(about[key])
+    budgets = {cell.get("budget") for cell in run.info.get("cells") or ()}
+    if device == PREDICTED and len(budgets) == 1 and isinstance(budget := budgets.pop(), int):
+        return f"a card of {units.size(budget)}, predicted"
     return str(device or "an unnamed device")
 
 

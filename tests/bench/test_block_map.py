@@ -10,7 +10,7 @@ import pytest
 from tests.bench.allocator.made import MIB, whole_recording
 from vrambench.bench.allocator.explained import explain
 from vrambench.bench.allocator.snapshot import Snapshot, read_snapshot
-from vrambench.bench.measure.block_map import UNUSED, block_map
+from vrambench.bench.measure.block_map import UNUSED, block_map, busiest
 
 RECORDINGS = Path(__file__).parent / "allocator" / "recordings"
 
@@ -19,8 +19,9 @@ RECORDINGS = Path(__file__).parent / "allocator" / "recordings"
 def test_the_map_holds_what_was_reserved_and_what_of_it_was_unused(name: str) -> None:
     snapshot = read_snapshot(RECORDINGS / f"{name}.pickle.gz")
     (told,) = explain(snapshot)
-    found = block_map(snapshot)
-    assert found
+    device = busiest(snapshot)
+    assert device
+    found = block_map(device)
     assert found.names[0] == UNUSED
     stretches = [stretch for segment in found.segments for stretch in segment]
     assert sum(stretch.nbytes for stretch in stretches) == told.reserved_bytes
@@ -37,8 +38,9 @@ def test_blocks_have_the_names_that_requests_were_given() -> None:
     small["user_metadata"] = "load: policy/layers.2.norm"
     last["frames"] = [{"filename": "/me/job/train.py", "line": 7, "name": "step"}]
     kept = {small["addr"]: ("policy", "weights"), first["addr"]: ("value", "weights")}
-    found = block_map(recording, kept)
-    assert found
+    device = busiest(recording)
+    assert device
+    found = block_map(device, kept)
     names = [(found.names[name], nbytes) for segment in found.segments for name, nbytes in segment]
     assert [(name.role, name.kind, name.called, name.where) for name, _ in names if name.used] == [
         ("value", "weights", "", "job/train.py:7 step"),
@@ -55,10 +57,11 @@ def test_what_was_freed_after_the_peak_is_nobodys_at_the_end() -> None:
     for action in ("free_requested", "free_completed"):
         trace.append({**trace[-1], "action": action, "addr": address, "size": 19 * MIB + 1})
     recording["segments"][0]["blocks"][0] |= {"state": "inactive", "requested_size": 0}
-    found = block_map(recording, {address: ("policy", "weights")})
-    assert found
+    device = busiest(recording)
+    assert device
+    found = block_map(device, {address: ("policy", "weights")})
     assert [name.role for name in found.names] == [None, None]
 
 
 def test_nothing_recorded_is_no_map() -> None:
-    assert block_map(Snapshot(segments=[], device_traces=[])) is None
+    assert busiest(Snapshot(segments=[], device_traces=[])) is None

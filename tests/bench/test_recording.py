@@ -68,11 +68,12 @@ def test_a_recording_is_a_file_and_a_map(plan: Any, tmp_path: Path, cuda: dict[s
     measurement = Measurement(plan(steps=1).cell, get_device("cpu"), CpuMeter())
     recording = Recording(tmp_path / "recordings" / "one.pickle.gz", measurement.job)
     with recording:
-        recording.enter("load")
-    blocks = recording.blocks()
+        recording.enter("load", None)
+    sample = recording.added_to(measurement.sample("ok"))
+    blocks = sample.blocks
     assert blocks
     assert sum(nbytes for segment in blocks.segments for _, nbytes in segment) == 22 * 2**20
-    assert recording.notes == ()
+    assert not any(note.startswith("no map") for note in sample.notes)
     assert read_snapshot(tmp_path / "recordings" / "one.pickle.gz").segments
     assert type(blocks).model_validate_json(blocks.model_dump_json()) == blocks
     assert pickle.loads(pickle.dumps(blocks)) == blocks
@@ -84,8 +85,9 @@ def test_a_recording_that_does_not_tell_is_a_note(plan: Any, tmp_path: Path, cud
     recording = Recording(tmp_path / "one.pickle.gz", measurement.job)
     with recording:
         pass
-    assert recording.blocks() is None
-    (note,) = recording.notes
+    sample = recording.added_to(measurement.sample("ok"))
+    assert sample.blocks is None
+    note = sample.notes[-1]
     assert note.startswith("no map of the allocator's blocks: ")
     assert "lost" in note
 
@@ -99,6 +101,7 @@ def test_what_nobody_foresaw_is_a_note_too(
     with recording:
         pass
     monkeypatch.setattr("vrambench.bench.measure.recording.owners", lambda job: job.no_such_thing)
-    assert recording.blocks() is None
-    (note,) = recording.notes
+    sample = recording.added_to(measurement.sample("ok"))
+    assert sample.blocks is None
+    note = sample.notes[-1]
     assert note.startswith("no map of the allocator's blocks: AttributeError: ")

@@ -275,7 +275,7 @@ def test_without_javascript_all_is_there(page: Path) -> None:
         assert browser.evaluate(f"{VISIBLE}.length") == 10
         assert browser.evaluate("document.querySelectorAll('.chart > svg').length") == 7
         assert browser.evaluate("document.querySelectorAll('.details code').length") == 10
-        assert browser.evaluate("getComputedStyle(document.getElementById('filters')).display") == "none"
+        assert browser.evaluate("getComputedStyle(document.getElementById('filtering')).display") == "none"
         assert browser.evaluate("getComputedStyle(document.querySelector('#c0 .more')).display") == "none"
         browser.evaluate("document.querySelector('#c0 input').click()")
         assert browser.evaluate("getComputedStyle(document.querySelector('#c0 .more')).display") == "table-row"
@@ -324,6 +324,16 @@ def test_a_narrow_window_scrolls_the_table_not_the_page(width: int, page: Path) 
         browser.open(page)
         draw_all(browser)
         assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_on_a_phone_the_filters_are_folded(page: Path) -> None:
+    """What they leave is told all the same."""
+    with Browser(width=360) as browser:
+        browser.open(page)
+        assert browser.evaluate("document.querySelector('#filters select').checkVisibility()") is False
+        assert browser.evaluate("document.getElementById('count').checkVisibility()") is True
+        browser.evaluate("document.querySelector('#filtering summary').click()")
+        assert browser.evaluate("document.querySelector('#filters select').checkVisibility()") is True
 
 
 def test_five_hundred_cells_are_quick(large_page: str, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import xmlschema
 
 from tests.reports import made
 from vrambench.bench.gate.check import CellCheck, Check, Difference, Growth
+from vrambench.reports.checked import lines
 from vrambench.reports.ci.annotations import annotations_of
 from vrambench.reports.ci.junit import junit_of
 from vrambench.reports.ci.markdown import MOST_BYTES, summary_of
@@ -156,3 +157,11 @@ def test_annotations_stand_on_their_lines_and_hold_any_text() -> None:
     assert line == "::error title=failed%3A 100 %25%0A%3A%3Aerror%3A%3A\ufffd::50 %25%0A::set-env::x"
     apart = Check(device="cpu", not_comparable=("torch: 2.12 before",))
     assert annotations_of(apart, lambda cell: None) == "::error title=vrambench::not comparable: torch: 2.12 before\n"
+
+
+def test_what_a_measurement_does_not_tell_is_said() -> None:
+    """Memory grew, and it is no role's weights, gradients or optimizer state."""
+    assert lines(WORSE.model_copy(update={"growth": ()}))[-1].endswith("both runs recorded (--record)")
+    assert lines(WORSE)[-1] == "policy optimizer +2 MiB"
+    slower = WORSE.model_copy(update={"growth": (), "differences": WORSE.differences[1:]})
+    assert lines(slower)[-1].startswith("most in learn")

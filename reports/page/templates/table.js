@@ -28,7 +28,9 @@
       });
     }
     page.bodies.forEach(name);
-    form.hidden = false;
+    const filtering = document.getElementById("filtering");
+    filtering.hidden = false;
+    filtering.open = !matchMedia("(max-width:640px)").matches;
     table.addEventListener("mouseover", explain);
     table.addEventListener("change", (event) => complete(event.target.closest("tbody")));
     table.addEventListener("click", copy);

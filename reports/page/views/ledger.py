@@ -10,7 +10,7 @@ import altair as alt
 
 from vrambench.bench.results.forecast import KINDS
 from vrambench.reports import units
-from vrambench.reports.filled import COUNTED, beyond_peak, parts, prediction_error
+from vrambench.reports.filled import COUNTED, beyond_peak, foretold, parts, prediction_error
 from vrambench.reports.page.charts import SHOWN, Chart, Legend, hues, legend, rounded, shapes, specification
 from vrambench.reports.page.kinds import colours
 from vrambench.reports.page.view import ChartsData, View
@@ -56,13 +56,15 @@ def _words(bars: Sequence[Row]) -> str:
     if any(row.result and not row.result.held and row.result.roles for row in bars):
         words.insert(
             0,
-            "Of a measured cell, weights, gradients and optimizer state are counted by role; the rest of what was allocated is "
-            "activations and workspace.",
+            "Of a cell that was measured and not recorded (run --record), weights, gradients and optimizer state are counted by "
+            "role; the rest of what was allocated is activations and workspace.",
         )
     if any(row.result and row.result.held for row in bars):
-        words.insert(0, "Of a predicted cell, what is live at the peak is told by kind.")
+        words.insert(0, "Of a predicted or recorded cell, what is live at the peak is told by kind.")
     if any(prediction_error(row) for row in bars):
         words.append("A mark on a bar is what was predicted, with the prediction's error.")
+    if any(foretold(row) for row in bars):
+        words.append("The thin bar below it is the prediction by role and kind.")
     return " ".join(words)
 
 
@@ -79,42 +81,57 @@ def by_size(report: Report, sizes: Mapping[int, int]) -> list[Row]:
 def ledger_bars(rows: Sequence[Row], labels: Mapping[int, str], filled: Mapping[int, list[tuple[str, int]]]) -> Chart:
     """One stacked bar per cell: its `parts`, in bytes by row index; the budget as a line, and what was predicted as a mark."""
     unit = units.common_unit(sum(held for _, held in of) for of in filled.values())
-    hue = colours(rows, dict.fromkeys(name for of in filled.values() for name, _ in of))
+    told = {row.index: of for row in rows if (of := foretold(row))}
+    hue = colours(rows, dict.fromkeys(name for of in (*filled.values(), *told.values()) for name, _ in of))
     order = list(hue)
     data = [_bar(row, labels, filled[row.index], unit, order) for row in rows]
+    thin = [_bar(row, labels, told[row.index], unit, order) for row in rows if row.index in told]
     ends = [_end(row, sum(held for _, held in filled[row.index]), unit) for row in rows]
     y = _cells_axis()
     x = alt.X("held:Q", title=unit, stack="zero")
-    of_parts = (
-        alt.Chart(alt.NamedData(name="bars"))
-        .transform_filter(SHOWN)
-        .transform_flatten(["place", "held"])
-        .transform_calculate(rank=RANK, part=_named(order))
-    )
     colour = alt.Color(
         "part:N", scale=alt.Scale(domain=order, range=list(hue.values())), legend=legend(None, order, "legend_part")
     )
     tooltip = [alt.Tooltip("cell:N"), alt.Tooltip("part:N"), alt.Tooltip("held:Q", title=unit, format=",.4~r")]
     of_ends = alt.Chart(alt.NamedData(name="ends")).transform_filter(SHOWN).transform_calculate(rank=RANK)
     layers = [
-        of_parts.mark_bar(height=12).encode(x=x, y=y, color=colour, order=alt.Order("place:Q"), tooltip=tooltip),
+        _parts_of("bars", order)
+        .mark_bar(height=12)
+        .encode(x=x, y=y, color=colour, order=alt.Order("place:Q"), tooltip=tooltip),
         of_ends.mark_text(align="left", dx=5, fontSize=10).encode(x="top:Q", y=y, text="words:N"),
     ]
     if any("told" in end for end in ends):
         marks = of_ends.transform_filter("isValid(datum.told)").mark_tick(color="#111111", thickness=2, size=16)
         layers.append(marks.encode(x="told:Q", y=y, tooltip=[alt.Tooltip("cell:N"), alt.Tooltip("words:N")]))
     highest = max(end["top"] for end in ends)
+    if thin:
+        bars = _parts_of("foretold", order).mark_bar(height=4, yOffset=9)
+        tips = [tooltip[0], alt.Tooltip("part:N", title="predicted"), tooltip[2]]
+        layers.append(bars.encode(x=x, y=y, color=colour, order=alt.Order("place:Q"), tooltip=tips))
     if line := _budget_line(rows, unit, highest):
         layers.append(line)
     described = (
         f"Stacked bars of {units.plural(len(rows), 'cell')}: bytes by role and kind, and the rest up to the peaks."
     )
     legends = {
-        "legend_part": Legend.of_names(order, {row.index: [name for name, _ in filled[row.index]] for row in rows})
+        "legend_part": Legend.of_names(
+            order, {row.index: [name for name, _ in (*filled[row.index], *told.get(row.index, ()))] for row in rows}
+        )
     }
-    chart = alt.layer(*layers).properties(width=620, height=alt.Step(18))
+    chart = alt.layer(*layers).properties(width=620, height=alt.Step(22 if thin else 18))
+    datasets = {"bars": data, "ends": ends, **({"foretold": thin} if thin else {})}
     title = "Memory by role and kind" + ("; dotted line: the budget" if line else "")
-    return _ranked("ledger", title, described, chart, rows, {"bars": data, "ends": ends}, legends)
+    return _ranked("ledger", title, described, chart, rows, datasets, legends)
+
+
+def _parts_of(dataset: str, order: Sequence[str]) -> Any:
+    """The bars' parts, one by one."""
+    return (
+        alt.Chart(alt.NamedData(name=dataset))
+        .transform_filter(SHOWN)
+        .transform_flatten(["place", "held"])
+        .transform_calculate(rank=RANK, part=_named(order))
+    )
 
 
 def _end(row: Row, top: int, unit: units.Unit) -> dict[str, Any]:
@@ -159,10 +176,7 @@ def phase_dots(rows: Sequence[Row], labels: Mapping[int, str], peaks: Mapping[in
     order = list(dict.fromkeys(name for row in rows for name in peaks[row.index]))
     data = [_bar(row, labels, list(peaks[row.index].items()), unit, order) for row in rows]
     chart = (
-        alt.Chart(alt.NamedData(name="dots"))
-        .transform_filter(SHOWN)
-        .transform_flatten(["place", "held"])
-        .transform_calculate(rank=RANK, part=_named(order))
+        _parts_of("dots", order)
         .mark_point(filled=True, size=60, opacity=0.9)
         .encode(
             x=alt.X("held:Q", title=unit, scale=alt.Scale(zero=True)),

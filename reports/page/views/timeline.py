@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ PHASES = 48
 HELD = 14
 """Parts that are told of what was live at the peak, the largest."""
 LINES = ("allocated", "reserved", "device")
-LINE_HUES = {"reserved": "#8c8c8c", "device": "#56b4e9"}
+LINE_HUES = {"reserved": "#8c8c8c", "device": "#56b4e9", "predicted": "#c65b9a"}
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ def timeline(report: Report) -> TimelineData | None:
     if not rows:
         return None
     text = (
-        "A bar is the peak of allocated memory inside one phase of one step, by role and kind where it was predicted; the marks "
-        "above it are what was reserved and what the device held. Below: what was in use at the highest peak, and who asked for "
+        "A bar is the peak of allocated memory inside one phase of one step, by role and kind where it was predicted or recorded "
+        "(run --record); the marks are what was reserved, what the device held, and, of a measured cell, what was predicted to be "
+        "allocated. Below: what was in use at the highest peak, and who asked for "
         "it, where the result tells."
     )
     blocks = blocks_chart(rows)
@@ -119,22 +120,32 @@ def timeline_chart(rows: Sequence[Row], report: Report) -> Chart:
             names, {index: {name for one in of for name, _ in one} for index, of in filled.items()}
         )
     }
-    base = alt.Chart(alt.NamedData(name="phases")).transform_filter(SHOWN).transform_flatten(["when", *LINES, "took"])
+    x = alt.X(
+        "when:N", sort=None, title="phases in order", axis=alt.Axis(labelAngle=-40, labelOverlap=True, labelLimit=110)
+    )
+    bars, ticks = _part_bars(names, hue, x, unit), _line_ticks(data, x, unit)
+    budget = alt.Chart(alt.NamedData(name="budgets")).transform_filter(SHOWN).transform_filter("isValid(datum.budget)")
+    rule = budget.mark_rule(color="#d55e00", strokeDash=[3, 2]).encode(y="budget:Q", tooltip=["words:N"])
+    layered = alt.layer(bars, ticks, rule).properties(width=860, height=240)
+    of_rows = [_parts(row, filled[row.index], one["when"], names, unit) for row, one in zip(rows, data, strict=True)]
+    datasets = {"parts": of_rows, "phases": data, "budgets": [_budget(row, phases[row.index], unit) for row in rows]}
+    spec = specification(layered, rows[:1], datasets, legends)
+    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+    described = "Bars of one cell: the peak of allocated memory inside each phase of each step."
+    indices = tuple(row.index for row in rows)
+    title = "Memory over the phases of one cell; dotted line: its budget"
+    return Chart("timeline", title, described, spec, indices, min_width=300, legends=legends, only=indices[0])
+
+
+def _part_bars(names: Sequence[str], hue: Mapping[str, str], x: Any, unit: units.Unit) -> Any:
+    """What was in use at each phase's peak, stacked."""
     of_parts = (
         alt.Chart(alt.NamedData(name="parts"))
         .transform_filter(SHOWN)
         .transform_flatten(["at", "place", "held"])
         .transform_calculate(when="datum.names[datum.at]", part=f"{json.dumps(names)}[datum.place]")
     )
-    x = alt.X(
-        "when:N", sort=None, title="phases in order", axis=alt.Axis(labelAngle=-40, labelOverlap=True, labelLimit=110)
-    )
-    tooltip = [
-        alt.Tooltip("when:N", title="phase"),
-        *(alt.Tooltip(f"{line}:Q", title=f"{line}, {unit}", format=",.4~r") for line in LINES),
-        alt.Tooltip("took:N"),
-    ]
-    bars = of_parts.mark_bar().encode(
+    return of_parts.mark_bar().encode(
         x=x,
         y=alt.Y("held:Q", title=unit, stack="zero"),
         color=alt.Color(
@@ -149,28 +160,36 @@ def timeline_chart(rows: Sequence[Row], report: Report) -> Chart:
             alt.Tooltip("held:Q", title=unit, format=",.4~r"),
         ],
     )
-    marks = base.transform_fold(list(LINE_HUES), as_=["line", "held"]).transform_filter("isValid(datum.held)")
-    ticks = marks.mark_tick(thickness=2.5, orient="horizontal", bandSize=22).encode(
+
+
+def _line_ticks(data: Sequence[Mapping[str, Any]], x: Any, unit: units.Unit) -> Any:
+    """A mark for each further line of the ledger that any cell has."""
+    base = (
+        alt.Chart(alt.NamedData(name="phases"))
+        .transform_filter(SHOWN)
+        .transform_flatten(["when", *LINES, "predicted", "took"])
+    )
+    tooltip = [
+        alt.Tooltip("when:N", title="phase"),
+        *(alt.Tooltip(f"{line}:Q", title=f"{line}, {unit}", format=",.4~r") for line in (*LINES, "predicted")),
+        alt.Tooltip("took:N"),
+    ]
+    hues = {
+        line: colour
+        for line, colour in LINE_HUES.items()
+        if any(told is not None for one in data for told in one[line])
+    }
+    marks = base.transform_fold(list(hues), as_=["line", "held"]).transform_filter("isValid(datum.held)")
+    return marks.mark_tick(thickness=2.5, orient="horizontal", bandSize=22).encode(
         x=x,
         y="held:Q",
         stroke=alt.Stroke(
             "line:N",
-            scale=alt.Scale(domain=list(LINE_HUES), range=list(LINE_HUES.values())),
+            scale=alt.Scale(domain=list(hues), range=list(hues.values())),
             legend=alt.Legend(title="marks", orient="top", symbolType="stroke"),
         ),
         tooltip=tooltip,
     )
-    budget = alt.Chart(alt.NamedData(name="budgets")).transform_filter(SHOWN).transform_filter("isValid(datum.budget)")
-    rule = budget.mark_rule(color="#d55e00", strokeDash=[3, 2]).encode(y="budget:Q", tooltip=["words:N"])
-    layered = alt.layer(bars, ticks, rule).properties(width=860, height=240)
-    of_rows = [_parts(row, filled[row.index], one["when"], names, unit) for row, one in zip(rows, data, strict=True)]
-    datasets = {"parts": of_rows, "phases": data, "budgets": [_budget(row, phases[row.index], unit) for row in rows]}
-    spec = specification(layered, rows[:1], datasets, legends)
-    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
-    described = "Bars of one cell: the peak of allocated memory inside each phase of each step."
-    indices = tuple(row.index for row in rows)
-    title = "Memory over the phases of one cell; dotted line: its budget"
-    return Chart("timeline", title, described, spec, indices, min_width=300, legends=legends, only=indices[0])
 
 
 def phase_parts(row: Row, phase: Phase) -> list[tuple[str, int]]:
@@ -208,8 +227,17 @@ def _data(row: Row, phases: Sequence[Phase], unit: units.Unit) -> dict[str, Any]
         ]
         for line in LINES
     }
+    foretold = [None if (found := _foretold(row, phase)) is None else rounded(found / scale) for phase in phases]
     took = [units.seconds(phase.seconds) for phase in phases]
-    return {"i": row.index, "when": when, **held, "took": took}
+    return {"i": row.index, "when": when, **held, "predicted": foretold, "took": took}
+
+
+def _foretold(row: Row, phase: Phase) -> int | None:
+    """The peak of allocated memory that was predicted for the phase in this step, else in the last step that was simulated."""
+    parts = row.result.predicted_parts if row.result else None
+    alike = [one for one in parts.phases if one.name == phase.name] if parts else []
+    same = [one for one in alike if one.step == phase.step]
+    return (same or alike)[-1].allocated_bytes if alike else None
 
 
 def _budget(row: Row, phases: Sequence[Phase], unit: units.Unit) -> dict[str, Any]:

@@ -39,6 +39,14 @@ def test_an_ending_that_tells_no_format_and_a_run_that_is_named_twice_are_refuse
         assert capsys.readouterr().err == f"error: {Path(second)}: is named twice; name each run once\n"
 
 
+def test_what_was_predicted_beside_a_run_comes_with_it_and_first(tmp_path: Path) -> None:
+    one, beside, two = tmp_path / "one", tmp_path / "one" / "predicted", tmp_path / "two"
+    beside.mkdir(parents=True)
+    (beside / "run.json").touch()
+    assert command.with_beside([two, one]) == [two, beside, one]
+    assert command.with_beside([one, beside]) == [beside, one], "once each"
+
+
 def test_what_is_no_file_is_refused_with_force_too(matrix: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(matrix.parent / "pipe")
     for force in ([], ["--force"]):
