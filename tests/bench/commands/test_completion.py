@@ -26,7 +26,7 @@ finally:
         ("plan --adapter lora,lo", []),
         ("run --set max_l", ["max_length="]),
         ("plan --sweep lora_r", ["lora_r="]),
-        ("fit --budget l4", ["l40s", "l4"]),
+        ("fit --budget l4", ["l40s", "l4", "l40"]),
         ("plan --profile sm", ["smoke"]),
         ("li", ["list"]),
     ],

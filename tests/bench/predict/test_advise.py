@@ -171,7 +171,7 @@ def test_of_what_can_never_fit_the_nearest_is_told_and_what_is_missing() -> None
     assert advice.predictions < 10
     assert re.fullmatch(
         r"no change that is known makes it fit; nearest is precision nf4, adapter lora, nf4.double_quant True: 1\d\.\d\d GiB too "
-        r"much; largest in it: weights, 3\d\.\d\d GiB; a card with room for it: l40s",
+        r"much; largest in it: weights, 3\d\.\d\d GiB; a card with room for it: a40",
         advice.ending,
     )
 
