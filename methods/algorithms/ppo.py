@@ -8,7 +8,7 @@ reference, value (a head on the policy's trunk, or a separate model with its own
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
@@ -48,6 +48,19 @@ class PPOOptions(Options):
     """Lambda of generalised advantage estimation."""
     temperature: Annotated[float, Field(gt=0)] = 0.7
     """Of sampling; log-probabilities are those of the same distribution."""
+
+
+class Experience(NamedTuple):
+    """What a step learns from: `tokens` [B, T] int64; [B, R] fp32 the rest, of the policy before any update and, of the reference,
+    log-probabilities."""
+
+    tokens: torch.Tensor
+    mask: torch.Tensor
+    logprobs: torch.Tensor
+    values: torch.Tensor
+    advantages: torch.Tensor
+    returns: torch.Tensor
+    reference: torch.Tensor | None
 
 
 class ProximalPolicyOptimisation:
@@ -93,24 +106,14 @@ class ProximalPolicyOptimisation:
             raw, returns = gae(rewards, old_values, mask, options.gamma, options.lam, positions)
             advantages = whiten(raw, mask)
 
-        losses, clips = [], (options.cliprange, options.clip_ratio_c)
+        had = Experience(tokens, mask, old_logprobs, old_values, advantages, returns, reference)
+        losses = []
         epochs = [torch.randperm(self.samples, device=tokens.device) for _ in range(options.epochs)]
         minibatches = [rows for epoch in epochs for rows in epoch.split(work.batch_size)]
         for number, rows in enumerate(stage.device.micro_batches(minibatches, work.gradient_accumulation_steps), 1):
             stage.phase("learn")
             with self.policy.forward():
-                new = self.policy.module(tokens[rows], start, options.temperature)
-                loss = policy_loss(new.logprobs, old_logprobs[rows], advantages[rows], mask[rows], *clips)
-                if reference is not None and options.use_kl_loss:
-                    kl = kl_estimates(new.logprobs, reference[rows], options.kl_estimator)
-                    loss = loss + options.kl_coef * (kl * mask[rows]).sum() / mask[rows].sum()
-                    del kl
-                if new.values is not None:
-                    loss = loss + options.vf_coef * value_loss(
-                        new.values, old_values[rows], returns[rows], mask[rows], options.cliprange_value
-                    )
-                logits = new.logits
-                del new  # all but the graph
+                loss, logits = self._policy_loss(had, rows)
             self.policy.backward(loss)
             losses.append(loss.detach())
             if number % stage.device.passes(work.gradient_accumulation_steps) == 0:
@@ -118,14 +121,29 @@ class ProximalPolicyOptimisation:
             if self.critic is not None:
                 stage.phase("learn")
                 with self.critic.forward():
-                    values = self.critic.module(tokens[rows], start)
-                    miss = value_loss(values, old_values[rows], returns[rows], mask[rows], options.cliprange_value)
-                    loss = options.vf_coef * miss
-                    del values, miss
+                    loss = options.vf_coef * self._value_loss(had, rows, self.critic.module(tokens[rows], start))
                 self.critic.backward(loss)
                 losses[-1] = losses[-1] + loss.detach()
         kl = torch.zeros_like(score) if reference is None else (old_logprobs - reference).sum(dim=1)
         return {"loss": torch.stack(losses).mean(), "reward": score.mean(), "kl": kl.mean()}
+
+    def _policy_loss(self, had: Experience, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Of a minibatch, with the value's where the policy has its head; and the logits, which TRL's trainer holds on to. Of all
+        else the graph alone is left."""
+        options = self.options
+        new = self.policy.module(had.tokens[rows], self.stage.workload.prompt_tokens, options.temperature)
+        clips = options.cliprange, options.clip_ratio_c
+        loss = policy_loss(new.logprobs, had.logprobs[rows], had.advantages[rows], had.mask[rows], *clips)
+        if had.reference is not None and options.use_kl_loss:
+            kl = kl_estimates(new.logprobs, had.reference[rows], options.kl_estimator)
+            loss = loss + options.kl_coef * (kl * had.mask[rows]).sum() / had.mask[rows].sum()
+        if new.values is not None:
+            loss = loss + options.vf_coef * self._value_loss(had, rows, new.values)
+        return loss, new.logits
+
+    def _value_loss(self, had: Experience, rows: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        old, returns, mask = had.values[rows], had.returns[rows], had.mask[rows]
+        return value_loss(values, old, returns, mask, self.options.cliprange_value)
 
     def evaluate(self, batch: torch.Tensor) -> Scores:
         """The policy's log-probabilities and the values, before any update."""
