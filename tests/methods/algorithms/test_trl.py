@@ -1,4 +1,7 @@
-"""TRL's own trainers in the harness: they train, are measured as ours are, and do what our algorithm of the same name does."""
+"""TRL's own trainers in the harness: they train, are measured as ours are, and do what our algorithm of the same name does.
+
+Long, since the five of them are held against the same jobs.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """People's configurations: how each key is read, the cell that it comes to, and what is said of those that cannot be read.
 
 Beside each file in `files/` stands what is printed of it, and its cell; `python tests/bench/plan/configs/test_configs.py` writes
-these anew.
+these anew. Long, since it is one table for six formats.
 """
 
 from __future__ import annotations
