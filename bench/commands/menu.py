@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from vrambench.bench.commands.early import load
 from vrambench.bench.commands.shared import (
     EXIT_DOES_NOT_FIT,
+    Mistakes,
     card_named,
     end_progress,
     matrix_again,
@@ -43,7 +44,7 @@ def named(text: str | None, selection: Selection) -> tuple[Path | None, Selectio
     is_hub_id = text.count("/") == 1 and not text.startswith((".", "/", "~")) and not path.suffix.startswith(".y")
     if (path.exists() and not path.is_dir()) or path.suffix in (".yaml", ".yml") or _blank(text, selection):
         return path, selection
-    if text not in PRESETS and not path.is_dir() and not is_hub_id:
+    if not text or (text not in PRESETS and not path.is_dir() and not is_hub_id):
         raise ConfigurationError(
             f"{shown(text)} is neither a matrix (a YAML file) nor a model (a preset, a hub id or a folder with config.json)"
             f"{did_you_mean(text, PRESETS)}",
@@ -70,10 +71,12 @@ def print_menu(
 ) -> int:
     """Prints the menu; gives the exit code: 0 where something fits, even if tightly (not with `strict`), else 1."""
     budgets = [one.strip() for one in (selection.budget or "").split(",")] if selection.budget is not None else [None]
+    if budgets == [""]:
+        raise ConfigurationError("--budget '': names no size and no card", field="budget")
     if len(set(budgets)) < len(budgets) or "" in budgets:
         raise ConfigurationError(f"--budget {selection.budget}: name each once, with single commas", field="budget")
     chosen = {budget: replace(selection, budget=budget) for budget in budgets}
-    matrices = [load(path, one) for one in chosen.values()]
+    matrices = _loaded(path, list(chosen.values()))
     read(alloc_conf)
     with stdout_kept_clean() as out:
         from vrambench.bench.predict.kept import about_menu, read_menu
@@ -89,6 +92,20 @@ def print_menu(
             print_rows(menu, out)
     fits = any(row.forecast and (row.forecast.verdict == "fits" if strict else row.fits) for row in menu.rows)
     return 0 if fits else EXIT_DOES_NOT_FIT
+
+
+def _loaded(path: Path | None, selections: Sequence[Selection]) -> list[Matrix]:
+    """The matrix for each. Raises Mistakes with every line about any of them."""
+    matrices: list[Matrix] = []
+    messages: list[str] = []
+    for one in selections:
+        try:
+            matrices.append(load(path, one))
+        except Mistakes as error:
+            messages += error.messages
+    if messages:
+        raise Mistakes(list(dict.fromkeys(messages)))
+    return matrices
 
 
 def _predicted(

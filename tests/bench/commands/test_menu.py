@@ -106,7 +106,8 @@ def test_where_nothing_fits_the_nearest_is_named(capsys: pytest.CaptureFixture[s
         (["tiny", "--model", "gpt2"], "--model gpt2: the model is 'tiny' already"),
         (["tiny", "--only", "precision=nf4"], "--only precision=nf4: recipes are narrowed by"),
         (["tiny", "--budget", "2GiB,2GiB"], "--budget 2GiB,2GiB: name each once"),
-        (["tiny", "--budget", ""], "--budget : name each once"),
+        (["tiny", "--budget", ""], "--budget '': names no size and no card"),
+        ([""], "'' is neither a matrix (a YAML file) nor a model"),
         (["--config", ""], "--config '': names no file"),
         (["tiny", "--config-format", "trl-sft"], "--config-format trl-sft: says what the file of --config is"),
     ],
@@ -116,6 +117,12 @@ def test_what_is_no_question_is_told_in_a_line(
 ) -> None:
     assert main(["fit", *typed]) == 2
     assert capsys.readouterr().err.startswith(f"error: {words}")
+
+
+def test_what_is_wrong_with_each_budget_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "tiny", "--budget", "1GiB,4900,p40", "--set", "batch_sise=2"]) == 2
+    told = [line.split(": ")[1] for line in capsys.readouterr().err.splitlines()]
+    assert told == ["--set batch_sise=2", "--budget 4900", "--budget p40"]
 
 
 def test_a_slip_of_the_model_is_told_with_all_other_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
