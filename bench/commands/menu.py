@@ -61,8 +61,8 @@ def _blank(text: str, selection: Selection) -> bool:
 
 
 def is_menu(text: str | None, selection: Selection) -> bool:
-    """Whether recipes or several budgets are asked for, and not one cell."""
-    model = text is not None and selection.model == text
+    """Whether recipes or several budgets are asked for, and not one cell, as a trainer's configuration is."""
+    model = text is not None and selection.model == text and selection.config is None
     return (model and set(selection.axes) != set(AXIS_NAMES)) or "," in (selection.budget or "")
 
 
@@ -78,17 +78,28 @@ def print_menu(
     chosen = {budget: replace(selection, budget=budget) for budget in budgets}
     matrices = _loaded(path, list(chosen.values()))
     read(alloc_conf)
+    config = matrices[0].config
+    if config:
+        axes = {axis: values[0].value for axis, values in matrices[0].top.axes.items()}
+        chosen = {budget: replace(one, axes=axes | dict(one.axes)) for budget, one in chosen.items()}
     with stdout_kept_clean() as out:
         from vrambench.bench.predict.kept import about_menu, read_menu
 
         asked = about_menu(matrices, selection, alloc_conf=alloc_conf)
         menu = read_menu(cache, asked) if cache else None
         menu = menu or _predicted(path, chosen, matrices, alloc_conf, cache, asked)
+        if config:
+            from vrambench.bench.plan.configs.built import as_built
+
+            config = as_built(config, [row.cell for row in menu.rows])
         if as_json:
-            print(json.dumps(menu.document(selection.read_as), indent=1), file=out)
+            print(json.dumps(menu.document(selection.read_as, config.told() if config else None), indent=1), file=out)
         else:
+            from vrambench.reports.text.config import print_config
             from vrambench.reports.text.menu import print_menu as print_rows
 
+            if config:
+                print_config(config, out)
             print_rows(menu, out)
     fits = any(row.forecast and (row.forecast.verdict == "fits" if strict else row.fits) for row in menu.rows)
     return 0 if fits else EXIT_DOES_NOT_FIT
@@ -124,7 +135,8 @@ def _predicted(
 
         hush()
         stack.enter_context(fresh_start())
-        pool = new_pool(1, alloc_conf, (), cache)
+        left_out = matrices[0].config.left_out if matrices[0].config else ()
+        pool = new_pool(1, alloc_conf, left_out, cache)
         stack.callback(end, pool)
         pool.submit(int)  # its imports, while those of this process are made
 
@@ -149,7 +161,7 @@ def _predicted(
             say_progress(f"{done} of {total}: {row.recipe}, {row.name}{where}: {verdict}")
 
         try:
-            rows = predict_menu(planned, Predictor(alloc_conf, cache=cache), pool, tell)
+            rows = predict_menu(planned, Predictor(alloc_conf, left_out, cache), pool, tell)
         finally:
             end_progress()
         unsaid = "budget" not in selection.settings()
