@@ -171,7 +171,7 @@ def _check_thing(name: str, value: object) -> None:
         return
     if name in ("model", "reward_model"):
         check_name(value, name)
-        if value not in PRESETS and Path(value).exists():
+        if value and value not in PRESETS and Path(value).exists():
             check_config_file(Path(value), name)
     elif name == "data" and value != Workload().data:
         from vrambench.methods.texts import check_data  # which imports numpy

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from vrambench.bench.commands.early import load
 from vrambench.bench.commands.shared import (
     EXIT_DOES_NOT_FIT,
+    Mistakes,
     card_named,
     end_progress,
     matrix_again,
@@ -43,7 +44,7 @@ def named(text: str | None, selection: Selection) -> tuple[Path | None, Selectio
     is_hub_id = text.count("/") == 1 and not text.startswith((".", "/", "~")) and not path.suffix.startswith(".y")
     if (path.exists() and not path.is_dir()) or path.suffix in (".yaml", ".yml") or _blank(text, selection):
         return path, selection
-    if text not in PRESETS and not path.is_dir() and not is_hub_id:
+    if not text or (text not in PRESETS and not path.is_dir() and not is_hub_id):
         raise ConfigurationError(
             f"{shown(text)} is neither a matrix (a YAML file) nor a model (a preset, a hub id or a folder with config.json)"
             f"{did_you_mean(text, PRESETS)}",
@@ -60,8 +61,8 @@ def _blank(text: str, selection: Selection) -> bool:
 
 
 def is_menu(text: str | None, selection: Selection) -> bool:
-    """Whether recipes or several budgets are asked for, and not one cell."""
-    model = text is not None and selection.model == text
+    """Whether recipes or several budgets are asked for, and not one cell, as a trainer's configuration is."""
+    model = text is not None and selection.model == text and selection.config is None
     return (model and set(selection.axes) != set(AXIS_NAMES)) or "," in (selection.budget or "")
 
 
@@ -70,25 +71,52 @@ def print_menu(
 ) -> int:
     """Prints the menu; gives the exit code: 0 where something fits, even if tightly (not with `strict`), else 1."""
     budgets = [one.strip() for one in (selection.budget or "").split(",")] if selection.budget is not None else [None]
+    if budgets == [""]:
+        raise ConfigurationError("--budget '': names no size and no card", field="budget")
     if len(set(budgets)) < len(budgets) or "" in budgets:
         raise ConfigurationError(f"--budget {selection.budget}: name each once, with single commas", field="budget")
     chosen = {budget: replace(selection, budget=budget) for budget in budgets}
-    matrices = [load(path, one) for one in chosen.values()]
+    matrices = _loaded(path, list(chosen.values()))
     read(alloc_conf)
+    config = matrices[0].config
+    if config:
+        axes = {axis: values[0].value for axis, values in matrices[0].top.axes.items()}
+        chosen = {budget: replace(one, axes=axes | dict(one.axes)) for budget, one in chosen.items()}
     with stdout_kept_clean() as out:
         from vrambench.bench.predict.kept import about_menu, read_menu
 
         asked = about_menu(matrices, selection, alloc_conf=alloc_conf)
         menu = read_menu(cache, asked) if cache else None
         menu = menu or _predicted(path, chosen, matrices, alloc_conf, cache, asked)
+        if config:
+            from vrambench.bench.plan.configs.built import as_built
+
+            config = as_built(config, [row.cell for row in menu.rows])
         if as_json:
-            print(json.dumps(menu.document(selection.read_as), indent=1), file=out)
+            print(json.dumps(menu.document(selection.read_as, config.told() if config else None), indent=1), file=out)
         else:
+            from vrambench.reports.text.config import print_config
             from vrambench.reports.text.menu import print_menu as print_rows
 
+            if config:
+                print_config(config, out)
             print_rows(menu, out)
     fits = any(row.forecast and (row.forecast.verdict == "fits" if strict else row.fits) for row in menu.rows)
     return 0 if fits else EXIT_DOES_NOT_FIT
+
+
+def _loaded(path: Path | None, selections: Sequence[Selection]) -> list[Matrix]:
+    """The matrix for each. Raises Mistakes with every line about any of them."""
+    matrices: list[Matrix] = []
+    messages: list[str] = []
+    for one in selections:
+        try:
+            matrices.append(load(path, one))
+        except Mistakes as error:
+            messages += error.messages
+    if messages:
+        raise Mistakes(list(dict.fromkeys(messages)))
+    return matrices
 
 
 def _predicted(
@@ -107,7 +135,8 @@ def _predicted(
 
         hush()
         stack.enter_context(fresh_start())
-        pool = new_pool(1, alloc_conf, (), cache)
+        left_out = matrices[0].config.left_out if matrices[0].config else ()
+        pool = new_pool(1, alloc_conf, left_out, cache)
         stack.callback(end, pool)
         pool.submit(int)  # its imports, while those of this process are made
 
@@ -132,7 +161,7 @@ def _predicted(
             say_progress(f"{done} of {total}: {row.recipe}, {row.name}{where}: {verdict}")
 
         try:
-            rows = predict_menu(planned, Predictor(alloc_conf, cache=cache), pool, tell)
+            rows = predict_menu(planned, Predictor(alloc_conf, left_out, cache), pool, tell)
         finally:
             end_progress()
         unsaid = "budget" not in selection.settings()

@@ -184,7 +184,7 @@ def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: boo
     check_names(matrix, named)
     layer = named.over(matrix.layer(profile))
     if matrix.config:
-        layer = _by_preset(layer)
+        layer = by_preset(layer)
     said = _Said.of(layer, selection)
     only = selection.kept()
     # Whoever names every value means every combination.
@@ -306,7 +306,7 @@ def resolved(axes: Mapping[str, str], settings: Settings, *, flash: bool) -> Cel
     return cell
 
 
-def _by_preset(layer: Layer) -> Layer:
+def by_preset(layer: Layer) -> Layer:
     """`layer`, with a model's preset in place of the hub id whose shape it has: it needs no network."""
     setting = layer.workload.get("model")
     preset = next((name for name, one in PRESETS.items() if setting and one.hub_id == setting.value), None)

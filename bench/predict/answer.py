@@ -139,11 +139,13 @@ class RowTold(Record):
 
 
 class MenuTold(Record):
-    """What `fit MODEL --json` prints. `fits`: whether any row does."""
+    """What `fit MODEL --json` prints, and `fit` under several budgets. `fits`: whether any row does; `config`: the trainer's file
+    that was read."""
 
     fits: bool
     rows: tuple[RowTold, ...]
     read_as: tuple[str, ...]
+    config: ConfigTold | None
 
 
 @dataclass(frozen=True)
@@ -207,10 +209,11 @@ class Menu:
     rows: tuple[MenuRow, ...]
     budget_of: str | None = None
 
-    def document(self, read_as: Sequence[str] = ()) -> dict[str, Any]:
-        """As `fit MODEL --json` prints it. `read_as`: the selection's."""
+    def document(self, read_as: Sequence[str] = (), config: ConfigTold | None = None) -> dict[str, Any]:
+        """As `fit MODEL --json` prints it. `read_as`: the selection's; `config`: the trainer's file that was read."""
         rows = tuple(row.told() for row in self.rows)
-        return MenuTold(fits=any(row.fits for row in rows), rows=rows, read_as=tuple(read_as)).model_dump(mode="json")
+        told = MenuTold(fits=any(row.fits for row in rows), rows=rows, read_as=tuple(read_as), config=config)
+        return told.model_dump(mode="json")
 
 
 @dataclass(frozen=True)

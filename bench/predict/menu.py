@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vrambench.bench.plan.combinations import all_named, combinations
 from vrambench.bench.plan.matrix import Level, Matrix, Setting, unflatten
 from vrambench.bench.plan.names import check_names
-from vrambench.bench.plan.plan import PlannedCell, resolved
+from vrambench.bench.plan.plan import PlannedCell, by_preset, resolved
 from vrambench.bench.plan.selection import Selection
 from vrambench.bench.plan.shortest import shortest
 from vrambench.bench.plan.used import check_used
@@ -108,6 +108,8 @@ def _planned(
     named = Selection(axes=axes).layer()
     check_names(matrix, named)
     layer = named.over(matrix.layer(profile))
+    if matrix.config:
+        layer = by_preset(layer)
     lower = {**layer.workload, **combinations(layer, axes)[0].added}
     fixed = selection.settings()
     said = {

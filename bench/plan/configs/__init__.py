@@ -54,7 +54,7 @@ def read(source: str, chosen: Chosen, named: str | None = None) -> Matrix:
         form.draft(draft)
         config = draft.done(form.name, form.called)
     except ConfigurationError as error:
-        told = [*draft.given.mistakes.values(), *getattr(error, "messages", [error.message])]
+        told = [*draft.given.mistakes.values(), *getattr(error, "messages", [error.message]), *draft.slips(form.called)]
         raise Refused(told, Matrix(document.name, draft.layer(), {}, {})) from None
     return Matrix(document.name, draft.layer(), {}, {}, config)
 

@@ -11,7 +11,7 @@ the nearest one is used, nobody knows what the job takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -165,6 +165,15 @@ class Draft:
         return Config(
             self.given.document.name, name, called, keys, tuple(self.doubts), defaults, tuple(self.taken), said
         )
+
+    def slips(self, called: str) -> Iterator[str]:
+        """A sentence for each key that the format does not have where a used one was meant, of a file that is refused: that key may
+        be what it lacks."""
+        table = self.given.table
+        for key, value in self.given.document.data.items():
+            meant = None if value is None or table.knows(table.renamed.get(key, key)) else table.meant(key)
+            if meant in table.used:
+                yield f"{self.given.where(key)}no key of {called}; did you mean {meant!r}?"
 
     def layer(self) -> Layer:
         """The cell, without what was taken where a key is wrong."""

@@ -12,6 +12,7 @@ import pytest
 
 from tests.schemas import validate
 from vrambench.bench.commands.app import main
+from vrambench.bench.commands.menu import is_menu
 from vrambench.bench.plan.matrix import load_matrix
 from vrambench.bench.plan.selection import Selection
 from vrambench.bench.predict import many
@@ -106,7 +107,8 @@ def test_where_nothing_fits_the_nearest_is_named(capsys: pytest.CaptureFixture[s
         (["tiny", "--model", "gpt2"], "--model gpt2: the model is 'tiny' already"),
         (["tiny", "--only", "precision=nf4"], "--only precision=nf4: recipes are narrowed by"),
         (["tiny", "--budget", "2GiB,2GiB"], "--budget 2GiB,2GiB: name each once"),
-        (["tiny", "--budget", ""], "--budget : name each once"),
+        (["tiny", "--budget", ""], "--budget '': names no size and no card"),
+        ([""], "'' is neither a matrix (a YAML file) nor a model"),
         (["--config", ""], "--config '': names no file"),
         (["tiny", "--config-format", "trl-sft"], "--config-format trl-sft: says what the file of --config is"),
     ],
@@ -116,6 +118,34 @@ def test_what_is_no_question_is_told_in_a_line(
 ) -> None:
     assert main(["fit", *typed]) == 2
     assert capsys.readouterr().err.startswith(f"error: {words}")
+
+
+def test_a_configuration_is_one_cell_under_several_budgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("model_name_or_path: tiny\nmax_length: 32\nuse_peft: true\nsequence_len: 4\n")
+    typed = ["fit", "--config", str(file), "--config-format", "trl-sft", "--optimizer", "sgd", "--no-cache", "--json"]
+    assert main([*typed, "--budget", "1GiB,4GiB"]) == 0
+    several = json.loads(capsys.readouterr().out)
+    assert main([*typed, "--budget", "4GiB"]) == 0
+    one = json.loads(capsys.readouterr().out)
+    assert [(row["name"], row["budget"]) for row in several["rows"]] == [
+        ("bf16_amp lora sgd none sft", "1GiB"),
+        ("bf16_amp lora sgd none sft", "4GiB"),
+    ]
+    assert {row["device_bytes"] for row in several["rows"]} == {one["predicted"]["device_bytes"]}
+    assert {row["verdict"] for row in several["rows"]} == {one["verdict"]} == {"unsure"}  # of a key that is not known
+    assert several["config"] == one["config"]
+
+
+def test_a_model_beside_a_configuration_takes_the_place_of_its_own() -> None:
+    assert not is_menu("tiny", Selection(model="tiny", config="own.yaml", budget="1GiB"))
+    assert is_menu("tiny", Selection(model="tiny", budget="1GiB"))
+
+
+def test_what_is_wrong_with_each_budget_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "tiny", "--budget", "1GiB,4900,p40", "--set", "batch_sise=2"]) == 2
+    told = [line.split(": ")[1] for line in capsys.readouterr().err.splitlines()]
+    assert told == ["--set batch_sise=2", "--budget 4900", "--budget p40"]
 
 
 def test_a_slip_of_the_model_is_told_with_all_other_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
