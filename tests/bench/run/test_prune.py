@@ -55,7 +55,7 @@ def test_what_is_far_over_is_pruned_kept_on_resume_and_run_when_asked(
     assert result.reason.startswith(
         f"predicted to need {(forecast.memory.device_bytes or 0) / 2**30:.2f} GiB on the device"
     )
-    assert (result.memory.device_bytes, result.samples) == (None, ())
+    assert (result.memory.device_bytes, result.samples, result.predicted_parts) == (None, (), None)
 
     again = run([cell], tmp_path / "run", listener=listening, predict=predict, prune=True)
     assert (again.kept, listening.names, len(asked)) == (1, [], 1)
@@ -78,6 +78,10 @@ def test_a_prediction_stands_beside_what_was_measured(
     results = {result.id: result for result in RunFolder.open(tmp_path / "run").results()}
     assert results[over.id].predicted == predictor.forecast(over.cell).memory
     assert results[over.id].memory.allocated_bytes is not None
+    parts, forecast = results[over.id].predicted_parts, predictor.forecast(over.cell)
+    assert parts
+    assert (parts.held, parts.roles) == (forecast.held, forecast.roles)
+    assert [phase.at_peak for phase in parts.phases] == [phase.at_peak for phase in forecast.phases]
     assert results[failing.id].predicted is None
     assert f"{failing.name}: not predicted: no such operator" in listening.messages
 
