@@ -92,6 +92,18 @@ def upcast(cell: Cell) -> bool:
     return cell.workload.fp32_modules not in (None, "none")
 
 
+def fp32_vocabulary_bytes(cell: Cell) -> int:
+    """What embeddings and head take in fp32, as far as they are cast to it; tied ones are one."""
+    which = cell.workload.fp32_modules
+    if which in (None, "none"):
+        return 0
+    text = configured(cell.workload.model)
+    named = sum(name in which for name in ("embeddings", "head")) if isinstance(which, tuple) else 2
+    parts = min(named, 1) if getattr(text, "tie_word_embeddings", False) else named
+    numbers: int = getattr(text, "vocab_size", 0) * getattr(text, "hidden_size", 0)
+    return parts * numbers * 4
+
+
 def eps_too_small(cell: Cell) -> bool:
     """The optimizer keeps its state in fp16, as the trained weights are, with an eps that does not hold it up (some
     compute in fp32 whatever they step, and ZeRO steps an fp32 master copy)."""

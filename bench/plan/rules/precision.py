@@ -9,6 +9,7 @@ from vrambench.bench.plan.traits import (
     autocast,
     cut_blocks,
     eps_too_small,
+    fp32_vocabulary_bytes,
     full,
     loss_scaling,
     odd_widths,
@@ -32,6 +33,9 @@ def stay_in_16_bit(cell: Cell, weights: int) -> str:
         f"{weights * weight_dtype(cell).itemsize / 2**30:.1f} GiB of each model stay in {cell.workload.compute_dtype}"
     )
 
+
+LARGE_VOCABULARY = 2**30
+"""Bytes of embeddings and head in fp32 from which on they are told: those of 32,000 tokens stay below."""
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -78,6 +82,14 @@ RULES: tuple[Rule, ...] = (
         "reject",
         "what is not quantised is in fp32 already where compute_dtype is fp32",
         lambda cell, _: upcast(cell) and weight_dtype(cell) == torch.float32,
+    ),
+    Rule(
+        "kbit-large-vocab",
+        "warn",
+        "embeddings and head of a large vocabulary take twice in fp32 what they do in 16 bit (fp32_modules: norms, with autocast, "
+        "leaves them as they are)",
+        lambda cell, _: quantized(cell) and fp32_vocabulary_bytes(cell) > LARGE_VOCABULARY,
+        lambda cell, _: f"{fp32_vocabulary_bytes(cell) / 2**30:.1f} GiB in each model",
     ),
     Rule(
         "bf16-hardware",
