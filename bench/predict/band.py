@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from vrambench.methods.adapters import ADAPTERS
+from vrambench.methods.algorithms import ALGORITHMS
 from vrambench.methods.axes import AXES
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.precision import PRECISIONS
@@ -208,10 +209,14 @@ def kind_named(name: str) -> Kind | None:
 
 
 def _is_of(row: dict[str, Any], kind: Kind) -> bool:
-    """Whether the row is of this kind; a name that says another precision or adapter is not read, since most are such."""
+    """Whether the row is of this kind; a name that says another precision, adapter or work is not read, since most are such."""
     words = str(row.get("name", "")).partition(" / ")[2].split()
     if not row.get("kind") and words[:2] != [kind.precision, kind.adapter]:
         return False
+    if not row.get("kind") and len(words) >= len(AXES) and words[4] in ALGORITHMS:
+        rollouts = "rollout_batch" in ALGORITHMS.get(words[4]).fields
+        if rollouts != kind.recipe.startswith("rollouts"):
+            return False
     return _kind(row) == kind
 
 
