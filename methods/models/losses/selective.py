@@ -6,6 +6,9 @@ TRL 1.12, trainer/grpo_trainer.py and rloo_trainer.py (_get_per_token_logps_and_
 the temperature into a tensor of their own. In fp32 a logarithm of the sum of exponentials is taken of each sequence, which keeps
 those divided logits for the backward pass; in 16 bit a log-softmax of each sequence, which is kept. Where there is a backward
 pass, entropies are computed for the log, 128 tokens at a time, while all these are held.
+
+While TRL scores a rollout, it holds the last batch's logits and their quotient, B (2 R + 1) V numbers of the model's type, while
+the next batch runs; here they are let go of, so that phase stays so much below TRL's (tests/trainers/test_groups_beside.py).
 """
 
 from __future__ import annotations
