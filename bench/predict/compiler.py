@@ -26,16 +26,13 @@ Function = Callable[..., Any]
 
 
 class Postponed(importlib.abc.Loader):
-    """Makes the stand-in, of class `kind`, the compiler's unless another is named; `loader` is the real module's."""
+    """Makes the stand-in; `loader` is the real module's."""
 
-    def __init__(
-        self, loader: importlib.abc.Loader, kind: Callable[[str, importlib.abc.Loader], ModuleType] | None = None
-    ) -> None:
+    def __init__(self, loader: importlib.abc.Loader) -> None:
         self._loader = loader
-        self._kind = kind or _StandIn
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return self._kind(spec.name, self._loader)
+        return _StandIn(spec.name, self._loader)
 
     def exec_module(self, module: ModuleType) -> None:
         """Nothing yet."""
@@ -49,10 +46,10 @@ def part(name: str) -> ModuleSpec | None:
     if package != COMPILER or last in ALONE or not isinstance(compiler, _StandIn):
         return None
     compiler.become_real()
-    return ModuleSpec(name, There(sys.modules[name])) if name in sys.modules else None
+    return ModuleSpec(name, _There(sys.modules[name])) if name in sys.modules else None
 
 
-class There(importlib.abc.Loader):
+class _There(importlib.abc.Loader):
     """Gives a module that is there."""
 
     def __init__(self, module: ModuleType) -> None:

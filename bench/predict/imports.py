@@ -1,10 +1,8 @@
 """Imports that do less, where nothing is to run on this machine.
 
 torch's compiler is imported by whoever tells it what to leave alone: decorators of transformers, its checkpointing and optimizers.
-bitsandbytes, which PEFT imports with every adapter, decorates four functions with torch.compile. Every operator that is told to
-torch says where in which file, for which Python looks through all modules. The simulated device asks sympy for a class.
-transformers imports what shards tensors over GPUs, and reads the files of all its models, hundreds of them, twice. Together that
-takes longer than a prediction.
+bitsandbytes, which PEFT imports with every adapter, decorates four functions with torch.compile. transformers imports what shards
+tensors over GPUs, and reads the files of all its models, hundreds of them, twice. Together that takes longer than a prediction.
 """
 
 from __future__ import annotations
@@ -21,12 +19,11 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
-from vrambench.bench.predict import compiler, symbols
-from vrambench.bench.predict.compiler import COMPILER
+from vrambench.bench.predict.compiler import COMPILER, Postponed, part
 
 
 def less_at_import() -> None:
-    """From here on, the modules of REPLACED and REDEFINED are imported with what stands there, and those of POSTPONED once they are
+    """From here on, the modules of REPLACED and REDEFINED are imported with what stands there, and torch's compiler once it is
     needed, unless they were imported before."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
@@ -62,16 +59,6 @@ def _read_from_its_line(reads: Callable[[str], list[str]], module: ModuleType) -
     return read
 
 
-def _named_by_frame(source: Callable[[int], str], module: ModuleType) -> Callable[[int], str]:
-    """As torch's `get_source`, which looks the caller's module up to say the same."""
-
-    def get_source(stacklevel: int) -> str:
-        frame = sys._getframe(stacklevel)
-        return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-    return get_source
-
-
 Replacement = Callable[[Callable[..., Any], ModuleType], Callable[..., Any]]
 
 REPLACED: dict[str, tuple[str, Replacement]] = {
@@ -82,7 +69,6 @@ REPLACED: dict[str, tuple[str, Replacement]] = {
 """By module: a function, and what makes its replacement while the module is imported."""
 
 REDEFINED: dict[str, dict[str, Replacement]] = {
-    "torch._library.utils": {"get_source": _named_by_frame},
     "transformers.utils.import_utils": {
         "is_torch_distributed_available": _on_one_device,
         "fetch__all__": _read_from_its_line,
@@ -92,20 +78,20 @@ REDEFINED: dict[str, dict[str, Replacement]] = {
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules of REPLACED and REDEFINED, torch's compiler and its symbols, as others do."""
+    """Finds the modules of REPLACED and REDEFINED, and torch's compiler, as others do."""
 
     def __init__(self) -> None:
-        self._left = {*REPLACED, *REDEFINED, *POSTPONED}
+        self._left = {*REPLACED, *REDEFINED, COMPILER}
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if name not in self._left:
-            return compiler.part(name) or symbols.part(name)
+            return part(name)
         self._left.remove(name)
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
-            spec.loader = POSTPONED.get(name, _Loader)(spec.loader)
+            spec.loader = Postponed(spec.loader) if name == COMPILER else _Loader(spec.loader)
         return spec
 
 
@@ -127,10 +113,3 @@ class _Loader(importlib.abc.Loader):
             self._loader.exec_module(module)
         for name, make in REDEFINED.get(module.__name__, {}).items():
             setattr(module, name, make(getattr(module, name), module))
-
-
-POSTPONED: dict[str, Callable[[importlib.abc.Loader], importlib.abc.Loader]] = {
-    COMPILER: compiler.Postponed,
-    **dict.fromkeys(symbols.MODULES, functools.partial(compiler.Postponed, kind=symbols.StandIn)),
-}
-"""By module: the loader that waits, of the one that does not."""
