@@ -172,7 +172,8 @@ def test_a_process_of_the_pool_has_a_predictor_of_its_own() -> None:
 def test_a_model_that_cannot_be_read_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     assert main(["fit", str(tmp_path / "empty"), "--budget", "24GiB"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: model: '{tmp_path / 'empty'}' ")
+    said = f"model: '{tmp_path / 'empty'}' cannot be read: there is no config.json in it"
+    assert capsys.readouterr().err == f"error: --model {tmp_path / 'empty'}: {said}\n"
 
 
 @pytest.fixture
