@@ -92,7 +92,7 @@ def test_nothing_typed_shows_help_and_is_wrong_usage(capsys: pytest.CaptureFixtu
         ("report nowhere -o .", "-o .: is a folder; name a file"),
         ("report nowhere -o there/report.html", "-o there/report.html: there is no folder there"),
         (
-            "report nowhere -o matrix.yaml",
+            "report nowhere --format html -o matrix.yaml",
             "-o matrix.yaml: is there already, and is no report of ours; --force replaces it",
         ),
     ],
