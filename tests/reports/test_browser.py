@@ -336,6 +336,17 @@ def test_on_a_phone_the_filters_are_folded(page: Path) -> None:
         assert browser.evaluate("document.querySelector('#filters select').checkVisibility()") is True
 
 
+def test_on_a_phone_a_row_that_is_scrolled_sideways_says_which_cell_it_is(page: Path) -> None:
+    said = "getComputedStyle(document.querySelector('#table tbody th'), '::after').content"
+    for width, shown in ((360, True), (1280, False)):
+        with Browser(width=width) as browser:
+            browser.open(page)
+            label = browser.evaluate("document.querySelector('#table tbody input').ariaLabel").removeprefix(
+                "Details of "
+            )
+            assert browser.evaluate(said) == (f'"{label}"' if shown else "none")
+
+
 def test_five_hundred_cells_are_quick(large_page: str, tmp_path: Path) -> None:
     """Generous against a busy machine: what is meant is a second."""
     path = tmp_path / "large.html"

@@ -43,6 +43,7 @@
 
     function name(body, i) {
       body.querySelector("input").setAttribute("aria-label", "Details of " + data.labels[i]);
+      body.rows[0].cells[0].dataset.name = data.labels[i];
     }
 
     function bodyOf(i) {
