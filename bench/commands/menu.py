@@ -23,6 +23,7 @@ from vrambench.bench.commands.shared import (
     stdout_kept_clean,
 )
 from vrambench.bench.predict.alloc_conf import read
+from vrambench.methods.called import card_called
 from vrambench.methods.errors import ConfigurationError, did_you_mean, shown
 from vrambench.methods.workload import AXIS_NAMES
 
@@ -66,6 +67,12 @@ def is_menu(text: str | None, selection: Selection) -> bool:
     return (model and set(selection.axes) != set(AXIS_NAMES)) or "," in (selection.budget or "")
 
 
+def _known(budget: str | None) -> str | None:
+    """A card by its one name, whatever it was called."""
+    card = card_called(budget)
+    return card.name if card else budget
+
+
 def print_menu(
     path: Path | None, selection: Selection, *, alloc_conf: str | None, strict: bool, as_json: bool, cache: Cache | None
 ) -> int:
@@ -73,7 +80,7 @@ def print_menu(
     budgets = [one.strip() for one in (selection.budget or "").split(",")] if selection.budget is not None else [None]
     if budgets == [""]:
         raise ConfigurationError("--budget '': names no size and no card", field="budget")
-    if len(set(budgets)) < len(budgets) or "" in budgets:
+    if len({_known(one) for one in budgets}) < len(budgets) or "" in budgets:
         raise ConfigurationError(f"--budget {selection.budget}: name each once, with single commas", field="budget")
     chosen = {budget: replace(selection, budget=budget) for budget in budgets}
     matrices = _loaded(path, list(chosen.values()))

@@ -29,6 +29,10 @@ class Refused(NamedTuple):
     newer: bool = False
 
 
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word} is no number of JSON; what is unknown is null")
+
+
 def parse(file: Path) -> Any:
     """The file's JSON as plain data. Raises OSError where it cannot be read, ValueError where it is none."""
     if file.exists() and not file.is_file():  # a pipe would be waited for
@@ -37,7 +41,9 @@ def parse(file: Path) -> Any:
     if not content.strip():
         raise ValueError("it is empty")
     try:
-        data = json.loads(content)
+        data = json.loads(content, parse_constant=_no_number)
+    except UnicodeDecodeError:
+        raise ValueError("it is not a text file") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if _deeper(data, DEEPEST):

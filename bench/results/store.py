@@ -15,6 +15,7 @@ system releases when its holder dies; what a killed run was writing is swept awa
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import uuid
@@ -51,10 +52,12 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """The folder of a run that was started before. Raises ConfigurationError where there is none, or its run.json is
-        damaged or of another schema."""
+        """The folder of a run that was started before. Raises ConfigurationError where there is none, its run.json is damaged
+        or of another schema, or its results are another user's secret."""
         folder = cls(path)
         folder.run = read_run_info(path / "run.json")
+        if folder.cells.exists() and not os.access(folder.cells, os.R_OK | os.X_OK):
+            raise ConfigurationError(f"{folder.cells}: cannot be read: {os.strerror(errno.EACCES)}", field="run")
         return folder
 
     @property

@@ -51,9 +51,14 @@ def load_json(path: Path) -> Document:
     try:
         json.loads(text)
     except json.JSONDecodeError as error:
-        said = text.splitlines()[error.lineno - 1].strip() if text.strip() else ""
+        said = text.split("\n")[error.lineno - 1].strip()
         before = text[: error.pos].rstrip()
         reason = error.msg[0].lower() + error.msg[1:]
+        if not text[error.pos :].strip():
+            line = text.rstrip().count("\n") + 1
+            raise ConfigurationError(
+                f"{path}:{line}: the file ends here, in the middle ({reason})", line=line
+            ) from None
         if said.startswith(("//", "/*", "#")) or re.search(r"\s(//|#)", said):
             reason = "JSON has no comments"
         elif before.endswith(",") or re.search(r",\s*[}\]]", text[max(0, error.pos - 2) :][:80]):

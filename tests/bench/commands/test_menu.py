@@ -107,6 +107,7 @@ def test_where_nothing_fits_the_nearest_is_named(capsys: pytest.CaptureFixture[s
         (["tiny", "--model", "gpt2"], "--model gpt2: the model is 'tiny' already"),
         (["tiny", "--only", "precision=nf4"], "--only precision=nf4: recipes are narrowed by"),
         (["tiny", "--budget", "2GiB,2GiB"], "--budget 2GiB,2GiB: name each once"),
+        (["tiny", "--budget", "4090,rtx-4090"], "--budget 4090,rtx-4090: name each once"),
         (["tiny", "--budget", ""], "--budget '': names no size and no card"),
         ([""], "'' is neither a matrix (a YAML file) nor a model"),
         (["--config", ""], "--config '': names no file"),

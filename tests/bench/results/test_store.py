@@ -93,6 +93,20 @@ def test_folders_that_are_no_runs_are_refused_by_name(tmp_path: Path) -> None:
         RunFolder.open(tmp_path)
 
 
+def test_results_that_may_not_be_read_are_not_taken_for_none(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: path != folder.cells)  # as to another user, who is not root
+    with pytest.raises(ConfigurationError, match=r"cells: cannot be read: Permission denied"):
+        RunFolder.open(folder.path)
+
+
+@pytest.mark.parametrize(("content", "said"), [(b'{"schema": NaN}', "NaN is no number"), (b"\xa3\xff", "not a text")])
+def test_what_is_no_json_is_told_in_plain_words(folder: RunFolder, content: bytes, said: str) -> None:
+    (folder.cells / f"{RESULT.id}.json").write_bytes(content)
+    assert [said in one.reason for one in folder.unreadable] == [True]
+
+
 def test_a_folder_that_cannot_be_made_is_an_error_about_out(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match=r"^out: .* cannot be made"):
