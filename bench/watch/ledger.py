@@ -34,9 +34,9 @@ from vrambench.bench.predict.tracing.tracer import Tracer
 from vrambench.bench.predict.unseen.hardware import outside_allocator
 from vrambench.bench.results.records import Held, Memory, OutOfMemory, Phase, Share
 from vrambench.bench.watch.simulated import simulated_cuda
-from vrambench.methods.called import card_called
-from vrambench.methods.cards import Card, card_of
-from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.called import card_called, cards_called
+from vrambench.methods.cards import CARDS, Card, card_of
+from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
 from vrambench.methods.offload.learner import tensors_in
 from vrambench.methods.sizes import parse_size
 from vrambench.reports.units import size
@@ -129,7 +129,11 @@ class Ledger:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """What runs within counts for the phase `name`."""
+        """What runs within counts for the phase `name`. Raises ConfigurationError where that is no text, or empty."""
+        if not isinstance(name, str) or not name.strip():
+            raise ConfigurationError(
+                f"phase: {shown(name)} is no name; give text, as in phase('rollout')", field="phase"
+            )
         before = self._phase
         self._open.append(name)
         self._enter(name)
@@ -310,7 +314,7 @@ class Ledger:
 
 class watch:
     """Watches what runs within. `limit`: as `--budget`: a size or a card; `card`: whose hardware is predicted for, unless
-    `limit` names it. Raises ConfigurationError for a limit that is none, with the nearest that is."""
+    `limit` names it. Raises ConfigurationError for a limit or card that is none, with the nearest that is."""
 
     def __init__(self, limit: str | int | None = None, card: str | None = None) -> None:
         try:
@@ -319,7 +323,7 @@ class watch:
             raise ConfigurationError(f"limit: {error}", field="limit") from None
         named = card_called(card) if card else card_called(limit)
         if card and named is None:
-            raise ConfigurationError(f"card: {card!r} is no card that is known here", field="card")
+            raise UnknownValue("card", card, [one.name for one in cards_called(str(card))] or CARDS)
         if named is None and limit_bytes is not None:
             named = card_of(limit_bytes)
         self.ledger = Ledger(limit_bytes, named)
