@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType, TracebackType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -314,9 +314,13 @@ class Ledger:
 
 class watch:
     """Watches what runs within. `limit`: as `--budget`: a size or a card; `card`: whose hardware is predicted for, unless
-    `limit` names it. Raises ConfigurationError for a limit or card that is none, with the nearest that is."""
+    `limit` names it. Raises ConfigurationError for a limit or card that is none, with the nearest that is, and while another
+    watch of the process is open."""
+
+    _open: ClassVar[bool] = False
 
     def __init__(self, limit: str | int | None = None, card: str | None = None) -> None:
+        self._refuse_another()
         try:
             limit_bytes = None if limit is None else parse_size(limit)
         except ValueError as error:
@@ -329,12 +333,23 @@ class watch:
         self.ledger = Ledger(limit_bytes, named)
         self._exits = ExitStack()
 
+    @staticmethod
+    def _refuse_another() -> None:
+        if watch._open:
+            raise ConfigurationError(
+                "watch: another watch, or a test's limit_vram or vram, is open in this process; leave it first, or name "
+                "what runs within by its ledger's phase()"
+            )
+
     def __enter__(self) -> Ledger:
+        self._refuse_another()
         self._exits.enter_context(self.ledger._watching())
+        watch._open = True
         return self.ledger
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        watch._open = False
         self._exits.__exit__(kind, error, traceback)
         self.ledger._close()

@@ -152,6 +152,19 @@ def test_a_bad_card_is_told_with_the_nearest(card: str, said: str) -> None:
     assert str(told.value).startswith(f"card: {said}")
 
 
+@pytest.mark.parametrize("made_before", [True, False])
+def test_a_watch_in_another_is_refused_and_the_outer_one_goes_on(made_before: bool) -> None:
+    made = vrambench.watch("1GiB")
+    with vrambench.watch("1GiB") as ledger:
+        with pytest.raises(vrambench.ConfigurationError, match=r"another watch, or .*, is open"):
+            (made if made_before else vrambench.watch("1GiB")).__enter__()
+        torch.ones(3, device="cuda")
+    assert ledger.memory.requested_bytes == 12
+    with made as after:
+        torch.ones(3, device="cuda")
+    assert after.memory.requested_bytes == 12
+
+
 @pytest.mark.parametrize(("name", "shown"), [(7, "7"), (None, "null"), ("", "''"), (" ", "' '")])
 def test_a_phase_without_a_name_is_refused_at_once(name: object, shown: str) -> None:
     with vrambench.watch() as ledger:
