@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType, TracebackType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -34,9 +34,9 @@ from vrambench.bench.predict.tracing.tracer import Tracer
 from vrambench.bench.predict.unseen.hardware import outside_allocator
 from vrambench.bench.results.records import Held, Memory, OutOfMemory, Phase, Share
 from vrambench.bench.watch.simulated import simulated_cuda
-from vrambench.methods.called import card_called
-from vrambench.methods.cards import Card, card_of
-from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.called import card_called, cards_called
+from vrambench.methods.cards import CARDS, Card, card_of
+from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
 from vrambench.methods.offload.learner import tensors_in
 from vrambench.methods.sizes import parse_size
 from vrambench.reports.units import size
@@ -129,7 +129,11 @@ class Ledger:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """What runs within counts for the phase `name`."""
+        """What runs within counts for the phase `name`. Raises ConfigurationError where that is no text, or empty."""
+        if not isinstance(name, str) or not name.strip():
+            raise ConfigurationError(
+                f"phase: {shown(name)} is no name; give text, as in phase('rollout')", field="phase"
+            )
         before = self._phase
         self._open.append(name)
         self._enter(name)
@@ -310,27 +314,42 @@ class Ledger:
 
 class watch:
     """Watches what runs within. `limit`: as `--budget`: a size or a card; `card`: whose hardware is predicted for, unless
-    `limit` names it. Raises ConfigurationError for a limit that is none, with the nearest that is."""
+    `limit` names it. Raises ConfigurationError for a limit or card that is none, with the nearest that is, and while another
+    watch of the process is open."""
+
+    _open: ClassVar[bool] = False
 
     def __init__(self, limit: str | int | None = None, card: str | None = None) -> None:
+        self._refuse_another()
         try:
             limit_bytes = None if limit is None else parse_size(limit)
         except ValueError as error:
             raise ConfigurationError(f"limit: {error}", field="limit") from None
         named = card_called(card) if card else card_called(limit)
         if card and named is None:
-            raise ConfigurationError(f"card: {card!r} is no card that is known here", field="card")
+            raise UnknownValue("card", card, [one.name for one in cards_called(str(card))] or CARDS)
         if named is None and limit_bytes is not None:
             named = card_of(limit_bytes)
         self.ledger = Ledger(limit_bytes, named)
         self._exits = ExitStack()
 
+    @staticmethod
+    def _refuse_another() -> None:
+        if watch._open:
+            raise ConfigurationError(
+                "watch: another watch, or a test's limit_vram or vram, is open in this process; leave it first, or name "
+                "what runs within by its ledger's phase()"
+            )
+
     def __enter__(self) -> Ledger:
+        self._refuse_another()
         self._exits.enter_context(self.ledger._watching())
+        watch._open = True
         return self.ledger
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        watch._open = False
         self._exits.__exit__(kind, error, traceback)
         self.ledger._close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,59 @@ def test_checkpointed_code_that_names_cuda_runs_in_the_backward_pass() -> None:
 def test_a_bad_limit_is_told_with_the_nearest(limit: str, said: str) -> None:
     with pytest.raises(vrambench.ConfigurationError, match=said):
         vrambench.watch(limit)
+
+
+@pytest.mark.parametrize(
+    ("card", "said"),
+    [
+        ("rtx-4900", "'rtx-4900' is unknown; did you mean 'rtx-4090'?"),
+        ("rtx-999", "'rtx-999' is not one of rtx-3090, "),
+        ("a100", "'a100' is not one of a100-40gb, a100-80gb"),
+    ],
+)
+def test_a_bad_card_is_told_with_the_nearest(card: str, said: str) -> None:
+    with pytest.raises(vrambench.ConfigurationError) as told:
+        vrambench.watch("1GiB", card=card)
+    assert str(told.value).startswith(f"card: {said}")
+
+
+@pytest.mark.parametrize("made_before", [True, False])
+def test_a_watch_in_another_is_refused_and_the_outer_one_goes_on(made_before: bool) -> None:
+    made = vrambench.watch("1GiB")
+    with vrambench.watch("1GiB") as ledger:
+        with pytest.raises(vrambench.ConfigurationError, match=r"another watch, or .*, is open"):
+            (made if made_before else vrambench.watch("1GiB")).__enter__()
+        torch.ones(3, device="cuda")
+    assert ledger.memory.requested_bytes == 12
+    with made as after:
+        torch.ones(3, device="cuda")
+    assert after.memory.requested_bytes == 12
+
+
+@pytest.mark.parametrize(("name", "shown"), [(7, "7"), (None, "null"), ("", "''"), (" ", "' '")])
+def test_a_phase_without_a_name_is_refused_at_once(name: object, shown: str) -> None:
+    with vrambench.watch() as ledger:
+        with pytest.raises(vrambench.ConfigurationError, match=f"phase: {shown} is no name"):
+            ledger.phase(name).__enter__()  # type: ignore[arg-type]
+        torch.ones(3, device="cuda")
+    assert {phase.name for phase in ledger.phases} == {"load"}
+
+
+def test_another_thread_has_no_simulated_device() -> None:
+    found: list[str] = []
+
+    def work() -> None:
+        try:
+            torch.ones(3, device="cuda")
+        except (AssertionError, RuntimeError) as error:
+            found.append(str(error))
+
+    with vrambench.watch() as ledger:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert found
+    assert not ledger.used
 
 
 def test_nothing_used_is_said() -> None:
