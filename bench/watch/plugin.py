@@ -76,6 +76,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     watching = item.stash.get(WATCHING, None)
     if watching is None:
         return (yield)
+    del item.stash[WATCHING]
     ledger = item.stash[LEDGER]
     try:
         result = yield
@@ -88,6 +89,14 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         pytest.fail(f"{item.nodeid} takes too much: {ledger}", pytrace=False)
     item.add_report_section("call", "vram", str(ledger))
     return result
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Where nothing was called (--setup-only), the watch ends here."""
+    watching = item.stash.get(WATCHING, None)
+    if watching is not None:
+        del item.stash[WATCHING]
+        watching.__exit__(None, None, None)
 
 
 def _store(item: pytest.Item, ledger: Ledger) -> None:

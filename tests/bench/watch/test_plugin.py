@@ -119,6 +119,11 @@ def test_results_are_a_run_that_baseline_and_check_read(tmp_path: Path) -> None:
     assert [cell.name for cell in grown.of("regressed")] == ["test_training.py::test_training_fits"]
 
 
+def test_a_test_that_is_only_set_up_leaves_no_watch_open(tmp_path: Path) -> None:
+    done = ran(tmp_path, PASSES + PASSES.replace("test_training_fits", "test_it_again"), "--setup-only")
+    assert done.returncode == 0, done.stdout
+
+
 def test_a_run_of_cells_is_not_overwritten(tmp_path: Path) -> None:
     ran(tmp_path, PASSES, "--vram-results", "run")
     file = tmp_path / "run" / "run.json"
