@@ -13,7 +13,7 @@ from __future__ import annotations
 import gzip
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from vrambench.bench.measure.whose import Mark, Owner, Told, Whose, whose
 from vrambench.bench.results.records import Sample
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.job import Job
-from vrambench.methods.models.parts import heads
+from vrambench.methods.models.parts import head_paths
 
 
 class Names:
@@ -113,7 +113,8 @@ class Recording:
 
     def told(self) -> Told:
         """What the job has told until now."""
-        return Told(self._marks, owners(self._job), _heads(self._job))
+        heads = {path for role in self._job.roles.values() for path in head_paths(role.module)}
+        return Told(self._marks, owners(self._job), heads)
 
     def added_to(self, sample: Sample) -> Sample:
         """`sample` with where every block lay when most was in use, and whose memory was in use then and at each phase's peak; a
@@ -146,9 +147,8 @@ def owners(job: Job) -> dict[int, Owner]:
     for name, role in job.roles.items():
         state = unpaged(role.learner.optimizer_state()) if role.learner else ()
         for kind, tensors in (("weights", weights(role.module)), ("optimizer", state)):
-            for tensor in tensors:
-                if tensor.device.type == job.device.kind:
-                    found.setdefault(tensor.untyped_storage().data_ptr(), (name, kind))
+            for address in _addresses(job, tensors):
+                found.setdefault(address, (name, kind))
     return found
 
 
@@ -156,13 +156,13 @@ def gradients(job: Job) -> dict[int, str]:
     """Whose the gradients are that the job holds on its device now, by address."""
     found: dict[int, str] = {}
     for name, role in job.roles.items():
-        for tensor in role.learner.gradients() if role.learner else ():
-            if tensor.device.type == job.device.kind:
-                found.setdefault(tensor.untyped_storage().data_ptr(), name)
+        for address in _addresses(job, role.learner.gradients() if role.learner else ()):
+            found.setdefault(address, name)
     return found
 
 
-def _heads(job: Job) -> frozenset[str]:
-    """Paths of the modules that make logits, below their roles'."""
-    made = [(role.module, heads(role.module)) for role in job.roles.values()]
-    return frozenset(path for module, its in made for path, part in module.named_modules() if part in its)
+def _addresses(job: Job, tensors: Iterable[torch.Tensor]) -> Iterator[int]:
+    """Where those are that lie on the job's device."""
+    for tensor in tensors:
+        if tensor.device.type == job.device.kind:
+            yield tensor.untyped_storage().data_ptr()

@@ -29,6 +29,8 @@ NO_ROLE_YET = ("load", "precompute", "rollout", "score", "evaluate", "save")
 
 Owner = tuple[str | None, str]
 """Role and kind."""
+Asker = tuple[str | None, str, str | None, str, str]
+"""Role, kind, phase, module and operator."""
 
 
 class Mark(NamedTuple):
@@ -226,20 +228,29 @@ def _shares(blocks: Sequence[_Block]) -> tuple[Share, ...]:
     sums: Counter[Owner] = Counter()
     for block in blocks:
         sums[block.of] += block.nbytes
-    least = LEAST_HELD * sums.total()
-    return tuple(
-        Share(role=role, kind=kind, nbytes=nbytes) for (role, kind), nbytes in sums.most_common() if nbytes >= least
-    )
+    return shares_of(sums)
 
 
 def _held(blocks: Sequence[_Block]) -> tuple[Held, ...]:
-    sums: Counter[tuple[str | None, str, str | None, str, str]] = Counter()
+    sums: Counter[Asker] = Counter()
     for block in blocks:
         sums[*block.of, block.phase, block.module, place_of(block.asked.frames) or ""] += block.nbytes
-    least = LEAST_HELD * sums.total()
-    names = ("role", "kind", "phase", "module", "operator")
+    return held_of(sums)
+
+
+def shares_of(sums: Counter[Owner], least: float = LEAST_HELD) -> tuple[Share, ...]:
+    """Bytes by owner, largest first, without those below the share `least` of all."""
+    fewest = least * sums.total()
     return tuple(
-        Held(**dict(zip(names, key, strict=True)), nbytes=nbytes)
-        for key, nbytes in sums.most_common()
+        Share(role=role, kind=kind, nbytes=nbytes) for (role, kind), nbytes in sums.most_common() if nbytes >= fewest
+    )
+
+
+def held_of(sums: Counter[Asker]) -> tuple[Held, ...]:
+    """Bytes by who asked for them, largest first, without what is little."""
+    least = LEAST_HELD * sums.total()
+    return tuple(
+        Held(role=role, kind=kind, phase=phase, module=module, operator=operator, nbytes=nbytes)
+        for (role, kind, phase, module, operator), nbytes in sums.most_common()
         if nbytes >= least
     )

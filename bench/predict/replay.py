@@ -13,7 +13,7 @@ from functools import cached_property
 from vrambench.bench.allocator import Allocator, AllocatorSettings, DeviceOutOfMemory
 from vrambench.bench.allocator.explained import without_numbers
 from vrambench.bench.allocator.snapshot import Span
-from vrambench.bench.measure.whose import LEAST_HELD, passing
+from vrambench.bench.measure.whose import Asker, Owner, held_of, passing, shares_of
 from vrambench.bench.predict.tracing.trace import ALLOC, EMPTY, FREE, MARK, SYNC, Event, Trace
 from vrambench.bench.results.records import Held, OutOfMemory, Share
 
@@ -141,37 +141,31 @@ class Replay:
 
 def shares(replay: Replay) -> tuple[Share, ...]:
     """Whose the memory is that is live at the peak, largest first."""
-    return _shares(replay, replay.live_at_peak)
+    return shares_of(_by_owner(replay, replay.live_at_peak), least=0)
 
 
 def shares_in(replay: Replay, phase: tuple[str, int | None]) -> tuple[Share, ...]:
     """The same of the peak inside a phase of a step, without what is little."""
-    found = _shares(replay, replay.live_in(phase))
-    least = LEAST_HELD * sum(share.nbytes for share in found)
-    return tuple(share for share in found if share.nbytes >= least)
+    return shares_of(_by_owner(replay, replay.live_in(phase)))
 
 
-def _shares(replay: Replay, live: Iterable[Event]) -> tuple[Share, ...]:
-    sums: Counter[tuple[str | None, str]] = Counter()
+def _by_owner(replay: Replay, live: Iterable[Event]) -> Counter[Owner]:
+    sums: Counter[Owner] = Counter()
     for event in live:
         sums[whose(event, replay.trace)] += event.nbytes
-    return tuple(Share(role=role, kind=kind, nbytes=count) for (role, kind), count in sums.most_common())
+    return sums
 
 
 def held(replay: Replay) -> tuple[Held, ...]:
     """Who asked for the memory that is live at the peak, largest first."""
-    sums: Counter[tuple[str | None, str, str | None, str, str]] = Counter()
+    sums: Counter[Asker] = Counter()
     for event in replay.live_at_peak:
         role, kind = whose(event, replay.trace)
         sums[role, kind, event.place.phase, without_numbers(event.place.module), event.operator] += event.nbytes
-    least = LEAST_HELD * sums.total()
-    names = ("role", "kind", "phase", "module", "operator")
-    return tuple(
-        Held(**dict(zip(names, key, strict=True)), nbytes=count) for key, count in sums.most_common() if count >= least
-    )
+    return held_of(sums)
 
 
-def whose(event: Event, trace: Trace) -> tuple[str | None, str]:
+def whose(event: Event, trace: Trace) -> Owner:
     """Role and kind of the memory that the alloc `event` took."""
     owner = trace.owners.get(event.ident)
     if owner is not None:

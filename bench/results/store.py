@@ -53,7 +53,7 @@ class RunFolder:
     @classmethod
     def open(cls, path: Path) -> RunFolder:
         """The folder of a run that was started before. Raises ConfigurationError where there is none, its run.json is damaged
-        or of another schema, or its results are another user's secret."""
+        or of another schema, or its results may not be read."""
         folder = cls(path)
         folder.run = read_run_info(path / "run.json")
         if folder.cells.exists() and not os.access(folder.cells, os.R_OK | os.X_OK):

@@ -249,6 +249,12 @@ def heads(module: nn.Module) -> set[nn.Module]:
     return {inner for part in found if part is not None for inner in part.modules()}
 
 
+def head_paths(module: nn.Module) -> set[str]:
+    """Their paths below `module`."""
+    found = heads(module)
+    return {path for path, part in module.named_modules() if part in found}
+
+
 def stacked(module: nn.Module) -> list[str]:
     """The names of `module`'s own parameters that are stacks of matrices, one for each expert [experts, ., .]."""
     if isinstance(module, _ConvNd):

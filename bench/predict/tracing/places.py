@@ -16,6 +16,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from vrambench.bench.measure.ledger import own_weights
 from vrambench.bench.measure.meters.storages import Storages
+from vrambench.bench.measure.whose import NO_ROLE_YET
 from vrambench.bench.predict.tracing.shapes import tensors_of
 from vrambench.bench.predict.tracing.trace import LayerIndex, Place
 from vrambench.methods.device import MEMORY, WALKS_PARAMETERS
@@ -76,7 +77,7 @@ class Places:
 
     def enter(self, phase: str) -> None:
         """The job enters `phase`."""
-        if phase in ("load", "precompute", "rollout", "score", "evaluate", "save"):
+        if phase in NO_ROLE_YET:
             self.role = None
         if phase == "save":  # merged weights take the place of those known here, which are to be gone then
             self._layer_of_parameter.clear()

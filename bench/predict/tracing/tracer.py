@@ -49,7 +49,7 @@ from vrambench.bench.predict.tracing.trace import (
     new,
 )
 from vrambench.methods.device import EMPTIES_CACHE, REPEATS, WALKS_PARAMETERS
-from vrambench.methods.models.parts import heads
+from vrambench.methods.models.parts import head_paths
 from vrambench.methods.streams import COPYING, ON_HOST, SYNCHRONIZES, USED_BY_WORK
 
 PARTS, PART_BEGINS = "profiler._record_function", "profiler._record_function_enter_new.default"
@@ -131,8 +131,7 @@ class Tracer(TorchDispatchMode):
     def watch(self, role: str, module: nn.Module) -> None:
         """From here on, places are told by `role`'s module as well. What was loaded for it is placed in its layers."""
         if self._places.watch(role, module):
-            makes_logits = heads(module)
-            self.trace.heads |= {path for path, part in module.named_modules() if part in makes_logits}
+            self.trace.heads |= head_paths(module)
             self._place_weights()
 
     def own(self, tensors: Iterable[torch.Tensor], owner: Owner) -> None:
