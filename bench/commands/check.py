@@ -22,33 +22,39 @@ if TYPE_CHECKING:
     from vrambench.bench.results.store import RunFolder
     from vrambench.reports.ci.annotations import Place
 
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or pytest-benchmark's JSON.")]
+BaselineFile = Annotated[Path, typer.Option("--baseline", help="What `vrambench baseline` wrote.", metavar="FILE")]
+Tolerances = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tolerance",
+        help="What may grow by how much, as allocated_bytes=1%|64MiB; may be repeated.",
+        metavar="METRIC=T",
+    ),
+]
+TwoSided = Annotated[bool, typer.Option("--two-sided", help="What shrank by more than its tolerance fails, too.")]
+AcrossVersions = Annotated[
+    bool, typer.Option("--across-versions", help="Compare even where versions of packages differ.")
+]
+Again = Annotated[bool, typer.Option("--again/--no-again", help="Measure what is worse once more before it counts.")]
+Junit = Annotated[Path | None, typer.Option(help="Write JUnit XML.", metavar="FILE")]
+Summary = Annotated[Path | None, typer.Option(help="Write a summary in Markdown.", metavar="FILE")]
+Annotate = Annotated[
+    bool, typer.Option("--annotate", help="Also print annotations for GitHub, on the lines of the matrix.")
+]
+
 
 def check(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or pytest-benchmark's JSON.")],
+    run: Run,
     *,
-    baseline: Annotated[Path, typer.Option("--baseline", help="What `vrambench baseline` wrote.", metavar="FILE")],
-    tolerance: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--tolerance",
-            help="What may grow by how much, as allocated_bytes=1%|64MiB; may be repeated.",
-            metavar="METRIC=T",
-        ),
-    ] = None,
-    two_sided: Annotated[
-        bool, typer.Option("--two-sided", help="What shrank by more than its tolerance fails, too.")
-    ] = False,
-    across_versions: Annotated[
-        bool, typer.Option("--across-versions", help="Compare even where versions of packages differ.")
-    ] = False,
-    again: Annotated[
-        bool, typer.Option("--again/--no-again", help="Measure what is worse once more before it counts.")
-    ] = True,
-    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.", metavar="FILE")] = None,
-    summary: Annotated[Path | None, typer.Option(help="Write a summary in Markdown.", metavar="FILE")] = None,
-    annotate: Annotated[
-        bool, typer.Option("--annotate", help="Also print annotations for GitHub, on the lines of the matrix.")
-    ] = False,
+    baseline: BaselineFile,
+    tolerance: Tolerances = None,
+    two_sided: TwoSided = False,
+    across_versions: AcrossVersions = False,
+    again: Again = True,
+    junit: Junit = None,
+    summary: Summary = None,
+    annotate: Annotate = False,
     as_json: Json = False,
 ) -> int:
     """Hold a run against a baseline.

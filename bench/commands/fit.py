@@ -49,32 +49,36 @@ REFUSED = {"sweep": _ONE, "coverage": _ONE, "repeat": "fit predicts, and measure
 MOST_SHOWN = 6
 """Values of a field that an error lists."""
 
+What = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL|MATRIX]",
+        help="A model (a preset, a hub id or a folder), or the matrix file; ./matrix.yaml, else the one that is shipped.",
+        show_default=False,
+    ),
+]
+Maxima = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--max",
+        help="Fields whose largest values that fit are wanted, each with the others as they are; may be repeated.",
+        metavar="FIELD,FIELD",
+    ),
+]
+Advices = Annotated[
+    int | None, typer.Option("--advise", help="Suggest the N nearest configurations that fit.", min=1, metavar="N")
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit code 1 for `tight` and `unsure` as well.")]
+
 
 @with_selectors(REFUSED)
 def fit(
-    what: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[MODEL|MATRIX]",
-            help="A model (a preset, a hub id or a folder), or the matrix file; ./matrix.yaml, else the one that is shipped.",
-            show_default=False,
-        ),
-    ] = None,
+    what: What = None,
     *,
     selection: Selection,
-    maxima: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--max",
-            help="Fields whose largest values that fit are wanted, each with the others as they are; may be repeated.",
-            metavar="FIELD,FIELD",
-        ),
-    ] = None,
-    advices: Annotated[
-        int | None,
-        typer.Option("--advise", help="Suggest the N nearest configurations that fit.", min=1, metavar="N"),
-    ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 for `tight` and `unsure` as well.")] = False,
+    maxima: Maxima = None,
+    advices: Advices = None,
+    strict: Strict = False,
     alloc_conf: AllocConf = None,
     no_cache: NoCache = False,
     as_json: Json = False,

@@ -30,31 +30,35 @@ SORTED = ("peak", "room")
 if TYPE_CHECKING:
     from vrambench.bench.plan.selection import Selection
 
+Device = Annotated[
+    str, typer.Option("--device", help="The device whose rules hold: auto, cpu, cuda, cuda:N.", metavar="DEVICE")
+]
+Predict = Annotated[
+    bool | None,
+    typer.Option(
+        "--predict/--no-predict",
+        help="Predict each valid cell's peak on CUDA.",
+        show_default="predict where the rules are CUDA's",
+    ),
+]
+Sort = Annotated[
+    str | None,
+    typer.Option(
+        help="peak: least memory first; room: most room under its budget first.",
+        metavar="peak|room",
+        show_default="as the matrix has them",
+    ),
+]
+
 
 @with_selectors()
 def plan(
     matrix: MatrixPath = None,
     *,
     selection: Selection,
-    device: Annotated[
-        str, typer.Option("--device", help="The device whose rules hold: auto, cpu, cuda, cuda:N.", metavar="DEVICE")
-    ] = "auto",
-    predict: Annotated[
-        bool | None,
-        typer.Option(
-            "--predict/--no-predict",
-            help="Predict each valid cell's peak on CUDA.",
-            show_default="predict where the rules are CUDA's",
-        ),
-    ] = None,
-    sort: Annotated[
-        str | None,
-        typer.Option(
-            help="peak: least memory first; room: most room under its budget first.",
-            metavar="peak|room",
-            show_default="as the matrix has them",
-        ),
-    ] = None,
+    device: Device = "auto",
+    predict: Predict = None,
+    sort: Sort = None,
     alloc_conf: AllocConf = None,
     no_cache: NoCache = False,
     on: PredictOn = LOCAL,

@@ -7,7 +7,7 @@ import math
 import shlex
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -139,18 +139,14 @@ def run(
             work = of_folder(folder, device, cluster)
         else:
             work = of_matrix(folder, loaded(), selection, device or "auto", cluster)
-        for option, chosen in (("--prune", prune), ("--predict", predict), ("--record", record)):
-            if chosen and work.device in NO_GPU:
-                raise ConfigurationError(f"{option}: is for runs on a GPU, and {NO_GPU[work.device]}", field="device")
+        _check_gpu(work.device, {"--prune": prune, "--predict": predict, "--record": record})
         runs = [(folder, work)]
         beside = folder / BESIDE
         plain = claims is None and device is None and selection.empty and work.device == "cpu" and not cluster
         if plain and (beside.is_dir() if resumed else PREDICTED in loaded().default_profile):
             begun = (beside / "run.json").exists()
             runs.append((beside, of_folder(beside) if begun else of_matrix(beside, loaded(), selection, PREDICTED)))
-            beside.mkdir(
-                parents=True, exist_ok=True
-            )  # by which a run that is resumed knows that this one belongs to it
+            beside.mkdir(parents=True, exist_ok=True)  # by which a run that is resumed knows that it belongs to it
         how: dict[str, Any] = {"retry": statuses, "record": record}
         if predict or prune:
             pool = cluster.pool if cluster else None
@@ -161,6 +157,13 @@ def run(
             one = replace(one, about=one.about | said, jobs=jobs or one.jobs, timeout=timeout or one.timeout)
             calls.append((place, one.cells, one.settings() | how | _executor(one, cluster)))
         return _carry_out(calls, stdout, prune=prune, predict=predict)
+
+
+def _check_gpu(device: str, asked: Mapping[str, bool]) -> None:
+    """That nothing is asked which only a GPU gives, where none is used."""
+    for option, chosen in asked.items():
+        if chosen and device in NO_GPU:
+            raise ConfigurationError(f"{option}: is for runs on a GPU, and {NO_GPU[device]}", field="device")
 
 
 Calls = Sequence[tuple[Path, "Sequence[PlannedCell]", dict[str, Any]]]

@@ -29,6 +29,41 @@ Texts = list[str] | None
 """What was typed, each time that the option was given."""
 
 
+Profile = Annotated[
+    Texts, typer.Option(help="A profile of the matrix.", metavar="NAME", autocompletion=completion.profiles)
+]
+Only = Annotated[Texts, typer.Option(help="Keep only cells with these values; may be repeated.", metavar="AXIS=V,V")]
+Set = Annotated[
+    Texts,
+    typer.Option(
+        "--set",
+        help="Set a workload field or an option; may be repeated.",
+        metavar="FIELD=VALUE",
+        autocompletion=completion.fields,
+    ),
+]
+Sweep = Annotated[
+    Texts,
+    typer.Option(
+        help="Make a cell of each value; may be repeated.", metavar="FIELD=V,V", autocompletion=completion.fields
+    ),
+]
+Repeat = Annotated[list[int] | None, typer.Option(help="How many samples of each cell are measured.", metavar="N")]
+Model = Annotated[Texts, typer.Option("--model", help="A preset, a hub id or a folder.", metavar="MODEL")]
+Budget = Annotated[
+    Texts,
+    typer.Option(help="The device memory that a cell may use.", metavar="SIZE|CARD", autocompletion=completion.budgets),
+]
+Coverage = Annotated[Texts, typer.Option(help="full, or pairwise: every pair of values.", metavar="HOW")]
+Config = Annotated[
+    Texts,
+    typer.Option("--config", help="A trainer's own file instead of a matrix: docs/config-files.md.", metavar="FILE"),
+]
+ConfigFormat = Annotated[
+    Texts, typer.Option("--config-format", help="What it is, where its keys do not tell.", metavar="FORMAT")
+]
+
+
 def _of_axis(axis: str) -> Any:
     return typer.Option(
         help=f"These {axis}s instead of the matrix'.", metavar="V,V", autocompletion=completion.axis_values(axis)
@@ -37,47 +72,16 @@ def _of_axis(axis: str) -> Any:
 
 def selectors(
     *,
-    profile: Annotated[
-        Texts, typer.Option(help="A profile of the matrix.", metavar="NAME", autocompletion=completion.profiles)
-    ] = None,
-    only: Annotated[
-        Texts, typer.Option(help="Keep only cells with these values; may be repeated.", metavar="AXIS=V,V")
-    ] = None,
-    set_: Annotated[
-        Texts,
-        typer.Option(
-            "--set",
-            help="Set a workload field or an option; may be repeated.",
-            metavar="FIELD=VALUE",
-            autocompletion=completion.fields,
-        ),
-    ] = None,
-    sweep: Annotated[
-        Texts,
-        typer.Option(
-            help="Make a cell of each value; may be repeated.", metavar="FIELD=V,V", autocompletion=completion.fields
-        ),
-    ] = None,
-    repeat: Annotated[
-        list[int] | None, typer.Option(help="How many samples of each cell are measured.", metavar="N")
-    ] = None,
-    model: Annotated[Texts, typer.Option("--model", help="A preset, a hub id or a folder.", metavar="MODEL")] = None,
-    budget: Annotated[
-        Texts,
-        typer.Option(
-            help="The device memory that a cell may use.", metavar="SIZE|CARD", autocompletion=completion.budgets
-        ),
-    ] = None,
-    coverage: Annotated[Texts, typer.Option(help="full, or pairwise: every pair of values.", metavar="HOW")] = None,
-    config: Annotated[
-        Texts,
-        typer.Option(
-            "--config", help="A trainer's own file instead of a matrix: docs/config-files.md.", metavar="FILE"
-        ),
-    ] = None,
-    config_format: Annotated[
-        Texts, typer.Option("--config-format", help="What it is, where its keys do not tell.", metavar="FORMAT")
-    ] = None,
+    profile: Profile = None,
+    only: Only = None,
+    set_: Set = None,
+    sweep: Sweep = None,
+    repeat: Repeat = None,
+    model: Model = None,
+    budget: Budget = None,
+    coverage: Coverage = None,
+    config: Config = None,
+    config_format: ConfigFormat = None,
     precision: Annotated[Texts, _of_axis("precision")] = None,
     adapter: Annotated[Texts, _of_axis("adapter")] = None,
     optimizer: Annotated[Texts, _of_axis("optimizer")] = None,
