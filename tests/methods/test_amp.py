@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from tests.methods.traces import QuickTrace
 from vrambench.bench.measure.meters.storages import StorageTrace
 from vrambench.methods.amp import (
     CPU_LISTS,
@@ -138,7 +139,7 @@ def test_a_job_allocates_as_under_the_real_autocast_of_the_cpu(cell: MakeCell, s
     settings = {"response_tokens": 2, "rollout_batch": 2} | settings
     made, peaks = {}, {}
     for device in (CPU, SIMULATED_CPU):
-        trace = StorageTrace(device.kind)
+        trace = QuickTrace(device.kind)
         job = loaded(cell, device, settings, lambda name, trace=trace: trace.begin_phase(name))
         with trace, Allocations(device.kind) as allocations:
             job.step(0)

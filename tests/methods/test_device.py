@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend
 
-from vrambench.bench.measure.meters.storages import StorageTrace
+from tests.methods.traces import QuickTrace
 from vrambench.methods.device import KERNELS, Device, get_device
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.job import Job
@@ -144,7 +144,7 @@ def test_leaving_out_work_leaves_out_no_phase_and_no_peak(
             monkeypatch.setattr(Device, "passes", lambda self, accumulation: accumulation)
             monkeypatch.setattr(Device, "micro_batches", lambda self, items, accumulation: items)
             monkeypatch.setattr(Device, "map_alike", lambda self, function, items: [function(item) for item in items])
-        trace = StorageTrace("meta")
+        trace = QuickTrace("meta")
         made = job(device="meta", response_tokens=5, **settings, phase=lambda name: trace.begin_phase(name))
         with trace:
             before = trace.live_bytes

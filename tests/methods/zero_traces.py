@@ -20,7 +20,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from vrambench.bench.measure.meters.storages import Storage, StorageTrace
+from tests.methods.traces import QuickTrace
+from vrambench.bench.measure.meters.storages import Storage
 from vrambench.methods.cell import Cell, from_flat
 from vrambench.methods.device import get_device
 from vrambench.methods.job import Job
@@ -42,7 +43,7 @@ class Change(NamedTuple):
     operator: str = ""
 
 
-class Recorder(StorageTrace):
+class Recorder(QuickTrace):
     """A storage trace that remembers every change. Tensors that only stand for some (FakeTensor) hold nothing. `late_bytes`: the
     largest of those that another thread was the last to let go of."""
 

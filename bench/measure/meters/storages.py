@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from vrambench.bench.measure.collector import collector_held
 
@@ -92,6 +91,10 @@ class StorageTrace(TorchDispatchMode):
     trace.peak_bytes, trace.phase_peaks
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and asking costs as much as seeing
+
     def __init__(self, device_type: str) -> None:
         super().__init__()
         self._storages = Storages(device_type, self._ended)
@@ -122,11 +125,14 @@ class StorageTrace(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if made_of_others(types):
             return NotImplemented  # a tensor made of others: its own operators come here next
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves((result, args, kwargs)):
-            if isinstance(leaf, torch.Tensor):
-                self._see(leaf)
+        kwargs = kwargs or {}
+        result = self._call(func, args, kwargs)
+        for tensor in tensors_of((result, args, tuple(kwargs.values()))):
+            self._see(tensor)
         return result
+
+    def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return func(*args, **kwargs)
 
     def _see(self, tensor: torch.Tensor) -> None:
         storage = self._storages.appeared(tensor)
@@ -142,6 +148,15 @@ class StorageTrace(TorchDispatchMode):
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
         if self.phase is not None:
             self.phase_peaks[self.phase] = max(self.phase_peaks.get(self.phase, 0), self.live_bytes)
+
+
+def tensors_of(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """Every tensor of an operator's arguments or results: they are nested in lists at most."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_of(value)
 
 
 def made_of_others(types: Iterable[type]) -> bool:

@@ -15,9 +15,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from vrambench.bench.measure.ledger import own_weights
-from vrambench.bench.measure.meters.storages import Storages
+from vrambench.bench.measure.meters.storages import Storages, tensors_of
 from vrambench.bench.measure.whose import NO_ROLE_YET
-from vrambench.bench.predict.tracing.shapes import tensors_of
 from vrambench.bench.predict.tracing.trace import LayerIndex, Place
 from vrambench.methods.device import MEMORY, WALKS_PARAMETERS
 from vrambench.methods.models.parts import layer_stacks

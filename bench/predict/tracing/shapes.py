@@ -6,10 +6,11 @@ first call with these arguments did so. Operators that change values in place ha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
+
+from vrambench.bench.measure.meters.storages import tensors_of
 
 META = torch.device("meta")
 # The same on meta, where the first goes a long way round through Python.
@@ -131,15 +132,6 @@ def _made(description: Any) -> Any:
         for item in items
     ]
     return made[0] if kind is None else kind(made)
-
-
-def tensors_of(values: Any) -> Iterator[torch.Tensor]:
-    """Every tensor in nested lists."""
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from tensors_of(value)
 
 
 def _all_meta(changed: Any) -> bool:

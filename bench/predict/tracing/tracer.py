@@ -27,12 +27,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vrambench.bench.measure.collector import collector_held
-from vrambench.bench.measure.meters.storages import Storage, Storages, made_of_others
+from vrambench.bench.measure.meters.storages import Storage, Storages, made_of_others, tensors_of
 from vrambench.bench.predict.tracing.accumulation import IN_PLACE, done, sole_holder
 from vrambench.bench.predict.tracing.growth import Growth
 from vrambench.bench.predict.tracing.hidden import HiddenMemory
 from vrambench.bench.predict.tracing.places import Places, in_backward
-from vrambench.bench.predict.tracing.shapes import KnownShapes, tensors_of
+from vrambench.bench.predict.tracing.shapes import KnownShapes
 from vrambench.bench.predict.tracing.trace import (
     ALLOC,
     BEGIN,
