@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vrambench.bench.commands.shared import check_out, say
+from vrambench.methods.errors import ConfigurationError
 
 
 def baseline(
@@ -29,6 +30,12 @@ def baseline(
     folder = opened(run)
     made = baseline_of(folder, before)
     for one in folder.unreadable:
-        say(f"{one.file}: left out, since it is {one.reason}")
+        again = f"`vrambench run --out {run}` makes it anew"
+        raise ConfigurationError(
+            f"{one.file} is {one.reason}, and its cell would be held by nothing; {again}", field="run"
+        )
+    absent = len(folder.info["cells"]) - len(made.cells)
+    if absent > 0:
+        say(f"{plural(absent, 'cell')} without a result: left out")
     write_baseline(made, out)
     print(f"wrote {out}: {plural(len(made.cells), 'cell')}, {made.device}")

@@ -75,6 +75,8 @@ def check(
     for option, file in (("--junit", junit), ("--summary", summary)):
         if file is not None:
             check_out(file, option=option)
+            if file.resolve() == baseline.resolve():
+                raise ConfigurationError(f"{option} {file}: is the baseline; name another file", field="out")
     told = dict(_tolerance(one) for one in tolerance or [])
     with stdout_kept_clean() as out:
         folder = opened(run)

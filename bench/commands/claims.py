@@ -50,12 +50,11 @@ def claims(
     chosen = load(file, only, "--only")
     with stdout_kept_clean() as out:
         from vrambench.bench.claims.answer import answer
-        from vrambench.bench.plan.selection import Selection
         from vrambench.bench.predict.quiet import hush
 
         hush()
         ran = [read_run(folder) for folder in runs or ()]
-        predicted = predictions(Selection())
+        predicted = predictions(None)
 
         def ask(cells: Sequence[Cell]) -> Mapping[str, Outcome]:
             return predicted(cells, None)

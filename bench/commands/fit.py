@@ -187,7 +187,7 @@ def _predicted(
         from vrambench.bench.predict.fit import fit as fit_cell
         from vrambench.bench.predict.fit import has_bf16
 
-        card = card_named(selection)
+        card = card_named(selection, matrix)
         with all_told(matrix, selection):
             planned = select(matrix, selection, "cuda", bf16=has_bf16(card))
         for warning in planned.warnings:

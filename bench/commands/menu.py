@@ -160,7 +160,7 @@ def _predicted(
         planned = {}
         for matrix, (budget, one) in zip(matrices, chosen.items(), strict=True):
             file, default = matrix_again(matrix, path)
-            planned[budget] = plan_menu(matrix, one, bf16=has_bf16(card_named(one)), file=file, default=default)
+            planned[budget] = plan_menu(matrix, one, bf16=has_bf16(card_named(one, matrix)), file=file, default=default)
 
         def tell(row: MenuRow, done: int, total: int) -> None:
             where = f" on {row.budget}" if len(chosen) > 1 else ""

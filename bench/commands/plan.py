@@ -15,6 +15,7 @@ from vrambench.bench.commands.shared import (
     Json,
     MatrixPath,
     NoCache,
+    card_named,
     check_device,
     device_here,
     planned_for,
@@ -81,10 +82,12 @@ def plan(
         read(alloc_conf)
     with stdout_kept_clean() as out:
         # Unlike one to run on, a device to plan for need not be there.
-        planned = planned_for(loaded, selection, device_here(device) if device == "auto" else device)
+        name = device_here(device) if device == "auto" else device
+        card = card_named(selection, loaded)
+        planned = planned_for(loaded, selection, name, card if name.startswith("cuda") else None)
         if predict or (predict is None and (sort or planned.device == "cuda")):
             with pool_on(on) as pool:
-                ask = predictions(selection, alloc_conf, planned.left_out, no_cache=no_cache, pool=pool)
+                ask = predictions(card, alloc_conf, planned.left_out, no_cache=no_cache, pool=pool)
                 planned = planned.predicted(ask(planned.valid, None))
         if sort:
             planned = planned.sorted_by(sort)

@@ -22,6 +22,7 @@ from vrambench.bench.commands.selectors import with_selectors
 from vrambench.bench.commands.shared import (
     DEVICES,
     MatrixPath,
+    card_named,
     check_device,
     predictions,
     say,
@@ -150,7 +151,7 @@ def run(
         how: dict[str, Any] = {"retry": statuses, "record": record}
         if predict or prune:
             pool = cluster.pool if cluster else None
-            how |= {"predict": predictions(selection, left_out=work.left_out, pool=pool), "prune": prune}
+            how |= {"predict": predictions(card_named(selection), left_out=work.left_out, pool=pool), "prune": prune}
         said = where.about | {"command": shlex.join(["vrambench", *context.obj])}
         calls = []
         for place, one in runs:

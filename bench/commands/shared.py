@@ -173,11 +173,17 @@ def all_told(matrix: Matrix, selection: Selection) -> Iterator[None]:
         raise Mistakes(messages) from None
 
 
-def card_named(selection: Selection) -> Card | None:
-    """The card that the command line names as the budget, if it names one."""
+def card_named(selection: Selection, matrix: Matrix | None = None) -> Card | None:
+    """The card that is named as the budget, if one is: on the command line, else in the matrix, whose profile for CUDA counts where
+    none is selected."""
     from vrambench.methods.called import card_called
 
-    named = selection.settings().get("budget")
+    said = selection.settings()
+    if matrix is not None:
+        layer = matrix.layer(selection.profile or matrix.default_profile.get("cuda"))
+        swept = {*(layer.sweep or {}), *selection.sweeps()}
+        said = said if "budget" in swept else {**layer.workload, **said}
+    named = said.get("budget")
     return card_called(named.value) if named else None
 
 
@@ -194,7 +200,7 @@ def say_how_many(done: int, total: int, what: str = "cells") -> None:
 
 
 def predictions(
-    selection: Selection,
+    named: Card | None,
     alloc_conf: str | None = None,
     left_out: tuple[Unmodelled, ...] = (),
     *,
@@ -202,12 +208,11 @@ def predictions(
     pool: NewPool | None = None,
 ) -> Predict:
     """How cells are predicted: in processes of their own, with a line on stderr that says how many are done; for the GPU that they
-    run on, else for the card that the budget names. What was predicted before is looked up unless `no_cache` forbids it.
+    run on, else for the card that is `named`. What was predicted before is looked up unless `no_cache` forbids it.
     `left_out`: what a configuration says, and no prediction holds. `pool`: what they are made in, if not in processes here."""
     from vrambench.bench.predict.cache import Cache
     from vrambench.bench.predict.many import predict_all
 
-    named = card_named(selection)
     cache = None if no_cache else Cache.usual()
 
     def predict(cells: Sequence[Cell], here: Card | None) -> Mapping[str, Outcome]:

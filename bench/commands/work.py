@@ -72,7 +72,7 @@ def of_matrix(folder: Path, matrix: Matrix, selection: Selection, device: str, c
         selection = replace(selection, profile=matrix.default_profile.get(PREDICTED))
     if predicted and selection.repeat is not None:
         raise ConfigurationError("--repeat: a prediction is the same each time; leave it out", field="repeat")
-    card = card_named(selection) if predicted else None
+    card = card_named(selection, matrix) if predicted else None
     name = PREDICTED if predicted else cluster.device if cluster else device_here(device)
 
     @functools.cache

@@ -109,9 +109,13 @@ def read_baseline(path: Path) -> Baseline:
     )
     if twice:
         raise ConfigurationError(f"{path}: the cell {twice[0]} ({twice[1]}) is there twice", field="baseline")
-    for told in (found.tolerances, *(cell.tolerances for cell in found.cells)):
+    for whose, told in (("", found.tolerances), *((f"{cell.name}: ", cell.tolerances) for cell in found.cells)):
         try:
             tolerances(None, told)
         except ConfigurationError as error:
-            raise ConfigurationError(f"{path}: {error.message}", field=error.field) from None
+            raise ConfigurationError(f"{path}: {whose}{error.message}", field=error.field) from None
+    if not found.cells:
+        raise ConfigurationError(
+            f"{path} is a baseline without cells, which nothing can be held against", field="baseline"
+        )
     return found

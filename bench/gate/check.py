@@ -3,7 +3,8 @@
     found = check(read_baseline(path), RunFolder.open(run))
     found.exit_code, found.of("regressed")
 
-A cell that fitted and does not any more is always a regression, whatever the tolerances. One whose measurement failed is neither a
+A cell that fitted and does not any more is always a regression, whatever the tolerances. Cells with other settings are other cells:
+where none is left to compare, the run is not comparable. One whose measurement failed is neither a
 regression nor a pass. Time counts only where it is longer by more than its tolerance and the samples can be told apart.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import NormalDist, median
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from vrambench.bench.gate.tolerance import MEMORY, TIME, Tolerance, tolerances
 from vrambench.bench.results.comparable import changed_versions, same_allocation, same_hardware
 from vrambench.bench.results.records import FAILED, SCHEMA, Record
 from vrambench.bench.results.store import RunFolder
+from vrambench.methods.workload import AXIS_NAMES
 
 Outcome = Literal["regressed", "failed", "improved", "vanished", "new", "same"]
 OUTCOMES: tuple[Outcome, ...] = ("regressed", "failed", "improved", "vanished", "new", "same")
@@ -130,15 +132,15 @@ def check(
         return Check(device=run.device, not_comparable=tuple(apart), notes=tuple(notes))
     now = {cell.id: cell for cell in run.cells}
     planned = {cell.id for cell in folder.run.cells} if folder.run else set()
+    known = {cell.id for cell in baseline.cells}
+    new = [cell for cell in run.cells if cell.id not in known]
+    if not known & {*now, *planned}:
+        return Check(device=run.device, not_comparable=(_nothing_left(baseline.cells, new),), notes=tuple(notes))
     cells = [
-        _checked(cell, now.get(cell.id), cell.id in planned, baseline.tolerances, told, two_sided)
+        _checked(cell, now.get(cell.id), cell.id in planned, baseline.tolerances, told, two_sided, new)
         for cell in baseline.cells
     ]
-    known = {cell.id for cell in baseline.cells}
-    for cell in run.cells:
-        if cell.id not in known:
-            cells.append(_new(cell))
-    return Check(device=run.device, notes=tuple(notes), cells=_ordered(cells))
+    return Check(device=run.device, notes=tuple(notes), cells=_ordered([*cells, *map(_new, new)]))
 
 
 def confirmed(found: Check, again: Check) -> Check:
@@ -176,6 +178,31 @@ def _known(environment: Mapping[str, Any]) -> dict[str, Any]:
     return {**environment, "python": ".".join(python.split(".")[:2]) if isinstance(python, str) else None}
 
 
+def _nothing_left(before: Sequence[BaselineCell], new: Sequence[BaselineCell]) -> str:
+    """That no cell could be compared, and the first thing that is asked otherwise."""
+    changed = next(filter(None, (_asked_otherwise(cell, new) for cell in before)), None)
+    return "none of the baseline's cells is in this run" + (f": {before[0].name} {changed}" if changed else "")
+
+
+def _asked_otherwise(before: BaselineCell, new: Sequence[BaselineCell]) -> str | None:
+    """What the run's only new cell with the same axis values has in the place of this one's settings."""
+    alike = [cell for cell in new if all(cell.cell.get(axis) == before.cell.get(axis) for axis in AXIS_NAMES)]
+    if len(alike) != 1:
+        return None
+    was, now = dict(_settings(before.cell)), dict(_settings(alike[0].cell))
+    changed = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+    return "now has " + ", ".join(f"{name} {now.get(name)} instead of {was.get(name)}" for name in changed)
+
+
+def _settings(cell: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """By name, options with their namespace: `ppo.epochs`."""
+    for name, value in cell.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}.{option}", one) for option, one in value.items())
+        else:
+            yield name, value
+
+
 def _new(cell: BaselineCell) -> CellCheck:
     if cell.status in FAILED:
         return CellCheck(id=cell.id, name=cell.name, outcome="failed", reason=f"new, and {_ended(cell)}")
@@ -189,11 +216,13 @@ def _checked(
     of_all: Mapping[str, str],
     told: Mapping[str, str],
     two_sided: bool,
+    new: Sequence[BaselineCell],
 ) -> CellCheck:
     named = {"id": before.id, "name": before.name}
     if now is None:
-        outcome: Outcome = "failed" if planned else "vanished"
-        return CellCheck(**named, outcome=outcome, reason="the run has no result of it" if planned else None)
+        if planned:
+            return CellCheck(**named, outcome="failed", reason="the run has no result of it")
+        return CellCheck(**named, outcome="vanished", reason=_asked_otherwise(before, new))
     if now.status in FAILED:
         return CellCheck(**named, outcome="failed", reason=_ended(now))
     if before.status in FAILED:

@@ -43,6 +43,20 @@ def test_plan_shows_predictions_where_they_are_asked_for(capsys: pytest.CaptureF
     )
 
 
+@pytest.mark.parametrize(
+    ("budget", "typed", "forbidden"),
+    [("", "--budget t4", True), (", budget: t4", "", True), (", budget: t4", "--budget 24GiB", False)],
+)
+def test_a_card_without_bf16_forbids_it_whoever_names_the_card(
+    budget: str, typed: str, forbidden: bool, matrix: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matrix.write_text(matrix.read_text().replace("steps: 3", f"steps: 3{budget}"))
+    command = ["plan", "--device", "cuda", "--no-predict", "--precision", "bf16", "--json", *typed.split()]
+    assert main(command) == 0
+    rules = {one["rule"] for cell in json.loads(capsys.readouterr().out)["cells"] for one in cell["findings"]}
+    assert ("bf16-hardware" in rules) is forbidden
+
+
 @pytest.mark.usefixtures("matrix")
 def test_plan_predicts_by_default_for_cuda_alone(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

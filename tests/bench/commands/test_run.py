@@ -233,3 +233,14 @@ def test_a_predicted_run_takes_the_profile_for_predictions(runner: Fake, matrix:
     matrix.write_text(BOTH)
     assert main(["run", "--device", "predicted", "--out", "first"]) == 0
     assert [call["about"]["profile"] for call in calls] == ["there"]
+
+
+@pytest.mark.parametrize("typed", [["--budget", "rtx-4090"], []])
+def test_a_predicted_run_is_of_the_card_that_is_named_wherever_that_is(
+    typed: list[str], runner: Fake, matrix: Path
+) -> None:
+    """Or a baseline of the one would not compare with a run of the other."""
+    if not typed:
+        matrix.write_text(matrix.read_text().replace("steps: 3", "steps: 3, budget: rtx-4090"))
+    (calls, _) = runner({"ok": 1}), main(["run", "--device", "predicted", "--out", "first", *typed])
+    assert calls[0]["executor"].environment()["gpu"]["name"] == "rtx-4090"

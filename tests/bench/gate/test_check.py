@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.reports import made
+from vrambench.bench.commands.app import main
 from vrambench.bench.gate import NoBaseline
 from vrambench.bench.gate.baseline import Baseline, baseline_of, read_baseline, write_baseline
 from vrambench.bench.gate.check import CellCheck, Check, chance, check, confirmed
@@ -147,6 +148,54 @@ def test_a_cell_without_a_result_failed_and_one_not_asked_for_vanished(tmp_path:
     assert found.exit_code == 4
 
 
+def test_a_cell_with_other_settings_is_another_and_what_is_other_is_told(tmp_path: Path) -> None:
+    """Or a job that was made larger would pass, and nobody would be told why."""
+    before = [full("a"), full("b", cell=made.cell(algorithm="ppo", ppo={"epochs": 4, "clip": 0.2}))]
+    larger = full("c", cell=made.cell(algorithm="ppo", batch_size=256, ppo={"epochs": 2, "clip": 0.2}))
+    found = checked(tmp_path, before, [full("a"), larger])
+    told = {cell.id: (cell.outcome, cell.reason) for cell in found.cells}
+    assert told["b"] == ("vanished", "now has batch_size 256 instead of 1, ppo.epochs 2 instead of 4")
+    assert (told["c"][0], found.exit_code) == ("new", 0)
+    several = checked(tmp_path, before, [full("a"), larger, full("d", cell=larger.cell)])
+    assert {cell.reason for cell in several.of("vanished")} == {None}
+
+
+def test_where_no_cell_is_left_nothing_was_compared(tmp_path: Path) -> None:
+    before, now = full("a"), full("b", cell=made.cell(batch_size=256))
+    found = checked(tmp_path, [before], [now])
+    assert (found.exit_code, found.cells) == (3, ())
+    told = f"none of the baseline's cells is in this run: {before.name} now has batch_size 256 instead of 1"
+    assert found.not_comparable == (told,)
+    (told,) = checked(tmp_path, [before], [full("b", cell=made.cell(algorithm="ppo"))]).not_comparable
+    assert told == "none of the baseline's cells is in this run"
+    assert check(baseline_of(run_of(tmp_path, [before])), run_of(tmp_path, [now], lacks=["a"])).counts == {
+        "failed": 1,
+        "new": 1,
+    }
+
+
+def test_a_baseline_lacks_no_cell_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_of(tmp_path, [full("a"), full("b")], lacks=["c"])
+    out = tmp_path / "baseline.json"
+    assert main(["baseline", str(folder.path), "-o", str(out)]) == 0
+    assert "1 cell without a result: left out\n" in capsys.readouterr().err
+    (folder.cells / "b.json").write_text("{")
+    assert main(["baseline", str(folder.path), "-o", str(out), "--force"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {folder.cells / 'b.json'} is not a readable result")
+    assert told.endswith(f"`vrambench run --out {folder.path}` makes it anew\n")
+    assert len(read_baseline(out).cells) == 2
+
+
+def test_a_check_writes_over_no_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, file = run_of(tmp_path, [full("a")]), tmp_path / "baseline.json"
+    write_baseline(baseline_of(folder), file)
+    for option in ("--junit", "--summary"):
+        assert main(["check", str(folder.path), "--baseline", str(file), option, str(file)]) == 2
+        assert f"error: {option} {file}: is the baseline; name another file" in capsys.readouterr().err
+    assert read_baseline(file).cells
+
+
 def test_a_cell_that_a_rule_forbids_now_has_vanished_with_its_reason(tmp_path: Path) -> None:
     forbidden = made.result("a", status="invalid", source=None, rule="int8-full", reason="cannot train")
     cell = only(checked(tmp_path, [full("a")], [forbidden]))
@@ -258,6 +307,15 @@ def test_a_baseline_comes_back_from_its_file_and_keeps_what_people_wrote(tmp_pat
         (
             '{"schema": 1, "device": "cpu", "environment": {}, "cells": [], "tolerances": {"reserved": "1%"}}',
             ": tolerance: 'reserved' is not one of ",
+        ),
+        (
+            '{"schema": 1, "device": "cpu", "environment": {}, "cells": [{"id": "a", "name": "x y", "status": "ok", '
+            '"cell": {}, "tolerances": {"reserved": "1%"}}]}',
+            ": x y: tolerance: 'reserved' is not one of ",
+        ),
+        (
+            '{"schema": 1, "device": "cpu", "environment": {}, "cells": []}',
+            "is a baseline without cells, which nothing can be held against",
         ),
     ],
 )
