@@ -275,9 +275,10 @@ def pareto(points: Iterable[tuple[int, float, float]]) -> set[int]:
 
 
 def peak_basis(rows: Iterable[Row]) -> str | None:
-    """Which of the ledger's lines the rows are compared by: the outermost that every cell with a throughput has, else
-    None."""
-    placed = [row.memory for row in rows if row.status == "ok"]
+    """Which of the ledger's lines the rows are compared by: the outermost that every cell has which is ok (if none is: which ran
+    out of memory), else None."""
+    ended = list(rows)
+    placed = next(filter(None, ([row.memory for row in ended if row.status == one] for one in ("ok", "oom"))), [])
     for key in ("device_bytes", "reserved_bytes", "allocated_bytes"):
         if placed and all(getattr(memory, key) is not None for memory in placed):
             return key

@@ -72,7 +72,7 @@ class LeftOut(NamedTuple):
 class DeviceTrace:
     """One device's part of a snapshot: what it held when the recording began, what happened, and what it held at the end. `times`:
     of each entry, in microseconds of the recording's clock; its number, where none are recorded. `asked`: who asked for each alloc,
-    in order; `held`: for each block in use at the end, by address. `spans`: what was annotated (torch.profiler.record_function),
+    in order, and `refused` for each request that found no memory; `held`: for each block in use at the end, by address. `spans`: what was annotated (torch.profiler.record_function),
     from one time to another."""
 
     device: int
@@ -82,6 +82,7 @@ class DeviceTrace:
     left_out: LeftOut | None
     times: tuple[int, ...]
     asked: tuple[Asked, ...]
+    refused: tuple[Asked, ...]
     held: Mapping[int, Asked]
     spans: tuple[Span, ...]
 
@@ -139,7 +140,10 @@ def device_traces(snapshot: Source, settings: AllocatorSettings | None = None) -
                 tuple(end),
                 left_out if any(left_out) else None,
                 _times(raw),
-                tuple(_asked(one.get("frames"), one.get("user_metadata")) for one in raw if one["action"] == "alloc"),
+                *(
+                    tuple(_asked(one.get("frames"), one.get("user_metadata")) for one in raw if one["action"] == action)
+                    for action in ("alloc", "oom")
+                ),
                 dict(pair for segment in raw_segments for pair in _holders(segment)),
                 tuple(_spans(snapshot.external_annotations, device)),
             )

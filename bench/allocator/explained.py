@@ -50,10 +50,13 @@ class Unused(NamedTuple):
 
 
 class RanOut(NamedTuple):
-    """A request that found no memory: its bytes, and what the card had left (None where the recording does not say)."""
+    """A request that found no memory: its bytes, what the card had left, where it was made and for what (None where the recording
+    does not say)."""
 
     asked_bytes: int
     left_bytes: int | None
+    where: str | None = None
+    called: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +134,20 @@ def _explained(trace: DeviceTrace, settings: AllocatorSettings, others: Sequence
         before_bytes=sum(block.requested for segment in trace.start.segments for block in segment.blocks),
         requested_bytes=sum(one.nbytes for one in live),
         reserved_bytes=sum(segment.size for segment in run.final_map),
-        ran_out=RanOut(asked, trace.entries[last][1] or None) if last is not None else None,
+        ran_out=_ran_out(trace, last) if last is not None else None,
         live=live,
         called=_by_metadata(blocks),
         unused=_unused(run.final_map),
         others=(as_recorded, *(needed(requests, one, trace, space) for one in others)),
         left_out=str(trace.left_out) if trace.left_out else None,
     )
+
+
+def _ran_out(trace: DeviceTrace, entry: int) -> RanOut:
+    """The last request of all that found no memory."""
+    _, left, nbytes, _ = trace.entries[entry]
+    who = trace.refused[-1]
+    return RanOut(nbytes, left or None, place_of(who.frames), without_numbers(who.metadata) or None)
 
 
 def moment(trace: DeviceTrace) -> tuple[int, int | None]:

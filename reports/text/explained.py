@@ -54,7 +54,10 @@ def _moment(one: Explained, name: str) -> Iterator[str]:
     yield f"{name}, device {one.device}, {one.entries:,} entries under {_settings(one.others[0])}: {most} reserved at the most"
     if one.ran_out:
         left = f", the card had {units.size(one.ran_out.left_bytes)} left" if one.ran_out.left_bytes is not None else ""
-        yield f"memory ran out: {units.size(one.ran_out.asked_bytes)} were asked for{left}"
+        asked = f"{units.size(one.ran_out.asked_bytes)} were asked for"
+        asked += f" at {plain(one.ran_out.where)}" if one.ran_out.where else ""
+        asked += f", called {plain(one.ran_out.called)}" if one.ran_out.called else ""
+        yield f"memory ran out: {asked}{left}"
     when = "then" if one.ran_out else "when most was in use"
     when += f", in {plain(one.part)}" if one.part else ""
     unused = one.unused

@@ -85,8 +85,7 @@ def print_table(folders: Sequence[Path], out: TextIO) -> tuple[str, ...]:
 
 def results_table(results: Sequence[Result]) -> Table:
     """A row for each result, in the order given: how it ended, its peak, its rate, what it learned, or why it did not
-    end well. The peak is the outermost line of the ledger that every cell which is ok has; its heading says which. What no
-    cell has is no column."""
+    end well. The peak is of `peak_basis`; its heading says which. What no cell has is no column."""
     rows = rows_of([Run("", results=tuple(results))])
     basis = peak_basis(rows)
     peak_heading = f"peak {basis.removesuffix('_bytes')}" if basis else "peak"

@@ -199,3 +199,6 @@ def test_cells_are_compared_by_the_outermost_line_that_all_have() -> None:
     assert peak_basis([gpu, cpu]) == "allocated_bytes"
     assert peak_basis([failed]) is None
     assert peak_basis([row_of()]) is None
+    full = row_of(status="oom", memory=Memory(allocated_bytes=1, reserved_bytes=2, device_bytes=3))
+    assert peak_basis([full]) == "device_bytes", "where none is ok, those that ran out of memory"
+    assert peak_basis([full, cpu]) == "allocated_bytes"

@@ -28,7 +28,7 @@ def ran_out(tmp_path: Path) -> Path:
 def test_a_job_that_ran_out_is_told_what_to_set(ran_out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", str(ran_out)]) == 0
     told = capsys.readouterr().out
-    assert "memory ran out: 36 MiB were asked for, the card had 30 MiB left" in told
+    assert "memory ran out: 36 MiB were asked for at job/train.py:5 step, the card had 30 MiB left" in told
     assert "then: 40 MiB in use, 100 MiB reserved; 60 MiB lay unused, in 5 blocks of at most 12 MiB" in told
     assert "job/train.py:5 step" in told
     assert "export PYTORCH_ALLOC_CONF=expandable_segments:True    # it would have run" in told

@@ -94,6 +94,8 @@ def test_a_job_that_runs_out_ends_there() -> None:
     assert told.reserved_bytes + told.ran_out.left_bytes == allowed
     assert told.part is not None
     assert told.part.endswith(forecast.oom_phase or "?")
+    assert told.ran_out.where is not None
+    assert told.ran_out.called is not None
     assert "raise OutOfMemoryError" in _memory_viz.trace(recording)
 
 
