@@ -24,21 +24,26 @@ from vrambench.bench.results.forecast import Outcome
 from vrambench.bench.results.records import Result
 from vrambench.methods.cell import Cell, from_flat
 from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.sizes import parse_size
+from vrambench.methods.workload import AXIS_NAMES
 
 Predict = Callable[[Sequence[Cell]], Mapping[str, Outcome]]
 ON_CPU = "the CPU"
 NOT_MEASURED = "not measured here"
+TOLD = (*AXIS_NAMES, "model", "budget")
+"""What a cell says as it is written, in a claim as in a result, once a size is bytes."""
 
 
 @dataclass(frozen=True)
 class Ran:
-    """A run, as claims see it. `where`: on what it ran; `models`: of its cells; `capacity_bytes`: what its GPU offers."""
+    """A run, as claims see it. `where`: on what it ran; `told`: what its cells say of TOLD; `capacity_bytes`: what its GPU
+    offers."""
 
     name: str
     where: str
     on_cpu: bool
     results: tuple[Result, ...]
-    models: frozenset[str]
+    told: frozenset[tuple[Any, ...]]
     capacity_bytes: int | None = None
     _today: dict[str, str | None] = field(default_factory=dict, compare=False, repr=False)
     _by_axes: dict[tuple[tuple[str, Any], ...], list[Result]] = field(default_factory=dict, compare=False, repr=False)
@@ -54,7 +59,7 @@ class Ran:
             where=ON_CPU if cpu else str(gpu.get("name") or info.get("device")),
             on_cpu=cpu,
             results=kept,
-            models=frozenset(str(result.cell.get("model")) for result in kept),
+            told=frozenset(tuple(result.cell.get(name) for name in TOLD) for result in kept),
             capacity_bytes=gpu.get("usable_bytes") or gpu.get("total_bytes"),
         )
 
@@ -267,9 +272,22 @@ def _how(claim: Claim) -> str:
 
 
 def _may_hold(ran: Ran, layers: Mapping[str, Layers]) -> bool:
-    """Whether the run has a cell of a model of these: told without making the cells."""
-    named = {setting.value for one in layers.values() if (setting := one.all.get("model"))}
-    return bool(layers) and (not named or bool(named & ran.models))
+    """Whether the run has a cell that says of TOLD what one of these says: told without making the cells, which takes torch."""
+    return any(_alike(told, wanted) for wanted in map(_told, layers.values()) for told in ran.told)
+
+
+def _told(layers: Layers) -> tuple[Any, ...]:
+    """What is said of TOLD; None where nothing is, or what making the cell will complain about."""
+    said = {name: setting.value for name, setting in layers.all.items()}
+    try:
+        said["budget"] = parse_size(said["budget"])
+    except (KeyError, ValueError):
+        said["budget"] = None
+    return tuple(said.get(name) for name in TOLD)
+
+
+def _alike(told: Sequence[Any], wanted: Sequence[Any]) -> bool:
+    return all(None in (one, other) or one == other for one, other in zip(told, wanted, strict=True))
 
 
 def _row(found: Found, claim: Claim) -> dict[str, Any]:

@@ -187,6 +187,19 @@ def test_a_run_on_a_gpu_measures_the_claims_cells(claims: Claims) -> None:
     assert [one.claim.id for one in measured(claims, [ran])] == ["memory", "runs", "speed"]
 
 
+def test_cells_are_made_where_a_run_may_hold_them(claims: Claims) -> None:
+    """A claim whose axes, model and budget no result has costs no import of torch."""
+    held = result(cells(claims, "runs")["ppo"], 1.0, device=8)
+    for change, made in (
+        ({}, True),
+        ({"batch_size": 3}, True),
+        ({"budget": 8 * GIB}, False),
+        ({"optimizer": "sgd"}, False),
+    ):
+        (one,) = answer(claims.only(["runs"]), [gpu([held.model_copy(update={"cell": held.cell | change})])])
+        assert bool(one.cells) is made, change
+
+
 def test_verdicts_that_disagree_are_both_told(claims: Claims) -> None:
     of = cells(claims, "memory")
     ran = gpu([result(of["ppo"], 1.0, device=8), result(of["remax"], 1.0, device=7)])
