@@ -315,7 +315,13 @@ def test_on_paper_all_charts_and_the_whole_table_are_there(large_page: str, tmp_
         assert browser.evaluate(HIDDEN) == []
         small = "parseFloat(getComputedStyle(document.querySelector('#table td')).fontSize)"
         assert browser.evaluate(small) >= 7, "a point is a pixel and a third: 5.3 points can still be read"
+        label = "getComputedStyle(document.querySelector('#table tbody th'), '::after').content"
+        browser.printed(700)  # browsers ask for another width than the paper's before they lay a page out on it
+        assert browser.evaluate(label) == "none"
+        browser.evaluate(f"addEventListener('beforeprint', () => {{ window.printed = {VISIBLE}.length; }})")
         assert browser.pdf().startswith(b"%PDF")
+        assert browser.evaluate("window.printed") == 501
+        assert browser.evaluate(f"{VISIBLE}.length") == 200
 
 
 @pytest.mark.parametrize("width", [360, 500])
