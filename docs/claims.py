@@ -39,6 +39,7 @@ $ vrambench claims results/nvidia-h100/claims   # and what that run measured
 $ vrambench claims --only remax-memory,remax-speed --json
 $ vrambench run --device cpu --out runs/claims --claims remax-speed,remax-reward
 $ vrambench claims runs/claims --no-predict
+$ vrambench run --device predicted --claims all # their cells as a run of predictions, whose report has a line for each
 ```
 
 *Predicted* is for a GPU, from the simulated job. *Measured* is what runs under results/ gave: those on GPUs ran a claim's own

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 from vrambench.methods.cards import CARDS, GIB, Card
 
@@ -38,6 +39,7 @@ def card_called(text: object) -> Card | None:
     return found[0] if len(found) == 1 else None
 
 
+@lru_cache(maxsize=1024)
 def _words(text: str) -> frozenset[str]:
     """Of a card's name, in lower case; `80 GB` is one, `rtx4090` and `4070ti` are two each."""
     joined = re.sub(r"\b(\d+)\s*gi?b\b", r"\1gb", text.lower())

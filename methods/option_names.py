@@ -1,7 +1,8 @@
 """The names of axis values' options, as the text of their files has them: importing those takes torch, and a slip is to be told
 before that.
 
-option_names()["ppo"]           ("epochs", "kl_coef", ...)
+option_names()["ppo"]               ("epochs", "kl_coef", ...)
+option_names("algorithms")          those of one axis' values
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ ROOMS = ("precision", "adapters", "optimizers", "offload", "algorithms")
 
 
 @cache
-def option_names() -> Mapping[str, tuple[str, ...]]:
-    """By the namespace of built-in values, the names of its options in their order. A class of options and those that it is made of
-    are in one file."""
+def option_names(*rooms: str) -> Mapping[str, tuple[str, ...]]:
+    """By the namespace of built-in values, the names of its options in their order; of the values in `rooms`, else of all. A class
+    of options and those that it is made of are in one file."""
     names: dict[str, tuple[str, ...]] = {}
     here = Path(__file__).parent
-    for file in sorted(file for room in ROOMS for file in here.joinpath(room).glob("*.py")):
+    for file in sorted(file for room in rooms or ROOMS for file in here.joinpath(room).glob("*.py")):
         text = file.read_text("utf-8")
         if "namespace: ClassVar" in text:
             names |= _named({one.name: one for one in ast.parse(text).body if isinstance(one, ast.ClassDef)})

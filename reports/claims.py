@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vrambench.bench.claims.answer import NOT_MEASURED, ON_CPU, Answer, Found, Ran, measured
+from vrambench.bench.claims import answer
+from vrambench.bench.claims.answer import NOT_MEASURED, ON_CPU, Answer, Found, Ran
 from vrambench.bench.claims.claimed import told
 from vrambench.bench.claims.file import Claim, default_claims, load_claims
 from vrambench.bench.results import PREDICTED
@@ -14,7 +15,7 @@ from vrambench.reports.rows import Run
 
 def answered(runs: Sequence[Run]) -> tuple[Answer, ...]:
     """The usual claims that the runs answer. Raises ConfigurationError where the file of claims is wrong."""
-    return measured(load_claims(default_claims()), [Ran.of(run.name, run.info, run.results) for run in runs])
+    return answer.answered(load_claims(default_claims()), [Ran.of(run.name, run.info, run.results) for run in runs])
 
 
 def verdict_words(one: Answer) -> str:

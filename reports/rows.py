@@ -69,7 +69,7 @@ class Row:
     unreadable: str | None = None
     """Why its result file cannot be read, where that is known."""
 
-    @property
+    @cached_property
     def axes(self) -> tuple[str, ...]:
         return tuple(str(self.cell.get(axis, "")) for axis in AXIS_NAMES)
 

@@ -72,8 +72,8 @@ class LeftOut(NamedTuple):
 class DeviceTrace:
     """One device's part of a snapshot: what it held when the recording began, what happened, and what it held at the end. `times`:
     of each entry, in microseconds of the recording's clock; its number, where none are recorded. `asked`: who asked for each alloc,
-    in order, and `refused` for each request that found no memory; `held`: for each block in use at the end, by address. `spans`: what was annotated (torch.profiler.record_function),
-    from one time to another."""
+    in order, and `refused` for each request that found no memory; `held`: for each block in use at the end, by address. `spans`:
+    what was annotated (torch.profiler.record_function), from one time to another."""
 
     device: int
     start: Start

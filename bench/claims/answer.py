@@ -1,11 +1,11 @@
-"""What becomes of claims: predicted for a GPU without one, and measured by runs that hold their cells.
+"""What becomes of claims: predicted for a GPU without one, and predicted or measured by runs that hold their cells.
 
     ran = Ran.of("first", folder.info, folder.results())
     for one in answer(load_claims(path), [ran], predict_all):
         one.claim.id, one.predicted, one.measured, one.verdicts
 
-A claim is measured by one run at a time, which must hold all its cells: of a run on a GPU those that the claim names, of a run on
-a CPU those of its part `cpu`, which are other, smaller jobs and are marked so.
+A claim is answered by one run at a time, which must hold all its cells: of a run on a GPU, or of one that was predicted, those that
+the claim names, of a run on a CPU those of its part `cpu`, which are other, smaller jobs and are marked so.
 """
 
 from __future__ import annotations
@@ -18,43 +18,48 @@ from vrambench.bench.claims.cells import Cells, cells_of, has_bf16, on_cpu
 from vrambench.bench.claims.claimed import Verdict, judge, told
 from vrambench.bench.claims.file import Claim, Claims, Layers
 from vrambench.bench.claims.formula import Name
-from vrambench.bench.claims.values import Values, of_forecast, of_results
+from vrambench.bench.claims.values import Values, foretold, of_forecast, of_results
 from vrambench.bench.results import PREDICTED
 from vrambench.bench.results.forecast import Outcome
 from vrambench.bench.results.records import Result
 from vrambench.methods.cell import Cell, from_flat
 from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.sizes import parse_size
+from vrambench.methods.workload import AXIS_NAMES
 
 Predict = Callable[[Sequence[Cell]], Mapping[str, Outcome]]
 ON_CPU = "the CPU"
 NOT_MEASURED = "not measured here"
+TOLD = (*AXIS_NAMES, "model", "budget")
+"""What a cell says as it is written, in a claim as in a result, once a size is bytes."""
 
 
 @dataclass(frozen=True)
 class Ran:
-    """A run, as claims see it. `where`: on what it ran; `models`: of its cells; `capacity_bytes`: what its GPU offers."""
+    """A run, as claims see it. `where`: on what it ran; `told`: what its cells say of TOLD; `capacity_bytes`: what its GPU
+    offers."""
 
     name: str
     where: str
     on_cpu: bool
     results: tuple[Result, ...]
-    models: frozenset[str]
+    told: frozenset[tuple[Any, ...]]
     capacity_bytes: int | None = None
     _today: dict[str, str | None] = field(default_factory=dict, compare=False, repr=False)
     _by_axes: dict[tuple[tuple[str, Any], ...], list[Result]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, name: str, info: Mapping[str, Any], results: Iterable[Result]) -> Ran:
-        """`info`: run.json's content. What was predicted is no measurement, and left out."""
+        """`info`: run.json's content."""
         gpu = (info.get("environment") or {}).get("gpu") or {}
-        cpu = str(info.get("device") or "cpu").startswith("cpu")
-        kept = tuple(results) if info.get("device") != PREDICTED else ()
+        device = str(info.get("device") or "cpu")
+        cpu, kept = device.startswith("cpu"), tuple(results)
         return cls(
             name=name,
-            where=ON_CPU if cpu else str(gpu.get("name") or info.get("device")),
+            where=ON_CPU if cpu else PREDICTED if device == PREDICTED else str(gpu.get("name") or device),
             on_cpu=cpu,
             results=kept,
-            models=frozenset(str(result.cell.get("model")) for result in kept),
+            told=frozenset(tuple(result.cell.get(name) for name in TOLD) for result in kept),
             capacity_bytes=gpu.get("usable_bytes") or gpu.get("total_bytes"),
         )
 
@@ -149,8 +154,8 @@ class Answer:
 
 
 def answer(claims: Claims, runs: Sequence[Ran] = (), predict: Predict | None = None) -> tuple[Answer, ...]:
-    """What becomes of each claim. Without `predict` nothing is predicted, and cells of claims that no run can hold are not looked
-    at. Raises ConfigurationError where a claim's cells cannot be."""
+    """What becomes of each claim. Without `predict`, what was predicted is what the runs tell of that, and cells of claims that no
+    run can hold are not looked at. Raises ConfigurationError where a claim's cells cannot be."""
     cells: dict[str, Cells] = {}
     for claim in claims.claims.values():
         asked = predict is not None or any(not ran.on_cpu and _may_hold(ran, claim.cells) for ran in runs)
@@ -160,15 +165,19 @@ def answer(claims: Claims, runs: Sequence[Ran] = (), predict: Predict | None = N
         Answer(
             claim,
             cells[claim.id],
-            _predicted(claim, cells[claim.id], outcomes) if predict and _predictable(claim) else None,
-            tuple(found for ran in runs if (found := _measured(claim, cells[claim.id], ran))),
+            (_predicted(claim, cells[claim.id], outcomes) if predict else _foretold(claim, cells[claim.id], runs))
+            if _predictable(claim)
+            else None,
+            tuple(
+                found for ran in runs if ran.where != PREDICTED and (found := _measured(claim, cells[claim.id], ran))
+            ),
         )
         for claim in claims.claims.values()
     )
 
 
-def measured(claims: Claims, runs: Sequence[Ran]) -> tuple[Answer, ...]:
-    """The claims that runs answer by what they measured."""
+def answered(claims: Claims, runs: Sequence[Ran]) -> tuple[Answer, ...]:
+    """The claims that runs answer, by what they measured or predicted."""
     return tuple(one for one in answer(claims, runs) if one.verdicts)
 
 
@@ -207,6 +216,22 @@ def _predicted(claim: Claim, cells: Cells, outcomes: Mapping[str, Outcome]) -> F
         return found
     device, budget = forecast.unlimited_bytes, forecast.budget_bytes
     return replace(found, device_bytes=device, budget_bytes=budget, tight=forecast.verdict == "tight")
+
+
+def _foretold(claim: Claim, cells: Cells, runs: Sequence[Ran]) -> Found | None:
+    """What the first run gives that says by its predictions; None where none has predicted all of the claim's cells."""
+    for ran in runs:
+        there = {name: ran.result(cell) for name, (cell, *_) in cells.items()} if not ran.on_cpu else {}
+        values = {name: told for name, one in there.items() if one and (told := foretold(one))}
+        if not there or len(values) < len(there):
+            continue
+        found = _found(claim, values, dict.fromkeys(there, "not sure whether it fits"), PREDICTED, ran.name)
+        one = there.get(claim.formula.fits_of or "") if claim.formula else None
+        if one is None or one.predicted is None or one.predicted_verdict is None:
+            return found
+        device, verdict = one.predicted.device_bytes, one.predicted_verdict
+        return replace(found, device_bytes=device, budget_bytes=verdict.budget_bytes, tight=verdict.verdict == "tight")
+    return None
 
 
 def _measured(claim: Claim, cells: Cells, ran: Ran) -> Found | None:
@@ -267,9 +292,22 @@ def _how(claim: Claim) -> str:
 
 
 def _may_hold(ran: Ran, layers: Mapping[str, Layers]) -> bool:
-    """Whether the run has a cell of a model of these: told without making the cells."""
-    named = {setting.value for one in layers.values() if (setting := one.all.get("model"))}
-    return bool(layers) and (not named or bool(named & ran.models))
+    """Whether the run has a cell that says of TOLD what one of these says: told without making the cells, which takes torch."""
+    return any(_alike(told, wanted) for wanted in map(_told, layers.values()) for told in ran.told)
+
+
+def _told(layers: Layers) -> tuple[Any, ...]:
+    """What is said of TOLD; None where nothing is, or what making the cell will complain about."""
+    said = {name: setting.value for name, setting in layers.all.items()}
+    try:
+        said["budget"] = parse_size(said["budget"])
+    except (KeyError, ValueError):
+        said["budget"] = None
+    return tuple(said.get(name) for name in TOLD)
+
+
+def _alike(told: Sequence[Any], wanted: Sequence[Any]) -> bool:
+    return all(None in (one, other) or one == other for one, other in zip(told, wanted, strict=True))
 
 
 def _row(found: Found, claim: Claim) -> dict[str, Any]:

@@ -49,8 +49,9 @@ def has_bf16(cell: Cell) -> bool:
     return card is None or card.has_bf16
 
 
-def planned(claims: Claims, kind: Kind, *, bf16: bool = True) -> list[PlannedCell]:
-    """Every cell of the claims on a device of that kind, once. Raises ConfigurationError where there is none."""
+def planned(claims: Claims, kind: Kind, *, bf16: bool | None = True) -> list[PlannedCell]:
+    """Every cell of the claims on a device of that kind, once. `bf16`: whether it has such arithmetic; None: as the card that the
+    cell's budget names. Raises ConfigurationError where there is none."""
     from vrambench.bench.plan.plan import PlannedCell
     from vrambench.bench.plan.validity import check
 
@@ -59,7 +60,8 @@ def planned(claims: Claims, kind: Kind, *, bf16: bool = True) -> list[PlannedCel
         cells = on_cpu(claim) if kind == "cpu" else cells_of(claim, claim.cells) if claim.cells else {}
         for name, cell in _each(cells):
             seed = f" seed={cell.workload.seed}" if len(cells[name]) > 1 else ""
-            one = PlannedCell(cell, f"{cell.name} {claim.id}.{name}{seed}", check(cell, kind, bf16=bf16))
+            findings = check(cell, kind, bf16=has_bf16(cell) if bf16 is None else bf16)
+            one = PlannedCell(cell, f"{cell.name} {claim.id}.{name}{seed}", findings)
             found.setdefault(one.id, one)
     if not found:
         where = "on a CPU (none has a part `cpu`)" if kind == "cpu" else "by cells"

@@ -2,6 +2,7 @@
 
     of_forecast(forecast)[("device_bytes",)]
     of_results(results)[("policy", "weights_bytes")]
+    foretold(result)[("device_bytes",)]
 
 A value that is not known is not there.
 """
@@ -13,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from vrambench.bench.claims.formula import FITS, LEARNING, MEMORY, RATES, ROLE_BYTES
+from vrambench.bench.results import PREDICTED
 from vrambench.bench.results.curves import quarters
 from vrambench.bench.results.forecast import Forecast
 from vrambench.bench.results.records import Memory, Parameters, Result, RoleBytes, Sample
@@ -26,6 +28,15 @@ def of_forecast(forecast: Forecast) -> Values:
     """What is predicted. Whether it fits is not known where what is left out may decide."""
     values = _held(forecast.memory, forecast.roles, forecast.parameters)
     return values if forecast.verdict == "unsure" else values | {(FITS,): forecast.fits}
+
+
+def foretold(result: Result) -> Values:
+    """What was predicted of a result: of all of it, or beside its measurement; nothing where that was not done."""
+    parts = result.roles if result.source == PREDICTED else result.predicted_parts and result.predicted_parts.roles
+    if result.predicted is None or result.predicted_verdict is None:
+        return {}
+    values, verdict = _held(result.predicted, parts or {}, result.parameters), result.predicted_verdict.verdict
+    return values if verdict == "unsure" else values | {(FITS,): verdict in ("fits", "tight")}
 
 
 def of_results(results: Sequence[Result], capacity_bytes: int | None = None) -> Values:

@@ -24,7 +24,7 @@ ALL = "all"
 def claims(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RUN...]", help="Folders of runs that may have measured them.", show_default=False),
+        typer.Argument(metavar="[RUN...]", help="Folders of runs that may answer them.", show_default=False),
     ] = None,
     *,
     file: Annotated[

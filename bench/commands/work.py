@@ -70,8 +70,7 @@ def of_matrix(folder: Path, matrix: Matrix, selection: Selection, device: str, c
     predicted = device == PREDICTED
     if predicted and selection.profile is None:
         selection = replace(selection, profile=matrix.default_profile.get(PREDICTED))
-    if predicted and selection.repeat is not None:
-        raise ConfigurationError("--repeat: a prediction is the same each time; leave it out", field="repeat")
+    _check_repeat(predicted, selection)
     card = card_named(selection, matrix) if predicted else None
     name = PREDICTED if predicted else cluster.device if cluster else device_here(device)
 
@@ -101,23 +100,25 @@ def of_matrix(folder: Path, matrix: Matrix, selection: Selection, device: str, c
 def of_claims(
     folder: Path, names: str, matrix: Path | None, selection: Selection, device: str, cluster: Cluster | None
 ) -> Work:
-    """The cells of claims; on a CPU those of their part `cpu`."""
+    """The cells of claims, measured or predicted; on a CPU those of their part `cpu`."""
     if matrix is not None or not replace(selection, repeat=None).empty:
         raise ConfigurationError(
             "--claims: the cells are the claims' own; of the selectors only --repeat goes with it", field="claims"
         )
     _check_folder(folder)
     chosen = load_claims(None, names, "--claims")
-    name = cluster.device if cluster else device_here(device)
+    predicted = device == PREDICTED
+    _check_repeat(predicted, selection)
+    name = PREDICTED if predicted else cluster.device if cluster else device_here(device)
     from vrambench.bench.claims.cells import planned
     from vrambench.bench.predict.quiet import hush
 
     hush()
 
-    def cells_with(bf16: bool) -> list[PlannedCell]:
-        return planned(chosen, typing.cast(Any, name.partition(":")[0]), bf16=bf16)
+    def cells_with(bf16: bool | None) -> list[PlannedCell]:
+        return planned(chosen, typing.cast(Any, "cuda" if predicted else name.partition(":")[0]), bf16=bf16)
 
-    cells = cluster.spread(cells_with) if cluster else cells_with(has_bf16(name))
+    cells = cluster.spread(cells_with) if cluster else cells_with(None if predicted else has_bf16(name))
     _say_what_is_added(folder, cells)
     about = {"matrix": chosen.name, "profile": None, "coverage": "full"}
     return Work(cells, name, selection.layer().repeat or 1, about)
@@ -157,6 +158,11 @@ def of_folder(folder: Path, device: str | None = None, cluster: Cluster | None =
         card.name if card else None,
         tuple(Unmodelled.model_validate(one) for one in info.get("left_out", ())),
     )
+
+
+def _check_repeat(predicted: bool, selection: Selection) -> None:
+    if predicted and selection.repeat is not None:
+        raise ConfigurationError("--repeat: a prediction is the same each time; leave it out", field="repeat")
 
 
 def _check_folder(folder: Path) -> None:

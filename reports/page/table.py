@@ -59,7 +59,7 @@ def column_styles(table: dict[str, Any]) -> str:
     """Rules for the places that columns have on this page: numbers to the right, signs in the middle, the reason as wide as
     there is room."""
     ways = {
-        "number": "text-align:right",
+        "number": "text-align:right;white-space:nowrap",
         "sign": "text-align:center;padding-left:.1rem;padding-right:.1rem",
         "reason": "max-width:0;width:100%;min-width:9rem;overflow:hidden;text-overflow:ellipsis;color:var(--dim)",
     }

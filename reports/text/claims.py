@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from vrambench.bench.claims.answer import NOT_MEASURED, Answer
+from vrambench.bench.results import PREDICTED
 from vrambench.bench.results.store import RunFolder
 from vrambench.reports import units
 from vrambench.reports.claims import answered, said, value_words, verdict_words
@@ -42,7 +43,11 @@ def lines(folders: Sequence[Path]) -> Iterator[str]:
     """A line for each claim that the runs in the folders answer."""
     stores = [RunFolder.open(folder) for folder in folders]
     for one in answered([Run(str(store.path), store.info, tuple(store.results())) for store in stores]):
-        values = "; ".join(value_words(found, one.claim) for found in one.measured if found.verdict)
+        values = "; ".join(
+            f"{value_words(found, one.claim)}{' predicted' if found.where == PREDICTED else ''}"
+            for found in one.found
+            if found.verdict
+        )
         yield visible(f"claim {one.claim.id}: {one.claim.claimed.text} claimed, {values}: {verdict_words(one)}")
 
 

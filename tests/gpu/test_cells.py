@@ -3,6 +3,7 @@ twice."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 
 from vrambench.bench.allocator.explained import explain
 from vrambench.bench.allocator.snapshot import read_snapshot
+from vrambench.bench.results.records import Result
 from vrambench.bench.results.store import RunFolder
 from vrambench.methods.algorithms import ALGORITHMS
 from vrambench.methods.optimizers import OPTIMIZERS
+from vrambench.reports.page.html import write_report
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1800)]
 
@@ -78,3 +81,36 @@ def test_a_recorded_cell_took_the_memory_that_its_recording_shows(run_matrix: Ru
         assert device.exact
         assert device.recorded.reserved_bytes == result["memory"]["reserved_bytes"]
         assert any("methods/" in (live.where or "") or "transformers" in (live.where or "") for live in device.live)
+
+
+KEPT = ("weights", "gradients", "optimizer")
+"""Kinds that addresses tell: a recording has them as its prediction does, but for the rounding of small blocks."""
+
+
+def test_a_recorded_cell_says_whose_memory_it_was_beside_its_prediction(run_matrix: RunMatrix, tmp_path: Path) -> None:
+    """By role and kind in each phase, and where every block lay; the page shows both."""
+    one = ("--precision", "bf16", "--adapter", "lora", "--optimizer", "adamw_torch", "--offload", "none", "--algorithm", "ppo",
+           "--model", "smollm2-135m", "--set", "prompt_tokens=64", "--set", "response_tokens=64")  # fmt: skip
+    (file,) = run_matrix("cells.yaml", *one, "--record", "--predict")
+    result = Result.model_validate(file)
+    assert result.status == "ok", result.reason
+    assert result.memory.reserved_bytes
+    assert result.predicted_parts
+    assert result.blocks, result.notes
+    stretches = [stretch for segment in result.blocks.segments for stretch in segment]
+    assert 0 < sum(stretch.nbytes for stretch in stretches) <= result.memory.reserved_bytes
+    owned: Counter[tuple[str | None, str | None]] = Counter()
+    for stretch in stretches:
+        name = result.blocks.names[stretch.name]
+        owned[name.role, name.kind] += stretch.nbytes
+    assert owned["policy", "weights"] == pytest.approx(result.roles["policy"].weights_bytes, rel=0.02)
+    phases = {(phase.name, phase.step): phase for phase in result.phases}
+    for told in result.predicted_parts.phases:
+        phase = phases[told.name, told.step]
+        real, foretold = ({(share.role, share.kind): share.nbytes for share in one.at_peak} for one in (phase, told))
+        assert sum(real.values()) == pytest.approx(phase.allocated_bytes, rel=0.05), phase
+        for kind in KEPT if (told.name, told.step) == ("optimizer_step", 1) else KEPT[:1]:
+            assert real["policy", kind] == pytest.approx(foretold["policy", kind], rel=0.02), (kind, phase)
+    assert "policy" in {held.role for held in result.held}
+    write_report([tmp_path / "run"], tmp_path / "report.html")
+    assert 'id="chart-blocks"' in (tmp_path / "report.html").read_text()

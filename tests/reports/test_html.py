@@ -105,6 +105,7 @@ def test_a_generator_says_whose_page_it_is(page: str) -> None:
 def test_the_charts_are_drawn_without_javascript(page: str) -> None:
     drawn = re.findall(r'<div class="chart" id="chart-(\w+)" role="img" aria-label="[^"]+"><svg ', page)
     assert drawn == ["cards", "tradeoff", "ledger", "phases", "timeline", "loss", "reward"]
+    assert ">undefined<" not in page, "what a drawing places by a cell's name has it"
 
 
 def test_hostile_text_stays_text(hostile_page: str) -> None:

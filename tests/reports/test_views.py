@@ -60,10 +60,16 @@ def test_the_verdict_counts_and_names(every: Report) -> None:
 
 
 def at_work(id: str, algorithm: str, *, peak: int, step: float, tokens: int = 512, **changes: Any) -> Result:
-    """A result whose steps of `step` seconds train on `tokens`."""
+    """A result whose steps of `step` seconds train on `tokens`, of the role that the algorithm trains."""
+    roles = {
+        "reward" if algorithm == "reward" else "policy": RoleBytes(
+            weights_bytes=GIB, gradients_bytes=0, optimizer_bytes=0
+        )
+    }
     throughput = Throughput(step_seconds=(step,) * 3, train_tokens_per_second=tokens / step)
     memory = Memory(device_bytes=peak)
-    return made.result(id, cell=made.cell(algorithm=algorithm, **changes), throughput=throughput, memory=memory)
+    cell = made.cell(algorithm=algorithm, **changes)
+    return made.result(id, cell=cell, throughput=throughput, memory=memory, roles=roles)
 
 
 def test_algorithms_are_compared_where_they_do_the_same_work() -> None:

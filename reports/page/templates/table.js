@@ -38,6 +38,8 @@
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("reset", () => setTimeout(() => { sort = { key: null, down: false }; apply(true); }));
     document.querySelector("#beyond button").addEventListener("click", () => { page.limit += data.page; place(); });
+    addEventListener("beforeprint", () => place(shown.length)); // paper has no button for more
+    addEventListener("afterprint", () => place());
     addEventListener("hashchange", readAddress);
     readAddress();
 
@@ -138,9 +140,9 @@
       listeners.forEach((listen) => listen());
     }
 
-    function place() {
+    function place(limit = page.limit) {
       const fragment = document.createDocumentFragment();
-      const now = shown.slice(0, page.limit);
+      const now = shown.slice(0, limit);
       for (const i of now) fragment.append(bodyOf(i));
       for (const body of [...table.tBodies]) body.remove();
       table.append(fragment);

@@ -16,6 +16,7 @@ class ClaimLine:
     said: str
     source: str
     claimed: str
+    predicted: str
     measured: tuple[str, ...]
     verdict: str
     note: str
@@ -23,10 +24,18 @@ class ClaimLine:
 
 @dataclass(frozen=True)
 class ClaimsData:
-    """`error`: why there are no lines."""
+    """`error`: why there are no lines. `predicted`, `measured`: whether any line has that."""
 
     lines: tuple[ClaimLine, ...] = ()
     error: str | None = None
+
+    @property
+    def predicted(self) -> bool:
+        return any(line.predicted for line in self.lines)
+
+    @property
+    def measured(self) -> bool:
+        return any(line.measured for line in self.lines)
 
 
 def claims(report: Report) -> ClaimsData | None:
@@ -41,6 +50,7 @@ def claims(report: Report) -> ClaimsData | None:
             said=said(one.claim),
             source=one.claim.source,
             claimed=one.claim.claimed.text,
+            predicted=value_words(one.predicted, one.claim) if one.predicted and one.predicted.verdict else "",
             measured=tuple(dict.fromkeys(value_words(found, one.claim) for found in one.measured if found.verdict)),
             verdict=verdict_words(one),
             note=one.claim.note or "",

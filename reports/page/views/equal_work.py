@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from vrambench.methods.algorithms import ALGORITHMS
+from vrambench.methods.option_names import option_names
 from vrambench.reports import units
 from vrambench.reports.page.view import View
 from vrambench.reports.report import PEAKS, Report
@@ -67,27 +67,20 @@ def equal_work(report: Report) -> EqualWorkData | None:
     timed = [row for row in report.ok if row.step_seconds and row.tokens_per_second]
     alike = Counter((row.run, row.axes[:-1]) for row in timed)
     several = [row for row in timed if alike[row.run, row.axes[:-1]] > 1]
-    if not several:  # then no algorithm is imported
-        return None
-    namespaces = _namespaces()
     work: dict[str, list[Row]] = {}
     for row in several:
-        work.setdefault(_work(row, namespaces), []).append(row)
+        work.setdefault(_work(row), []).append(row)
     groups = [group for rows in work.values() if (group := _group(report, rows))]
     groups.sort(key=lambda group: -len(group.lines))
     peak = PEAKS.get(report.basis or "", "memory")
     return EqualWorkData(tuple(groups[:GROUPS]), peak, len(groups[GROUPS:])) if groups else None
 
 
-def _namespaces() -> frozenset[str]:
-    """Under which algorithms have their options."""
-    own = {value.options.namespace for value in ALGORITHMS.values().values() if value.options}
-    return frozenset(own | {value.foreign.namespace for value in ALGORITHMS.values().values() if value.foreign})
-
-
-def _work(row: Row, namespaces: frozenset[str]) -> str:
-    """What cells of one group have in common. A switch that is off is as one that an algorithm does not have."""
-    settings = flat_settings(row.cell)
+def _work(row: Row) -> str:
+    """What cells of one group have in common: of the algorithm, whether it trains a policy, and how often on the same tokens. A
+    switch that is off is as one that an algorithm does not have."""
+    assert row.result
+    settings, namespaces = flat_settings(row.cell), option_names("algorithms")
     same = {
         name: value
         for name, value in settings.items()
@@ -97,9 +90,8 @@ def _work(row: Row, namespaces: frozenset[str]) -> str:
         name.partition(".")[2]: value for name, value in settings.items() if name.partition(".")[0] in namespaces
     }
     passes = next((options[name] for name in PASSES if name in options), 1)
-    known = ALGORITHMS.values()
-    kind = known[row.algorithm].trains_reward if row.algorithm in known else None
-    return repr((row.run, row.axes[:-1], sorted(same.items(), key=lambda item: item[0]), kind, passes, _tokens(row)))
+    policy = "policy" in row.result.roles
+    return repr((row.run, row.axes[:-1], sorted(same.items(), key=lambda item: item[0]), policy, passes, _tokens(row)))
 
 
 def _tokens(row: Row) -> int:
@@ -163,14 +155,11 @@ def _labels(rows: Sequence[Row]) -> list[str]:
 
 
 def _bases(rows: Sequence[Row]) -> list[int]:
-    """The first line of each of the first algorithms that are our own; not of the last, to which nothing is left to compare."""
-    known = ALGORITHMS.values()
+    """The first line of each of the first algorithms; not of the last, to which nothing is left to compare."""
     firsts: dict[str, int] = {}
     for place, row in enumerate(rows):
-        if row.algorithm not in known or known[row.algorithm].foreign is None:
-            firsts.setdefault(row.algorithm, place)
-    alone = len(firsts) == len({row.algorithm for row in rows})
-    return list(firsts.values())[: min(BASES, max(1, len(firsts) - alone))] or [0]
+        firsts.setdefault(row.algorithm, place)
+    return list(firsts.values())[: min(BASES, max(1, len(firsts) - 1))]
 
 
 def _ratio(value: float, base: float, other: bool) -> str | None:

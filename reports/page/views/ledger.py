@@ -86,7 +86,7 @@ def ledger_bars(rows: Sequence[Row], labels: Mapping[int, str], filled: Mapping[
     order = list(hue)
     data = [_bar(row, labels, filled[row.index], unit, order) for row in rows]
     thin = [_bar(row, labels, told[row.index], unit, order) for row in rows if row.index in told]
-    ends = [_end(row, sum(held for _, held in filled[row.index]), unit) for row in rows]
+    ends = [_end(row, labels, sum(held for _, held in filled[row.index]), unit) for row in rows]
     y = _cells_axis()
     x = alt.X("held:Q", title=unit, stack="zero")
     colour = alt.Color(
@@ -134,12 +134,12 @@ def _parts_of(dataset: str, order: Sequence[str]) -> Any:
     )
 
 
-def _end(row: Row, top: int, unit: units.Unit) -> dict[str, Any]:
+def _end(row: Row, labels: Mapping[int, str], top: int, unit: units.Unit) -> dict[str, Any]:
     """What stands at a bar's end: its size, how the cell ended unless well, and by how much the prediction is off."""
     scale = units.SCALE[unit]
     error = prediction_error(row)
     words = [units.size(top), *([] if row.status == "ok" else [row.status])]
-    end: dict[str, Any] = {"i": row.index, "top": rounded(top / scale)}
+    end: dict[str, Any] = {"i": row.index, "cell": labels[row.index], "top": rounded(top / scale)}
     if error:
         told, share = error
         end["told"] = rounded(told / scale)

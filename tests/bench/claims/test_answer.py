@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vrambench.bench.claims.answer import Answer, Ran, answer, measured
+from vrambench.bench.claims.answer import Answer, Ran, answer, answered
 from vrambench.bench.claims.cells import cells_of, on_cpu
 from vrambench.bench.claims.file import Claims, load_claims
 from vrambench.bench.results.forecast import Forecast, Outcome, Unmodelled
@@ -17,6 +17,8 @@ from vrambench.bench.results.records import (
     Memory,
     OutOfMemory,
     Parameters,
+    PredictedParts,
+    PredictedVerdict,
     Result,
     RoleBytes,
     Sample,
@@ -184,7 +186,71 @@ def test_a_run_on_a_gpu_measures_the_claims_cells(claims: Claims) -> None:
     assert verdict_words(found["speed"]) == "partly"
     assert value_words(found["speed"].measured[0], found["speed"].claim) == "1.50 x on an H100"
     assert found["runs"].measured[0].verdict == "reproduced"
-    assert [one.claim.id for one in measured(claims, [ran])] == ["memory", "runs", "speed"]
+    assert [one.claim.id for one in answered(claims, [ran])] == ["memory", "runs", "speed"]
+
+
+def foretold(cell: Cell, device: int, verdict: Any = "fits", **more: Any) -> Result:
+    """The result with a prediction of so many GiB: of a run that predicts, or, with `device_bytes` measured, beside that."""
+    told = PredictedVerdict(verdict=verdict, budget_bytes=24 * GIB, band_bytes=0, band_basis="")
+    memory = Memory(device_bytes=device * GIB)
+    return Result(
+        **{"status": "ok", "source": "predicted", "memory": memory, "roles": {"policy": ROLE}, **more},
+        id=cell.id, name=cell.name, cell=cell.flat(), predicted=memory, predicted_verdict=told,
+    )  # fmt: skip
+
+
+def predicted_run(results: Sequence[Result]) -> Ran:
+    return Ran.of("first", {"device": "predicted"}, results)
+
+
+def test_a_run_that_predicts_answers_by_its_predictions(claims: Claims) -> None:
+    of = cells(claims, "memory")
+    both = [foretold(of["ppo"], 8), foretold(of["remax"], 4)]
+    found = by_id(answered(claims, [predicted_run(both)]))
+    assert set(found) == {"memory", "runs"}
+    assert {one.measured for one in found.values()} == {()}
+    assert verdict_words(found["memory"]) == "reproduced (predicted)"
+    assert found["runs"].predicted
+    assert value_words(found["runs"].predicted, found["runs"].claim) == "fits: 8 GiB of 24 GiB"
+    assert answered(claims, [predicted_run(both[1:])]) == (), "a claim needs all its cells"
+    (asked,) = answer(claims.only(["memory"]), [predicted_run(both)], predicting(ppo=8, remax=6))
+    assert asked.predicted
+    assert asked.predicted.value == 0.25, "what is predicted now counts, where that is asked for"
+
+
+@pytest.mark.parametrize(("told", "verdict"), [("tight", "reproduced"), ("does not fit", "refuted"), ("unsure", None)])
+def test_a_predicted_results_verdict_says_whether_it_fits(claims: Claims, told: str, verdict: str | None) -> None:
+    result = foretold(cells(claims, "runs")["ppo"], 8, told, status="oom" if "not" in told else "ok")
+    (one,) = answer(claims.only(["runs"]), [predicted_run([result])])
+    assert one.predicted
+    assert (one.predicted.verdict, one.predicted.tight) == (verdict, told == "tight")
+    if verdict is None:
+        assert one.reason == "ppo: not sure whether it fits (predicted)"
+
+
+def test_a_measured_runs_own_predictions_stand_beside_its_measurements(claims: Claims) -> None:
+    of = cells(claims, "memory")
+    parts = PredictedParts(roles={"policy": ROLE})
+    beside = {"source": "measured", "predicted_parts": parts}
+    ppo, remax = (
+        foretold(of[name], told, memory=Memory(device_bytes=real * GIB), **beside)
+        for name, told, real in (("ppo", 8, 8), ("remax", 7, 4))
+    )
+    (one,) = answered(claims.only(["memory"]), [gpu([ppo, remax])])
+    assert one.verdicts == {"refuted": ["predicted"], "reproduced": ["an H100"]}
+
+
+def test_cells_are_made_where_a_run_may_hold_them(claims: Claims) -> None:
+    """A claim whose axes, model and budget no result has costs no import of torch."""
+    held = result(cells(claims, "runs")["ppo"], 1.0, device=8)
+    for change, made in (
+        ({}, True),
+        ({"batch_size": 3}, True),
+        ({"budget": 8 * GIB}, False),
+        ({"optimizer": "sgd"}, False),
+    ):
+        (one,) = answer(claims.only(["runs"]), [gpu([held.model_copy(update={"cell": held.cell | change})])])
+        assert bool(one.cells) is made, change
 
 
 def test_verdicts_that_disagree_are_both_told(claims: Claims) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,23 @@ def test_what_was_predicted_beside_a_run_comes_with_it_and_first(tmp_path: Path)
     (beside / "run.json").touch()
     assert command.with_beside([two, one]) == [two, beside, one]
     assert command.with_beside([one, beside]) == [beside, one], "once each"
+
+
+def test_a_report_of_a_gpus_run_needs_no_torch(tmp_path: Path) -> None:
+    """Algorithms side by side and shipped claims of the same model among them: importing torch would be most of its time."""
+    results = [made.full("a" * 12), made.full("b" * 12, algorithm="ppo")]
+    folder = RunFolder(tmp_path / "run")
+    folder.acquire()
+    cells = [{"id": one.id, "name": one.name} for one in results]
+    folder.write_info({"device": "cuda", "repeat": 1, "environment": made.ENVIRONMENT, "cells": cells})
+    for one in results:
+        folder.write_result(one)
+    folder.release()
+    code = "import sys; from vrambench.bench.commands.app import main; main(); sys.exit('torch' in sys.modules)"
+    words = [sys.executable, "-P", "-c", code, "report", "run", "-o", "run.html"]
+    done = subprocess.run(words, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "wrote run.html\n"), done.stderr
+    assert "Algorithms at equal work" in (tmp_path / "run.html").read_text()
 
 
 def test_what_is_no_file_is_refused_with_force_too(matrix: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import psutil
 import pytest
 
-from vrambench.bench.claims.answer import Ran
 from vrambench.bench.commands.app import main
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.results.store import RunFolder
@@ -24,6 +23,16 @@ from vrambench.reports.rows import Run
 
 GPT2 = ("--model", "gpt2", "--set", "prompt_tokens=24", "--set", "response_tokens=8")
 AXES = ("--precision", "bf16,nf4", "--adapter", "none,lora", "--optimizer", "sgd", "--offload", "none")
+CLAIMS = """
+common: {adapter: none, optimizer: adamw_torch, offload: none, algorithm: sft, model: tiny, budget: 24GiB}
+claims:
+  states:
+    claim: AdamW keeps two numbers in fp32
+    source: a paper
+    cells: {job: {precision: fp32}}
+    formula: job.optimizer_bytes / job.parameters
+    claimed: 8 bytes
+"""
 SFT = (*GPT2, *AXES, "--algorithm", "sft")
 
 
@@ -73,9 +82,21 @@ def test_the_report_says_what_fits_and_for_which_card(run: Path) -> None:
     assert 'data-key="device"' in page
 
 
-def test_what_is_predicted_is_no_measurement_of_a_claim(run: Path) -> None:
-    folder = RunFolder.open(run)
-    assert Ran.of("run", folder.info, folder.results()).results == ()
+def test_what_is_predicted_answers_a_claim_and_is_no_measurement_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "claims.yaml").write_text(CLAIMS)
+    assert main(["run", "--claims", "all", "--device", "predicted", "--repeat", "2"]) == 2
+    assert "--repeat: a prediction is the same each time" in capsys.readouterr().err
+    assert main(["run", "--claims", "all", "--device", "predicted", "--out", "run", "--jobs", "1"]) == 0
+    assert "claim states: 8 bytes claimed, 8 bytes predicted: reproduced (predicted)" in capsys.readouterr().out
+    assert main(["claims", "run", "--no-predict", "--json"]) == 0
+    (claim,) = json.loads(capsys.readouterr().out)["claims"]
+    assert (claim["predicted"]["run"], claim["predicted"]["value"], claim["measured"]) == ("run", 8.0, [])
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<td>8 bytes<td>8 bytes<td>reproduced (predicted)" in page
+    assert main(["run", "--out", "run"]) == 0, "resumed"
 
 
 def test_what_does_not_fit_is_out_of_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
