@@ -34,8 +34,8 @@ from vrambench.bench.predict.tracing.tracer import Tracer
 from vrambench.bench.predict.unseen.hardware import outside_allocator
 from vrambench.bench.results.records import Held, Memory, OutOfMemory, Phase, Share
 from vrambench.bench.watch.simulated import simulated_cuda
-from vrambench.methods.called import card_called, cards_called
-from vrambench.methods.cards import CARDS, Card, card_of
+from vrambench.methods.called import card_called, card_of, cards_called
+from vrambench.methods.cards import CARDS, Card
 from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
 from vrambench.methods.offload.learner import tensors_in
 from vrambench.methods.sizes import parse_size
