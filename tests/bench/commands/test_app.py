@@ -64,6 +64,10 @@ def test_nothing_typed_shows_help_and_is_wrong_usage(capsys: pytest.CaptureFixtu
         ("plan --device cude", "--device: 'cude' is not one of auto, cpu, cuda, cuda:N; did you mean 'cuda'?"),
         ("plan --device cpu:1", "--device: 'cpu:1' is not one of auto, cpu, cuda, cuda:N; did you mean 'cpu'?"),
         ("plan --only algorithm=ppoo", "--only algorithm: 'ppoo' is not one of sft, ppo; did you mean 'ppo'?"),
+        (
+            "plan --set torch_compile=true",
+            "--set torch_compile=true: unknown field 'torch_compile'; what torch.compile makes ",
+        ),
         ("plan --set steps=0", "--set steps=0: steps: 0: must be at least 1"),
         ("plan --budget 24Gx", "--budget 24Gx: budget: '24Gx' is not a size; write 24GiB, 16GB or a card: "),
         ("plan --precision fp32 --precision nf4", "--precision is given 2 times; write --precision fp32,nf4"),
