@@ -39,6 +39,11 @@ def card_called(text: object) -> Card | None:
     return found[0] if len(found) == 1 else None
 
 
+def card_of(budget_bytes: int) -> Card | None:
+    """The card whose usable capacity is exactly the budget: a card's name is stored as those bytes."""
+    return next((card for card in CARDS.values() if card.usable_bytes == budget_bytes), None)
+
+
 @lru_cache(maxsize=1024)
 def _words(text: str) -> frozenset[str]:
     """Of a card's name, in lower case; `80 GB` is one, `rtx4090` and `4070ti` are two each."""

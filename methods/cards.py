@@ -46,8 +46,6 @@ class Card:
         return self.capability >= FIRST_BF16
 
 
-_NO_CAPACITY = "docs; no capacity found but under Windows, or none to two decimals"
-
 _CARDS = (
     Card(
         name="rtx-3090",
@@ -307,6 +305,14 @@ _CARDS = (
         source="what PyTorch shows (RTX 5080 (15.47 GiB VRAM, sm_120); under Windows and WSL 15.92); docs",
     ),
     Card(
+        name="rtx-5070-ti",
+        marked_bytes=16 * GIB,
+        capability=(12, 0),
+        multiprocessors=70,
+        usable_bytes=15_833 * MIB,
+        source="what PyTorch shows (Ultralytics: NVIDIA GeForce RTX 5070 Ti, 15833 MiB; llama.cpp gives 15,808 to 15,880); docs",
+    ),
+    Card(
         name="rtx-4000-ada",
         marked_bytes=20 * GIB,
         capability=(8, 9),
@@ -378,12 +384,11 @@ _CARDS = (
         source="docs; its memory is the system's too: of the 119.70 to 121.69 GiB that CUDA shows, what else runs has its part",
     ),
     *(
-        Card(name=name, marked_bytes=gib * GIB, capability=capability, multiprocessors=sm, source=_NO_CAPACITY)
-        for name, gib, capability, sm in (
+        Card(name=name, marked_bytes=gib * GIB, capability=cc, multiprocessors=sm, source="docs; none found for Linux")
+        for name, gib, cc, sm in (
             ("rtx-3080-ti", 12, (8, 6), 80),
             ("rtx-4080-super", 16, (8, 9), 80),
             ("rtx-4070-ti-super", 16, (8, 9), 66),
-            ("rtx-5070-ti", 16, (12, 0), 70),
             ("rtx-5000-ada", 32, (8, 9), 100),
             ("h800", 80, (9, 0), 132),
         )
@@ -392,8 +397,3 @@ _CARDS = (
 CARDS: Mapping[str, Card] = {card.name: card for card in _CARDS}
 CAPACITIES: Mapping[str, int] = {card.name: card.usable_bytes for card in _CARDS if card.usable_bytes is not None}
 """Usable bytes of the cards whose capacity is known: those that a budget can name."""
-
-
-def card_of(budget_bytes: int) -> Card | None:
-    """The card whose usable capacity is exactly the budget: a card's name is stored as those bytes."""
-    return next((card for card in CARDS.values() if card.usable_bytes == budget_bytes), None)

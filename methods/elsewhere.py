@@ -29,6 +29,10 @@ HERE = {
         ),
         ("optim", "it is the axis optimizer (--optimizer adamw_torch)"),
         ("deepspeed", "it is the axis offload"),
+        (
+            "torch_compile compile",
+            "what torch.compile makes of a model takes other memory, and is neither run nor predicted",
+        ),
         ("stage rl trainer method", "it is the axis algorithm (--algorithm sft)"),
         ("num_train_epochs num_epochs epochs", "a job is as long as its optimizer steps (steps=4)"),
         ("ppo_epochs num_ppo_epochs", "it is ppo.epochs"),

@@ -57,11 +57,8 @@ def parse_size(value: object) -> int:
             raise ValueError(
                 f"{shown(value)} is {why}; a size, as in 24GiB, asks for a job under CUDA on an Ampere GPU"
             )
-        if not match:
-            raise ValueError(unlike + did_you_mean(value, CAPACITIES))
-        if match[2] not in UNITS:
-            hint = f"; did you mean '{match[1]}GiB'?" if float(match[1]) < 1024 else ""
-            raise ValueError(unlike + hint)
+        if not match or match[2] not in UNITS:
+            raise ValueError(unlike + (did_you_mean(value, CAPACITIES) or _meant(value)))
         unit = match[2]
         size = float(match[1]) * UNITS[unit]
     else:
@@ -73,3 +70,11 @@ def parse_size(value: object) -> int:
     if not SMALLEST <= size < 2**60:
         raise ValueError(f"{shown(value)} is not a size of at least 128 KiB and less than 1 EiB")
     return int(size)
+
+
+def _meant(text: str) -> str:
+    """Of what is no size, the one that it begins like: `-24GiB`, `24 G B`, `1GBi`, `24XB`."""
+    begun = re.match(r"[^a-z0-9]*(\d+(?:\.\d+)?)\s*([kmgt])?", text.lower())
+    if not begun or (begun[2] not in ("k", "m") and float(begun[1]) >= 1024):
+        return ""
+    return f"; did you mean '{begun[1]}{(begun[2] or 'g').upper()}iB'?"

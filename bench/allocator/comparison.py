@@ -140,10 +140,8 @@ def device_traces(snapshot: Source, settings: AllocatorSettings | None = None) -
                 tuple(end),
                 left_out if any(left_out) else None,
                 _times(raw),
-                *(
-                    tuple(_asked(one.get("frames"), one.get("user_metadata")) for one in raw if one["action"] == action)
-                    for action in ("alloc", "oom")
-                ),
+                _askers(raw, "alloc"),
+                _askers(raw, "oom"),
                 dict(pair for segment in raw_segments for pair in _holders(segment)),
                 tuple(_spans(snapshot.external_annotations, device)),
             )
@@ -249,6 +247,11 @@ def _times(entries: Sequence[RawEntry]) -> tuple[int, ...]:
     if not all(isinstance(time, int) for time in times):
         return tuple(range(len(entries)))
     return tuple(itertools.accumulate(typing.cast(list[int], times), max))
+
+
+def _askers(raw: Iterable[RawEntry], action: str) -> tuple[Asked, ...]:
+    """Who caused each entry of this action."""
+    return tuple(_asked(one.get("frames"), one.get("user_metadata")) for one in raw if one["action"] == action)
 
 
 def _asked(frames: Any, metadata: Any) -> Asked:

@@ -142,6 +142,8 @@ def _pairs(text: str) -> list[tuple[str, str]]:
     rest = "".join(text.split())
     while rest:
         option, colon, rest = rest.partition(":")
+        if "=" in option:
+            raise _error(option.partition("=")[0], f"write {option.replace('=', ':', 1)}, with a colon")
         if option not in MODELLED and option not in WITHOUT_EFFECT:
             raise UnknownValue("PYTORCH_ALLOC_CONF", option, MODELLED + WITHOUT_EFFECT)
         if not colon or not rest:

@@ -174,16 +174,13 @@ def read_snapshot(source: Path | bytes) -> Snapshot:
         loaded = _PlainUnpickler(io.BytesIO(data)).load()
     except ConfigurationError:
         raise
-    except KeyError:
-        raise ConfigurationError("snapshot: not what torch.cuda.memory._dump_snapshot writes, a pickle") from None
     except Exception as error:  # a damaged pickle may raise anything
         if isinstance(error, EOFError) or re.search("exhausted|truncated", str(error)):
             raise ConfigurationError(
                 "snapshot: ends in the middle; it was not written, or not copied, to its end"
             ) from None
-        told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise ConfigurationError(
-            f"snapshot: not what torch.cuda.memory._dump_snapshot writes, a pickle ({told})"
+            "snapshot: not what torch.cuda.memory._dump_snapshot writes, a pickle, or a damaged one"
         ) from error
     return Snapshot.of(loaded)
 

@@ -16,7 +16,6 @@ from vrambench.bench.commands.shared import Mistakes, default_matrix, shipped_ma
 from vrambench.methods.errors import ConfigurationError, UnknownValue
 from vrambench.methods.models.config_file import check_config_file
 from vrambench.methods.models.presets import PRESETS, check_name
-from vrambench.methods.option_names import option_names
 from vrambench.methods.registry import check_module
 from vrambench.methods.validated import meant_by, unknown_field, validated
 from vrambench.methods.workload import FIELDS, Workload
@@ -47,14 +46,16 @@ def load(path: Path | None, selection: Selection) -> Matrix:
         )
     except ConfigurationError as error:
         rest = getattr(error, "matrix", None)
-        more = [] if rest is None else _about_matrix(rest, None)
+        more = [] if rest is None else _about_matrix(rest)
         raise Mistakes(list(dict.fromkeys([*getattr(error, "messages", [error.message]), *messages, *more]))) from None
+    shipped = not matrix.config and (path or default_matrix()).resolve() == shipped_matrix()
     messages = [
         *(error.message for error in mistakes),
         *messages,
         *_about_kept(matrix, selection),
-        *_about_matrix(matrix, None if about_profiles(mistakes) else selection.profile),
-        *_about_names(matrix, path or default_matrix(), selection),
+        *(() if shipped else _about_matrix(matrix)),
+        *(() if about_profiles(mistakes) else _about_profile(matrix, selection.profile)),
+        *_about_names(matrix, selection, shipped=shipped),
     ]
     if messages:
         raise Mistakes(list(dict.fromkeys(messages)))
@@ -216,28 +217,26 @@ def _about_kept(matrix: Matrix, selection: Selection) -> Iterator[str]:
                 yield UnknownValue(f"--only {axis}", name, there or AXES[axis]).message
 
 
-def _about_names(matrix: Matrix, path: Path, selection: Selection) -> Iterator[str]:
-    """A line for each name, in the file at `path` or typed, that neither a field nor an option has; with those about values
-    of options where there are any: these need torch."""
-    from vrambench.bench.plan.names import unknown_names
+def _about_names(matrix: Matrix, selection: Selection, *, shipped: bool) -> Iterator[str]:
+    """A line for each option, in the file or typed, that cannot be what is said of it, and for each name that no field and no
+    option has. `shipped`: the file is ours, and needs no such look."""
+    from vrambench.bench.plan.matrix import Layer
+    from vrambench.bench.plan.names import unknown_names, wrong_options
 
     try:
-        more, layer = selection.layer(), matrix.layer(selection.profile)
+        more, layer = selection.layer(), Layer() if shipped else matrix.layer(selection.profile)
         typed = {name: (setting,) for name, setting in selection.settings().items()} | dict(selection.sweeps())
     except ConfigurationError:  # which is told of the selector
         return
-    unknown = [error.message for error in unknown_names(matrix, more, typed)]
-    trusted = matrix.config is not None or path.resolve() == shipped_matrix()
-    said = (*typed, *(() if trusted else (*layer.workload, *(layer.sweep or ()))))
-    if unknown and any(name.partition(".")[2] in option_names().get(name.partition(".")[0], ()) for name in said):
-        from vrambench.bench.plan.mistakes import about_options
-
-        yield from about_options(matrix, selection)
-    yield from unknown
+    written = {name: (setting,) for name, setting in layer.workload.items()} | dict(layer.sweep or {})
+    said = {name: settings for name, settings in written.items() if name not in typed}
+    checked = replace(matrix, top=layer, profiles={}) if shipped else matrix
+    for error in (*wrong_options(typed, said), *unknown_names(checked, more, typed)):
+        yield error.message
 
 
-def _about_matrix(matrix: Matrix, profile: str | None) -> Iterator[str]:
-    """A line for each unknown axis value or wrong field in the file, and for an unknown profile."""
+def _about_matrix(matrix: Matrix) -> Iterator[str]:
+    """A line for each unknown axis value or wrong field in the file."""
     from vrambench.bench.plan.matrix import check_builtin
 
     for layer in (matrix.top, *matrix.profiles.values()):
@@ -252,6 +251,10 @@ def _about_matrix(matrix: Matrix, profile: str | None) -> Iterator[str]:
                 _check_fields({name: (setting,)})
             except ConfigurationError as error:
                 yield error.message
+
+
+def _about_profile(matrix: Matrix, profile: str | None) -> Iterator[str]:
+    """A line for a profile that the file has not."""
     try:
         matrix.layer(profile)
     except ConfigurationError as error:

@@ -18,7 +18,6 @@ from vrambench.bench.commands.shared import (
     AllocConf,
     Json,
     NoCache,
-    all_told,
     card_named,
     default_matrix,
     end_progress,
@@ -29,8 +28,6 @@ from vrambench.bench.commands.shared import (
     stdout_kept_clean,
 )
 from vrambench.bench.plan.aliased import field_in_our_name
-from vrambench.bench.predict.alloc_conf import read
-from vrambench.bench.predict.searchable import check_searchable, searched_fields
 from vrambench.methods.errors import ConfigurationError, shown
 from vrambench.methods.workload import AXIS_NAMES
 
@@ -98,11 +95,12 @@ def fit(
         )
     loaded = load(matrix, selection)
     _check_asked(matrix, selection)
-    read(alloc_conf)
     with stdout_kept_clean() as out:
         from vrambench.bench.plan.configs.built import as_built
+        from vrambench.bench.predict.alloc_conf import read
         from vrambench.bench.predict.kept import about_answer, read_answer
 
+        read(alloc_conf)
         cache = _cache(no_cache)
         asked = about_answer(loaded, selection, maximum=maximum, advices=advices, alloc_conf=alloc_conf)
         kept = read_answer(cache, asked) if cache else None
@@ -139,6 +137,8 @@ def _check_asked(path: Path | None, selection: Selection) -> None:
 
 def _searched(typed: Sequence[str]) -> Iterator[str]:
     """The fields of `--max` by our names, each checked."""
+    from vrambench.bench.predict.searchable import check_searchable, searched_fields
+
     for field in searched_fields(",".join(typed)):
         name, note = field_in_our_name(field)
         if note:
@@ -188,8 +188,7 @@ def _predicted(
         from vrambench.bench.predict.fit import has_bf16
 
         card = card_named(selection, matrix)
-        with all_told(matrix, selection):
-            planned = select(matrix, selection, "cuda", bf16=has_bf16(card))
+        planned = select(matrix, selection, "cuda", bf16=has_bf16(card))
         for warning in planned.warnings:
             tell(f"warning: {warning}")
         one = only_cell(planned, maximum)
@@ -226,6 +225,7 @@ def only_cell(plan: Plan, searched: str | None = None) -> PlannedCell:
     """The plan's one cell; of several that differ in the `searched` fields alone, the one with their least values.
     ConfigurationError where there are others, with what they differ in, or where a rule forbids it."""
     from vrambench.bench.predict.reach import check_searched
+    from vrambench.bench.predict.searchable import searched_fields
 
     planned = plan.cells[0]
     fields = searched_fields(searched)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vrambench.bench.commands.shared import Json, stdout_kept_clean
-from vrambench.methods.errors import UnknownValue
+from vrambench.methods.errors import ConfigurationError, UnknownValue, did_you_mean, shown
 
 SENTENCES = ("meaning", "reason")
 """What stands without its name."""
@@ -37,11 +37,12 @@ def list(
         records = LISTS[what]()
         inside = re.compile((r"(?<![\d.])" if word.isdigit() else "") + re.escape(word), re.IGNORECASE)
         wanted = [one for one in records if inside.search(" ".join(one.values()))]
+        if not wanted:
+            hint = did_you_mean(word, [one["name"] for one in records])
+            raise ConfigurationError(f"list {what}: none of {len(records)} has {shown(word)}{hint}")
         if as_json:
             print(json.dumps(wanted, indent=1), file=out)
             return
         for one in wanted:
             told = [text if key in SENTENCES else f"{key} {text}" for key, text in one.items() if key != "name"]
             print(f"{one['name']}: {'; '.join(told)}", file=out)
-        if not wanted:
-            print(f"none of {len(records)} {what} has {word!r}", file=out)

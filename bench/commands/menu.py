@@ -22,7 +22,6 @@ from vrambench.bench.commands.shared import (
     say_progress,
     stdout_kept_clean,
 )
-from vrambench.bench.predict.alloc_conf import read
 from vrambench.methods.called import card_called
 from vrambench.methods.errors import ConfigurationError, did_you_mean, shown
 from vrambench.methods.workload import AXIS_NAMES
@@ -84,14 +83,15 @@ def print_menu(
         raise ConfigurationError(f"--budget {selection.budget}: name each once, with single commas", field="budget")
     chosen = {budget: replace(selection, budget=budget) for budget in budgets}
     matrices = _loaded(path, list(chosen.values()))
-    read(alloc_conf)
     config = matrices[0].config
     if config:
         axes = {axis: values[0].value for axis, values in matrices[0].top.axes.items()}
         chosen = {budget: replace(one, axes=axes | dict(one.axes)) for budget, one in chosen.items()}
     with stdout_kept_clean() as out:
+        from vrambench.bench.predict.alloc_conf import read
         from vrambench.bench.predict.kept import about_menu, read_menu
 
+        read(alloc_conf)
         asked = about_menu(matrices, selection, alloc_conf=alloc_conf)
         menu = read_menu(cache, asked) if cache else None
         menu = menu or _predicted(path, chosen, matrices, alloc_conf, cache, asked)

@@ -152,25 +152,10 @@ def planned_for(
     kind, _, _ = device.partition(":")
     if bf16 is None:
         bf16 = card.has_bf16 if card else has_bf16(device)
-    with all_told(loaded, selection):
-        planned = select(loaded, selection, typing.cast(Any, kind), bf16=bf16)
+    planned = select(loaded, selection, typing.cast(Any, kind), bf16=bf16)
     for warning in planned.warnings:
         say(f"warning: {warning}")
     return planned
-
-
-@contextlib.contextmanager
-def all_told(matrix: Matrix, selection: Selection) -> Iterator[None]:
-    """While cells are planned, which ends at the first mistake: the other ones in options are told with it."""
-    try:
-        yield
-    except ConfigurationError as error:
-        from vrambench.bench.plan.mistakes import about_options
-
-        messages = list(dict.fromkeys([error.message, *about_options(matrix, selection)]))
-        if len(messages) == 1:
-            raise
-        raise Mistakes(messages) from None
 
 
 def card_named(selection: Selection, matrix: Matrix | None = None) -> Card | None:

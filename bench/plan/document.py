@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -83,11 +83,12 @@ for _loader in _LOADERS:
 @dataclass(frozen=True)
 class Document:
     """`name`: the file, as errors call it. `data`: what it holds. `lines`: of the key or list item at each path, from
-    1."""
+    1. `bare`: of a command line, the options that stand without a value."""
 
     name: str
     data: Any
     lines: Mapping[tuple[Key, ...], int]
+    bare: Collection[Key] = ()
 
     def line(self, *path: Key) -> int:
         """The line of what stands at `path`, or of the nearest thing around it that was written."""
@@ -98,7 +99,7 @@ class Document:
     def where(self, *path: Key) -> str:
         """How an error about `path` begins: `matrix.yaml:14: `; of a command line, `sft.py: `."""
         if not self.lines:
-            return f"{self.name}: "
+            return f"{self.name}: {'without a value, ' if path and path[0] in self.bare else ''}"
         return f"{self.name}:{self.line(*path)}: "
 
     def error(self, path: tuple[Key, ...], message: str) -> ConfigurationError:

@@ -299,13 +299,13 @@ class _Reader:
     def _entry(self, item: dict[str, Any], path: tuple[Key, ...]) -> Entry:
         excludes = "exclude" in path
         for key, value in item.items():
-            where = f"{self.document.where(*path, key)}{dotted(path)}"
             if excludes and (key in FIELDS or "." in key or isinstance(value, Mapping)):
                 names = ", ".join(AXIS_NAMES)
                 raise self.document.error(
                     (*path, key), f"{dotted((*path, key))}: {brief(key)} is no axis; exclude names values of {names}"
                 )
             if excludes and key not in AXIS_NAMES:
+                where = f"{self.document.where(*path, key)}{dotted(path)}"
                 raise UnknownValue(where, key, AXIS_NAMES, line=self.document.line(*path, key))
             if key in AXIS_NAMES and not isinstance(value, str):
                 raise self.document.error(

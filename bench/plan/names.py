@@ -1,7 +1,8 @@
-"""Whether what a matrix and the command line name is there: fields, options and built-in axis values. Nothing is imported for it
-that needs torch.
+"""Whether what a matrix and the command line name is there: fields, options and built-in axis values; and whether options can have
+their values. Nothing is imported for it that needs torch.
 
 for error in unknown_names(matrix, selection.layer(), selection.sweeps()): ...
+for error in wrong_options(selection.settings(), selection.sweeps()): ...
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from vrambench.bench.plan.matrix import Layer, Matrix, Setting, check_builtin, located
 from vrambench.methods.axes import AXES
 from vrambench.methods.errors import ConfigurationError
-from vrambench.methods.option_names import option_names
-from vrambench.methods.validated import unknown_field, unknown_option
+from vrambench.methods.validated import unknown_field, unknown_option, validated
 from vrambench.methods.workload import FIELDS
+from vrambench.methods.written_options import option_names, written_options
 
 
 def check_names(matrix: Matrix, more: Layer) -> None:
@@ -40,6 +41,21 @@ def unknown_names(
         for settings in (layer.workload, swept, *(entry.settings for entry in entries)):
             yield from _unknown(settings, own=own)
     yield from _unknown({name: settings[0] for name, settings in (typed or {}).items()}, own=own)
+
+
+def wrong_options(*said: Mapping[str, Sequence[Setting]]) -> Iterator[ConfigurationError]:
+    """An error for each setting of a built-in value's option that cannot be, each by itself."""
+    for name, settings in [pair for one in said for pair in one.items()]:
+        namespace, _, option = name.partition(".")
+        family = any(namespace in registry.families for registry in AXES.values())
+        kind = written_options(namespace)
+        if kind is None or family or not option:
+            continue
+        for setting in settings:
+            try:
+                validated(kind, {option: setting.value}, prefix=f"{namespace}.")
+            except ConfigurationError as error:
+                yield located(error, {error.field or name: setting})
 
 
 def _unknown_values(named: Iterator[tuple[str, str, str]]) -> Iterator[ConfigurationError]:

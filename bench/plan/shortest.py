@@ -12,7 +12,7 @@ from vrambench.bench.plan.document import as_yaml
 from vrambench.bench.plan.matrix import Matrix
 from vrambench.bench.plan.plan import select
 from vrambench.bench.plan.selection import Selection
-from vrambench.methods.cards import card_of
+from vrambench.methods.called import card_of
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Kind
 from vrambench.methods.errors import ConfigurationError

@@ -18,7 +18,8 @@ from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.replay import Replay, whose
 from vrambench.bench.predict.tracing.trace import ALLOC, Place
 from vrambench.bench.results.forecast import Forecast
-from vrambench.methods.cards import Card, card_of
+from vrambench.methods.called import card_of
+from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell
 
 

@@ -29,7 +29,8 @@ from vrambench.bench.predict.unseen.hardware import Outside, outside_allocator
 from vrambench.bench.results.forecast import Forecast, PredictedPhase, Unmodelled, Verdict
 from vrambench.bench.results.records import Memory
 from vrambench.methods.algorithms import ALGORITHMS
-from vrambench.methods.cards import Card, card_of
+from vrambench.methods.called import card_of
+from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError
 

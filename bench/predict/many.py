@@ -26,7 +26,8 @@ from vrambench.bench.predict.kept import about_forecast, read_forecast
 from vrambench.bench.predict.quiet import hush
 from vrambench.bench.processes import deaf_to_interrupts, fresh_start, kill
 from vrambench.bench.results.forecast import Outcome, Unmodelled
-from vrambench.methods.cards import CARDS, card_of
+from vrambench.methods.called import card_of
+from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import Cell, from_flat
 from vrambench.methods.errors import ConfigurationError
 

@@ -59,6 +59,8 @@ def schema_refused(data: Any) -> Refused | None:
     if type(found) is int and found > SCHEMA:
         written = str(found) if found < 10**6 else "a far newer number"
         return Refused(f"of schema {written}, which a newer vrambench wrote; this version reads schema {SCHEMA}", True)
+    if isinstance(data, dict) and "schema" not in data:
+        return Refused("no file of vrambench's: it has no schema")
     return Refused(f"not of schema {SCHEMA}, the one that this version reads")
 
 

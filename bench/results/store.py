@@ -45,17 +45,17 @@ class Unreadable:
 class RunFolder:
     """One run's files. `run`: run.json's content, None before it is read or written."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path | str) -> None:
+        self.path = path = Path(path)
         self.run: RunInfo | None = None
         self._lock = FileLock(path / ".lock")
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
+    def open(cls, path: Path | str) -> RunFolder:
         """The folder of a run that was started before. Raises ConfigurationError where there is none, its run.json is damaged
         or of another schema, or its results may not be read."""
         folder = cls(path)
-        folder.run = read_run_info(path / "run.json")
+        folder.run = read_run_info(folder.path / "run.json")
         if folder.cells.exists() and not os.access(folder.cells, os.R_OK | os.X_OK):
             raise ConfigurationError(f"{folder.cells}: cannot be read: {os.strerror(errno.EACCES)}", field="run")
         return folder

@@ -34,8 +34,8 @@ from vrambench.bench.predict.tracing.tracer import Tracer
 from vrambench.bench.predict.unseen.hardware import outside_allocator
 from vrambench.bench.results.records import Held, Memory, OutOfMemory, Phase, Share
 from vrambench.bench.watch.simulated import simulated_cuda
-from vrambench.methods.called import card_called, cards_called
-from vrambench.methods.cards import CARDS, Card, card_of
+from vrambench.methods.called import card_called, card_of, cards_called
+from vrambench.methods.cards import CARDS, Card
 from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
 from vrambench.methods.offload.learner import tensors_in
 from vrambench.methods.sizes import parse_size
@@ -129,7 +129,8 @@ class Ledger:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """What runs within counts for the phase `name`. Raises ConfigurationError where that is no text, or empty."""
+        """What runs within counts for the phase `name`; what comes after it without a name is `learn`, once a step has begun.
+        Raises ConfigurationError where `name` is no text, or empty."""
         if not isinstance(name, str) or not name.strip():
             raise ConfigurationError(
                 f"phase: {shown(name)} is no name; give text, as in phase('rollout')", field="phase"
@@ -141,7 +142,7 @@ class Ledger:
             yield
         finally:
             self._open.pop()
-            self._enter(before)
+            self._enter("learn" if before == "load" and self._step >= 0 else before)
 
     # --- while the code runs ---
 
@@ -264,6 +265,7 @@ class Ledger:
             context_bytes=context,
             num_alloc_retries=replay.num_alloc_retries,
         )
+        asked = {(event.place.phase, event.place.step) for event in self._tracer.trace.events if event.kind == ALLOC}
         self.phases = tuple(
             Phase(
                 name=name,
@@ -274,6 +276,7 @@ class Ledger:
                 device_bytes=reserved + context,
             )
             for (name, step), (allocated, reserved) in replay.phases.items()
+            if (name, step) in asked  # where a loop's tensors only go is no phase of its own
         )
         return replay
 

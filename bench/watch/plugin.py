@@ -68,7 +68,8 @@ def _watching(mark: pytest.Mark | None) -> watch:
     try:
         return watch(limit, given.get("card"))
     except ConfigurationError as error:
-        pytest.fail(f"limit_vram: {error}", pytrace=False)
+        wrong = str(error)
+    pytest.fail(f"limit_vram: {wrong}", pytrace=False)  # outside of the handler, whose error would be told as well
 
 
 @pytest.hookimpl(wrapper=True)

@@ -34,12 +34,22 @@ class NoValue(RuntimeError):
 
 
 def _simulated(value: Any) -> Any:
-    """`value`, an argument, where it names CUDA: the simulated device."""
-    if isinstance(value, torch.device):
-        return META if value.type == "cuda" else value
+    """`value`, an argument, where it names CUDA: the simulated device. Raises RuntimeError for a second GPU."""
     if isinstance(value, str) and (value == "cuda" or value.startswith("cuda:")):
-        return META
-    return value
+        value = torch.device(value)
+    if not isinstance(value, torch.device) or value.type != "cuda":
+        return value
+    _check_ordinal(value)
+    return META
+
+
+def _check_ordinal(device: Any) -> None:
+    """That a device, or its number, is no second GPU. Raises RuntimeError, as torch does on a machine with one."""
+    index = device if device is None or isinstance(device, int) else torch.device(device).index
+    if index:
+        raise RuntimeError(
+            f"cuda:{index}: invalid device ordinal; one GPU is simulated, cuda:0, and several are not followed"
+        )
 
 
 def _number(tensor: torch.Tensor, asked: str) -> Any:
@@ -109,6 +119,8 @@ class CudaIsSimulated(TorchFunctionMode):
         first = args[0] if args else None
         if isinstance(first, torch.Tensor):
             if func is torch.Tensor.cuda:
+                for device in (*args[1:2], kwargs.get("device")):
+                    _check_ordinal(device)
                 return first.to(META)
             if func is torch.Tensor.pin_memory:
                 return first
@@ -183,7 +195,7 @@ def simulated_cuda(card: Card | None) -> Iterator[None]:
         "is_available": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
-        "set_device": lambda device: None,
+        "set_device": _check_ordinal,
         "get_device_name": lambda device=None: card.name if card else "simulated",
         "get_device_capability": lambda device=None: capability or (8, 6),
         "is_bf16_supported": lambda including_emulation=True: (capability or (8, 6)) >= (8, 0),

@@ -17,13 +17,14 @@ from urllib.request import getproxies
 
 import huggingface_hub
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from vrambench.methods.device import Device
 from vrambench.methods.errors import ConfigurationError, shown
 from vrambench.methods.models.attention import own_code, settled
-from vrambench.methods.models.config_file import check_config_file
+from vrambench.methods.models.config_file import check_config_file, unknown_type
 from vrambench.methods.models.fill import build
 from vrambench.methods.models.parts import DEPTH, layer_stacks
 from vrambench.methods.models.presets import PRESETS, check_name, hint
@@ -69,12 +70,17 @@ def readable(name: str, field: str) -> Iterator[None]:
     except ConfigurationError:
         raise
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        # A StrictDataclass' first line only names the field; the second says what is wrong.
-        reason = " ".join(lines[:2])[:MOST_WORDS]
         raise ConfigurationError(
-            f"{field}: {name!r}: no model can be made of its config.json: {type(error).__name__}: {reason}", field=field
+            f"{field}: {name!r}: no model can be made of its config.json: {_reason(error)}", field=field
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What a library says of a configuration, without the names of its classes where the words tell by themselves."""
+    cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    said = " ".join(lines[:2])[:MOST_WORDS].rstrip(".")
+    return said[:1].lower() + said[1:] if " " in said else f"{type(cause).__name__}: {said}"
 
 
 def _model_config(name: str, field: str) -> PreTrainedConfig:
@@ -129,7 +135,10 @@ def read_config(name: str, field: str) -> PreTrainedConfig:
             check_config_file(Path(name), field)
         try:
             offline = _hub_is_out_of_reach()
-            _check_sizes(PreTrainedConfig.get_config_dict(name, local_files_only=offline)[0], name, field)
+            written = PreTrainedConfig.get_config_dict(name, local_files_only=offline)[0]
+            _check_sizes(written, name, field)
+            if "model_type" in written and (wrong := unknown_type(written)):
+                raise ValueError(wrong)
             config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=offline)
         except (OSError, ValueError, KeyError) as error:
             if isinstance(error, ConfigurationError):

@@ -5,12 +5,19 @@ check_config_file(Path("models/own"), "model")
 
 from __future__ import annotations
 
+import functools
 import json
+import re
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from vrambench.methods.errors import ConfigurationError, shown
+from vrambench.methods.errors import ConfigurationError, did_you_mean, shown
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
+AUTO = ("auto_mappings.py", "configuration_auto.py")
+"""Where transformers writes model types beside their classes of configurations."""
 MOST_BYTES = 2**24
 """Of a config.json; the largest published ones have some hundred thousand."""
 
@@ -47,7 +54,28 @@ def _read(file: Path, named: str) -> str | None:
     kind = read.get("model_type")
     if not isinstance(kind, str) or not kind:
         return f"{named} has no model_type" if kind is None else f"{named}: model_type {shown(kind)} is no name"
-    return None
+    return unknown_type(read, named)
+
+
+def unknown_type(read: Mapping[str, Any], named: str = CONFIG) -> str | None:
+    """What is wrong with the model_type of the configuration `read`, where transformers has none of that name."""
+    kind, known = read["model_type"], _model_types()
+    if kind in known or not known:
+        return None
+    own = "; its own code (auto_map) would have to be executed, and none is" if read.get("auto_map") else None
+    return f"{named}: transformers has no model_type {shown(kind)}{own or did_you_mean(kind, known)}"
+
+
+@functools.cache
+def _model_types() -> frozenset[str]:
+    """Those that the installed transformers has, read and not imported, which takes torch; none where its files are others."""
+    spec = find_spec("transformers")
+    folders = spec.submodule_search_locations if spec else None
+    files = sorted(Path(folder) / "models" / "auto" / name for folder in folders or () for name in AUTO)
+    texts = [file.read_text("utf-8") for file in files if file.is_file()]
+    return frozenset(
+        found for text in texts for found in re.findall(r'"([\w.-]+)"[,:] "(?!AutoConfig)\w+Config"', text)
+    )
 
 
 def _lacking(folder: Path) -> str:

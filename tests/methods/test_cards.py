@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vrambench.methods.cards import CAPACITIES, CARDS, Card, card_of
+from vrambench.methods.called import card_of
+from vrambench.methods.cards import CAPACITIES, CARDS, Card
 from vrambench.methods.sizes import parse_size
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vrambench.methods.errors import ConfigurationError
-from vrambench.methods.models.config_file import check_config_file
+from vrambench.methods.models.config_file import check_config_file, unknown_type
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,11 @@ from vrambench.methods.models.config_file import check_config_file
         ("[1]", "config.json holds [1], not an object"),
         ("{}", "config.json has no model_type"),
         ('{"model_type": 7}', "config.json: model_type 7 is no name"),
+        ('{"model_type": "lama"}', "config.json: transformers has no model_type 'lama'; did you mean 'llama'?"),
+        (
+            '{"model_type": "ours", "auto_map": {"AutoConfig": "ours.Config"}}',
+            "config.json: transformers has no model_type 'ours'; its own code (auto_map) would have to be executed, and none is",
+        ),
         ("[" * 100_000, "config.json: maximum recursion depth exceeded"),
     ],
 )
@@ -52,3 +57,10 @@ def test_a_configuration_is_one_by_its_folder_and_by_its_file(tmp_path: Path) ->
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     check_config_file(tmp_path, "model")
     check_config_file(tmp_path / "config.json", "model")
+
+
+def test_every_type_of_transformers_is_known() -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    assert not [kind for kind in CONFIG_MAPPING_NAMES if unknown_type({"model_type": kind})]
+    assert all(unknown_type({"model_type": kind}) for kind in ("", "Llama", "LlamaConfig", "CONFIG_MAPPING"))

@@ -77,11 +77,32 @@ def test_what_is_no_size(text: object) -> None:
     assert str(caught.value).startswith(shown(text))
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("1GBi", "1GiB"),
+        ("-24GiB", "24GiB"),
+        ("24 G B", "24GiB"),
+        ("24g.", "24GiB"),
+        ("8000mibs", "8000MiB"),
+        ("24XB", "24GiB"),
+        ("rtx4090x", "rtx-4090"),
+        ("5090ti", None),
+        ("GiB", None),
+    ],
+)
+def test_the_nearest_size_is_told(text: str, meant: str | None) -> None:
+    with pytest.raises(ValueError, match="is not a size") as caught:
+        parse_size(text)
+    hint = str(caught.value).partition("; did you mean ")[2]
+    assert hint == (f"{meant!r}?" if meant else "")
+
+
 def test_a_card_that_may_be_two_is_said_to_be() -> None:
     with pytest.raises(ValueError, match=r"'a100' may be a100-40gb or a100-80gb$"):
         parse_size("a100")
-    with pytest.raises(ValueError, match=r"'RTX 5070 Ti' is a card of 16 GB, .* as in 15GiB "):
-        parse_size("RTX 5070 Ti")
+    with pytest.raises(ValueError, match=r"'RTX 4080 Super' is a card of 16 GB, .* as in 15GiB "):
+        parse_size("RTX 4080 Super")
     assert [card.name for card in cards_called("4070tisuper")] == ["rtx-4070-ti-super"]
     assert (
         why_unknown("AMD Instinct MI300X")

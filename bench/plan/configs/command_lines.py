@@ -80,7 +80,8 @@ def command_line(text: str, folder: Path = Path()) -> tuple[str, Document]:
     if name == "trl":
         command, words = (words[0], words[1:]) if words else ("", [])
         name = f"trl {command}"
-    return command, Document(name, _said(text, words, folder), {})
+    data, bare = _said(text, words, folder)
+    return command, Document(name, data, {}, bare)
 
 
 def _unassigned(words: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -113,8 +114,8 @@ def _not_read(text: str, why: str) -> ConfigurationError:
     return ConfigurationError(f"--config {brief(text)}: {why}", field="config")
 
 
-def _said(text: str, words: list[str], folder: Path) -> dict[str, Any]:
-    """Options as argparse reads them: without a value true, with several a list."""
+def _said(text: str, words: list[str], folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Options as argparse reads them: without a value true, with several a list. And those without a value."""
     lists: dict[str, list[str]] = {}
     for word in words:
         if word.startswith("--"):
@@ -130,7 +131,7 @@ def _said(text: str, words: list[str], folder: Path) -> dict[str, Any]:
         data[key] = True if not read else read[0] if len(read) == 1 else read
     if isinstance(data.get("config"), str):
         data = load(folder / data.pop("config")).data | data
-    return data
+    return data, [key for key, values in lists.items() if not values]
 
 
 def _value(text: str) -> Any:

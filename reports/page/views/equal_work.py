@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from vrambench.methods.option_names import option_names
+from vrambench.methods.written_options import option_names
 from vrambench.reports import units
 from vrambench.reports.page.view import View
 from vrambench.reports.report import PEAKS, Report

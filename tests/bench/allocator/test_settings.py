@@ -118,6 +118,10 @@ def test_the_older_variable_is_read_first() -> None:
         ("large_segment_size_mb:30,max_split_size_mb:29", "the least is 30"),
         ("large_segment_size_mb:10", "more than 10"),
         ("max_split_size_mb", "a value is missing"),
+        (
+            "expandable_segments:True,max_split_size_mb=128",
+            "max_split_size_mb: write max_split_size_mb:128, with a colon",
+        ),
         ("max_split_size_mb:1.5", "'1.5' is not a whole number"),
         ("roundup_power2_divisions:3", "3 is not a power of two"),
         ("roundup_power2_divisions:[256:1", r"the closing bracket '\]' is missing"),

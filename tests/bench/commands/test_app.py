@@ -64,6 +64,10 @@ def test_nothing_typed_shows_help_and_is_wrong_usage(capsys: pytest.CaptureFixtu
         ("plan --device cude", "--device: 'cude' is not one of auto, cpu, cuda, cuda:N; did you mean 'cuda'?"),
         ("plan --device cpu:1", "--device: 'cpu:1' is not one of auto, cpu, cuda, cuda:N; did you mean 'cpu'?"),
         ("plan --only algorithm=ppoo", "--only algorithm: 'ppoo' is not one of sft, ppo; did you mean 'ppo'?"),
+        (
+            "plan --set torch_compile=true",
+            "--set torch_compile=true: unknown field 'torch_compile'; what torch.compile makes ",
+        ),
         ("plan --set steps=0", "--set steps=0: steps: 0: must be at least 1"),
         ("plan --budget 24Gx", "--budget 24Gx: budget: '24Gx' is not a size; write 24GiB, 16GB or a card: "),
         ("plan --precision fp32 --precision nf4", "--precision is given 2 times; write --precision fp32,nf4"),
@@ -216,6 +220,10 @@ def test_ascii_is_enough() -> None:
         "plan --set attention=flsh",
         "plan --set xyzzy=1",
         "plan --set ppo.epochz=1",
+        "plan --set ppo.epochs=x",
+        "plan --sweep galore.rank=4,-1",
+        "plan odder.yaml",
+        "fit unknown",
         "plan --sweep zerro.stage=1,2",
         "plan --model .",
         "plan --set reward_model=config.json",
@@ -242,7 +250,10 @@ def test_mistakes_are_told_without_torch(typed: str, matrix: Path) -> None:
     (matrix.parent / "broken.yaml").write_text("axes: [\n")
     (matrix.parent / "wrong.yaml").write_text(matrix.read_text().replace("nf4", "nf5"))
     (matrix.parent / "odd.yaml").write_text("workload:\n  batch_size: 0\n")
+    (matrix.parent / "odder.yaml").write_text("workload:\n  ppo: {kl_estimator: k4}\n")
     (matrix.parent / "config.json").write_text("{}")
+    (matrix.parent / "unknown").mkdir()
+    (matrix.parent / "unknown" / "config.json").write_text('{"model_type": "lama"}')
     code = "import sys; from vrambench.bench.commands.app import main; code = main(sys.argv[1:])"
     heavy = "sys.exit(code if not {'torch', 'transformers'} & set(sys.modules) else 99)"
     command = [sys.executable, "-P", "-c", f"{code}; {heavy}", *typed.split()]

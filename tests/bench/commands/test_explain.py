@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -64,10 +65,13 @@ def test_what_is_no_recording_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     json_file.write_text('{"cells": []}')
     torch.save({"weight": torch.zeros(2)}, saved)
     text.write_text("notes")
+    odd = tmp_path / "odd.yaml"
+    odd.write_text("a: 1")  # which pops from pickle's empty stack
     cut.write_bytes(gzip.compress(pickle.dumps(out_of_memory()))[:100])
     for path, message in (
         (tmp_path / "absent", "absent is no file"),
         (text, "notes.txt: snapshot: not what torch.cuda.memory._dump_snapshot writes, a pickle"),
+        (odd, "odd.yaml: snapshot: not what torch.cuda.memory._dump_snapshot writes, a pickle, or a damaged one"),
         (cut, "cut.pickle.gz: snapshot: ends in the middle; it was not written, or not copied, to its end"),
         (short, "short.pickle: snapshot: ends in the middle; it was not written, or not copied, to its end"),
         (json_file, "plan.json: snapshot: this is JSON; torch.cuda.memory._dump_snapshot writes a pickle"),
@@ -78,5 +82,6 @@ def test_what_is_no_recording_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
         assert main(["explain", str(path)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line
+        assert not re.search("Error|0x", line), "Python's words"
     assert main(["explain", str(RECORDINGS / "ce-whole.pickle.gz"), "--alloc-conf", "expandable_segment:True"]) == 2
     assert "--alloc-conf expandable_segment:True: " in capsys.readouterr().err

@@ -40,8 +40,14 @@ def test_a_word_leaves_the_lines_that_have_it(capsys: pytest.CaptureFixture[str]
     numbers = [line.partition(": ")[0] for line in capsys.readouterr().out.splitlines()]
     assert {"rtx-4090", "a100-40gb", "l40s"} < set(numbers)
     assert "h200" not in numbers, "a number within another is none"
-    assert main(["list", "cards", "gtx"]) == 0
-    assert capsys.readouterr().out == f"none of {len(CARDS)} cards has 'gtx'\n"
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_a_word_that_no_line_has_is_a_mistake(as_json: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "cards", "gtx", *as_json]) == 2
+    assert capsys.readouterr() == ("", f"error: list cards: none of {len(CARDS)} has 'gtx'\n")
+    assert main(["list", "fields", "batch_szie", *as_json]) == 2
+    assert capsys.readouterr().err.endswith(" has 'batch_szie'; did you mean 'batch_size'?\n")
 
 
 def test_an_unknown_list_is_told_with_those_that_are_there(capsys: pytest.CaptureFixture[str]) -> None:

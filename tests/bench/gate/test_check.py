@@ -288,6 +288,7 @@ def test_a_baseline_comes_back_from_its_file_and_keeps_what_people_wrote(tmp_pat
     [
         ("", "is no baseline: it is empty"),
         ("[]", "is not of schema 1"),
+        ("{}", "is no file of vrambench's: it has no schema"),
         ('{"schema": 2}', "is of schema 2, which a newer vrambench wrote"),
         ('{"schema": 1, "device": "cpu", "environment": {}}', "is no baseline: cells: is not there"),
         (

@@ -15,7 +15,7 @@ from vrambench.bench.predict.exported import recorded
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.replay import whose
 from vrambench.bench.predict.tracing.trace import ALLOC
-from vrambench.methods.cards import card_of
+from vrambench.methods.called import card_of
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.workload import AXIS_NAMES
 

@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> RunFolder:
 def test_a_result_is_read_as_it_was_written(folder: RunFolder) -> None:
     folder.write_result(RESULT)
     assert folder.read_result(RESULT.id) == RESULT
-    assert RunFolder.open(folder.path).results() == [RESULT]
+    assert RunFolder.open(folder.path).results() == RunFolder.open(str(folder.path)).results() == [RESULT]
 
 
 def test_the_file_is_schema_1_with_every_key_of_the_design(folder: RunFolder) -> None:

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,20 @@ def test_weights_gradients_and_state_are_told_by_role_and_line() -> None:
 def test_phases_nest_in_those_that_come_by_themselves() -> None:
     with vrambench.watch() as ledger, ledger.phase("mine"):
         train(1)
-    assert {phase.name for phase in ledger.phases} == {"load", "mine", "optimizer_step"}
+    assert {phase.name for phase in ledger.phases} == {"mine", "optimizer_step"}
+
+
+def test_what_comes_after_a_phase_is_no_loading() -> None:
+    with vrambench.watch() as ledger:
+        with ledger.phase("epoch"):
+            train(2)
+        torch.zeros(2**20, device="cuda")
+    assert [(phase.name, phase.step) for phase in ledger.phases if phase.name != "optimizer_step"] == [
+        ("epoch", None),
+        ("epoch", 0),
+        ("epoch", 1),
+        ("learn", 1),
+    ]
 
 
 def test_what_is_over_the_limit_does_not_fit() -> None:
@@ -72,6 +86,31 @@ def test_torch_has_cuda_within_and_not_after() -> None:
         assert torch.zeros(2).to(torch.device("cuda", 0)).device == torch.device("cuda", 0)
         assert not torch.zeros(2).is_cuda
     assert (torch.cuda.is_available(), torch.autocast.__enter__, F.softmax) == before
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        lambda: torch.zeros(2, device="cuda:1"),
+        lambda: torch.zeros(2).to(torch.device("cuda", 1)),
+        lambda: torch.zeros(2).cuda(1),
+        lambda: nn.Linear(2, 2).cuda(device="cuda:1"),
+        lambda: nn.Linear(2, 2).to("cuda:1"),
+        lambda: torch.cuda.set_device(1),
+        lambda: torch.cuda.set_device("cuda:1"),
+    ],
+)
+def test_a_second_gpu_is_an_error_and_not_the_first(asked: Callable[[], object]) -> None:
+    with pytest.raises(RuntimeError, match="cuda:1: invalid device ordinal; one GPU is simulated"), vrambench.watch():
+        asked()
+
+
+def test_the_first_gpu_may_be_named_by_its_number() -> None:
+    with vrambench.watch() as ledger:
+        torch.cuda.set_device(0)
+        made = [torch.zeros(2, device="cuda:0"), torch.zeros(2).cuda(0), nn.Linear(2, 2).cuda("cuda:0").weight]
+        assert {one.device for one in made} == {torch.device("cuda", 0)}
+    assert ledger.used
 
 
 def test_an_error_of_the_code_leaves_torch_as_it_was() -> None:

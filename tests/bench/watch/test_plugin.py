@@ -102,7 +102,8 @@ def test_bad():
 """,
     )
     assert "used nothing on the device" in found.stdout
-    assert "did you mean '24GiB'" in found.stdout
+    assert found.stdout.count("did you mean '24GiB'") == 1, "not as the error behind another"
+    assert "During handling" not in found.stdout
     assert "1 passed, 1 warning, 1 error" in found.stdout
 
 

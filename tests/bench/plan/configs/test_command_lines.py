@@ -75,3 +75,12 @@ def test_a_program_is_no_file_and_a_command_line_has_no_lines(capsys: pytest.Cap
     typed = "python sft.py --model_name_or_path gpt2 --max_length many"
     assert main(["plan", "--config", typed, "--device", "cuda"]) == 2
     assert capsys.readouterr().err.startswith("error: sft.py: max_length: 'many'")
+
+
+def test_an_option_without_a_value_is_told_to_have_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--config", "trl sft --max_length --model_name_or_path", "--device", "cuda"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert [line.rpartition(": ")[0] for line in told] == [
+        "error: trl sft: without a value, max_length",
+        "error: trl sft: without a value, model_name_or_path: model: true",
+    ]
