@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vrambench.bench.results import PREDICTED
+
 ALLOCATION = (
     "PYTORCH_ALLOC_CONF",
     "PYTORCH_CUDA_ALLOC_CONF",
@@ -23,13 +25,16 @@ def same_hardware(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     nothing does.
 
     The GPU and its memory; on the CPU the processor. Versions may differ: whether they moved memory is what a
-    comparison is for.
+    comparison is for. A predicted run may name no card: then each cell's is the one whose memory its budget is, and the budget is
+    part of the cell.
     """
     if before.get("device") != now.get("device"):
         return [_differs("device", before.get("device"), now.get("device"))]
     kind = "cpu" if now.get("device") == "cpu" else "gpu"
     fields = ("name", "total_bytes") if kind == "gpu" else ("model", "machine")
     old, new = before.get(kind) or {}, now.get(kind) or {}
+    if now.get("device") == PREDICTED and not (old and new):
+        return []
     return [_differs(f"{kind} {f}", old.get(f), new.get(f)) for f in fields if old.get(f) != new.get(f)]
 
 

@@ -159,6 +159,9 @@ def test_what_cannot_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
         "cpu model: "
     )
     assert comparable.same_hardware({}, here) == ["device: none before, cuda now"]
+    unnamed, ours, theirs = (on_cpu | {"device": "predicted", "gpu": gpu} for gpu in (None, here["gpu"], other["gpu"]))
+    assert comparable.same_hardware(unnamed, ours) == comparable.same_hardware(ours, unnamed) == []
+    assert comparable.same_hardware(ours, theirs) == ["gpu name: NVIDIA H100 80GB HBM3 before, NVIDIA A100 now"]
 
 
 def test_allocator_settings_are_compared_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
