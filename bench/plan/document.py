@@ -15,7 +15,7 @@ import contextlib
 import copy
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -83,12 +83,14 @@ for _loader in _LOADERS:
 @dataclass(frozen=True)
 class Document:
     """`name`: the file, as errors call it. `data`: what it holds. `lines`: of the key or list item at each path, from
-    1. `bare`: of a command line, the options that stand without a value."""
+    1. Of a command line: `bare`, the options that stand without a value; `several`, those of its starter by which several GPUs
+    train."""
 
     name: str
     data: Any
     lines: Mapping[tuple[Key, ...], int]
     bare: Collection[Key] = ()
+    several: Mapping[str, Any] = field(default_factory=dict)
 
     def line(self, *path: Key) -> int:
         """The line of what stands at `path`, or of the nearest thing around it that was written."""

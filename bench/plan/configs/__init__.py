@@ -52,6 +52,8 @@ def read(source: str, chosen: Chosen, named: str | None = None) -> Matrix:
     draft = Draft(Given(document, form.table), chosen)
     try:
         form.draft(draft)
+        for option, value in document.several.items():
+            draft.doubt_starter(option, value, training_arguments.SEVERAL)
         config = draft.done(form.name, form.called)
     except ConfigurationError as error:
         told = [*draft.given.mistakes.values(), *getattr(error, "messages", [error.message]), *draft.slips(form.called)]

@@ -30,6 +30,7 @@ PROCESSES = frozenset(
         "main_process_ip",
         "main_process_port",
         "multi_gpu",
+        "use_fsdp",
         "gpu_ids",
         "num_cpu_threads_per_process",
         "nproc_per_node",
@@ -50,7 +51,13 @@ PROCESSES = frozenset(
         "u",
     )
 )
-"""Starters' options that say how many processes there are, and where: the memory of one is the same."""
+"""Starters' options that say how many processes there are, and where."""
+
+SWITCHES = frozenset(("multi_gpu", "use_fsdp"))
+COUNTS = SWITCHES | frozenset(
+    ["num_processes", "num_machines", "nproc_per_node", "nproc", "nnodes", "num_gpus", "num_nodes"]
+)
+"""Those by which several GPUs train, unless their number is 1; switches have none."""
 
 
 def is_command_line(text: str) -> bool:
@@ -69,8 +76,9 @@ def command_line(text: str, folder: Path = Path()) -> tuple[str, Document]:
     for name, value in assigned.items():
         if name in ALLOCATOR:
             raise _not_read(text, f"{name} is told by --alloc-conf {shlex.quote(value)}")
+    several: dict[str, Any] = {}
     if words[0] in STARTERS:
-        words = _started(text, words)
+        words, several = _started(text, words)
     if words[0] in FILES_OF or "axolotl" in words[0]:
         file = next((word for word in words[1:] if word.endswith((".yaml", ".yml", ".json"))), "FILE")
         copied = " (tune cp writes it)" if words[0] == "tune" and file == "FILE" else ""
@@ -81,7 +89,7 @@ def command_line(text: str, folder: Path = Path()) -> tuple[str, Document]:
         command, words = (words[0], words[1:]) if words else ("", [])
         name = f"trl {command}"
     data, bare = _said(text, words, folder)
-    return command, Document(name, data, {}, bare)
+    return command, Document(name, data, {}, bare, several)
 
 
 def _unassigned(words: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -90,23 +98,31 @@ def _unassigned(words: list[str]) -> tuple[dict[str, str], list[str]]:
     return dict(word.split("=", 1) for word in words[:first]), words[first:]
 
 
-def _started(text: str, words: list[str]) -> list[str]:
-    """The script, or `trl` and its command, with what comes behind; a module by its last name (`-m trl.scripts.sft`)."""
+def _started(text: str, words: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The script, or `trl` and its command, with what comes behind; a module by its last name (`-m trl.scripts.sft`). And the
+    starter's options by which several GPUs train, with their values."""
     rest = words[2:] if words[:2] == ["accelerate", "launch"] else words[1:]
+    several: dict[str, Any] = {}
     for index, word in enumerate(rest):
         if word in ("-m", "--module") and len(rest) > index + 1:
             module = rest[index + 1]
-            return [module if module.startswith("axolotl") else module.rpartition(".")[2], *rest[index + 2 :]]
+            script = module if module.startswith("axolotl") else module.rpartition(".")[2]
+            return [script, *rest[index + 2 :]], several
         if word == "trl" or word.endswith(".py"):
-            return rest[index:]
+            return rest[index:], several
         if word.startswith("-"):
-            option = word.lstrip("-").partition("=")[0].replace("-", "_")
+            written, equals, text_of = word.partition("=")
+            option = written.lstrip("-").replace("-", "_")
             if option not in PROCESSES:
                 raise _not_read(
                     text,
-                    f"{word.partition('=')[0]} is {words[0]}'s: leave it out, and say to the trainer what it says of precision or "
+                    f"{written} is {words[0]}'s: leave it out, and say to the trainer what it says of precision or "
                     "DeepSpeed (--bf16 true, --deepspeed FILE)",
                 )
+            if option in COUNTS:
+                value = _value(text_of) if equals else _value(next((one for one in rest[index + 1 :]), ""))
+                value = True if option in SWITCHES else value
+                several |= {written: value} if value not in (0, 1) or value is True else {}
     raise _not_read(text, f"{words[0]} starts a script, and there is none (a name that ends in .py)")
 
 

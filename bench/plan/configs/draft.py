@@ -147,6 +147,11 @@ class Draft:
             told = f"{self.given.written(key)}: {reason}"
             self.doubts.append(Unmodelled(reason=told, nbytes=nbytes, decisive=decisive))
 
+    def doubt_starter(self, option: str, value: Any, reason: str) -> None:
+        """The same of what starts the trainer, with `option`."""
+        self._adopted.append(ReadKey(option, value, "not modelled", (), reason))
+        self.doubts.append(Unmodelled(reason=f"{option}: {reason}"))
+
     def done(self, name: str, called: str) -> Config:
         """The configuration. Raises Refused where something is wrong, or lacks and the command line does not say it either."""
         messages = [*self.given.mistakes.values(), *self._lacking.values()]

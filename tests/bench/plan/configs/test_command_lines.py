@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from vrambench.bench.commands.app import main
@@ -27,9 +29,32 @@ def planned(source: str, form: str | None = None) -> Plan:
         "deepspeed --num_gpus=2 sft.py",
     ],
 )
-def test_what_starts_a_script_changes_nothing(started: str) -> None:
+def test_what_starts_a_script_changes_no_cell(started: str) -> None:
     words = "--model_name_or_path gpt2 --max_length 128 --per_device_train_batch_size 3"
     assert planned(f"{started} {words}").cells == planned(f"trl sft {words}").cells
+
+
+@pytest.mark.parametrize(
+    ("started", "told"),
+    [
+        ("accelerate launch --num_processes 8 sft.py", {"--num_processes": 8}),
+        ("accelerate launch --multi_gpu --num_processes=1 sft.py", {"--multi_gpu": True}),
+        ("accelerate launch --use_fsdp sft.py", {"--use_fsdp": True}),
+        ("torchrun --nproc-per-node gpu --master_port 29501 sft.py", {"--nproc-per-node": "gpu"}),
+        ("deepspeed --num_gpus=2 sft.py", {"--num_gpus": 2}),
+        ("accelerate launch --num_processes 1 sft.py", {}),
+        ("python sft.py", {}),
+    ],
+)
+def test_several_gpus_are_told_to_be_not_modelled(started: str, told: dict[str, Any]) -> None:
+    """Each holds the gradients once more, in buckets, or a part of the model: nobody knows from here."""
+    config = read(f"{started} --model_name_or_path gpt2 --max_length 128", Chosen()).config
+    assert config is not None
+    assert {one.key: one.value for one in config.keys if one.kind == "not modelled"} == told
+    assert [one.reason for one in config.left_out] == [
+        f"{option}: several GPUs, or a wrapping that is made for them: one GPU is predicted, without it"
+        for option in told
+    ]
 
 
 def test_a_script_of_another_name_is_told_by_its_keys() -> None:
