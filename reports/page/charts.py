@@ -123,6 +123,7 @@ CONFIG: dict[str, Any] = {
         "titleFontSize": 11,
         "titleFontWeight": "normal",
         "titlePadding": 8,
+        "labelSeparation": 6,
     },
     "legend": {
         "labelFontSize": 11,

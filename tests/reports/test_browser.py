@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -234,6 +235,20 @@ def test_a_command_can_be_copied(browser: Browser, page: Path) -> None:
     browser.evaluate("document.querySelector('#c0 .copy').click()")
     browser.wait_for("document.querySelector('#c0 .copy').textContent === 'copied'")
     assert browser.evaluate("getSelection().toString()").startswith("vrambench run --precision bf16")
+
+
+def test_a_chart_is_saved_as_a_picture(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    draw_all(browser)
+    browser.evaluate("HTMLAnchorElement.prototype.click = function () { window.saved = [this.download, this.href]; }")
+    browser.evaluate("document.querySelector('figure:has(#chart-ledger) figcaption button').click()")
+    browser.wait_for("'saved' in window")
+    name, address = browser.evaluate("saved")
+    picture = base64.b64decode(address.removeprefix("data:image/png;base64,"))
+    assert name == "vrambench-ledger.png"
+    assert picture.startswith(b"\x89PNG")
+    assert int.from_bytes(picture[16:20], "big") > 1000, "pixels across"
+    assert clean(browser, page)
 
 
 def test_a_card_can_be_filtered_by(browser: Browser, page: Path) -> None:

@@ -111,6 +111,13 @@ def test_each_mistake_has_its_exit_code(predict: Predict, tmp_path: Path, capsys
     assert "not comparable: torch: 1.0 before, " in capsys.readouterr().out
     assert main(["check", run, "--baseline", str(baseline), "--across-versions"]) == 0
     result = next((Path(run) / "cells").glob("*.json"))
+    failed = json.loads(result.read_text()) | {"status": "crashed", "reason": "it was killed", "samples": []}
+    result.write_text(json.dumps(failed))
+    capsys.readouterr()
+    assert main(["check", run, "--baseline", str(baseline), "--across-versions"]) == 4
+    told = capsys.readouterr().out.splitlines()
+    assert told[:2] == [f"failed: bf16 none sgd none ours:OURS ({result.stem})", "  crashed: it was killed"]
+    assert told[-1] == "1 cell: 1 failed to be measured"
     result.write_text("{")
     assert main(["check", run, "--baseline", str(baseline), "--across-versions"]) == 2
     assert f"{run}: none of its results can be read: {result.name} is not a readable result" in capsys.readouterr().err
