@@ -61,6 +61,16 @@ def test_a_map_is_of_one_part_where_runs_share_no_cell() -> None:
     assert both.run == "", "runs of the same cells are one map"
 
 
+def test_a_map_of_cells_that_share_no_line_of_the_ledger_says_how_they_ended() -> None:
+    results = [
+        made.result("a1", memory=Memory(allocated_bytes=GIB), cell=made.cell(optimizer="adafactor", precision="fp32")),
+        made.result("b1", memory=Memory(device_bytes=2 * GIB)),
+    ]
+    data = heatmap(Report([made.run_of(results)]))
+    assert data
+    assert {square.text for _, squares in data.lines for square in squares} == {"ok", ""}
+
+
 def test_what_all_runs_share_of_their_environment_is_said_once() -> None:
     data = environment(Report(two_parts()))
     assert ("profile", "24gb") in data.shared

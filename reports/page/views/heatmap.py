@@ -65,9 +65,8 @@ def heatmap(report: Report) -> HeatmapData | None:
         return getattr(row.memory, basis) if basis else None
 
     known = [best for of in squares.values() if (best := _best(of, value)) is not None]
-    lines = tuple(
-        (name, tuple(_square(squares[name, head], value, min(known), max(known)) for head in heads)) for name in names
-    )
+    low, high = min(known, default=0), max(known, default=0)
+    lines = tuple((name, tuple(_square(squares[name, head], value, low, high) for head in heads)) for name in names)
     return HeatmapData(
         tuple((column.key, column.label) for column in fields),
         measures,
