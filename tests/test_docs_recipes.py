@@ -18,7 +18,13 @@ from vrambench.methods.workload import FIELDS
 PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 LINES = re.findall(r"^\| (.+?) \| (.+) \|$", PAGE.read_text(), re.M)[1:]
 USUAL = [
-    {"--precision": precision, "--adapter": "lora", "--optimizer": "adamw_torch", "--offload": "none", "--algorithm": one}
+    {
+        "--precision": precision,
+        "--adapter": "lora",
+        "--optimizer": "adamw_torch",
+        "--offload": "none",
+        "--algorithm": one,
+    }
     for one, precision in product(("sft", "dpo", "grpo", "ppo"), ("bf16", "nf4"))
 ]
 """Cells that people ask for. A row holds if it can be set in one of them; what only another cell has, the row names."""
