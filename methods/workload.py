@@ -175,7 +175,7 @@ class Workload(BaseModel):
     lengths: Lengths = None
     """In SFT, how long sequences are: shares by tokens ({256: 0.5, 1024: 0.4, 2048: 0.1}), or a file with a length on each line (in
     JSON lines: `length` or `input_ids`). `max_length` then truncates them, and prompt_tokens and response_tokens say nothing. Null:
-    all are as long."""
+    every sequence has the same length, prompt and response together."""
     pad_to_multiple_of: Count | None = None
     """With `lengths`: rows are padded to the longest of their batch, and to a multiple of so many tokens."""
     padding_free: Switch = False

@@ -165,7 +165,7 @@ def _predicted(
         def tell(row: MenuRow, done: int, total: int) -> None:
             where = f" on {row.budget}" if len(chosen) > 1 else ""
             verdict = row.forecast.verdict if row.forecast else "not predicted"
-            say_progress(f"{done} of {total}: {row.recipe}, {row.name}{where}: {verdict}")
+            say_progress(f"{done} of {total}: {row.title}{where}: {verdict}")
 
         try:
             rows = predict_menu(planned, Predictor(alloc_conf, left_out, cache), pool, tell)

@@ -17,6 +17,9 @@ from vrambench.bench.results.records import Memory, OutOfMemory, Parameters, Rec
 from vrambench.methods.cards import Card
 from vrambench.methods.cell import Cell
 
+AS_NAMED = "as named"
+"""The recipe of a cell whose five axes were named."""
+
 
 class Probe(Record):
     """One value that was tried. `unlimited_bytes`: of the device, without a budget; `device_bytes`: under it, None where memory
@@ -168,6 +171,16 @@ class MenuRow:
     @property
     def name(self) -> str:
         return self.cell.name
+
+    @property
+    def called(self) -> str:
+        """In sentences: its recipe, or the cell where that was named."""
+        return self.name if self.recipe == AS_NAMED else self.recipe
+
+    @property
+    def title(self) -> str:
+        """Its recipe, if it is of one, and its cell."""
+        return self.name if self.recipe == AS_NAMED else f"{self.recipe}, {self.name}"
 
     @property
     def key(self) -> tuple[str, str]:

@@ -28,7 +28,7 @@ from vrambench.bench.plan.selection import Selection
 from vrambench.bench.plan.shortest import shortest
 from vrambench.bench.plan.used import check_used
 from vrambench.bench.plan.validity import check
-from vrambench.bench.predict.answer import Maximum, MenuRow
+from vrambench.bench.predict.answer import AS_NAMED, Maximum, MenuRow
 from vrambench.bench.predict.changes import changed
 from vrambench.bench.predict.fit import has_bf16
 from vrambench.bench.predict.many import predictor_here, why
@@ -43,9 +43,6 @@ from vrambench.methods.workload import AXIS_NAMES
 
 if TYPE_CHECKING:
     from vrambench.bench.predict.forecast import Predictor
-
-AS_NAMED = "as named"
-"""The row of a cell whose five axes were named."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def print_explained(one: Explained, name: str, out: TextIO) -> None:
         (plain(_settings(needed)), units.size(needed.reserved_bytes), units.size(needed.least_bytes))
         for needed in one.others
     ]
-    print_rows(("PYTORCH_ALLOC_CONF", "reserved", "at least"), others, out)
+    print_rows(("PYTORCH_ALLOC_CONF", "reserved", "least needed"), others, out)
     for line in _advice(one):
         console.tell(line)
 
@@ -87,8 +87,8 @@ def _advice(one: Explained) -> Iterator[str]:
     """What to set, where it would have helped."""
     recorded, *others = one.others
     yield (
-        "reserved: on a card without a limit; at least: what a card must give, where cached memory goes back to the driver "
-        "whenever more is needed, which takes time"
+        "reserved: on a card without a limit; least needed: what a card must give at the least, where cached memory goes back to "
+        "the driver whenever more is asked for, which takes time"
     )
     best = min(others, key=lambda needed: needed.least_bytes, default=None)
     if best is None or best.least_bytes > (1 - WORTH) * recorded.least_bytes:

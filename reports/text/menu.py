@@ -78,16 +78,16 @@ def _reasons(rows: Sequence[MenuRow]) -> Iterator[str]:
     for row in rows:
         rule = row.rule
         if rule is not None:
-            yield f"{row.recipe}, {row.name}: invalid by the rule {rule.rule}: {rule.reason}"
+            yield f"{row.title}: invalid by the rule {rule.rule}: {rule.reason}"
         elif row.reason:
-            yield f"{row.recipe}, {row.name}: not predicted: {row.reason}"
+            yield f"{row.title}: not predicted: {row.reason}"
     for row in rows:
         if row.forecast and row.forecast.verdict == "unsure":
-            yield f"{row.recipe}: unsure, since what is left out may be more than what is to spare: " + "; ".join(
+            yield f"{row.called}: unsure, since what is left out may be more than what is to spare: " + "; ".join(
                 one.reason for one in row.forecast.unmodelled
             )
         if row.forecast and row.forecast.verdict == "tight":
-            yield f"{row.recipe}: tight: to spare is less than the error band of {units.size(row.forecast.band_bytes)}"
+            yield f"{row.called}: tight: to spare is less than the error band of {units.size(row.forecast.band_bytes)}"
 
 
 def _work(row: MenuRow, *, alone: bool, budget_of: str | None) -> str:
@@ -103,7 +103,7 @@ def _last(rows: Sequence[MenuRow]) -> str:
     """The command for the first row that fits; where none does, how much the nearest lacks."""
     first = next((row for row in rows if row.fits), None)
     if first is not None:
-        return f"all about {first.recipe}: {first.command}"
+        return f"all about {first.called}: {first.command}"
     predicted = [row for row in rows if row.forecast is not None]
     if not predicted:
         return "no recipe could be predicted"
@@ -111,4 +111,4 @@ def _last(rows: Sequence[MenuRow]) -> str:
     assert nearest.forecast is not None
     lacking = units.size(-nearest.forecast.margin_bytes)
     where = f" on {nearest.budget}" if nearest.budget else ""
-    return f"nothing fits; nearest is {nearest.recipe}, which lacks {lacking}{where}: {nearest.command} --advise 3"
+    return f"nothing fits; nearest is {nearest.called}, which lacks {lacking}{where}: {nearest.command} --advise 3"

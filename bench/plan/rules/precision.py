@@ -73,8 +73,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "fp32-modules-parts",
         "reject",
-        "a layer in 16 bit refuses what a norm or an embedding in fp32 gives it, unless autocast casts it (fp32_modules: all, or "
-        "autocast: bf16)",
+        "a norm or an embedding in fp32 passes on fp32, which the layer after it, in 16 bit, cannot take unless autocast casts it "
+        "(fp32_modules: all, or autocast: bf16)",
         lambda cell, _: upcast(cell) and cell.workload.fp32_modules != "all" and autocast(cell) is None,
     ),
     Rule(

@@ -89,7 +89,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "lengths-none",
         "reject",
-        "it makes rows of sequences of several lengths, and all are as long here (say how long they are: lengths)",
+        "it makes rows of sequences of several lengths, and here every sequence has the same one (say how long they are: lengths)",
         lambda cell, _: (
             cell.workload.lengths is None
             and (
