@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from vrambench.bench.gate.check import CellCheck, Check, Difference, Growth
 from vrambench.bench.gate.tolerance import TIME
@@ -35,12 +35,13 @@ def differences(cell: CellCheck) -> Iterator[str]:
 
 
 def difference(one: Difference) -> str:
-    """`reserved 1.25 GiB more: 12.3 GiB before, 13.6 GiB now (allowed: 64 MiB)`."""
-    shown = units.seconds if one.metric == TIME else units.size
+    """`reserved 1.25 GiB more: 12.3 GiB before, 13.6 GiB now (allowed: 64 MiB)`; to the byte where both would read alike."""
+    shown: Callable[[float], str] = units.seconds if one.metric == TIME else units.size
     name = "step" if one.metric == TIME else one.metric.removesuffix("_bytes")
     change = one.now - one.before
-    words = f"{name} {shown(abs(change))} {'more' if change > 0 else 'less'}: {shown(one.before)} before, {shown(one.now)} now"
-    return f"{words} (allowed: {shown(one.allowed) if one.allowed else 'nothing'})"
+    words = f"{name} {shown(abs(change))} {'more' if change > 0 else 'less'}"
+    both = "{:,.0f} B".format if one.metric != TIME and abs(change) < one.before / 1000 else shown
+    return f"{words}: {both(one.before)} before, {both(one.now)} now (allowed: {shown(one.allowed) if one.allowed else 'nothing'})"
 
 
 def where(cell: CellCheck) -> str | None:

@@ -39,12 +39,13 @@ CERTAIN = 0.01
 
 
 class Difference(Record):
-    """One metric of a cell. `worse`: it grew by more than is `allowed`; `better`: it shrank by more."""
+    """One metric of a cell, in bytes or, of time, in seconds. `worse`: it grew by more than is `allowed`; `better`: it shrank by
+    more."""
 
     metric: str
-    before: float
-    now: float
-    allowed: float
+    before: int | float
+    now: int | float
+    allowed: int | float
     worse: bool
     better: bool
 
@@ -261,8 +262,7 @@ def _differences(before: BaselineCell, now: BaselineCell, limits: Mapping[str, T
     for metric in MEMORY if complete else ():
         old, new = getattr(before.memory, metric), getattr(now.memory, metric)
         if old is not None and new is not None:
-            allowed = limits[metric].allowed(old)
-            found.append(_difference(metric, old, new, allowed))
+            found.append(_difference(metric, old, new, int(limits[metric].allowed(old))))
     old_steps, new_steps = ([step for sample in cell.step_seconds for step in sample] for cell in (before, now))
     enough = min(len(old_steps), len(new_steps)) >= FEWEST_STEPS
     if TIME in limits and enough and chance(old_steps, new_steps) < CERTAIN:

@@ -100,6 +100,12 @@ def test_junit_has_a_case_for_each_cell() -> None:
     assert (suite[0][0].text or "").splitlines() == WORDS
 
 
+def test_a_byte_is_seen() -> None:
+    one = Difference(metric="reserved_bytes", before=12 * GIB, now=12 * GIB + 1, allowed=0, worse=True, better=False)
+    told = lines(CellCheck(id="a", name="a", outcome="regressed", differences=(one,)))[0]
+    assert told == "reserved 1 B more: 12,884,901,888 B before, 12,884,901,889 B now (allowed: nothing)"
+
+
 def test_what_is_not_comparable_is_an_error_in_junit() -> None:
     apart = Check(device="cuda", not_comparable=("torch: 2.12 before, 2.13 now",))
     (suite,) = junit(apart)

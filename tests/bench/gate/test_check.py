@@ -74,6 +74,8 @@ def test_memory_may_grow_by_its_tolerance(tmp_path: Path, metric: str, by: int, 
     if outcome == "regressed":
         (difference,) = only(found).differences
         assert (difference.metric, difference.now - difference.before) == (metric, by)
+        (told,) = found.document()["cells"][0]["differences"]
+        assert [type(told[name]) for name in ("before", "now", "allowed")] == [int] * 3, "bytes are integers"
 
 
 def predicted(id: str, nbytes: int, *held: Held) -> Result:
