@@ -50,7 +50,7 @@ def report(
             "--out",
             help="The file to write.",
             metavar="FILE",
-            show_default="report.html; tables go to the terminal",
+            show_default="report.html or report.parquet; other tables go to the terminal",
         ),
     ] = None,
     as_format: Annotated[
