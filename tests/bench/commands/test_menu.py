@@ -126,7 +126,10 @@ def test_a_configuration_is_one_cell_under_several_budgets(tmp_path: Path, capsy
     file.write_text("model_name_or_path: tiny\nmax_length: 32\nuse_peft: true\nsequence_len: 4\n")
     typed = ["fit", "--config", str(file), "--config-format", "trl-sft", "--optimizer", "sgd", "--no-cache", "--json"]
     assert main([*typed, "--budget", "1GiB,4GiB"]) == 0
-    several = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    said = re.findall(r"\d of 2: (.*)$", printed.err, re.M)
+    assert sorted(said) == [f"bf16_amp lora sgd none sft on {budget}: unsure" for budget in ("1GiB", "4GiB")]
+    several = json.loads(printed.out)
     assert main([*typed, "--budget", "4GiB"]) == 0
     one = json.loads(capsys.readouterr().out)
     assert [(row["name"], row["budget"]) for row in several["rows"]] == [
