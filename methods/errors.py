@@ -6,7 +6,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from vrambench.methods.aliases import FIELDS_ELSEWHERE, VALUES
 
@@ -86,25 +86,41 @@ class ConfigurationError(ValueError):
 
 FEW = 20
 """So many choices are read before the one that was meant."""
+NEAREST = 6
+"""Of more, so many are named."""
 
 
 class UnknownValue(ConfigurationError):
     """`value` is none of `choices`: `algorithm: 'ppoo' is not one of sft, ppo, remax; did you mean 'ppo'?`
 
-    Of more than FEW the one that was meant comes first: `adapter: 'peft:BoftConfig' is unknown; did you mean 'peft:BOFTConfig'?
-    It is one of peft:LoraConfig, ...`.
+    Of more than FEW the one that was meant comes first, then the most alike. `told_by`, what tells all of them, stands for the
+    rest: `--only: 'remax-sped' is unknown; did you mean 'remax-speed'? Nearest are remax-speed, remax-reward; claims.yaml tells
+    all 75`.
     """
 
-    def __init__(self, field: str, value: object, choices: Iterable[str], *, line: int | None = None) -> None:
+    def __init__(
+        self, field: str, value: object, choices: Iterable[str], *, line: int | None = None, told_by: str = ""
+    ) -> None:
         self.choices = tuple(choices)
-        listed, meant = ", ".join(self.choices), did_you_mean(str(value), self.choices)
-        if meant and len(self.choices) > FEW:
-            message = (
-                f"{field}: {shown(value)} is unknown{meant}{'' if meant.endswith('?') else '.'} It is one of {listed}"
-            )
+        meant = did_you_mean(str(value), self.choices)
+        if len(self.choices) <= FEW:
+            message = f"{field}: {shown(value)} is not one of {', '.join(self.choices)}{meant}"
         else:
-            message = f"{field}: {shown(value)} is not one of {listed}{meant}"
+            listed = _listed(str(value), self.choices, told_by)
+            end = " " if meant.endswith("?") else ". " if meant else "; "
+            message = (
+                f"{field}: {shown(value)} is unknown{meant}{end}{listed if meant else listed[:1].lower() + listed[1:]}"
+            )
         super().__init__(message, field=field, line=line)
+
+
+def _listed(value: str, choices: Sequence[str], told_by: str) -> str:
+    """More choices than are read at once, those most like `value` first."""
+    near = most_alike(value, choices)
+    if not told_by:
+        return f"It is one of {', '.join([*near, *(one for one in choices if one not in near)])}"
+    nearest_are = f"Nearest are {', '.join(near)}; " if len(near) > 1 else ""
+    return f"{nearest_are}{told_by} tells all {len(choices)}"
 
 
 def printable(text: str) -> str:
@@ -115,30 +131,62 @@ def printable(text: str) -> str:
 def nearest(value: str, choices: Iterable[str]) -> str | None:
     """The choice that `value` is another name of, a slip of, or a part of; None where there is none.
 
-    Choices with other digits are other things: nobody who writes `llama-3.1-8b` means `llama-3.2-3b`.
+    Choices with other digits are other things, but for one slip: nobody who writes `llama-3.1-8b` means `llama-3.2-3b`.
     """
     typed = value.lower()
     lowered = {choice.lower(): choice for choice in choices}
     if ALIASES.get(typed) in lowered:
         return lowered[ALIASES[typed]]
-    alike = {name: choice for name, choice in lowered.items() if _digits(name) == _digits(typed)}
+    begun = [name for name in lowered if len(typed) > 2 and name.startswith(typed)]
+    alike = [name for name in begun or lowered if _digits(name) == _digits(typed)]
     matches = difflib.get_close_matches(typed, alike, n=1, cutoff=0.7)
     if not matches and len(typed) > 2:
+        slips = [name for name in lowered if _one_slip(typed, name)]
+        slips = [name for name in slips if len(name) == len(typed)] or slips
         holding = [name for name in alike if typed in name]
-        matches = holding if len(holding) == 1 else []
-    return alike[matches[0]] if matches else lowered.get(typed.partition(":")[0])
+        matches = difflib.get_close_matches(typed, slips, n=1, cutoff=0) or next(
+            (found for found in (begun, holding) if len(found) == 1), []
+        )
+    return lowered[matches[0]] if matches else lowered.get(typed.partition(":")[0])
 
 
 def _digits(text: str) -> list[str]:
     return sorted(letter for letter in text if letter.isdigit())
 
 
+def _one_slip(typed: str, name: str) -> bool:
+    """Whether one character is left out, or another than meant; of digits the one beside it on the keyboard."""
+    shorter = min(len(typed), len(name))
+    same = next((place for place in range(shorter) if typed[place] != name[place]), shorter)
+    left, right = typed[same:], name[same:]
+    if not right or left == right[1:]:
+        return bool(right)
+    digits = left[:1].isdigit() and right[0].isdigit()
+    return bool(left) and left[1:] == right[1:] and (not digits or abs(ord(left[0]) - ord(right[0])) == 1)
+
+
+def most_alike(value: str, choices: Iterable[str], n: int = NEAREST) -> list[str]:
+    """The `n` choices most like `value`, the nearest first; fewer where not so many are like it."""
+    lowered = {choice.lower(): choice for choice in choices}
+    typed, meant = value.lower(), nearest(value, lowered)
+    begun = [name for name in lowered if len(typed) > 2 and name.startswith(typed)]
+    alike = difflib.get_close_matches(typed, lowered, n=n, cutoff=0.5)
+    return [lowered[name] for name in dict.fromkeys([*([meant] if meant else []), *begun, *alike])][:n]
+
+
 def did_you_mean(value: str, choices: Iterable[str]) -> str:
-    """`; did you mean 'ppo'?`, or nothing where no choice comes near."""
+    """`; did you mean 'ppo'?`, or nothing where no choice comes near. What several begin with may be any of them:
+    `; did you mean 'trl-sft' or 'trl-dpo'?`"""
     if value.lower() in EXPLAINED:
         return f"; {EXPLAINED[value.lower()]}"
+    choices = tuple(choices)
     hint = nearest(value, choices)
-    return f"; did you mean {hint!r}?" if hint else ""
+    begun = [one for one in choices if len(value) > 2 and one.lower().startswith(value.lower())]
+    meant = [hint] if hint else begun if len(begun) <= NEAREST else []
+    if not meant:
+        return ""
+    *first, last = map(repr, meant)
+    return f"; did you mean {' or '.join([', '.join(first), last] if first else [last])}?"
 
 
 def brief(text: str, length: int = 100) -> str:

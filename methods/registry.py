@@ -83,7 +83,7 @@ class Registry(Generic[Value]):
         """The value called `name`; UnknownValue or ConfigurationError where there is none."""
         if name not in self._found:
             if name not in self._values and ":" not in name:
-                raise UnknownValue(self.axis, name, self._values)
+                raise UnknownValue(self.axis, name, self._values, told_by="vrambench list values")
             family, _, member = name.partition(":")
             if family in self.families:
                 found = load_attribute(self.families[family], field=self.axis)(member)

@@ -6,10 +6,11 @@ parse_size("rtx-4090")          25383061422
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from vrambench.methods.called import NUMBERS, cards_called, why_unknown
 from vrambench.methods.cards import CAPACITIES, DRIVERS_SHARE, GIB
-from vrambench.methods.errors import did_you_mean, nearest, shown
+from vrambench.methods.errors import NEAREST, did_you_mean, most_alike, nearest, shown
 
 UNITS = {
     "": 1,
@@ -34,37 +35,64 @@ SMALLEST = 2**17
 """No job holds fewer bytes: a number below it is one whose unit was forgotten, the MiB of 128 GiB at most."""
 
 
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+
+
 def parse_size(value: object) -> int:
-    """Bytes of `24GiB`, `24G`, `16 GB`, a plain number of bytes, or a card, whatever people call it (its usable capacity)."""
-    unlike = f"{shown(value)} is not a size; write 24GiB, 16GB or a card: {', '.join(CAPACITIES)}"
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(unlike)
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", value.lower())
-        called = () if match and match[2] and match[2] in UNITS else cards_called(value)
-        if len(called) > 1:
-            raise ValueError(f"{shown(value)} may be {' or '.join(card.name for card in called)}")
-        for card in called:
-            if card.usable_bytes is not None:
-                return card.usable_bytes
+    """Bytes of `24GiB`, `24G`, `16 GB`, a plain number of bytes, or a card, whatever people call it (its usable capacity). Raises
+    ValueError."""
+    card_bytes = _card_bytes(value) if isinstance(value, str) and not _has_unit(value) else None
+    if card_bytes is not None:
+        return card_bytes
+    near = most_alike(str(value), CAPACITIES) or list(CAPACITIES)[:NEAREST]
+    return _bytes(value, f"24GiB, 16GB or a card: {', '.join(near)} (vrambench list cards tells all)", CAPACITIES)
+
+
+def parse_amount(value: object) -> int:
+    """Bytes of `512MiB`, `2 GB` or a plain number of bytes: as `parse_size`, and a card is none. Raises ValueError."""
+    return _bytes(value, "512MiB or 2GB")
+
+
+def _has_unit(text: str) -> bool:
+    match = _SIZE.fullmatch(text)
+    return bool(match and match[2] and match[2].lower() in UNITS)
+
+
+def _card_bytes(text: str) -> int | None:
+    """What the card that is called so offers; None where none is."""
+    called = cards_called(text)
+    if len(called) > 1:
+        raise ValueError(f"{shown(text)} may be {' or '.join(card.name for card in called)}")
+    for card in called:
+        if card.usable_bytes is None:
             raise ValueError(
-                f"{shown(value)} is a card of {card.marked_bytes // GIB} GB, of which a process gets less; how much is not known "
+                f"{shown(text)} is a card of {card.marked_bytes // GIB} GB, of which a process gets less; how much is not known "
                 f"here: write it, as in {int((1 - DRIVERS_SHARE) * card.marked_bytes / GIB)}GiB (PyTorch's out-of-memory message "
                 "gives it as total capacity)"
             )
-        why = why_unknown(value)
-        if why and not (match and match[2] in UNITS):
-            raise ValueError(
-                f"{shown(value)} is {why}; a size, as in 24GiB, asks for a job under CUDA on an Ampere GPU"
-            )
-        if not match or match[2] not in UNITS:
-            raise ValueError(unlike + (did_you_mean(value, CAPACITIES) or _meant(value)))
-        unit = match[2]
+        return card.usable_bytes
+    why = why_unknown(text)
+    if why and not text.strip().isdigit():
+        raise ValueError(f"{shown(text)} is {why}; a size, as in 24GiB, asks for a job under CUDA on an Ampere GPU")
+    return None
+
+
+def _bytes(value: object, forms: str, cards: Collection[str] = ()) -> int:
+    """Bytes of a number and its unit. `forms`: what may be written, `cards`: which of them are cards."""
+    unlike = f"{shown(value)} is not a size; write {forms}"
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(unlike)
+    unit, size = "", 0.0
+    if isinstance(value, str):
+        match = _SIZE.fullmatch(value)
+        if not match or match[2].lower() not in UNITS:
+            raise ValueError(unlike + (did_you_mean(value, cards) or _meant(value)))
+        unit = match[2].lower()
         size = float(match[1]) * UNITS[unit]
     else:
-        unit, size = "", float(value)
+        size = float(value)
     if unit == "" and 1 <= size < SMALLEST:
-        meant = nearest(str(value), NUMBERS)
+        meant = nearest(str(value), NUMBERS) if cards else None
         hint = f"; did you mean {NUMBERS[meant]!r}?" if meant else ""
         raise ValueError(f"{shown(value)} would be bytes; write its unit, as in 24GiB{hint}")
     if not SMALLEST <= size < 2**60:

@@ -98,6 +98,9 @@ def explain(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> 
             field, first["input"], [part.strip("'") for part in annotation.replace(" or ", ", ").split(", ")]
         )
     message, value = complaint(first), shown(first["input"])
+    if not first["loc"]:  # of several fields together
+        field = prefix.rstrip(".")
+        return ConfigurationError(f"{field}: {message}" if field else message, field=field)
     lacking = first["type"] == "missing" and len(first["loc"]) == 1  # the value given is the whole mapping
     if not lacking and (first["type"] != "value_error" or value not in message):  # our own messages may name it already
         message = f"{value}: {message}"

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from vrambench.methods.errors import UNPRINTABLE, brief, did_you_mean, shown
 from vrambench.methods.lengths import parse_lengths
 from vrambench.methods.registry import Options
-from vrambench.methods.sizes import parse_size
+from vrambench.methods.sizes import parse_amount, parse_size
 
 Kind = TypeVar("Kind", bound=Options)
 
@@ -135,7 +135,7 @@ Share = Annotated[float, Field(ge=0, lt=1, strict=True, allow_inf_nan=False)]
 Switch = Annotated[bool, Field(strict=True)]
 Name = Annotated[str, AfterValidator(_check_name)]
 Size = Annotated[int, BeforeValidator(parse_size)]
-OptionalSize = Annotated[int | None, BeforeValidator(lambda value: None if value is None else parse_size(value))]
+OptionalAmount = Annotated[int | None, BeforeValidator(lambda value: None if value is None else parse_amount(value))]
 Fp32Modules = Annotated[
     Literal["none", "all"] | tuple[Literal["norms", "embeddings", "head"], ...] | None,
     BeforeValidator(_check_fp32_modules),
@@ -290,7 +290,7 @@ class Workload(BaseModel):
     """Of weights, data and sampling."""
     budget: Size = 24 * 2**30
     """The device memory that the job may use: a size, or a card's name for its usable capacity."""
-    reserved_elsewhere: OptionalSize = None
+    reserved_elsewhere: OptionalAmount = None
     """How much of the budget another process holds beside the job, such as an inference engine (vLLM); the job has the rest."""
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Axis values' own settings, under their namespaces."""

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from vrambench.methods.errors import ConfigurationError, UnknownValue
+from vrambench.methods.errors import ConfigurationError, UnknownValue, brief
 
 MIB = 2**20
 MIN_BLOCK_BYTES = 512
@@ -27,6 +27,8 @@ MIN_OWN_SEGMENT_BYTES = 10 * MIB
 LARGE_ROUNDING_BYTES = 2 * MIB
 """... rounded up to this (C++: kRoundLarge)."""
 UNLIMITED = sys.maxsize
+MOST = 2**64 - 1
+"""C++: ConfigTokenizer::toSizeT."""
 
 INTERVALS = 16
 """Powers of two from 1 MiB to 64 GiB, each with its own number of divisions; below and above, the first and the last."""
@@ -226,6 +228,8 @@ def _power_of_two(option: str, value: str) -> int:
 def _integer(option: str, value: str) -> int:
     if not (value.isascii() and value.isdigit()):
         raise _error(option, f"{value!r} is not a whole number")
+    if len(value) > len(str(MOST)) or int(value) > MOST:
+        raise _error(option, f"{brief(value)} is more than torch reads, {MOST}")
     return int(value)
 
 

@@ -27,6 +27,7 @@ from vrambench.bench.allocator.blocks import Segment
 from vrambench.bench.allocator.model import Allocator
 from vrambench.bench.allocator.settings import UNLIMITED, AllocatorSettings
 from vrambench.methods.errors import ConfigurationError
+from vrambench.methods.validated import complaint
 
 CONF_KEYS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 DEFAULT_POOL = (0, 0)
@@ -109,7 +110,10 @@ class Snapshot(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(["snapshot", *map(str, first["loc"])])
-            raise ConfigurationError(f"{place}: {reprlib.repr(first['input'])}: {first['msg']}", field=place) from None
+            told = (
+                "is not there" if first["type"] == "missing" else f"{reprlib.repr(first['input'])}: {complaint(first)}"
+            )
+            raise ConfigurationError(f"{place}: {told}", field=place) from None
         for segment in checked.segments:
             held = sum(block.size for block in segment.blocks)
             if held != segment.total_size:

@@ -104,7 +104,7 @@ class Claims:
         """Those of the ids; all where none is named. Raises UnknownValue at one that is not there."""
         for one in ids or ():
             if one not in self.claims:
-                raise UnknownValue(option, one, self.claims)
+                raise UnknownValue(option, one, self.claims, told_by=self.name)
         return replace(self, claims={one: self.claims[one] for one in ids}) if ids else self
 
 

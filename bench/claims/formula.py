@@ -58,6 +58,21 @@ LONGEST = 1000
 FUNCTIONS: Mapping[str, Any] = {"min": min, "max": max}
 _ARITHMETIC = (nodes.Add, nodes.Sub, nodes.Mul, nodes.Div, nodes.Neg, nodes.Pos)
 _LOGIC = (nodes.Compare, nodes.And, nodes.Or, nodes.Not)
+_FOREIGN: Mapping[type[nodes.Node], str] = {
+    nodes.Pow: "**",
+    nodes.FloorDiv: "//",
+    nodes.Mod: "%",
+    nodes.Concat: "~",
+    nodes.Filter: "|",
+    nodes.Test: "is",
+    nodes.Getitem: "[ ]",
+    nodes.Slice: "[ : ]",
+    nodes.List: "[ ]",
+    nodes.Dict: "{ }",
+    nodes.Tuple: "a comma",
+    nodes.CondExpr: "if",
+}
+"""What Jinja reads and no formula has, as it is written."""
 _SANDBOX = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
 
 
@@ -100,6 +115,8 @@ def _space(held: Any) -> Any:
 
 def parse(text: str) -> Formula:
     """The formula that `text` is. Raises ConfigurationError with what cannot stand in it, and what may."""
+    if not text.strip():
+        raise ConfigurationError("is empty; write a cell's name and a value: ppo.device_bytes")
     if len(text) > LONGEST:
         raise ConfigurationError(f"has {len(text):,} characters; at most {LONGEST:,}")
     try:
@@ -149,9 +166,9 @@ def _names(node: nodes.Node) -> Iterator[Name]:
         for child in node.iter_child_nodes():
             yield from _names(child)
     else:
-        kind = type(node).__name__
         raise ConfigurationError(
-            f"{kind} cannot stand in a formula; there are + - * / ( ), comparisons, and, or, not, min and max"
+            f"{_FOREIGN.get(type(node), 'this')} cannot stand in a formula; there are + - * / ( ), comparisons, and, or, not, min "
+            "and max"
         )
 
 

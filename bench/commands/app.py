@@ -118,7 +118,8 @@ def _ended(typed: list[str]) -> int:
         return _fail(dashes + error.message, code=EXIT_USAGE)
     except ClickException as error:
         message = _with_value(error.format_message(), typed)
-        return _fail(message[:1].lower() + message[1:].rstrip("."), code=EXIT_USAGE) if message else EXIT_USAGE
+        told = message[:1].lower() + message[1:].rstrip(".") + _what_is_missing(error)
+        return _fail(told, code=EXIT_USAGE) if message else EXIT_USAGE
     except (KeyboardInterrupt, typer.Abort) as error:
         # Typer takes it for the end of what is typed; nothing is asked for here.
         if isinstance(error.__cause__, EOFError):
@@ -151,6 +152,12 @@ def _with_value(message: str, typed: Sequence[str]) -> str:
         return message
     value = repr(typed[typed.index(option[1]) + 1])
     return message if value in message else f"{message[: option.end()]}{value}: {message[option.end() :]}"
+
+
+def _what_is_missing(error: Any) -> str:
+    """Of a usage error about an argument or option that was not typed, what it is."""
+    told = getattr(error.param, "help", None) if type(error).__name__ == "MissingParameter" else None
+    return f": {told.rstrip('.')}" if told else ""
 
 
 def _bound(found: re.Match[str]) -> str:

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from vrambench.bench.plan.selection import Selection
 
 
-def load(path: Path | None, selection: Selection) -> Matrix:
+def load(path: Path | None, selection: Selection, *, recipes: bool = False) -> Matrix:
     """The matrix file at `path`, else the default one. Raises Mistakes with every line about it and the selectors that can be
-    said without importing torch; what is left, `select` says."""
+    said without importing torch; what is left, `select` says. `recipes`: they have the axes' values, and the matrix needs none."""
     from vrambench.bench.plan.file import about_profiles
     from vrambench.bench.plan.matrix import read_matrix
 
@@ -56,6 +56,7 @@ def load(path: Path | None, selection: Selection) -> Matrix:
         *(() if shipped else _about_matrix(matrix)),
         *(() if about_profiles(mistakes) else _about_profile(matrix, selection.profile)),
         *_about_names(matrix, selection, shipped=shipped),
+        *(() if shipped or mistakes or recipes else _about_axes(matrix, selection)),
     ]
     if messages:
         raise Mistakes(list(dict.fromkeys(messages)))
@@ -251,6 +252,25 @@ def _about_matrix(matrix: Matrix) -> Iterator[str]:
                 _check_fields({name: (setting,)})
             except ConfigurationError as error:
                 yield error.message
+
+
+def _about_axes(matrix: Matrix, selection: Selection) -> Iterator[str]:
+    """A line where an axis has no value, whatever the device is."""
+    from vrambench.bench.plan.combinations import check_complete
+
+    profiles = [selection.profile] if selection.profile else [None, *matrix.default_profile.values()]
+    try:
+        layers = [selection.layer().over(matrix.layer(profile)) for profile in profiles]
+    except ConfigurationError:  # which is told of the selector, or of the profile
+        return
+    wrong = []
+    for layer in layers:
+        try:
+            check_complete(layer)
+        except ConfigurationError as error:
+            wrong.append(error.message)
+    if len(wrong) == len(layers):
+        yield wrong[0]
 
 
 def _about_profile(matrix: Matrix, profile: str | None) -> Iterator[str]:

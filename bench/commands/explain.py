@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vrambench.bench.commands.export import recording_of
+from vrambench.bench.commands.export import MOST_NAMED, recording_of
 from vrambench.bench.commands.shared import Json, stdout_kept_clean
 from vrambench.methods.errors import ConfigurationError
 
@@ -50,7 +50,7 @@ def explain(
         from vrambench.bench.allocator.explained import explain as explained
         from vrambench.bench.allocator.snapshot import read_snapshot
 
-        others = [settings_of(text) for text in alloc_conf or USUAL]
+        others = dict.fromkeys(settings_of(text) for text in alloc_conf or USUAL)
         source, name = _source(recording, cell)
         try:
             devices = explained(read_snapshot(source), others)
@@ -78,11 +78,23 @@ def _source(recording: Path, cell: str | None) -> tuple[Path | bytes, str]:
     """What is read, and its name."""
     if recording.is_dir():
         if cell is None:
-            raise ConfigurationError(f"{recording}: is a folder; name a cell of the run in it as well", field="cell")
+            raise ConfigurationError(f"{recording}: {_cells_in(recording)}", field="cell")
         return recording_of(recording, cell)
     if cell is not None:
         raise ConfigurationError(f"CELL {cell}: {recording} is no run's folder", field="cell")
     return recording, recording.name
+
+
+def _cells_in(folder: Path) -> str:
+    """What a folder without a cell is, and what to name."""
+    from vrambench.bench.results.store import RunFolder
+
+    if not (folder / "run.json").is_file():
+        return "is a folder, and no run's (it has no run.json); name a recording's file, or a run's folder and a cell of it"
+    names = [one.name for one in RunFolder.open(folder).results()]
+    more = len(names) - MOST_NAMED
+    rest = f" and {more} more, which vrambench report {folder} --format table tells" if more > 0 else ""
+    return f"is a run's folder; name a cell of it as well: {', '.join(map(repr, names[:MOST_NAMED]))}{rest}"
 
 
 def settings_of(text: str) -> AllocatorSettings:

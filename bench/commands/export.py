@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,14 +33,22 @@ def export(
         Path, typer.Option("-o", "--out", help="The file to write; compressed, if it ends in .gz.", metavar="FILE")
     ],
     file_format: Annotated[
-        str, typer.Option("--format", help="snapshot (PyTorch's memory viewer) or perfetto.", metavar="FORMAT")
-    ] = "snapshot",
+        str | None,
+        typer.Option(
+            "--format",
+            help="snapshot (PyTorch's memory viewer) or perfetto.",
+            metavar="FORMAT",
+            show_default="perfetto where FILE is a .json, else snapshot",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
     """Write a cell's memory over time, for PyTorch's memory viewer or for Perfetto.
 
     As it was recorded, where the run was told to (`run --record`); else as it is predicted for the GPU of the run, or the card of
     the budget: every block with its operator, its module and what it is."""
+    if file_format is None:
+        file_format = "perfetto" if ".json" in out.suffixes[-2:] else "snapshot"
     if file_format not in OPENED_BY:
         raise UnknownValue("--format", file_format, tuple(OPENED_BY))
     check_out(out, replaces=force)
@@ -57,7 +66,7 @@ def recording_of(run: Path, cell: str) -> tuple[bytes, str]:
     from vrambench.bench.results.store import RunFolder
 
     folder = RunFolder.open(run)
-    found = found_in(folder.results(), cell)
+    found = found_in(folder.results(), cell, run)
     if found.status == "invalid":
         raise ConfigurationError(f"CELL {cell}: invalid by the rule {found.rule}: {found.reason}", field="cell")
     recording = folder.recording(found.id)
@@ -83,9 +92,9 @@ def _predicted(found: Result) -> tuple[bytes, str]:
     return pickle.dumps(recording), f"as it is predicted for {where} ({ends})"
 
 
-def found_in(results: Sequence[Result], wanted: str) -> Result:
+def found_in(results: Sequence[Result], wanted: str, run: Path) -> Result:
     """The result of the cell that is called so: its whole name, or the beginning of its id. Raises UnknownValue where there is
-    none, and ConfigurationError where there are several."""
+    none in the folder `run`, and ConfigurationError where there are several."""
     words = wanted.split()
     named = [one for one in results if one.name.split() == words] or [
         one for one in results if wanted and one.id.startswith(wanted)
@@ -93,7 +102,13 @@ def found_in(results: Sequence[Result], wanted: str) -> Result:
     if len(named) == 1:
         return named[0]
     if not named:
-        raise UnknownValue("CELL", wanted, [name for one in results for name in (one.name, one.id)])
+        ids = re.fullmatch("[0-9a-f]{4,}", wanted) is not None
+        raise UnknownValue(
+            "CELL",
+            wanted,
+            [one.id if ids else one.name for one in results],
+            told_by=f"vrambench report {run} --format table",
+        )
     told = ", ".join(f"{one.id} ({one.name})" for one in named[:MOST_NAMED])
     raise ConfigurationError(
         f"CELL {wanted}: {len(named)} cells are called so, {told}; name one by its id", field="cell"

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 def named(text: str | None, selection: Selection) -> tuple[Path | None, Selection]:
     """The matrix file, and the selection with the model: what `text` is of the two. A file is a matrix, and so is what
     is called like one. Raises ConfigurationError where it is neither."""
-    from vrambench.methods.models.presets import PRESETS
+    from vrambench.methods.models.presets import PRESETS, presets_like
 
     if text is None:
         return None, selection
@@ -46,8 +46,8 @@ def named(text: str | None, selection: Selection) -> tuple[Path | None, Selectio
         return path, selection
     if not text or (text not in PRESETS and not path.is_dir() and not is_hub_id):
         raise ConfigurationError(
-            f"{shown(text)} is neither a matrix (a YAML file) nor a model (a preset, a hub id or a folder with config.json)"
-            f"{did_you_mean(text, PRESETS)}",
+            f"{shown(text)} is neither a matrix (a YAML file) nor a model: a preset ({presets_like(text)}), a hub id or a folder "
+            f"with config.json{did_you_mean(text, PRESETS)}",
             field="model",
         )
     if selection.model is not None:
@@ -118,7 +118,7 @@ def _loaded(path: Path | None, selections: Sequence[Selection]) -> list[Matrix]:
     messages: list[str] = []
     for one in selections:
         try:
-            matrices.append(load(path, one))
+            matrices.append(load(path, one, recipes=True))
         except Mistakes as error:
             messages += error.messages
     if messages:

@@ -64,6 +64,7 @@ def report(
     With several runs the page lays the same cells side by side. What a run without a GPU has predicted beside it comes with it.
     --format csv and parquet hold numbers as they were stored, in bytes and seconds."""
     chosen = as_format or _told_by(out)
+    _check_ending(out, chosen)
     _check_once(runs)
     if chosen in (Format.HTML, Format.PARQUET):
         out = out or Path(f"report.{chosen}")
@@ -93,6 +94,16 @@ def _told_by(out: Path | None) -> Format:
             f"-o {brief(str(out), 300)}: {ending} tells no format, as {known} do; --format says which", field="out"
         )
     return ENDINGS[ending]
+
+
+def _check_ending(out: Path | None, chosen: Format) -> None:
+    """That the file's name does not tell another format. Raises ConfigurationError."""
+    ending = out.suffix.lower() if out else ""
+    if ending and ENDINGS.get(ending, chosen) is not chosen:
+        raise ConfigurationError(
+            f"-o {brief(str(out), 300)}: {ending} tells the format {ENDINGS[ending]}, and --format says {chosen}",
+            field="out",
+        )
 
 
 def _check_once(runs: Sequence[Path]) -> None:

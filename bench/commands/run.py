@@ -236,7 +236,7 @@ def _statuses(text: str | None) -> frozenset[str]:
     from vrambench.bench.results.records import FAILED
 
     choices = (*FAILED, "pruned")
-    names = [name.strip() for name in text.split(",")] if text else []
+    names = [] if text is None else [name.strip() for name in text.split(",")]
     for name in names:
         if name not in choices:
             raise UnknownValue("--retry", name, choices)

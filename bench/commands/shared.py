@@ -86,7 +86,9 @@ def check_out(out: Path, *, option: str = "-o", replaces: bool = True, why: str 
     """That the file that `option` names can be written; one that is there only where it `replaces` that, else with `why` not.
     Raises ConfigurationError."""
     wrong = None
-    if out.is_dir():
+    if str(out) == "-":
+        wrong = "names no file; write one (./- if it is called so)"
+    elif out.is_dir():
         wrong = "is a folder; name a file"
     elif not out.parent.is_dir():
         wrong = f"there is no folder {out.parent}"

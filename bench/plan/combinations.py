@@ -128,6 +128,11 @@ def check_axes(layer: Layer) -> None:
     for entry in layer.include or ():
         for axis, name in entry.axes.items():
             check_value(axis, name, entry.origin + ".")
+    check_complete(layer)
+
+
+def check_complete(layer: Layer) -> None:
+    """The part of `check_axes` that needs no values: every axis has some, or include names all. Raises ConfigurationError."""
     missing = [axis for axis in AXIS_NAMES if not layer.axes.get(axis)]
     if missing and (layer.axes or not layer.include):
         raise ConfigurationError(f"{layer.origin}axes: no values for {', '.join(missing)}", field=f"axes.{missing[0]}")

@@ -330,7 +330,8 @@ class watch:
             raise ConfigurationError(f"limit: {error}", field="limit") from None
         named = card_called(card) if card else card_called(limit)
         if card and named is None:
-            raise UnknownValue("card", card, [one.name for one in cards_called(str(card))] or CARDS)
+            several = [one.name for one in cards_called(str(card))]
+            raise UnknownValue("card", card, several or CARDS, told_by="vrambench list cards")
         if named is None and limit_bytes is not None:
             named = card_of(limit_bytes)
         self.ledger = Ledger(limit_bytes, named)

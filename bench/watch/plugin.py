@@ -65,6 +65,8 @@ def _watching(mark: pytest.Mark | None) -> watch:
     if mark and (len(mark.args) + ("limit" in given) != 1 or set(given) - {"limit", "card"}):
         pytest.fail(f"limit_vram takes one limit: {TOLD}", pytrace=False)
     limit = (mark.args or (given.get("limit"),))[0] if mark else None
+    if mark and limit is None:
+        pytest.fail(f"limit_vram: None limits nothing: {TOLD}", pytrace=False)
     try:
         return watch(limit, given.get("card"))
     except ConfigurationError as error:

@@ -10,6 +10,7 @@ itself that it was not computed. An integer or a truth value is an error, since 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -167,6 +168,7 @@ NOT_COUNTED = [
     "reset_peak_memory_stats",
     "reset_max_memory_allocated",
     "get_device_properties",
+    "memory_snapshot",
 ]
 """Of torch.cuda: what would be 0 without a GPU, or is not known; a comparison with it would pass for nothing."""
 
@@ -178,6 +180,43 @@ def _not_counted(name: str) -> Callable[..., Any]:
         )
 
     return asked
+
+
+NOT_RECORDED = ("_record_memory_history", "_dump_snapshot", "_set_memory_metadata")
+"""Of torch.cuda.memory: what records what CUDA's allocator does. There is none, and the job goes on."""
+
+
+def _not_recorded(name: str) -> Callable[..., Any]:
+    def asked(*args: Any, **kwargs: Any) -> None:
+        warnings.warn(
+            f"torch.cuda.memory.{name}() does nothing on the simulated device, which has no allocator to record; the ledger has "
+            "the peaks",
+            stacklevel=2,
+        )
+
+    return asked
+
+
+class _Kind(type(torch.Generator)):  # type: ignore[misc]
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, _GENERATOR)
+
+
+_GENERATOR = torch.Generator
+
+
+class SimulatedGenerator(_GENERATOR, metaclass=_Kind):
+    """torch.Generator: one for CUDA is the CPU's, which fills what is on the CPU; nothing is drawn on the simulated device."""
+
+    def __new__(cls, device: Any = "cpu") -> Any:
+        if _simulated(device) is not META:
+            return _GENERATOR(device)
+        made: Any = _GENERATOR.__new__(cls, "cpu")  # type: ignore[call-arg]
+        return made
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return CUDA
 
 
 def _empties() -> None:
@@ -209,6 +248,10 @@ def simulated_cuda(card: Card | None) -> Iterator[None]:
     with ExitStack() as exits:
         for name, function in instead.items():
             exits.enter_context(patch.object(torch.cuda, name, function))
+        for name in NOT_RECORDED:
+            exits.enter_context(patch.object(torch.cuda.memory, name, _not_recorded(name)))
+        exits.enter_context(patch.object(torch.cuda.memory, "_snapshot", _not_counted("memory._snapshot")))
+        exits.enter_context(patch.object(torch, "Generator", SimulatedGenerator))
         exits.enter_context(patch.object(torch.autocast, "__enter__", lambda region: cast.enter(region)))
         exits.enter_context(patch.object(torch.autocast, "__exit__", lambda region, *error: cast.leave(region, *error)))
         exits.enter_context(patch.object(torch, "set_default_device", lambda device: set_default(_simulated(device))))

@@ -81,11 +81,22 @@ def attached(model: Any, workload: Workload, config: Any, device: torch.device) 
             ):  # it would be imported
                 adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
         except (ImportError, NotImplementedError, TypeError, ValueError) as error:
-            raise ConfigurationError(
-                f"adapter: PEFT cannot put it on these layers: {error}", field="adapter"
-            ) from error
+            raise _not_put(error, workload) from error
     _cast(adapted, DTYPES[workload.adapter_dtype or "fp32"])
     return adapted
+
+
+def _not_put(error: Exception, workload: Workload) -> ConfigurationError:
+    """What PEFT says of layers that it cannot put an adapter on, without the whole of a block of them."""
+    named = workload.lora_target_modules
+    block = re.match(r"Target module (\w+)\(\n.*\n\) is not supported", str(error), re.DOTALL)
+    if block and isinstance(named, str):
+        return ConfigurationError(
+            f"lora_target_modules: {named!r} takes in a whole {block[1]}, and an adapter goes on single layers: write an "
+            "expression that matches these alone",
+            field="lora_target_modules",
+        )
+    return ConfigurationError(f"adapter: PEFT cannot put it on these layers: {error}", field="adapter")
 
 
 def _cast(adapted: nn.Module, dtype: torch.dtype) -> None:
@@ -186,8 +197,9 @@ def names_one(name: str, paths: Iterable[str]) -> bool:
 
 
 def unknown(field: str, name: str, what: str, paths: Iterable[str]) -> ConfigurationError:
-    known = sorted({path.rpartition(".")[2] for path in paths} - {""})
-    names = [each for each in known if not each.isdigit()]
+    depth = name.count(".")  # a name of several parts is one of several parts
+    known = sorted({".".join(path.split(".")[-1 - depth :]) for path in paths} - {""})
+    names = [each for each in known if not any(part.isdigit() for part in each.split("."))]
     hint = did_you_mean(name, names)
     return ConfigurationError(
         f"{field}: {name!r} is no {what} of the model{hint} (there are {', '.join(names)})", field=field

@@ -55,7 +55,8 @@ class DPOOptions(Options):
     def _smooths(self) -> DPOOptions:
         if self.label_smoothing and self.loss_type not in SMOOTHED:
             raise ValueError(
-                f"label_smoothing changes {', '.join(SMOOTHED)}, and loss_type is {self.loss_type}: take 0"
+                f"label_smoothing changes {', '.join(SMOOTHED)}, and loss_type is {self.loss_type}: take 0, not "
+                f"{self.label_smoothing:g}"
             )
         if self.loss_type == "exo_pair" and not self.label_smoothing:
             raise ValueError("loss_type exo_pair needs a label_smoothing above 0; its paper has 1e-3")

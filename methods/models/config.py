@@ -144,7 +144,9 @@ def read_config(name: str, field: str) -> PreTrainedConfig:
             if isinstance(error, ConfigurationError):
                 raise
             reason = str(error).strip().splitlines()[0][:MOST_WORDS] if str(error).strip() else type(error).__name__
-            raise ConfigurationError(f"{field}: {name!r} cannot be read: {reason}{hint(name)}", field=field) from error
+            raise ConfigurationError(
+                f"{field}: {name!r} cannot be read: {reason}{hint(name, field)}", field=field
+            ) from error
         _check_sizes(_sizes(text_of(config)), name, field)
     for part in {id(part): part for part in (config, text_of(config))}.values():
         _switch_dropout_off(part)

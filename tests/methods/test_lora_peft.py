@@ -156,7 +156,15 @@ def test_a_value_model_takes_what_it_has_of_the_whole_modules() -> None:
             {"lora_target_modules": r"self_attn\.q_proj"},
             r"matches the whole path of no layer \(one is model.embed_tokens",
         ),
-        ({"lora_target_parameters": "mlp.experts.down_porj"}, r"'mlp.experts.down_porj' is no parameter of the model"),
+        (
+            {"lora_target_modules": r".*mlp.*"},
+            r"^lora_target_modules: '\.\*mlp\.\*' takes in a whole LlamaMLP, and an adapter goes on single layers: write an "
+            r"expression that matches these alone$",
+        ),
+        (
+            {"lora_target_parameters": "mlp.experts.down_porj"},
+            r"'mlp.experts.down_porj' is no parameter of the model.*mlp\.down_proj\.weight, mlp\.gate_proj\.weight",
+        ),
         (
             {"lora_modules_to_save": "embed_token,lm_haed"},
             "'embed_token' is no module of the model; did you mean 'embed_tokens'",

@@ -63,7 +63,7 @@ def test_a_folder_with_only_a_config_is_enough(tmp_path: Path) -> None:
         ("./nowhere", "neither a preset"),
         (
             "qwen2.5-70b",
-            r"neither a preset \(qwen2.5-7b, qwen2.5-0.5b, qwen2.5-3b, qwen2.5-32b; docs/config.md has all of them\)",
+            r"neither a preset \(qwen2.5-7b, qwen2.5-0.5b, qwen2.5-3b, qwen2.5-32b; vrambench list models tells all\)",
         ),
     ],
 )
@@ -83,16 +83,23 @@ def test_a_hub_id_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -
         ConfigurationError, match=r"model: 'some/model' cannot be read: We couldn't connect to the hub$"
     ):
         model_config("some/model")
-    with pytest.raises(ConfigurationError, match=r"the hub; the preset 'llama-3.1-8b' has its shape$"):
+    with pytest.raises(
+        ConfigurationError, match=r"the hub; the preset 'llama-3.1-8b' has its shape \(--model llama-3.1-8b\)$"
+    ):
         model_config("meta-llama/Llama-3.1-8B")
     for name in ("meta-llama/Meta-Llama-3.1-8B-Instruct", "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit"):
-        said = r"the hub; the preset 'llama-3.1-8b' has the shape of meta-llama/Llama-3.1-8B, after which it is named$"
+        said = (
+            r"the hub; the preset 'llama-3.1-8b' has the shape of meta-llama/Llama-3.1-8B, after which it is named "
+            r"\(--model llama-3.1-8b\)$"
+        )
         with pytest.raises(ConfigurationError, match=said):
             model_config(name)
     with pytest.raises(
         ConfigurationError, match=r"the preset 'llama-3-8b' has the shape of meta-llama/Meta-Llama-3-8B-Inst"
     ):
         model_config("meta-llama/Meta-Llama-3-8B")
+    with pytest.raises(ConfigurationError, match=r"\(--set reward_model=llama-2-7b\)$"):
+        model_config("NousResearch/Llama-2-7b-hf", field="reward_model")
     with pytest.raises(ConfigurationError, match=r"the hub$"):
         model_config("meta-llama/Meta-Llama-3-405B")
 

@@ -218,7 +218,10 @@ def test_a_model_without_a_classifier_is_told(job: MakeJob) -> None:
 def test_what_label_smoothing_does_not_change_is_an_error() -> None:
     axes = {"precision": "fp32", "adapter": "none", "optimizer": "adamw_torch", "offload": "none", "algorithm": "dpo"}
     for options, said in (
-        ({"loss_type": "hinge", "label_smoothing": 0.1}, "label_smoothing changes sigmoid, .* and loss_type is hinge"),
+        (
+            {"loss_type": "hinge", "label_smoothing": 0.1},
+            "^dpo: label_smoothing changes sigmoid, .* and loss_type is hinge: take 0, not 0.1$",
+        ),
         ({"loss_type": "exo_pair"}, "loss_type exo_pair needs a label_smoothing above 0"),
         ({"loss_type": "hing"}, "'hing' is not one of sigmoid, hinge, .* did you mean 'hinge'"),
     ):

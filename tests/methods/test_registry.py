@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 
 from vrambench.methods.algorithms import ALGORITHMS, Algorithm
 from vrambench.methods.axes import AXES
-from vrambench.methods.errors import ConfigurationError, UnknownValue, nearest
+from vrambench.methods.cards import CAPACITIES
+from vrambench.methods.errors import FEW, ConfigurationError, UnknownValue, did_you_mean, most_alike, nearest
+from vrambench.methods.models.presets import PRESETS
 from vrambench.methods.optimizers import OPTIMIZERS
 from vrambench.methods.registry import Registry, load_attribute
 from vrambench.methods.workload import FIELDS
@@ -67,6 +70,7 @@ def test_values_keep_the_table_s_order() -> None:
     ("axis", "name", "hint"),
     [
         ("algorithm", "ppoo", "; did you mean 'ppo'?"),
+        ("precision", "bf17", "; did you mean 'bf16'?"),
         ("precision", "BF16", "; did you mean 'bf16'?"),
         ("optimizer", "adamw_tourch", "; did you mean 'adamw_torch'?"),
         ("offload", "quux", ""),
@@ -95,15 +99,66 @@ def test_values_keep_the_table_s_order() -> None:
 def test_an_unknown_value_is_answered_with_the_nearest(axis: str, name: str, hint: str) -> None:
     with pytest.raises(UnknownValue) as caught:
         AXES[axis].get(name)
-    listed = ", ".join(AXES[axis])
-    if axis == "optimizer":  # a long list comes last
-        assert (
-            str(caught.value)
-            == f"{axis}: {name!r} is unknown{hint}{'' if hint[-1] == '?' else '.'} It is one of {listed}"
-        )
+    if axis == "optimizer":  # of a long list the nearest are told
+        told = f"{axis}: {name!r} is unknown{hint}{'' if hint[-1] == '?' else '.'} Nearest are "
+        assert str(caught.value).startswith(told + nearest(name, AXES[axis]))
+        assert str(caught.value).endswith(f"; vrambench list values tells all {len(list(AXES[axis]))}")
     else:
-        assert str(caught.value) == f"{axis}: {name!r} is not one of {listed}{hint}"
+        assert str(caught.value) == f"{axis}: {name!r} is not one of {', '.join(AXES[axis])}{hint}"
     assert caught.value.field == axis
+
+
+LETTERS = [f"{one}{two}" for one in "abcdef" for two in "uvwxyz"]
+
+
+@pytest.mark.parametrize(
+    ("value", "choices", "told_by", "said"),
+    [
+        (
+            "uu",
+            LETTERS,
+            "",
+            f"x: 'uu' is unknown; it is one of fu, eu, du, cu, bu, au, {', '.join(LETTERS[1:6])}, bv, ",
+        ),
+        ("1", LETTERS, "", f"x: '1' is unknown; it is one of {', '.join(LETTERS)}"),
+        ("1", LETTERS, "docs", "x: '1' is unknown; docs tells all 36"),
+        ("AU", LETTERS, "docs", "x: 'AU' is unknown; did you mean 'au'? Nearest are au, "),
+        (
+            "qlora",
+            LETTERS,
+            "docs",
+            "x: 'qlora' is unknown; QLoRA is precision nf4 with adapter lora. docs tells all 36",
+        ),
+        ("zz", LETTERS[:20], "docs", f"x: 'zz' is not one of {', '.join(LETTERS[:20])}"),
+    ],
+)
+def test_a_long_list_is_cut_where_something_tells_all_of_it(
+    value: str, choices: list[str], told_by: str, said: str
+) -> None:
+    message = str(UnknownValue("x", value, choices, told_by=told_by))
+    assert message.startswith(said)
+    if len(choices) > FEW and not told_by:
+        assert sorted(re.findall(r"\b[a-f][u-z]\b", message)) == sorted(choices), "none is left out, none named twice"
+
+
+@pytest.mark.parametrize(
+    ("value", "choices", "meant"),
+    [
+        ("trl", ("trl-sft", "trl-dpo", "deepspeed"), "; did you mean 'trl-sft' or 'trl-dpo'?"),
+        ("eval", FIELDS, "; did you mean 'eval_batch_size' or 'eval_accumulation_steps'?"),
+        ("group_size", ("group_sizes",), "; did you mean 'group_sizes'?"),
+        ("on", ("one", "once"), "; did you mean 'one'?"),
+        ("quux", FIELDS, ""),
+    ],
+)
+def test_what_several_begin_with_may_be_any_of_them(value: str, choices: tuple[str, ...], meant: str) -> None:
+    assert did_you_mean(value, choices) == meant
+
+
+def test_a_preset_s_nearest_begin_as_it_was_typed() -> None:
+    assert most_alike("mistral", PRESETS, 2) == ["mistral-7b", "mistral-7b-v0.1"]
+    assert most_alike("qwen3-9b", PRESETS, 2) == ["qwen3-8b", "qwen3-4b"]
+    assert most_alike("zzz", PRESETS) == []
 
 
 def test_a_user_s_own_value_comes_from_the_current_directory(here: Path) -> None:
@@ -198,6 +253,16 @@ def test_a_value_of_another_kind_is_refused(here: Path, value: str) -> None:
         ("max_seq_length", FIELDS, "max_length"),
         ("sequence_tokens", FIELDS, "max_length"),
         ("cutoff_len", FIELDS, "max_length"),
+        ("batch", FIELDS, "batch_size"),
+        ("qwen3-9b", PRESETS, "qwen3-8b"),
+        ("qwen2.5-70b", PRESETS, None),
+        ("llama-3.1-7b", PRESETS, "llama-3.1-8b"),
+        ("rtx-409", CAPACITIES, "rtx-4090"),
+        ("rtx4090ti", CAPACITIES, "rtx-4090"),
+        ("rtx-3070", CAPACITIES, None),
+        ("nf44", ("nf4", "int8"), None),
+        ("nf5", ("nf4", "int8"), "nf4"),
+        ("nf8", ("nf4", "int8"), None),
     ],
 )
 def test_nothing_else_is_taken_for_what_was_meant(value: str, choices: tuple[str, ...], meant: str | None) -> None:

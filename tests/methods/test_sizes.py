@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from vrambench.methods.called import cards_called, why_unknown
 from vrambench.methods.cards import CAPACITIES, CARDS
-from vrambench.methods.errors import shown
-from vrambench.methods.sizes import parse_size
+from vrambench.methods.errors import NEAREST, shown
+from vrambench.methods.sizes import parse_amount, parse_size
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,34 @@ def test_the_nearest_size_is_told(text: str, meant: str | None) -> None:
         parse_size(text)
     hint = str(caught.value).partition("; did you mean ")[2]
     assert hint == (f"{meant!r}?" if meant else "")
+
+
+@pytest.mark.parametrize(
+    ("text", "cards"),
+    [
+        ("rtx-409", "rtx-4090, rtx-5090, "),
+        ("rtx4090ti", "rtx-4090, rtx-4070-ti, "),
+        ("GiB", ", ".join(list(CAPACITIES)[:NEAREST])),
+    ],
+)
+def test_few_cards_are_named_the_nearest_first(text: str, cards: str) -> None:
+    with pytest.raises(ValueError, match="or a card: ") as caught:
+        parse_size(text)
+    named, told_by, _ = str(caught.value).partition("or a card: ")[2].partition(" (vrambench list cards tells all)")
+    assert told_by
+    assert f"{named}, ".startswith(cards)
+    assert len(named.split(", ")) == NEAREST
+
+
+def test_an_amount_is_a_size_and_no_card() -> None:
+    assert [parse_amount(one) for one in ("512MiB", "2 GB", 200_000)] == [512 * 2**20, 2 * 10**9, 200_000]
+    for text in ("rtx-4090", "4090ti", "a100"):
+        with pytest.raises(ValueError, match=rf"^'{text}' is not a size; write 512MiB or 2GB"):
+            parse_amount(text)
+    with pytest.raises(ValueError, match="'-1GiB' is not a size; write 512MiB or 2GB; did you mean '1GiB'"):
+        parse_amount("-1GiB")
+    with pytest.raises(ValueError, match=r"'4090' would be bytes; write its unit, as in 24GiB$"):
+        parse_amount("4090")
 
 
 def test_a_card_that_may_be_two_is_said_to_be() -> None:

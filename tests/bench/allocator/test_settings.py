@@ -122,6 +122,8 @@ def test_the_older_variable_is_read_first() -> None:
             "expandable_segments:True,max_split_size_mb=128",
             "max_split_size_mb: write max_split_size_mb:128, with a colon",
         ),
+        (f"max_split_size_mb:{2**64}", f"max_split_size_mb: {2**64} is more than torch reads, {2**64 - 1}"),
+        (f"max_split_size_mb:{'9' * 5000}", r"max_split_size_mb: 9+\.\.\.9+ .* is more than torch reads"),
         ("max_split_size_mb:1.5", "'1.5' is not a whole number"),
         ("roundup_power2_divisions:3", "3 is not a power of two"),
         ("roundup_power2_divisions:[256:1", r"the closing bracket '\]' is missing"),

@@ -77,6 +77,7 @@ def test_nothing_typed_shows_help_and_is_wrong_usage(capsys: pytest.CaptureFixtu
         ("plan --repeat 0", "--repeat 0: must be at least 1"),
         ("run --jobs 0", "invalid value for '--jobs': '0': "),
         ("run --timeout soon", "invalid value for '--timeout': "),
+        ("run --retry=", "--retry: '' is not one of timeout, crashed, error, pruned"),
         ("run --retry oops", "--retry: 'oops' is not one of timeout, crashed, error, pruned"),
         ("run --device cpu --prune", "--prune: is for runs on a GPU, and this one is on the CPU"),
         ("run --device cpu --predict", "--predict: is for runs on a GPU, and this one is on the CPU"),
@@ -92,7 +93,19 @@ def test_nothing_typed_shows_help_and_is_wrong_usage(capsys: pytest.CaptureFixtu
         ("report nowhere --format htm", "invalid value for '--format': 'htm' is not one of 'html', 'table', "),
         ("fit tiny --budget ,", "--budget ,: name each once, with single commas"),
         ("x" * 5000, f"no such command '{brief('x' * 5000)}'"),
-        ("report", "missing argument 'RUN...'"),
+        ("report", "missing argument 'RUN...': Folders of runs"),
+        ("report nowhere -o -", "-o -: names no file; write one (./- if it is called so)"),
+        (
+            "report nowhere --format csv -o cells.html",
+            "-o cells.html: .html tells the format html, and --format says csv",
+        ),
+        ("list", "missing argument 'WHAT': models, cards, fields, values or rules"),
+        ("plan --set batch=4", "--set batch=4: unknown field 'batch'; did you mean 'batch_size'?"),
+        ("plan --sweep batch=1,2", "--sweep batch=1,2: unknown field 'batch'; did you mean 'batch_size'?"),
+        (
+            "plan --set reserved_elsewhere=rtx-4090",
+            "--set reserved_elsewhere=rtx-4090: reserved_elsewhere: 'rtx-4090' is not a size; write 512MiB or 2GB",
+        ),
         ("report nowhere -o .", "-o .: is a folder; name a file"),
         ("report nowhere -o there/report.html", "-o there/report.html: there is no folder there"),
         (
@@ -223,6 +236,7 @@ def test_ascii_is_enough() -> None:
         "plan --set ppo.epochs=x",
         "plan --sweep galore.rank=4,-1",
         "plan odder.yaml",
+        "plan bare.yaml",
         "fit unknown",
         "plan --sweep zerro.stage=1,2",
         "plan --model .",
@@ -249,8 +263,10 @@ def test_ascii_is_enough() -> None:
 def test_mistakes_are_told_without_torch(typed: str, matrix: Path) -> None:
     (matrix.parent / "broken.yaml").write_text("axes: [\n")
     (matrix.parent / "wrong.yaml").write_text(matrix.read_text().replace("nf4", "nf5"))
-    (matrix.parent / "odd.yaml").write_text("workload:\n  batch_size: 0\n")
-    (matrix.parent / "odder.yaml").write_text("workload:\n  ppo: {kl_estimator: k4}\n")
+    axes = matrix.read_text().partition("workload:")[0] + "workload:\n"
+    (matrix.parent / "odd.yaml").write_text(f"{axes}  batch_size: 0\n")
+    (matrix.parent / "odder.yaml").write_text(f"{axes}  ppo: {{kl_estimator: k4}}\n")
+    (matrix.parent / "bare.yaml").write_text("include: []\n")
     (matrix.parent / "config.json").write_text("{}")
     (matrix.parent / "unknown").mkdir()
     (matrix.parent / "unknown" / "config.json").write_text('{"model_type": "lama"}')

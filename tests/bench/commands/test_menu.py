@@ -103,6 +103,12 @@ def test_where_nothing_fits_the_nearest_is_named(capsys: pytest.CaptureFixture[s
     [
         (["tiny", "--max", "btch_size"], "--max: 'btch_size' is not one of batch_size, "),
         (["qwen3-8"], "'qwen3-8' is neither a matrix (a YAML file) nor a model"),
+        (
+            ["qwen3-9b"],
+            "'qwen3-9b' is neither a matrix (a YAML file) nor a model: a preset (qwen3-8b, qwen3-4b, qwen3-32b, qwen3-14b; "
+            "vrambench list models tells all), a hub id or a folder with config.json; did you mean 'qwen3-8b'?",
+        ),
+        (["tiny", "--max", "batch"], "--max: 'batch' is not one of batch_size, "),
         (["tiny", "--max", "batch_size"], "--max batch_size: it is answered for one cell"),
         (["tiny", "--model", "gpt2"], "--model gpt2: the model is 'tiny' already"),
         (["tiny", "--only", "precision=nf4"], "--only precision=nf4: recipes are narrowed by"),

@@ -155,3 +155,30 @@ def test_json_says_how_another_tool_s_names_were_read(capsys: pytest.CaptureFixt
         "--precision bfloat16 is read as --precision bf16 (torch; Lightning, LitGPT)",
         "--set seq_len=32 is read as --set max_length=32 (unsloth, LitGPT; torchtune)",
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["include: []", "axes: {precision: [nf4]}", "include: []\nprofiles: {a: {}}\ndefault_profile: {cpu: a}"],
+)
+def test_a_matrix_without_axes_is_told_before_torch_is_imported(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vrambench.bench.commands.plan.planned_for", lambda *args, **more: pytest.fail("planned"))
+    monkeypatch.setattr("vrambench.bench.commands.plan.device_here", lambda device: pytest.fail("asked torch"))
+    matrix = tmp_path / "matrix.yaml"
+    matrix.write_text(f"{text}\nworkload: {{model: tiny}}\n")
+    assert main(["plan", str(matrix), "--set", "steps=0"]) == 2
+    steps, axes = capsys.readouterr().err.splitlines()
+    assert steps.endswith("steps: 0: must be at least 1")
+    assert ": axes: no values for " in axes
+
+
+def test_a_matrix_whose_axes_are_a_profile_s_is_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    matrix = tmp_path / "matrix.yaml"
+    axes = "{precision: [nf4], adapter: [lora], optimizer: [sgd], offload: [none], algorithm: [sft]}"
+    matrix.write_text(f"workload: {{model: tiny}}\nprofiles: {{a: {{axes: {axes}}}}}\ndefault_profile: {{cpu: a}}\n")
+    assert main(["plan", str(matrix), "--device", "cpu"]) == 0
+    assert "1 cell: " in capsys.readouterr().out
+    assert main(["plan", str(matrix), "--device", "cuda"]) == 2
+    assert "axes: no values for precision, " in capsys.readouterr().err

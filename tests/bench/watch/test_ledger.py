@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -181,7 +182,7 @@ def test_a_bad_limit_is_told_with_the_nearest(limit: str, said: str) -> None:
     ("card", "said"),
     [
         ("rtx-4900", "'rtx-4900' is unknown; did you mean 'rtx-4090'?"),
-        ("rtx-999", "'rtx-999' is not one of rtx-3090, "),
+        ("rtx-999", "'rtx-999' is unknown; nearest are rtx-5090, "),
         ("a100", "'a100' is not one of a100-40gb, a100-80gb"),
     ],
 )
@@ -189,6 +190,37 @@ def test_a_bad_card_is_told_with_the_nearest(card: str, said: str) -> None:
     with pytest.raises(vrambench.ConfigurationError) as told:
         vrambench.watch("1GiB", card=card)
     assert str(told.value).startswith(f"card: {said}")
+
+
+def test_recording_the_allocator_is_nothing_and_said(tmp_path: Path) -> None:
+    memory: Any = torch.cuda.memory
+    with vrambench.watch():
+        with pytest.warns(UserWarning, match=r"memory._record_memory_history\(\) does nothing on the simulated device"):
+            memory._record_memory_history(max_entries=100)
+        with pytest.warns(UserWarning, match=r"memory._dump_snapshot\(\) does nothing"):
+            memory._dump_snapshot(str(tmp_path / "job.pickle"))
+        for read in (memory._snapshot, torch.cuda.memory_snapshot):
+            with pytest.raises(RuntimeError, match=r"snapshot\(\) is not known on the simulated device"):
+                read()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_generator_for_cuda_is_taken_as_on_cuda() -> None:
+    real, before = torch.Generator, torch.Generator()
+    with vrambench.watch() as ledger:
+        for made in (torch.Generator(device="cuda"), torch.Generator("cuda:0").manual_seed(7)):
+            assert made.device == torch.device("cuda", 0)
+            drawn = torch.randn(512, device="cuda", generator=made)
+            assert drawn.uniform_(generator=made).device == torch.device("cuda", 0)
+            assert torch.randperm(8, device="cuda", generator=made).is_cuda
+        on_cpu = torch.Generator().manual_seed(7)
+        assert on_cpu.device == torch.device("cpu")
+        assert torch.equal(torch.randn(8, generator=on_cpu), torch.randn(8, generator=real().manual_seed(7)))
+        assert all(isinstance(one, torch.Generator) for one in (made, on_cpu, before))
+        with pytest.raises(RuntimeError, match="cuda:1: invalid device ordinal"):
+            torch.Generator(device="cuda:1")
+    assert torch.Generator is real
+    assert ledger.used
 
 
 @pytest.mark.parametrize("made_before", [True, False])

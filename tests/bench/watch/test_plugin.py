@@ -99,12 +99,18 @@ def test_nothing():
 @pytest.mark.limit_vram("24GiBB")
 def test_bad():
     pass
+
+
+@pytest.mark.limit_vram(None)
+def test_none():
+    pass
 """,
     )
     assert "used nothing on the device" in found.stdout
     assert found.stdout.count("did you mean '24GiB'") == 1, "not as the error behind another"
     assert "During handling" not in found.stdout
-    assert "1 passed, 1 warning, 1 error" in found.stdout
+    assert "limit_vram: None limits nothing: write @pytest.mark" in found.stdout
+    assert "1 passed, 1 warning, 2 errors" in found.stdout
 
 
 def test_results_are_a_run_that_baseline_and_check_read(tmp_path: Path) -> None:
