@@ -141,7 +141,7 @@ def nearest(value: str, choices: Iterable[str]) -> str | None:
     alike = [name for name in begun or lowered if _digits(name) == _digits(typed)]
     matches = difflib.get_close_matches(typed, alike, n=1, cutoff=0.7)
     if not matches and len(typed) > 2:
-        slips = [name for name in lowered if _one_slip(typed, name)]
+        slips = [name for name in lowered if _digits(name) != _digits(typed) and _one_slip(typed, name)]
         slips = [name for name in slips if len(name) == len(typed)] or slips
         holding = [name for name in alike if typed in name]
         matches = difflib.get_close_matches(typed, slips, n=1, cutoff=0) or next(
@@ -155,7 +155,7 @@ def _digits(text: str) -> list[str]:
 
 
 def _one_slip(typed: str, name: str) -> bool:
-    """Whether one character is left out, or another than meant; of digits the one beside it on the keyboard."""
+    """Whether one character is left out, or another than meant; of digits the one before or after."""
     shorter = min(len(typed), len(name))
     same = next((place for place in range(shorter) if typed[place] != name[place]), shorter)
     left, right = typed[same:], name[same:]

@@ -15,11 +15,12 @@ from vrambench.methods.axes import AXES
 from vrambench.methods.cards import CAPACITIES
 from vrambench.methods.cell import option_namespaces, resolve
 from vrambench.methods.elsewhere import HERE
-from vrambench.methods.errors import ConfigurationError, UnknownValue
+from vrambench.methods.errors import NEAREST, ConfigurationError, UnknownValue
 from vrambench.methods.workload import AXIS_NAMES, FIELDS, Workload
 from vrambench.reports.text.lists import described
 
-SIZES = f"write 24GiB, 16GB or a card: {', '.join(CAPACITIES)}"
+CARDS_TOLD = "(vrambench list cards tells all)"
+SIZES = f"write 24GiB, 16GB or a card: {', '.join([*CAPACITIES][:NEAREST])} {CARDS_TOLD}"
 MODULES = (
     "must be auto, all-linear, a list of modules' names (q_proj,v_proj or [q_proj]), or a regular expression for whole paths "
     r"(.*\.q_proj)"
@@ -117,7 +118,7 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"budget": "24XB"},
         "budget",
-        f"budget: '24XB' is not a size; write 24GiB, 16GB or a card: {', '.join(CAPACITIES)}; did you mean '24GiB'?",
+        f"budget: '24XB' is not a size; {SIZES}; did you mean '24GiB'?",
     ),
     ({"budget": "0"}, "budget", "budget: '0' is not a size of at least 128 KiB and less than 1 EiB"),
     ({"budget": "127KiB"}, "budget", "budget: '127KiB' is not a size of at least 128 KiB and less than 1 EiB"),
@@ -160,7 +161,12 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
             ("model", None, "null: must be text"),
             ("model", 4, "4: must be text"),
             ("weights", None, "null: must be text"),
-            ("budget", "rtx-4090s", f"'rtx-4090s' is not a size; {SIZES}; did you mean 'rtx-4090'?"),
+            (
+                "budget",
+                "rtx-4090s",
+                "'rtx-4090s' is not a size; write 24GiB, 16GB or a card: rtx-4090, rtx-5090, rtx-4080, rtx-3090, rtx-a4000, "
+                f"rtx-5080 {CARDS_TOLD}; did you mean 'rtx-4090'?",
+            ),
             ("budget", None, f"null is not a size; {SIZES}"),
             ("lora_target_modules", "q_proj", f"'q_proj': {MODULES}; write [q_proj] for the layers of that name"),
             ("lora_target_modules", "q_proj,", f"'q_proj,': {MODULES}"),

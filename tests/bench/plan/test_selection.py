@@ -159,7 +159,7 @@ include:
         ({"budget": "24Gx"}, "--budget 24Gx: budget: '24Gx' is not a size; write 24GiB, 16GB or a card: rtx-3090"),
         (
             {"budget": "rtx-5099"},
-            "--budget rtx-5099: budget: 'rtx-5099' is not a size; write 24GiB, 16GB or a card: rtx-3090",
+            "--budget rtx-5099: budget: 'rtx-5099' is not a size; write 24GiB, 16GB or a card: rtx-5090, rtx-5080, ",
         ),
         ({"repeat": 0}, "--repeat 0: must be at least 1"),
         ({"repeat": 1001}, "--repeat 1001: must be at most 1000"),
