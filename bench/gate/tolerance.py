@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from vrambench.bench.results import PREDICTED
 from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
-from vrambench.methods.sizes import parse_size
+from vrambench.methods.sizes import parse_amount
 
 MEMORY = ("allocated_bytes", "reserved_bytes", "device_bytes")
 TIME = "step_seconds"
@@ -29,14 +29,19 @@ class Tolerance(NamedTuple):
     def parse(cls, text: str, metric: str = "tolerance") -> Tolerance:
         """Reads `2%`, `64MiB`, `1%|64MiB` or `0`. Raises ConfigurationError that names `metric`."""
         share, nbytes = 0.0, 0
-        for part in str(text).split("|"):
+        parts = str(text).split("|")
+        if len(parts) != len({part.strip().endswith("%") for part in parts}):
+            raise ConfigurationError(
+                f"{metric}: {shown(text)}: one share and one size at most, such as 1%|64MiB", field=metric
+            )
+        for part in parts:
             if part.strip().endswith("%"):
                 share = _share(part.strip(), metric)
             elif part.strip() != "0" and metric == TIME:
                 raise ConfigurationError(f"{metric}: {shown(part)}: must be a share, such as 5%", field=metric)
             elif part.strip() != "0":
                 try:
-                    nbytes = parse_size(part.strip())
+                    nbytes = parse_amount(part.strip())
                 except ValueError:
                     told = f"{metric}: {shown(text)}: must be a share, a size or the larger of both, such as 1%|64MiB"
                     raise ConfigurationError(told, field=metric) from None
