@@ -27,7 +27,9 @@ def test_the_larger_of_a_share_and_a_size_is_allowed(text: str, before: int, all
     assert Tolerance.parse(tolerance.text()) == tolerance
 
 
-@pytest.mark.parametrize("text", ["", "much", "-1%", "nan%", "inf%", "1%|", "64 apples", "%", "rtx-4090", "1%|64MiB|3%"])
+@pytest.mark.parametrize(
+    "text", ["", "much", "-1%", "nan%", "inf%", "1%|", "64 apples", "%", "rtx-4090", "1%|64MiB|3%"]
+)
 def test_what_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^allocated_bytes: .*such as 1%"):
         Tolerance.parse(text, "allocated_bytes")
