@@ -82,9 +82,9 @@ class DeviceTrace:
     left_out: LeftOut | None
     times: tuple[int, ...]
     asked: tuple[Asked, ...]
-    refused: tuple[Asked, ...]
     held: Mapping[int, Asked]
     spans: tuple[Span, ...]
+    refused: tuple[Asked, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +141,9 @@ def device_traces(snapshot: Source, settings: AllocatorSettings | None = None) -
                 left_out if any(left_out) else None,
                 _times(raw),
                 _askers(raw, "alloc"),
-                _askers(raw, "oom"),
                 dict(pair for segment in raw_segments for pair in _holders(segment)),
                 tuple(_spans(snapshot.external_annotations, device)),
+                _askers(raw, "oom"),
             )
         )
     return traces
