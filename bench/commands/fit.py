@@ -96,7 +96,7 @@ def fit(
     loaded = load(matrix, selection)
     _check_asked(matrix, selection)
     with stdout_kept_clean() as out:
-        from vrambench.bench.plan.configs.built import as_built
+        from vrambench.bench.plan.built import as_built
         from vrambench.bench.predict.alloc_conf import read
         from vrambench.bench.predict.kept import about_answer, read_answer
 

@@ -96,7 +96,7 @@ def print_menu(
         menu = read_menu(cache, asked) if cache else None
         menu = menu or _predicted(path, chosen, matrices, alloc_conf, cache, asked)
         if config:
-            from vrambench.bench.plan.configs.built import as_built
+            from vrambench.bench.plan.built import as_built
 
             config = as_built(config, [row.cell for row in menu.rows])
         if as_json:

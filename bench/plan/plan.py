@@ -20,6 +20,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vrambench.bench.plan.built import as_built
 from vrambench.bench.plan.combinations import (
     Combination,
     all_named,
@@ -28,7 +29,6 @@ from vrambench.bench.plan.combinations import (
     idle_excludes,
     removing,
 )
-from vrambench.bench.plan.configs.built import as_built
 from vrambench.bench.plan.coverage import pairwise, witnesses
 from vrambench.bench.plan.file import Coverage
 from vrambench.bench.plan.matrix import (
