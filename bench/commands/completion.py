@@ -1,4 +1,4 @@
-"""What a shell offers behind an option: axis values, fields, cards, profiles; without torch, since a shell waits for it.
+"""What a shell offers: axis values, fields, models, cards, profiles; without torch, since a shell waits for it.
 
 vrambench --install-completion          for bash, zsh, fish
 """
@@ -28,6 +28,20 @@ def fields(incomplete: str) -> list[str]:
     from vrambench.methods.workload import FIELDS
 
     return [f"{name}=" for name in _beginning(incomplete, FIELDS)]
+
+
+def models(incomplete: str) -> list[str]:
+    """Presets. Where none begins so, the shell offers its files."""
+    from vrambench.methods.models.presets import PRESETS
+
+    return _beginning(incomplete, PRESETS)
+
+
+def lists(incomplete: str) -> list[str]:
+    """What `vrambench list` lists."""
+    from vrambench.reports.text.lists import LISTS
+
+    return _beginning(incomplete, LISTS)
 
 
 def budgets(incomplete: str) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vrambench.bench.commands import completion
 from vrambench.bench.commands.early import load, with_others
 from vrambench.bench.commands.menu import is_menu, named, print_menu
 from vrambench.bench.commands.selectors import with_selectors
@@ -52,6 +53,7 @@ What = Annotated[
         metavar="[MODEL|MATRIX]",
         help="A model (a preset, a hub id or a folder), or the matrix file; ./matrix.yaml, else the one that is shipped.",
         show_default=False,
+        autocompletion=completion.models,
     ),
 ]
 Maxima = Annotated[

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from vrambench.bench.commands import completion
 from vrambench.bench.commands.shared import Json, stdout_kept_clean
 from vrambench.methods.errors import ConfigurationError, UnknownValue, did_you_mean, shown
 
@@ -16,7 +17,10 @@ SENTENCES = ("meaning", "reason")
 
 
 def list(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="models, cards, fields, values or rules.")],
+    what: Annotated[
+        str,
+        typer.Argument(metavar="WHAT", help="models, cards, fields, values or rules.", autocompletion=completion.lists),
+    ],
     word: Annotated[
         str,
         typer.Argument(

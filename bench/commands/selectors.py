@@ -49,7 +49,10 @@ Sweep = Annotated[
     ),
 ]
 Repeat = Annotated[list[int] | None, typer.Option(help="How many samples of each cell are measured.", metavar="N")]
-Model = Annotated[Texts, typer.Option("--model", help="A preset, a hub id or a folder.", metavar="MODEL")]
+Model = Annotated[
+    Texts,
+    typer.Option("--model", help="A preset, a hub id or a folder.", metavar="MODEL", autocompletion=completion.models),
+]
 Budget = Annotated[
     Texts,
     typer.Option(help="The device memory that a cell may use.", metavar="SIZE|CARD", autocompletion=completion.budgets),

@@ -29,6 +29,9 @@ finally:
         ("fit --budget l4", ["l40s", "l4", "l40"]),
         ("plan --profile sm", ["smoke"]),
         ("li", ["list"]),
+        ("list m", ["models"]),
+        ("fit qwen3-8", ["qwen3-8b"]),
+        ("plan --model smollm2-13", ["smollm2-135m"]),
     ],
 )
 def test_a_shell_is_offered_what_may_be_typed(typed: str, offered: list[str]) -> None:
