@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from vrambench.bench.results.settings import flat_settings
 from vrambench.reports import units
 from vrambench.reports.report import Report, told_apart
-from vrambench.reports.rows import Row, flat_settings, peak_basis
+from vrambench.reports.rows import Row, peak_basis
 
 WORK = (
     *("model", "batch_size", "prompt_tokens", "response_tokens", "max_length", "lengths", "packing", "rollout_batch"),

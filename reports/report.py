@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from vrambench.bench.results.settings import flat_settings
 from vrambench.methods.workload import AXIS_NAMES
 from vrambench.reports import units
-from vrambench.reports.rows import STATUSES, Row, Run, flat_settings, peak_basis, rows_of, setting_text, varying_fields
+from vrambench.reports.rows import STATUSES, Row, Run, peak_basis, rows_of, setting_text, varying_fields
 
 if TYPE_CHECKING:
     from vrambench.bench.gate.check import Check

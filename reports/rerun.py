@@ -12,8 +12,9 @@ from typing import Any
 
 from vrambench.bench.plan.document import as_yaml
 from vrambench.bench.results import OWN_CODE, PREDICTED
+from vrambench.bench.results.settings import flat_settings
 from vrambench.methods.workload import AXIS_NAMES
-from vrambench.reports.rows import Row, axis_options, flat_settings, setting_options
+from vrambench.reports.rows import Row, axis_options, setting_options
 
 USUAL_MATRIX = "matrix.yaml"
 OF_ALL = ("--config", "--config-format", "--model", "--budget", "--set")

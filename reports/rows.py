@@ -19,6 +19,7 @@ from vrambench.bench.plan.document import as_yaml
 from vrambench.bench.predict.band import error_band
 from vrambench.bench.results.curves import quarters
 from vrambench.bench.results.records import Memory, Result
+from vrambench.bench.results.settings import flat_settings
 from vrambench.methods.cards import DRIVERS_SHARE
 from vrambench.methods.workload import AXIS_NAMES, FIELDS
 from vrambench.reports.units import DASH, size
@@ -209,19 +210,6 @@ def device_capacity(info: Mapping[str, Any]) -> int | None:
         return None
     capacity = gpu.get("usable_bytes") or gpu.get("total_bytes")
     return capacity if isinstance(capacity, int) else None
-
-
-def flat_settings(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """A cell's workload by dotted names (`ppo.epochs`), without the axes and without what the cell does not use."""
-    settings: dict[str, Any] = {}
-    for key, value in cell.items():
-        if key in AXIS_NAMES or value is None:
-            continue
-        if isinstance(value, Mapping):
-            settings |= {f"{key}.{name}": inner for name, inner in value.items() if inner is not None}
-        else:
-            settings[key] = value
-    return settings
 
 
 def setting_text(row: Row, name: str) -> str:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vrambench.bench.results.records import Memory
+from vrambench.bench.results.settings import flat_settings
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.workload import AXIS_NAMES
 from vrambench.reports.columns import columns, why
 from vrambench.reports.report import Report
 from vrambench.reports.rerun import command
-from vrambench.reports.rows import Row, flat_settings
+from vrambench.reports.rows import Row
 from vrambench.reports.sizes import SIZES, verdicts
 
 if TYPE_CHECKING:

@@ -4,15 +4,15 @@
     found.exit_code, found.of("regressed")
 
 A cell that fitted and does not any more is always a regression, whatever the tolerances. Cells with other settings are other cells:
-where none is left to compare, the run is not comparable. One whose measurement failed is neither a
-regression nor a pass. Time counts only where it is longer by more than its tolerance and the samples can be told apart.
+where none is left to compare, the run is not comparable. One whose measurement failed is neither a regression nor a pass. Time
+counts only where it is longer by more than its tolerance and the samples can be told apart.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import NormalDist, median
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from vrambench.bench.gate.baseline import Baseline, BaselineCell, baseline_of
 from vrambench.bench.gate.tolerance import MEMORY, TIME, Tolerance, tolerances
 from vrambench.bench.results.comparable import changed_versions, same_allocation, same_hardware
 from vrambench.bench.results.records import FAILED, SCHEMA, Record
+from vrambench.bench.results.settings import flat_settings
 from vrambench.bench.results.store import RunFolder
 from vrambench.methods.workload import AXIS_NAMES
 
@@ -135,10 +136,11 @@ def check(
     planned = {cell.id for cell in folder.run.cells} if folder.run else set()
     known = {cell.id for cell in baseline.cells}
     new = [cell for cell in run.cells if cell.id not in known]
+    alike = _by_axes(new)
     if not known & {*now, *planned}:
-        return Check(device=run.device, not_comparable=(_nothing_left(baseline.cells, new),), notes=tuple(notes))
+        return Check(device=run.device, not_comparable=(_nothing_left(baseline.cells, alike),), notes=tuple(notes))
     cells = [
-        _checked(cell, now.get(cell.id), cell.id in planned, baseline.tolerances, told, two_sided, new)
+        _checked(cell, now.get(cell.id), cell.id in planned, baseline.tolerances, told, two_sided, alike)
         for cell in baseline.cells
     ]
     return Check(device=run.device, notes=tuple(notes), cells=_ordered([*cells, *map(_new, new)]))
@@ -179,29 +181,34 @@ def _known(environment: Mapping[str, Any]) -> dict[str, Any]:
     return {**environment, "python": ".".join(python.split(".")[:2]) if isinstance(python, str) else None}
 
 
-def _nothing_left(before: Sequence[BaselineCell], new: Sequence[BaselineCell]) -> str:
-    """That no cell could be compared, and the first thing that is asked otherwise."""
-    changed = next(filter(None, (_asked_otherwise(cell, new) for cell in before)), None)
-    return "none of the baseline's cells is in this run" + (f": {before[0].name} {changed}" if changed else "")
+ByAxes = Mapping[tuple[Any, ...], Sequence[BaselineCell]]
 
 
-def _asked_otherwise(before: BaselineCell, new: Sequence[BaselineCell]) -> str | None:
+def _axes(cell: BaselineCell) -> tuple[Any, ...]:
+    return tuple(cell.cell.get(axis) for axis in AXIS_NAMES)
+
+
+def _by_axes(cells: Iterable[BaselineCell]) -> ByAxes:
+    found: dict[tuple[Any, ...], list[BaselineCell]] = {}
+    for cell in cells:
+        found.setdefault(_axes(cell), []).append(cell)
+    return found
+
+
+def _nothing_left(before: Sequence[BaselineCell], new: ByAxes) -> str:
+    """That no cell could be compared, and of the first that is asked otherwise, how."""
+    changed = next((f": {cell.name} {told}" for cell in before if (told := _asked_otherwise(cell, new))), "")
+    return f"none of the baseline's cells is in this run{changed}"
+
+
+def _asked_otherwise(before: BaselineCell, new: ByAxes) -> str | None:
     """What the run's only new cell with the same axis values has in the place of this one's settings."""
-    alike = [cell for cell in new if all(cell.cell.get(axis) == before.cell.get(axis) for axis in AXIS_NAMES)]
+    alike = new.get(_axes(before), ())
     if len(alike) != 1:
         return None
-    was, now = dict(_settings(before.cell)), dict(_settings(alike[0].cell))
+    was, now = flat_settings(before.cell), flat_settings(alike[0].cell)
     changed = [name for name in {**was, **now} if was.get(name) != now.get(name)]
     return "now has " + ", ".join(f"{name} {now.get(name)} instead of {was.get(name)}" for name in changed)
-
-
-def _settings(cell: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """By name, options with their namespace: `ppo.epochs`."""
-    for name, value in cell.items():
-        if isinstance(value, dict):
-            yield from ((f"{name}.{option}", one) for option, one in value.items())
-        else:
-            yield name, value
 
 
 def _new(cell: BaselineCell) -> CellCheck:
@@ -217,7 +224,7 @@ def _checked(
     of_all: Mapping[str, str],
     told: Mapping[str, str],
     two_sided: bool,
-    new: Sequence[BaselineCell],
+    new: ByAxes,
 ) -> CellCheck:
     named = {"id": before.id, "name": before.name}
     if now is None:

@@ -16,12 +16,12 @@ from vrambench.bench.commands.app import main
 from vrambench.bench.plan.document import parse_value
 from vrambench.bench.predict.band import error_band
 from vrambench.bench.results.records import Memory, OutOfMemory, PredictedVerdict, Verdict
+from vrambench.bench.results.settings import flat_settings
 from vrambench.methods.cell import from_flat, resolve
 from vrambench.reports.rows import (
     Row,
     Run,
     axis_options,
-    flat_settings,
     judge,
     pareto,
     peak_basis,

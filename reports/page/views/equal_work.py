@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from vrambench.bench.results.settings import flat_settings
 from vrambench.methods.written_options import option_names
 from vrambench.reports import units
 from vrambench.reports.page.view import View
 from vrambench.reports.report import PEAKS, Report
-from vrambench.reports.rows import Row, flat_settings
+from vrambench.reports.rows import Row
 
 ROLES = ("value", "reference", "reference_dtype", "rollout_batch", "group_size")
 """What an algorithm decides of its roles, and into how many prompts it divides its responses."""

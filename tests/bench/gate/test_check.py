@@ -168,6 +168,8 @@ def test_where_no_cell_is_left_nothing_was_compared(tmp_path: Path) -> None:
     assert (found.exit_code, found.cells) == (3, ())
     told = f"none of the baseline's cells is in this run: {before.name} now has batch_size 256 instead of 1"
     assert found.not_comparable == (told,)
+    gone = full("c", cell=made.cell(algorithm="ppo"), name="gone")
+    assert checked(tmp_path, [gone, before], [now]).not_comparable == found.not_comparable, "the cell that is meant"
     (told,) = checked(tmp_path, [before], [full("b", cell=made.cell(algorithm="ppo"))]).not_comparable
     assert told == "none of the baseline's cells is in this run"
     assert check(baseline_of(run_of(tmp_path, [before])), run_of(tmp_path, [now], lacks=["a"])).counts == {
