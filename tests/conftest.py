@@ -6,6 +6,7 @@ import gc
 import importlib.machinery
 import importlib.util
 import itertools
+import os
 import random
 import signal
 import sys
@@ -20,6 +21,9 @@ hypothesis.settings.register_profile(
     "tests", derandomize=True, deadline=None
 )  # the same on every machine, however busy
 hypothesis.settings.load_profile("tests")
+
+for _name in ("CI", "BUILD_NUMBER", "GITHUB_ACTIONS", "FORCE_COLOR", "NO_COLOR", "COLUMNS"):
+    os.environ.pop(_name, None)  # pytest, Rich and Typer print otherwise where these are set; tests see one form everywhere
 
 sys.dont_write_bytecode = False
 """Containers often set PYTHONDONTWRITEBYTECODE. To rewrite and compile every test file anew takes each process 10 s of a CPU."""
