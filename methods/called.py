@@ -44,6 +44,18 @@ def card_of(budget_bytes: int) -> Card | None:
     return next((card for card in CARDS.values() if card.usable_bytes == budget_bytes), None)
 
 
+def budget_called(budget_bytes: int) -> str:
+    """A budget as people write it, in the fewest characters: a card's name, `24GiB`, or the bytes."""
+    card = card_of(budget_bytes)
+    return card.name if card else f"{budget_bytes // GIB}GiB" if budget_bytes % GIB == 0 else str(budget_bytes)
+
+
+def has_bf16(budget_bytes: int) -> bool:
+    """Whether the card whose memory the budget is has bf16 arithmetic and flash attention. Of no card's, it has."""
+    card = card_of(budget_bytes)
+    return card is None or card.has_bf16
+
+
 @lru_cache(maxsize=1024)
 def _words(text: str) -> frozenset[str]:
     """Of a card's name, in lower case; `80 GB` is one, `rtx4090` and `4070ti` are two each."""

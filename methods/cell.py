@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from vrambench.methods.adapters import ADAPTERS, Adapter
 from vrambench.methods.algorithms import ALGORITHMS, EVALUATION_FIELDS, Algorithm
 from vrambench.methods.axes import AXES
+from vrambench.methods.called import has_bf16
 from vrambench.methods.errors import ConfigurationError, UnknownValue, did_you_mean, shown
 from vrambench.methods.lengths import truncated
 from vrambench.methods.offload import OFFLOADS, Offload
@@ -154,12 +155,13 @@ def _settings_of_then(settings: dict[str, Any]) -> dict[str, Any]:
 ADAPTED_WHOLE = ("llama", "mistral", "qwen2", "qwen3", "gemma")
 
 
-def resolve(axes: Mapping[str, str], settings: Mapping[str, Any], *, flash: bool = True) -> Cell:
+def resolve(axes: Mapping[str, str], settings: Mapping[str, Any], *, flash: bool | None = None) -> Cell:
     """The cell of `axes` (a value's name for each of the five) with the workload's `settings`.
 
     Settings are the workload's fields and, under their namespaces, axis values' options; those of values that this cell
     does not use are checked and then left out. `flash`: whether `attention: auto` may stand for the flash kernel, which GPUs
-    have from compute capability 8.0 on. Raises ConfigurationError with the field, the value and the nearest valid one.
+    have from compute capability 8.0 on; None: where the card whose memory the budget is has it. Raises ConfigurationError with
+    the field, the value and the nearest valid one.
     """
     _check_axes(axes)
     values = {axis: registry.get(axes[axis]) for axis, registry in AXES.items()}
@@ -171,7 +173,7 @@ def resolve(axes: Mapping[str, str], settings: Mapping[str, Any], *, flash: bool
     workload = check(Workload, fields)
     options = _options(settings, values, namespaces)
     workload = workload.model_copy(update=dict.fromkeys(unused) | {"options": options})
-    changes = _decided(workload, values, flash, fields)
+    changes = _decided(workload, values, has_bf16(workload.budget) if flash is None else flash, fields)
     return Cell(**axes, workload=workload.model_copy(update=changes))
 
 

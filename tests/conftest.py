@@ -22,8 +22,9 @@ hypothesis.settings.register_profile(
 )  # the same on every machine, however busy
 hypothesis.settings.load_profile("tests")
 
+# pytest, Rich and Typer print otherwise where these are set: tests see one form everywhere.
 for _name in ("CI", "BUILD_NUMBER", "GITHUB_ACTIONS", "FORCE_COLOR", "NO_COLOR", "COLUMNS"):
-    os.environ.pop(_name, None)  # pytest, Rich and Typer print otherwise where these are set; tests see one form everywhere
+    os.environ.pop(_name, None)
 
 sys.dont_write_bytecode = False
 """Containers often set PYTHONDONTWRITEBYTECODE. To rewrite and compile every test file anew takes each process 10 s of a CPU."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vrambench.bench.claims.cells import Cells, cells_of, has_bf16, on_cpu
+from vrambench.bench.claims.cells import Cells, cells_of, on_cpu
 from vrambench.bench.claims.claimed import Verdict, judge, told
 from vrambench.bench.claims.file import Claim, Claims, Layers
 from vrambench.bench.claims.formula import Name
@@ -194,7 +194,7 @@ def _refused(cell: Cell) -> str | None:
     """The rule that forbids the cell on CUDA, and why."""
     from vrambench.bench.plan.validity import check
 
-    found = check(cell, "cuda", bf16=has_bf16(cell))
+    found = check(cell, "cuda")
     return next((f"the rule {one.rule} forbids it: {one.reason}" for one in found if one.kind == "reject"), None)
 
 

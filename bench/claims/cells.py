@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 from vrambench.bench.claims.file import Claim, Claims, Layers
 from vrambench.bench.plan.matrix import Setting, check_value
-from vrambench.methods.called import card_called
-from vrambench.methods.cards import CARDS
 from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.workload import AXIS_NAMES
@@ -43,15 +41,9 @@ def on_cpu(claim: Claim) -> Cells:
     return cells_of(claim, claim.on_cpu, claim.seeds) if claim.on_cpu else {}
 
 
-def has_bf16(cell: Cell) -> bool:
-    """Whether the card that the cell's budget names has bf16 arithmetic; where it names none, it has."""
-    card = next((card for card in CARDS.values() if card.usable_bytes == cell.workload.budget), None)
-    return card is None or card.has_bf16
-
-
-def planned(claims: Claims, kind: Kind, *, bf16: bool | None = True) -> list[PlannedCell]:
-    """Every cell of the claims on a device of that kind, once. `bf16`: whether it has such arithmetic; None: as the card that the
-    cell's budget names. Raises ConfigurationError where there is none."""
+def planned(claims: Claims, kind: Kind, *, bf16: bool | None = None) -> list[PlannedCell]:
+    """Every cell of the claims on a device of that kind, once; `bf16` as for `check`. Raises ConfigurationError where there is
+    none."""
     from vrambench.bench.plan.plan import PlannedCell
     from vrambench.bench.plan.validity import check
 
@@ -60,7 +52,7 @@ def planned(claims: Claims, kind: Kind, *, bf16: bool | None = True) -> list[Pla
         cells = on_cpu(claim) if kind == "cpu" else cells_of(claim, claim.cells) if claim.cells else {}
         for name, cell in _each(cells):
             seed = f" seed={cell.workload.seed}" if len(cells[name]) > 1 else ""
-            findings = check(cell, kind, bf16=has_bf16(cell) if bf16 is None else bf16)
+            findings = check(cell, kind, bf16=bf16)
             one = PlannedCell(cell, f"{cell.name} {claim.id}.{name}{seed}", findings)
             found.setdefault(one.id, one)
     if not found:
@@ -95,10 +87,8 @@ def _resolved(claim: Claim, settings: Mapping[str, Setting]) -> Cell:
         axes[axis] = settings[axis].value
         check_value(axis, axes[axis], settings[axis].origin)
     work = _work(settings)
-    budget = work["budget"].value if "budget" in work else None
-    card = card_called(budget)
     try:
-        return resolved(axes, work, flash=card is None or card.has_bf16)
+        return resolved(axes, work)
     except ConfigurationError as error:
         told = error.message.startswith(tuple(one.origin.partition(": ")[0] for one in work.values()))
         raise error if told else ConfigurationError(f"{claim.where}: {error.message}", field=error.field) from None

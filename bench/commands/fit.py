@@ -187,10 +187,9 @@ def _predicted(
     with collector_held(collect=False):  # what is imported, and made of it, stays
         from vrambench.bench.plan.plan import select
         from vrambench.bench.predict.fit import fit as fit_cell
-        from vrambench.bench.predict.fit import has_bf16
 
         card = card_named(selection, matrix)
-        planned = select(matrix, selection, "cuda", bf16=has_bf16(card))
+        planned = select(matrix, selection, "cuda")
         for warning in planned.warnings:
             tell(f"warning: {warning}")
         one = only_cell(planned, maximum)
@@ -208,19 +207,19 @@ def _predicted(
             )
         finally:
             end_progress()
-    again = _again(one.cell, matrix, path, selection.profile, bf16=has_bf16(card))
+    again = _again(one.cell, matrix, path, selection.profile)
     kept = KeptAnswer(answer, planned.profile, again, tuple(lines))
     if cache:
         write_answer(cache, asked, kept, one.said)
     return kept
 
 
-def _again(cell: Cell, matrix: Matrix, path: Path | None, profile: str | None, *, bf16: bool) -> str:
+def _again(cell: Cell, matrix: Matrix, path: Path | None, profile: str | None) -> str:
     """The shortest command that asks for the cell: of the matrix at `path`, or of the default one."""
     from vrambench.bench.plan.shortest import shortest
 
     named, matrix = matrix_again(matrix, path)
-    return shlex.join(["vrambench", "fit", *named, *shortest(cell, matrix, profile=profile, bf16=bf16)])
+    return shlex.join(["vrambench", "fit", *named, *shortest(cell, matrix, profile=profile)])
 
 
 def only_cell(plan: Plan, searched: str | None = None) -> PlannedCell:

@@ -16,7 +16,6 @@ from vrambench.bench.commands.early import load
 from vrambench.bench.commands.shared import (
     EXIT_DOES_NOT_FIT,
     Mistakes,
-    card_named,
     end_progress,
     matrix_again,
     say_progress,
@@ -148,7 +147,6 @@ def _predicted(
         pool.submit(int)  # its imports, while those of this process are made
 
         from vrambench.bench.predict.answer import Menu
-        from vrambench.bench.predict.fit import has_bf16
         from vrambench.bench.predict.forecast import Predictor
         from vrambench.bench.predict.kept import write_menu
         from vrambench.bench.predict.menu import plan_menu, predict_menu
@@ -160,7 +158,7 @@ def _predicted(
         planned = {}
         for matrix, (budget, one) in zip(matrices, chosen.items(), strict=True):
             file, default = matrix_again(matrix, path)
-            planned[budget] = plan_menu(matrix, one, bf16=has_bf16(card_named(one, matrix)), file=file, default=default)
+            planned[budget] = plan_menu(matrix, one, file=file, default=default)
 
         def tell(row: MenuRow, done: int, total: int) -> None:
             where = f" on {row.budget}" if len(chosen) > 1 else ""

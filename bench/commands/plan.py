@@ -15,9 +15,10 @@ from vrambench.bench.commands.shared import (
     Json,
     MatrixPath,
     NoCache,
-    card_named,
+    cards_named,
     check_device,
     device_here,
+    has_bf16,
     planned_for,
     predictions,
     stdout_kept_clean,
@@ -83,11 +84,14 @@ def plan(
     with stdout_kept_clean() as out:
         # Unlike one to run on, a device to plan for need not be there.
         name = device_here(device) if device == "auto" else device
-        card = card_named(selection, loaded)
-        planned = planned_for(loaded, selection, name, card if name.startswith("cuda") else None)
+        cards = cards_named(selection, loaded)
+        by_budget = name.startswith("cuda") and any(cards)
+        planned = planned_for(loaded, selection, name, bf16=None if by_budget else has_bf16(name))
         if predict or (predict is None and (sort or planned.device == "cuda")):
             with pool_on(on) as pool:
-                ask = predictions(card, alloc_conf, planned.left_out, no_cache=no_cache, pool=pool)
+                ask = predictions(
+                    cards[0] if len(cards) == 1 else None, alloc_conf, planned.left_out, no_cache=no_cache, pool=pool
+                )
                 planned = planned.predicted(ask(planned.valid, None))
         if sort:
             planned = planned.sorted_by(sort)

@@ -18,7 +18,7 @@ from vrambench.methods.errors import ConfigurationError, UnknownValue, brief
 from vrambench.reports.units import printable
 
 if TYPE_CHECKING:
-    from vrambench.bench.plan.matrix import Matrix
+    from vrambench.bench.plan.matrix import Matrix, Setting, Settings
     from vrambench.bench.plan.plan import Plan
     from vrambench.bench.plan.selection import Selection
     from vrambench.bench.predict.many import NewPool
@@ -139,11 +139,8 @@ def matrix_again(matrix: Matrix, path: Path | None) -> tuple[list[str], Matrix]:
     return [str(path)] if path and path.resolve() != default_matrix().resolve() else [], matrix
 
 
-def planned_for(
-    loaded: Matrix, selection: Selection, device: str, card: Card | None = None, *, bf16: bool | None = None
-) -> Plan:
-    """The plan for a device by its full name, or for a card that is not here; what the matrix is warned of goes to stderr. `bf16`:
-    whether the device has that arithmetic, where it is not here to ask."""
+def planned_for(loaded: Matrix, selection: Selection, device: str, *, bf16: bool | None) -> Plan:
+    """The plan for a device by its full name; what the matrix is warned of goes to stderr. `bf16` as for `select`."""
     from vrambench.bench.measure.collector import collector_held
     from vrambench.bench.predict.quiet import hush
 
@@ -152,26 +149,32 @@ def planned_for(
         from vrambench.bench.plan.plan import select
 
     kind, _, _ = device.partition(":")
-    if bf16 is None:
-        bf16 = card.has_bf16 if card else has_bf16(device)
     planned = select(loaded, selection, typing.cast(Any, kind), bf16=bf16)
     for warning in planned.warnings:
         say(f"warning: {warning}")
     return planned
 
 
-def card_named(selection: Selection, matrix: Matrix | None = None) -> Card | None:
-    """The card that is named as the budget, if one is: on the command line, else in the matrix, whose profile for CUDA counts where
-    none is selected."""
+def cards_named(selection: Selection, matrix: Matrix | None = None) -> list[Card | None]:
+    """What the budgets name that are said, None for each that is no card's: on the command line, else in the matrix, whose profile
+    for CUDA counts where none is selected."""
     from vrambench.methods.called import card_called
 
-    said = selection.settings()
-    if matrix is not None:
+    levels: list[tuple[Settings, Mapping[str, Sequence[Setting]]]] = [(selection.settings(), selection.sweeps())]
+    if matrix:
         layer = matrix.layer(selection.profile or matrix.default_profile.get("cuda"))
-        swept = {*(layer.sweep or {}), *selection.sweeps()}
-        said = said if "budget" in swept else {**layer.workload, **said}
-    named = said.get("budget")
-    return card_called(named.value) if named else None
+        levels.append((layer.workload, layer.sweep or {}))
+    for fixed, swept in levels:
+        said = swept.get("budget") or ([fixed["budget"]] if "budget" in fixed else [])
+        if said:
+            return [card_called(one.value) for one in said]
+    return []
+
+
+def card_named(selection: Selection, matrix: Matrix | None = None) -> Card | None:
+    """The one card that is named as the budget, if one is."""
+    named = cards_named(selection, matrix)
+    return named[0] if len(named) == 1 else None
 
 
 def say_how_many(done: int, total: int, what: str = "cells") -> None:
@@ -227,8 +230,8 @@ def device_here(device: str) -> str:
     return str(get_device(device).torch)
 
 
-def has_bf16(device: str) -> bool:
-    """Whether the device has bf16 arithmetic: a recent GPU, a CPU, or one that is not here to ask."""
+def has_bf16(device: str) -> bool | None:
+    """Whether the device has bf16 arithmetic: a recent GPU, or a CPU; None for a GPU that is not here to ask."""
     if not device.startswith("cuda"):
         return True
     from vrambench.bench.machine.environment import describe_gpu
@@ -238,4 +241,4 @@ def has_bf16(device: str) -> bool:
     library = Nvml.open()
     gpu = describe_gpu(library, device) if library else None
     capability = gpu["compute_capability"] if gpu else None
-    return capability is None or tuple(map(int, capability.split("."))) >= FIRST_BF16
+    return tuple(map(int, capability.split("."))) >= FIRST_BF16 if capability else None

@@ -76,9 +76,9 @@ def of_matrix(folder: Path, matrix: Matrix, selection: Selection, device: str, c
 
     @functools.cache
     def plan_with(bf16: bool | None) -> Plan:
-        return planned_for(matrix, selection, "cuda" if predicted else name, card, bf16=bf16)
+        return planned_for(matrix, selection, "cuda" if predicted else name, bf16=bf16)
 
-    planned = plan_with(cluster.has_bf16(cluster.first) if cluster else None)
+    planned = plan_with(cluster.has_bf16(cluster.first) if cluster else None if predicted else has_bf16(name))
     cells = cluster.spread(lambda bf16: plan_with(bf16).cells) if cluster else list(planned.cells)
     _say_what_is_added(folder, cells)
     about: dict[str, Any] = {"matrix": planned.matrix, "profile": planned.profile, "coverage": planned.coverage}
@@ -138,10 +138,10 @@ def of_folder(folder: Path, device: str | None = None, cluster: Cluster | None =
     name = device or info["device"]
     if name == PREDICTED:
         card = CARDS.get(str((info["environment"].get("gpu") or {}).get("key")))
-        kind, bf16 = "cuda", card is None or card.has_bf16
+        kind, bf16 = "cuda", None
     else:
         card, name = None, cluster.device if cluster else device_here(name)
-        kind, bf16 = name.partition(":")[0], cluster is not None or has_bf16(name)
+        kind, bf16 = name.partition(":")[0], None if cluster else has_bf16(name)
     cells = []
     for stored in info["cells"]:
         cell = from_flat({key: value for key, value in stored.items() if key not in ("id", "name", "on")})

@@ -47,6 +47,7 @@ from vrambench.bench.plan.told import Counts, FindingTold, PlannedTold, PlanTold
 from vrambench.bench.plan.used import check_saved, check_used, fields_of, idle_additions, idle_settings
 from vrambench.bench.plan.validity import Finding, check
 from vrambench.methods.algorithms import ALGORITHMS
+from vrambench.methods.called import budget_called
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import Kind
 from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
@@ -172,13 +173,15 @@ class Plan:
         return told.document()
 
 
-def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: bool = True) -> Plan:
-    """The plan of `matrix` under `selection`, checked for a device of that kind (with bf16 arithmetic or without).
+def select(matrix: Matrix, selection: Selection, device_kind: Kind, *, bf16: bool | None = None) -> Plan:
+    """The plan of `matrix` under `selection`, checked for a device of that kind. `bf16`: whether it has that arithmetic;
+    None, where it is not here: a CPU has, and a GPU is the card whose memory a cell's budget is.
 
     Where no profile is selected it is the matrix' `default_profile` for the device. A data file, a user's own reward and
     own axis values must be there already: the modules that they name are imported. Raises ConfigurationError, with
     where it was written, for whatever is wrong in the parts of the matrix that are in use, and where no cell is left.
     """
+    bf16 = True if device_kind == "cpu" else bf16
     profile = selection.profile or matrix.default_profile.get("cuda" if device_kind == "meta" else device_kind)
     named = selection.layer()
     check_names(matrix, named)
@@ -278,7 +281,7 @@ def _nothing_left(
     return ConfigurationError(message)
 
 
-def _planned(one: Combination, point: _Point, device_kind: Kind, bf16: bool) -> PlannedCell:
+def _planned(one: Combination, point: _Point, device_kind: Kind, bf16: bool | None) -> PlannedCell:
     """The cell of one combination at one point of the sweeps."""
     settings = {**point.lower, **one.added, **point.upper}
     cell = resolved(one.axes, settings, flash=bf16)
@@ -287,13 +290,13 @@ def _planned(one: Combination, point: _Point, device_kind: Kind, bf16: bool) -> 
     if one.included:
         plain = fields_of(resolved(one.axes, {**point.lower, **point.upper}, flash=bf16))
         shown |= {name: None for name in one.added if flat.get(name) != plain.get(name)}
-    parts = [f"{name}={_text(flat[name])}" for name in shown if flat.get(name) is not None]
+    parts = [f"{name}={_text(name, flat[name])}" for name in shown if flat.get(name) is not None]
     findings = check(cell, device_kind, bf16=bf16)
     return PlannedCell(cell, " ".join([cell.name, *parts]), findings, said=unflatten(settings))
 
 
-def resolved(axes: Mapping[str, str], settings: Settings, *, flash: bool) -> Cell:
-    """The cell; an error in it names where the field at fault was written."""
+def resolved(axes: Mapping[str, str], settings: Settings, *, flash: bool | None = None) -> Cell:
+    """The cell; an error in it names where the field at fault was written. `flash` as in `resolve`."""
     try:
         whole = "max_length" in ALGORITHMS.get(axes["algorithm"]).fields
         cell = resolve(axes, unflatten(overruled(settings) if whole else settings), flash=flash)
@@ -363,6 +366,8 @@ def _check_values(only: Mapping[str, tuple[str, ...]], combined: Iterable[Combin
                 raise UnknownValue(f"--only {axis}", name, there)
 
 
-def _text(value: Any) -> str:
+def _text(field: str, value: Any) -> str:
     """As a name shows it: without blanks."""
+    if field == "budget":
+        return budget_called(value)
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":")).replace('"', "")

@@ -12,24 +12,20 @@ from vrambench.bench.plan.document import as_yaml
 from vrambench.bench.plan.matrix import Matrix
 from vrambench.bench.plan.plan import select
 from vrambench.bench.plan.selection import Selection
-from vrambench.methods.called import card_of
+from vrambench.methods.called import budget_called
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Kind
 from vrambench.methods.errors import ConfigurationError
 
 
-def shortest(
-    cell: Cell, matrix: Matrix, device: Kind = "cuda", profile: str | None = None, *, bf16: bool = True
-) -> tuple[str, ...]:
+def shortest(cell: Cell, matrix: Matrix, device: Kind = "cuda", profile: str | None = None) -> tuple[str, ...]:
     """The options that make `cell` of `matrix`: its axes, and of its settings those without which it would be another. All of them
-    where the matrix leaves no such choice. `bf16`: whether the device has such arithmetic."""
+    where the matrix leaves no such choice."""
 
     def made(settings: Mapping[str, Any]) -> Cell | None:
         options = tuple(f"{name}={as_yaml(value)}" for name, value in settings.items())
         try:
-            (planned,) = select(
-                matrix, Selection(profile=profile, axes=cell.axes, set=options), device, bf16=bf16
-            ).cells
+            (planned,) = select(matrix, Selection(profile=profile, axes=cell.axes, set=options), device).cells
         except (ConfigurationError, ValueError):
             return None
         return planned.cell
@@ -68,6 +64,5 @@ def _option(name: str, value: Any) -> tuple[str, str]:
     if name == "model":
         return "--model", value
     if name == "budget":
-        card = card_of(value)
-        return "--budget", card.name if card else (f"{value // 2**30}GiB" if value % 2**30 == 0 else str(value))
+        return "--budget", budget_called(value)
     return "--set", f"{name}={as_yaml(value)}"

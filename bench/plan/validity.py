@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from vrambench.bench.plan.rules import adapters, attention, offload, optimizers, precision, trainers, work
 from vrambench.bench.plan.rules.rule import Finding, Rule, Target
+from vrambench.methods.called import has_bf16
 from vrambench.methods.cell import Cell
 from vrambench.methods.device import Kind
 
@@ -27,12 +28,13 @@ _ALL = (
 RULES: tuple[Rule, ...] = tuple(sorted(_ALL, key=lambda rule: rule.kind != "reject"))
 
 
-def check(cell: Cell, device_kind: Kind, *, bf16: bool = True) -> tuple[Finding, ...]:
+def check(cell: Cell, device_kind: Kind, *, bf16: bool | None = None) -> tuple[Finding, ...]:
     """Every rule that holds for `cell` on a device of that kind, rejections first, else in the table's order.
 
-    `bf16=False` says that the device has no bf16 arithmetic.
+    `bf16`: whether the device has bf16 arithmetic. None, where it is not here: a CPU has, and of GPUs the card whose memory the
+    cell's budget is says it.
     """
-    target = Target(device_kind, bf16)
+    target = Target(device_kind, (device_kind == "cpu" or has_bf16(cell.workload.budget)) if bf16 is None else bf16)
     found = [rule.finding(cell, target) for rule in RULES if rule.when(cell, target)]
     if target.kind == "cpu":
         found += cuda_only(cell)

@@ -64,7 +64,6 @@ def advise(
     *,
     quick: Ask | None = None,
     expandable: Ask | None = None,
-    bf16: bool = True,
     said: Mapping[str, Any] | None = None,
     most: int = MOST_PREDICTIONS,
     tell: Callable[[str], None] = lambda text: None,
@@ -88,7 +87,7 @@ def advise(
     if doubts:  # which no change takes away
         ending = f"none is looked for, since this may be another job than yours; first mend {'; '.join(doubts)}"
         return Advice(suggestions=(), predictions=1, ending=ending)
-    return _Search(cell, own, ask, quick, expandable, bf16, said, most, tell).advice(wanted)
+    return _Search(cell, own, ask, quick, expandable, said, most, tell).advice(wanted)
 
 
 @dataclass
@@ -101,7 +100,6 @@ class _Search:
     ask: Ask
     quick: Ask | None
     expandable: Ask | None
-    bf16: bool
     said: Mapping[str, Any] | None
     most: int
     tell: Callable[[str], None]
@@ -115,7 +113,7 @@ class _Search:
         self.at_hand = [change for change in CHANGES if applies(change, self.cell)]
         if self.expandable is None or "expandable_segments" in self.own.alloc_conf:
             self.at_hand = [change for change in self.at_hand if change.what != ENVIRONMENT]
-        self.warned = {finding.rule for finding in check(self.cell, "cuda", bf16=self.bf16)}
+        self.warned = {finding.rule for finding in check(self.cell, "cuda")}
 
     def advice(self, wanted: int) -> Advice:
         found: list[Chosen] = []
@@ -275,18 +273,18 @@ class _Search:
         for change in sorted(chosen, key=PLACES.__getitem__):
             settings |= settings_of(change, self.cell)
         try:
-            cell = changed(self.cell, settings, flash=self.bf16, said=self.said)
+            cell = changed(self.cell, settings, said=self.said)
             if packs_experts(cell) and not packs_experts(self.cell) and (more := beside(cell)):
                 settings |= more
-                cell = changed(self.cell, settings, flash=self.bf16, said=self.said)
+                cell = changed(self.cell, settings, said=self.said)
         except ConfigurationError:  # an option that the other value would need otherwise
             return None
         for change in chosen:
             without = {name: value for name, value in settings.items() if name not in change.settings}
             idle = change.parts == 1 and change.what != ENVIRONMENT and len(without) < len(settings)
-            if idle and changed(self.cell, without, flash=self.bf16, said=self.said) == cell:
+            if idle and changed(self.cell, without, said=self.said) == cell:
                 return None
-        findings = check(cell, "cuda", bf16=self.bf16)
+        findings = check(cell, "cuda")
         new = any(one.kind == "reject" or one.rule not in self.warned for one in findings)
         return None if new else Variant(cell, settings)
 

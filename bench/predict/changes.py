@@ -17,16 +17,14 @@ DECIDED: dict[str, str | None] = {"attention": "auto", "reference": "auto", "lea
 """Fields that axis values and other fields decide, and the word that leaves it to them."""
 
 
-def changed(
-    cell: Cell, settings: Mapping[str, Any], *, flash: bool = True, said: Mapping[str, Any] | None = None
-) -> Cell:
+def changed(cell: Cell, settings: Mapping[str, Any], *, said: Mapping[str, Any] | None = None) -> Cell:
     """`cell` with other axis values, fields and options (by dotted names). What `auto` and null stood for (DECIDED) is decided
-    anew, and so is a sequence's length where a part of it changes; `flash` as in `resolve`. `said`: what was said of fields and
+    anew, and so is a sequence's length where a part of it changes. `said`: what was said of fields and
     options that the cell does not use and its new values may (their defaults where that says nothing), and of lengths that it cuts.
     """
     axes = {axis: settings.get(axis, value) for axis, value in cell.axes.items()}
     own = {name: value for name, value in cell.workload.flat().items() if value is not None}
-    decided = resolve(cell.axes, own | DECIDED, flash=flash).workload.flat()
+    decided = resolve(cell.axes, own | DECIDED).workload.flat()
     auto = {name: word for name, word in DECIDED.items() if name in own and own[name] == decided[name]}
     workload = {**(said or {}), **own, **auto}
     for name, value in settings.items():
@@ -36,7 +34,7 @@ def changed(
         elif name not in AXES:
             workload[name] = value
     _leave_lengths(workload, settings, said or {})
-    return resolve(axes, workload, flash=flash)
+    return resolve(axes, workload)
 
 
 def _leave_lengths(workload: dict[str, Any], settings: Mapping[str, Any], said: Mapping[str, Any]) -> None:

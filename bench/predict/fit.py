@@ -40,7 +40,6 @@ def fit(
     others as they are; `advices`: how many configurations that fit. `alloc_conf`, `left_out`, `cache`: see Predictor; `said`: see
     `advise`, `largest`. `tell` hears of each further prediction."""
     predictor = Predictor(alloc_conf, left_out, cache)
-    bf16 = has_bf16(card)
     freezes = gc.get_freeze_count() == 0  # what a caller has frozen stays so
     made: dict[str, Forecast] = {}  # searches of several fields, and advice, begin with the same cell
 
@@ -65,14 +64,14 @@ def fit(
         if predictor.events <= MOST_EVENTS and (jumps := spread(cell, forecast, ask)):
             forecast = forecast.model_copy(update={"notes": (*forecast.notes, jumps)})
         fields = searched_fields(maximum)
-        reach = tuple(largest(cell, field, ask, bf16=bf16, said=said, tell=tell) for field in fields)
+        reach = tuple(largest(cell, field, ask, said=said, tell=tell) for field in fields)
         advice = None
         if advices:
             quick = None if cell.workload.lengths is None else worst_alone
-            advice = advise(cell, advices, ask, quick=quick, expandable=expandable, bf16=bf16, said=said, tell=tell)
+            advice = advise(cell, advices, ask, quick=quick, expandable=expandable, said=said, tell=tell)
             if forecast.verdict != "fits" and maximum is None:
                 forecast = forecast.model_copy(update={"notes": (*forecast.notes, less_work(cell))})
-    warned = tuple(finding for finding in check(cell, "cuda", bf16=bf16) if finding.kind == "warn")
+    warned = tuple(finding for finding in check(cell, "cuda") if finding.kind == "warn")
     return Answer(cell, card, forecast, warned, reach, advice)
 
 
@@ -82,8 +81,3 @@ def less_work(cell: Cell) -> str:
     length = "max_length" if "max_length" in fields else "response_tokens"
     asked = [name for name in ("group_size", length) if name in fields]
     return f"how much work it has room for as it is: --max {','.join(asked)}"
-
-
-def has_bf16(card: Card | None) -> bool:
-    """Whether `card` has bf16 arithmetic; one that nobody named does."""
-    return card is None or card.has_bf16

@@ -30,7 +30,6 @@ from vrambench.bench.plan.used import check_used
 from vrambench.bench.plan.validity import check
 from vrambench.bench.predict.answer import AS_NAMED, Maximum, MenuRow
 from vrambench.bench.predict.changes import changed
-from vrambench.bench.predict.fit import has_bf16
 from vrambench.bench.predict.many import predictor_here, why
 from vrambench.bench.predict.reach import integer_fields, largest
 from vrambench.bench.predict.recipes import RECIPES, Recipe, asked
@@ -56,7 +55,7 @@ class PlannedRow:
 
 
 def plan_menu(
-    matrix: Matrix, selection: Selection, *, bf16: bool = True, file: Sequence[str] = (), default: Matrix | None = None
+    matrix: Matrix, selection: Selection, *, file: Sequence[str] = (), default: Matrix | None = None
 ) -> list[PlannedRow]:
     """The recipes that the selection leaves, by its algorithms (sft where it names none), each a cell of the matrix' workload (with
     that of the profile that CUDA takes), over which lies what the recipe sets, over which lies what was said. Of a cell there
@@ -75,9 +74,9 @@ def plan_menu(
             )
     rows: dict[str, PlannedRow] = {}
     for recipe, algorithm in _recipes(selection):
-        planned = _planned(matrix, selection, profile, recipe, algorithm, bf16)
+        planned = _planned(matrix, selection, profile, recipe, algorithm)
         if planned.id not in rows:
-            words = shortest(planned.cell, default or matrix, profile=selection.profile, bf16=bf16)
+            words = shortest(planned.cell, default or matrix, profile=selection.profile)
             command = shlex.join(["vrambench", "fit", *file, *words])
             rows[planned.id] = PlannedRow(recipe.name, recipe.source or None, planned, command)
     if not rows:
@@ -98,9 +97,7 @@ def _recipes(selection: Selection) -> Iterator[tuple[Recipe, str]]:
         yield from ((recipe, algorithm) for algorithm in algorithms for recipe in asked(RECIPES, named))
 
 
-def _planned(
-    matrix: Matrix, selection: Selection, profile: str | None, recipe: Recipe, algorithm: str, bf16: bool
-) -> PlannedCell:
+def _planned(matrix: Matrix, selection: Selection, profile: str | None, recipe: Recipe, algorithm: str) -> PlannedCell:
     axes = {axis: {**recipe.axes, "algorithm": algorithm}[axis] for axis in AXIS_NAMES}
     named = Selection(axes=axes).layer()
     check_names(matrix, named)
@@ -114,8 +111,8 @@ def _planned(
     }
     said = {name: setting for name, setting in said.items() if name not in fixed}
 
-    cell = resolved(axes, {**lower, **said, **fixed}, flash=bf16)
-    return PlannedCell(cell, cell.name, check(cell, "cuda", bf16=bf16), said=unflatten({**lower, **said, **fixed}))
+    cell = resolved(axes, {**lower, **said, **fixed})
+    return PlannedCell(cell, cell.name, check(cell, "cuda"), said=unflatten({**lower, **said, **fixed}))
 
 
 class _Task(NamedTuple):
@@ -158,7 +155,7 @@ def predict_menu(
         if one.rejection is not None:
             continue
         for field in (None,) if len(planned) > 1 else ("batch_size", _length(one.cell)):
-            cell = one.cell if field in (None, "batch_size") else _one_at_a_time(one, has_bf16(card))
+            cell = one.cell if field in (None, "batch_size") else _one_at_a_time(one)
             tasks[budget, id_, field] = _Task(cell.flat(), card.name if card else None, one.said, field)
     waited_for = {key[:2] for key in tasks}
 
@@ -180,11 +177,11 @@ def _length(cell: Cell) -> str:
     return "max_length" if "max_length" in integer_fields(cell) else "response_tokens"
 
 
-def _one_at_a_time(planned: PlannedCell, bf16: bool) -> Cell:
+def _one_at_a_time(planned: PlannedCell) -> Cell:
     """The cell with a batch of one sequence."""
     if planned.cell.workload.batch_size == 1:
         return planned.cell
-    return changed(planned.cell, {"batch_size": 1}, flash=bf16, said=planned.said)
+    return changed(planned.cell, {"batch_size": 1}, said=planned.said)
 
 
 def _row(budget: str | None, row: PlannedRow, told: Mapping[_Key, _Told]) -> MenuRow:
@@ -286,6 +283,6 @@ def _answer(predictor: Predictor, task: _Task, made: _Made) -> _Told:
         forecast = ask(cell)
         if task.field is None:
             return _Told(forecast)
-        return _Told(forecast, largest(cell, task.field, ask, bf16=has_bf16(card), said=task.said))
+        return _Told(forecast, largest(cell, task.field, ask, said=task.said))
     except Exception as error:
         return _Told(reason=why(error))

@@ -57,9 +57,9 @@ def check_searched(cell: Cell, field: str) -> None:
     check_searchable(field, integer_fields(cell))
 
 
-def rejection(cell: Cell, *, bf16: bool = True) -> Finding | None:
+def rejection(cell: Cell) -> Finding | None:
     """The rule that forbids `cell` on CUDA."""
-    return next((finding for finding in check(cell, "cuda", bf16=bf16) if finding.kind == "reject"), None)
+    return next((finding for finding in check(cell, "cuda") if finding.kind == "reject"), None)
 
 
 def largest(
@@ -67,7 +67,6 @@ def largest(
     field: str,
     ask: Ask,
     *,
-    bf16: bool = True,
     said: Mapping[str, Any] | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Maximum:
@@ -84,7 +83,7 @@ def largest(
     Raises UnknownValue where `field` is none of `integer_fields(cell)`.
     """
     check_searched(cell, field)
-    search = _Search(cell, field, ask, bf16, said or {}, tell)
+    search = _Search(cell, field, ask, said or {}, tell)
     low, high = search.ends()
     value, over = low * search.unit, high * search.unit
     probes = search.probes
@@ -114,11 +113,10 @@ class _Search:
         cell: Cell,
         field: str,
         ask: Ask,
-        bf16: bool,
         said: Mapping[str, Any],
         tell: Callable[[str], None],
     ) -> None:
-        self.cell, self.field, self.ask, self.bf16, self.said, self.tell = cell, field, ask, bf16, said, tell
+        self.cell, self.field, self.ask, self.said, self.tell = cell, field, ask, said, tell
         self.longest = _longest(cell, said) if field == "max_length" else None
         self.unit = _unit(cell, field)
         self.probes: dict[int, Probe] = {}
@@ -207,7 +205,7 @@ class _Search:
         except ConfigurationError as error:
             self.stops[value] = error.message
             return None
-        rule = rejection(variant, bf16=self.bf16)
+        rule = rejection(variant)
         if rule is not None:
             self.stops[value] = f"{rule.rule}: {rule.reason}"
         return variant if rule is None else None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vrambench.bench.claims.answer import Ran, answer
-from vrambench.bench.claims.cells import cells_of, has_bf16, on_cpu
+from vrambench.bench.claims.cells import cells_of, on_cpu
 from vrambench.bench.claims.file import default_claims, load_claims
 from vrambench.bench.plan.validity import check
 from vrambench.bench.results.store import RunFolder
@@ -43,7 +43,7 @@ def test_a_claims_cells_can_run(name: str) -> None:
     ]
     for kind, cells in kinds:
         for cell, several in cells.items():
-            found = check(several[0], kind, bf16=has_bf16(several[0]))
+            found = check(several[0], kind)
             assert [one.rule for one in found if one.kind == "reject"] == [], f"{cell} on {kind}"
     assert bool(claim.cells) is not bool(claim.not_here)
     if claim.formula and not claim.formula.predictable:

@@ -121,6 +121,21 @@ def test_a_device_without_bf16_rejects_it(shipped: Matrix) -> None:
     assert "bf16" not in {planned.cell.precision for planned in plan.cells if planned.verdict == "valid"}
 
 
+def test_a_card_that_is_not_here_is_the_one_whose_memory_a_cells_budget_is(shipped: Matrix) -> None:
+    """Of several budgets each; a CPU has what it has."""
+    axes = {"adapter": "lora", "optimizer": "adamw_torch", "offload": "none", "algorithm": "sft"}
+    selection = Selection(axes=axes | {"precision": "bf16,fp16"}, sweep=("budget=t4,rtx-4090",))
+    cuda, cpu = select(shipped, selection, "cuda").cells, select(shipped, selection, "cpu").cells
+    assert {(one.cell.precision, one.name.rpartition("=")[2]): one.verdict for one in cuda} == {
+        ("bf16", "t4"): "invalid",
+        ("bf16", "rtx-4090"): "valid",
+        ("fp16", "t4"): "valid",
+        ("fp16", "rtx-4090"): "valid",
+    }
+    assert [one.cell.workload.attention for one in cuda] == ["efficient", "efficient", "flash", "flash"]
+    assert {(one.verdict, one.cell.workload.attention) for one in cpu} == {("valid", "flash")}
+
+
 # -- all axes by name
 
 FULL = {"precision": "fp32", "adapter": "none", "offload": "none", "optimizer": "adamw_torch"}
