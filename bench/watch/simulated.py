@@ -44,6 +44,11 @@ def _simulated(value: Any) -> Any:
     return META
 
 
+def _numbered(device: Any) -> Any:
+    """A device that is given by its number, as torch has it: a GPU's."""
+    return torch.device("cuda", device) if type(device) is int else device
+
+
 def _check_ordinal(device: Any) -> None:
     """That a device, or its number, is no second GPU. Raises RuntimeError, as torch does on a machine with one."""
     index = device if device is None or isinstance(device, int) else torch.device(device).index
@@ -51,6 +56,12 @@ def _check_ordinal(device: Any) -> None:
         raise RuntimeError(
             f"cuda:{index}: invalid device ordinal; one GPU is simulated, cuda:0, and several are not followed"
         )
+
+
+def _exchanged(index: int) -> int:
+    """What `with torch.cuda.device(index)` does; the one before is told. A negative one is none."""
+    _check_ordinal(max(index, 0))
+    return 0
 
 
 def _number(tensor: torch.Tensor, asked: str) -> Any:
@@ -116,7 +127,7 @@ class CudaIsSimulated(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.device:
-            return func(*args, **kwargs)
+            return func(*(map(_numbered, args) if len(args) == 1 else args), **kwargs)
         first = args[0] if args else None
         if isinstance(first, torch.Tensor):
             if func is torch.Tensor.cuda:
@@ -125,6 +136,8 @@ class CudaIsSimulated(TorchFunctionMode):
                 return first.to(META)
             if func is torch.Tensor.pin_memory:
                 return first
+            if func is torch.Tensor.to:
+                args = (first, *map(_numbered, args[1:2]), *args[2:])
             if first.is_meta:
                 answer = _READS.get(func)
                 if answer is not None:
@@ -134,7 +147,7 @@ class CudaIsSimulated(TorchFunctionMode):
                     return _to_cpu(first, 'to("cpu")', next(found, None))
         args = tuple(map(_simulated, args))
         if "device" in kwargs:
-            kwargs = kwargs | {"device": _simulated(kwargs["device"])}
+            kwargs = kwargs | {"device": _simulated(_numbered(kwargs["device"]))}
         return func(*args, **kwargs)
 
 
@@ -219,6 +232,16 @@ class SimulatedGenerator(_GENERATOR, metaclass=_Kind):
         return CUDA
 
 
+def _parses_to(real: Callable[..., Any]) -> Callable[..., Any]:
+    """What `Module.to` reads its arguments with, which knows a GPU by its number where there is one."""
+
+    def parsed(*args: Any, **kwargs: Any) -> Any:
+        named = {"device": _numbered(kwargs["device"])} if "device" in kwargs else {}
+        return real(*map(_numbered, args[:1]), *args[1:], **kwargs | named)
+
+    return parsed
+
+
 def _empties() -> None:
     with torch.profiler.record_function(EMPTIES_CACHE):
         pass
@@ -235,6 +258,8 @@ def simulated_cuda(card: Card | None) -> Iterator[None]:
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "set_device": _check_ordinal,
+        "_exchange_device": _exchanged,
+        "_maybe_exchange_device": _exchanged,
         "get_device_name": lambda device=None: card.name if card else "simulated",
         "get_device_capability": lambda device=None: capability or (8, 6),
         "is_bf16_supported": lambda including_emulation=True: (capability or (8, 6)) >= (8, 0),
@@ -255,6 +280,7 @@ def simulated_cuda(card: Card | None) -> Iterator[None]:
         exits.enter_context(patch.object(torch.autocast, "__enter__", lambda region: cast.enter(region)))
         exits.enter_context(patch.object(torch.autocast, "__exit__", lambda region, *error: cast.leave(region, *error)))
         exits.enter_context(patch.object(torch, "set_default_device", lambda device: set_default(_simulated(device))))
+        exits.enter_context(patch.object(torch._C._nn, "_parse_to", _parses_to(torch._C._nn._parse_to)))
         for name in ("_maybe_opt_step", "get_scale"):
             exits.enter_context(patch.object(torch.amp.GradScaler, name, getattr(SimulatedScaler, name)))
         exits.enter_context(patch("torch.optim.adam._device_dtype_check_for_fused"))

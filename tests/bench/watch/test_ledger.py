@@ -97,6 +97,10 @@ def test_torch_has_cuda_within_and_not_after() -> None:
         lambda: torch.zeros(2).cuda(1),
         lambda: nn.Linear(2, 2).cuda(device="cuda:1"),
         lambda: nn.Linear(2, 2).to("cuda:1"),
+        lambda: nn.Linear(2, 2).to(1),
+        lambda: torch.zeros(2).to(1),
+        lambda: torch.zeros(2, device=torch.device(1)),
+        lambda: torch.cuda.device(1).__enter__(),
         lambda: torch.cuda.set_device(1),
         lambda: torch.cuda.set_device("cuda:1"),
     ],
@@ -109,8 +113,23 @@ def test_a_second_gpu_is_an_error_and_not_the_first(asked: Callable[[], object])
 def test_the_first_gpu_may_be_named_by_its_number() -> None:
     with vrambench.watch() as ledger:
         torch.cuda.set_device(0)
+        with (
+            torch.cuda.device(0),
+            torch.cuda.device("cuda"),
+            torch.cuda.device(None),
+            torch.cuda.device_of(torch.zeros(2)),
+        ):
+            assert torch.cuda.current_device() == 0
         made = [torch.zeros(2, device="cuda:0"), torch.zeros(2).cuda(0), nn.Linear(2, 2).cuda("cuda:0").weight]
+        made += [torch.zeros(2, device=0), torch.zeros(2, device=torch.device(0)), torch.zeros(2).to(device=0)]
+        made += [torch.zeros(2).to(0), torch.zeros(2).to(0, torch.float16), torch.zeros(2).half().to(0, copy=True)]
+        made += [
+            nn.Linear(2, 2).to(0).weight,
+            nn.Linear(2, 2).to(device=0).weight,
+            nn.Linear(2, 2).to(0, torch.float16).weight,
+        ]
         assert {one.device for one in made} == {torch.device("cuda", 0)}
+        assert [one.dtype for one in made].count(torch.float16) == 3
     assert ledger.used
 
 
