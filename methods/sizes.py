@@ -36,6 +36,7 @@ SMALLEST = 2**17
 
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+_SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 
 
 def parse_size(value: object) -> int:
@@ -51,6 +52,17 @@ def parse_size(value: object) -> int:
 def parse_amount(value: object) -> int:
     """Bytes of `512MiB`, `2 GB` or a plain number of bytes: as `parse_size`, and a card is none. Raises ValueError."""
     return _bytes(value, "512MiB or 2GB")
+
+
+def parse_part(value: object, whole_bytes: int) -> int:
+    """Bytes of `6GiB`, as `parse_amount`, or of `30%`, a share of a whole of so many bytes. Raises ValueError."""
+    if isinstance(value, str) and (match := _SHARE.fullmatch(value)):
+        if not 0 < float(match[1]) <= 100:
+            raise ValueError(f"{shown(value)} is no share; write 6GiB, or up to 100%")
+        return int(whole_bytes * float(match[1]) / 100)
+    if isinstance(value, float) and 0 < value < 1:
+        raise ValueError(f"{value} is not a size; write 6GiB or 30%; did you mean '{100 * value:g}%'?")
+    return _bytes(value, "6GiB or 30%")
 
 
 def _has_unit(text: str) -> bool:

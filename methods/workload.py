@@ -11,12 +11,12 @@ import functools
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 from vrambench.methods.errors import UNPRINTABLE, brief, did_you_mean, shown
 from vrambench.methods.lengths import parse_lengths
 from vrambench.methods.registry import Options
-from vrambench.methods.sizes import parse_amount, parse_size
+from vrambench.methods.sizes import parse_part, parse_size
 
 Kind = TypeVar("Kind", bound=Options)
 
@@ -123,6 +123,10 @@ def _check_modules(value: object) -> object:
     return value
 
 
+def _part_of_budget(value: object, info: ValidationInfo) -> int | None:
+    return None if value is None else parse_part(value, info.data.get("budget", 0))
+
+
 # The upper bounds are far beyond what any device does: they catch a slip of the hand before a job allocates for it.
 Count = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
 Length = Annotated[int, Field(ge=2, le=2_000_000, strict=True)]
@@ -135,7 +139,7 @@ Share = Annotated[float, Field(ge=0, lt=1, strict=True, allow_inf_nan=False)]
 Switch = Annotated[bool, Field(strict=True)]
 Name = Annotated[str, AfterValidator(_check_name)]
 Size = Annotated[int, BeforeValidator(parse_size)]
-OptionalAmount = Annotated[int | None, BeforeValidator(lambda value: None if value is None else parse_amount(value))]
+PartOfBudget = Annotated[int | None, BeforeValidator(_part_of_budget)]
 Fp32Modules = Annotated[
     Literal["none", "all"] | tuple[Literal["norms", "embeddings", "head"], ...] | None,
     BeforeValidator(_check_fp32_modules),
@@ -290,8 +294,9 @@ class Workload(BaseModel):
     """Of weights, data and sampling."""
     budget: Size = 24 * 2**30
     """The device memory that the job may use: a size, or a card's name for its usable capacity."""
-    reserved_elsewhere: OptionalAmount = None
-    """How much of the budget another process holds beside the job, such as an inference engine (vLLM); the job has the rest."""
+    reserved_elsewhere: PartOfBudget = None
+    """How much of the budget another process holds beside the job, such as an inference engine: a size, or a share, as vLLM's
+    gpu_memory_utilization is one (`30%`); the job has the rest."""
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Axis values' own settings, under their namespaces."""
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vrambench.methods.called import cards_called, why_unknown
 from vrambench.methods.cards import CAPACITIES, CARDS
 from vrambench.methods.errors import NEAREST, shown
-from vrambench.methods.sizes import parse_amount, parse_size
+from vrambench.methods.sizes import parse_amount, parse_part, parse_size
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,20 @@ def test_an_amount_is_a_size_and_no_card() -> None:
         parse_amount("-1GiB")
     with pytest.raises(ValueError, match=r"'4090' would be bytes; write its unit, as in 24GiB$"):
         parse_amount("4090")
+
+
+def test_a_part_is_a_size_or_a_share() -> None:
+    assert [parse_part(one, 1000) for one in ("30%", " 12.5 % ", "100%")] == [300, 125, 1000]
+    assert parse_part("6GiB", 1000) == 6 * 2**30
+    for wrong, said in (
+        ("130%", r"^'130%' is no share; write 6GiB, or up to 100%$"),
+        ("0%", r"^'0%' is no share"),
+        (0.3, r"^0.3 is not a size; write 6GiB or 30%; did you mean '30%'\?$"),
+        ("rtx-4090", r"^'rtx-4090' is not a size; write 6GiB or 30%"),
+        (-1, "is not a size of at least 128 KiB"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            parse_part(wrong, 1000)
 
 
 def test_a_card_that_may_be_two_is_said_to_be() -> None:

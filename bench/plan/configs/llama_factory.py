@@ -50,9 +50,10 @@ OTHER = "the model is another one, or computes otherwise"
 LOSS = "a loss, or a model beside the policy, that is not read"
 REASONS = {
     SEVERAL: "use_mca use_megatron_bridge use_hyper_parallel use_kt",
-    OTHER: "use_unsloth use_unsloth_gc mixture_of_depths shift_attn resize_vocab upcast_lmhead_output train_from_scratch "
-    "rope_scaling use_llama_pro freeze_extra_modules use_v1_kernels fp8 block_diag_attn neat_packing device_map "
-    "quantization_device_map",
+    "Unsloth's kernels and checkpoints take other memory": "use_unsloth use_unsloth_gc",
+    "what keeps a row's sequences apart, a mask or copies of their parts, is not counted": "neat_packing block_diag_attn",
+    OTHER: "mixture_of_depths shift_attn resize_vocab upcast_lmhead_output train_from_scratch rope_scaling use_llama_pro "
+    "freeze_extra_modules use_v1_kernels fp8 device_map quantization_device_map",
     LOSS: "use_dft_loss use_asft_loss use_eaft_loss pref_ftx pref_bco_weight ref_model ref_model_adapters "
     "ref_model_quantization_bit reward_model reward_model_adapters",
     "an optimizer that is not read: --optimizer says one": "use_apollo use_badam use_adam_mini",

@@ -30,7 +30,6 @@ LIGER = "Liger's fused loss of this trainer takes other memory"
 FREE = Doubt(
     "padding-free batches of this trainer are not modelled: padded ones are predicted, which take more", nbytes=0
 )
-VLLM = "vLLM holds memory beside the job: --set reserved_elsewhere=8GiB says how much"
 
 
 def _table(used: str, without: str = "", **doubts: Doubt) -> Table:
@@ -82,12 +81,11 @@ DPO = PAIRS | _table(
 REWARD = PAIRS | _table("center_rewards_coefficient", "chat_template_path eos_token")
 ONLINE = (COMMON | Table.of("", old="max_prompt_length")) | _table(
     "beta epsilon epsilon_high generation_batch_size max_completion_length num_generations num_iterations steps_per_generation "
-    "temperature top_p reward_model_name_or_path",
+    "temperature top_p reward_model_name_or_path use_vllm vllm_enable_sleep_mode vllm_gpu_memory_utilization vllm_mode",
     "cache_implementation chat_template_kwargs disable_dropout ds3_gather_for_generation log_completions log_multimodal "
     "log_unique_prompts mask_truncated_completions min_p num_completions_to_print num_generations_eval pad_to_multiple_of "
     "ref_model_mixup_alpha ref_model_sync_steps repetition_penalty reward_weights reward_funcs shuffle_dataset top_k "
-    "router_aux_loss_coef vllm_enable_sleep_mode vllm_gpu_memory_utilization vllm_group_port vllm_max_model_length vllm_mode "
-    "vllm_model_impl "
+    "router_aux_loss_coef vllm_group_port vllm_max_model_length vllm_model_impl "
     "vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_structured_outputs_regex "
     "vllm_tensor_parallel_size",
     generation_kwargs=Doubt("what generation is told may change what it holds"),
@@ -95,7 +93,6 @@ ONLINE = (COMMON | Table.of("", old="max_prompt_length")) | _table(
     transformers_continuous_batching_config=Doubt("continuous batching has a cache of its own"),
     use_transformers_continuous_batching=Doubt("continuous batching has a cache of its own"),
     use_transformers_paged=Doubt("continuous batching has a cache of its own"),
-    use_vllm=Doubt(VLLM),
 )
 GRPO = ONLINE | _table(
     "delta importance_sampling_level loss_type scale_rewards use_bias_correction_kl",
@@ -323,11 +320,30 @@ def _online(draft: Draft, namespace: str, group: int, beta: float, options: tupl
             draft.set(f"{namespace}.{option}", given.get(option), option)
     if given.flag("use_liger_kernel"):
         draft.doubt("use_liger_kernel", LIGER)
-    if given.flag("use_vllm") and (given.get("vllm_mode") == "server" or "reserved_elsewhere" in draft.chosen.names):
-        draft.doubt("use_vllm", "vLLM generates: a rollout of this job is predicted, which takes more", 0)
+    if given.flag("use_vllm"):
+        _vllm(draft)
     if given.get("reward_model_name_or_path") is not None:
         draft.set("reward", given.get("reward_model_name_or_path"), "reward_model_name_or_path")
     _reference(draft, bool(given.get("beta", beta)))
+
+
+def _vllm(draft: Draft) -> None:
+    """vLLM generates, by default in this process, where it holds a share of the card's memory (its gpu_memory_utilization; CUDA
+    graphs are counted in it since 0.21: vllm-project/vllm 30515). A server of its own may be anywhere."""
+    given = draft.given
+    draft.doubt("use_vllm", "vLLM generates: a rollout of this job is predicted, which takes more", 0)
+    mode = given.choice("vllm_mode", ("server", "colocate"), "colocate")
+    if mode == "server":
+        draft.say("vllm_mode", "a server elsewhere; what it holds here, reserved_elsewhere says")
+        return
+    draft.say("vllm_mode", "on this card; before vLLM 0.21 its CUDA graphs come on top of its share")
+    share = given.get("vllm_gpu_memory_utilization", 0.3)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        given.wrong("vllm_gpu_memory_utilization", f"{shown(share)} is no share of a card's memory, as 0.3 is")
+        return
+    draft.set("reserved_elsewhere", f"{100 * share:g}%", "vllm_gpu_memory_utilization")
+    if given.flag("vllm_enable_sleep_mode"):
+        draft.doubt("vllm_enable_sleep_mode", "its share is counted while it sleeps too: more is predicted", 0)
 
 
 def _grpo(draft: Draft) -> None:

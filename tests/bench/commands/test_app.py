@@ -104,7 +104,7 @@ def test_nothing_typed_shows_help_and_is_wrong_usage(capsys: pytest.CaptureFixtu
         ("plan --sweep batch=1,2", "--sweep batch=1,2: unknown field 'batch'; did you mean 'batch_size'?"),
         (
             "plan --set reserved_elsewhere=rtx-4090",
-            "--set reserved_elsewhere=rtx-4090: reserved_elsewhere: 'rtx-4090' is not a size; write 512MiB or 2GB",
+            "--set reserved_elsewhere=rtx-4090: reserved_elsewhere: 'rtx-4090' is not a size; write 6GiB or 30%",
         ),
         ("report nowhere -o .", "-o .: is a folder; name a file"),
         ("report nowhere -o there/report.html", "-o there/report.html: there is no folder there"),

@@ -14,6 +14,7 @@ from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.run import worker
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import get_device
+from vrambench.methods.errors import ConfigurationError
 from vrambench.reports.text.answers import print_fit
 
 GIB = 2**30
@@ -38,6 +39,15 @@ def test_the_job_has_the_rest() -> None:
     assert predictor.forecast(cell_of(budget="8GiB")).verdict == "fits"
     most = 8 * GIB - (alone.memory.device_bytes or 0)
     assert predictor.forecast(cell_of(budget="8GiB", reserved_elsewhere=most + 1)).verdict == "does not fit"
+
+
+def test_a_share_is_one_of_the_budget() -> None:
+    assert cell_of(budget="rtx-4090", reserved_elsewhere="30%").workload.reserved_elsewhere == int(
+        0.3 * int(23.64 * GIB)
+    )
+    assert cell_of(reserved_elsewhere="50%").id == cell_of(reserved_elsewhere="12GiB").id
+    with pytest.raises(ConfigurationError, match=r"^budget: 'x' is not a size"):
+        cell_of(budget="x", reserved_elsewhere="50%")
 
 
 def test_it_is_told_on_a_line_of_its_own() -> None:

@@ -257,6 +257,42 @@ class TestCommandLine:
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("lines", "elsewhere", "doubted"),
+    [
+        ("", int(0.3 * 24 * 2**30), {"use_vllm"}),
+        ("vllm_mode: colocate\nvllm_gpu_memory_utilization: 0.25\n", 6 * 2**30, {"use_vllm"}),
+        (
+            "vllm_gpu_memory_utilization: 0.25\nvllm_enable_sleep_mode: true\n",
+            6 * 2**30,
+            {"use_vllm", "vllm_enable_sleep_mode"},
+        ),
+        ("vllm_mode: server\nvllm_gpu_memory_utilization: 0.25\n", None, {"use_vllm"}),
+    ],
+)
+def test_vllm_s_share_of_the_card_is_held_beside_the_job(
+    lines: str, elsewhere: int | None, doubted: set[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "grpo.yaml"
+    file.write_text(f"model_name_or_path: gpt2\nuse_vllm: true\n{lines}")
+    plan = planned(str(file), axes={"adapter": "lora"}, format="trl-grpo")
+    assert plan.config is not None
+    assert plan.config.left_out == (), "more is predicted than the job takes"
+    assert {one.key for one in plan.config.keys if one.kind == "not modelled"} == doubted
+    assert [one.cell.workload.reserved_elsewhere for one in plan.cells] == [elsewhere]
+
+
+@pytest.mark.parametrize("share", ["1.5", "0", "true", "30%"])
+def test_a_share_of_the_card_that_is_none_is_a_mistake(share: str, tmp_path: Path) -> None:
+    file = tmp_path / "grpo.yaml"
+    file.write_text(f"model_name_or_path: gpt2\nuse_vllm: true\nvllm_gpu_memory_utilization: {share}\n")
+    with pytest.raises(
+        ConfigurationError,
+        match=r"grpo.yaml:3: vllm_gpu_memory_utilization: .* is no share of a card's memory, as 0.3 is",
+    ):
+        planned(str(file), axes={"adapter": "lora"}, format="trl-grpo")
+
+
 @pytest.mark.parametrize("command", ["fit", "plan"])
 def test_what_is_not_modelled_may_decide(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     typed = ["--model", "tiny", "--set", "max_length=64", "--budget", "1100MiB", "--device", "cuda", "--json"]
