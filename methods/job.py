@@ -93,7 +93,8 @@ class Job:
         """Builds the data, the roles and their optimizers. Raises ConfigurationError where the workload does not fit the model."""
         self.phase("load")
         self.data = self._data()
-        self.trainer: Trainer = self.cell.algorithm_value.trainer(self)
+        with self.device.attention(self.workload.attention):  # some compute before they train
+            self.trainer: Trainer = self.cell.algorithm_value.trainer(self)
         self.device.empty_cache()  # what loading needed in between would be in the way of what training needs
         torch.manual_seed(self._seed("steps"))
 
@@ -121,7 +122,7 @@ class Job:
     def step(self, index: int) -> Metrics:
         """One step of the algorithm: scalars on the device."""
         self._train(True)
-        with self.device.attention(self.cell.workload.attention):
+        with self.device.attention(self.workload.attention):
             return self.trainer.step(index)
 
     @property

@@ -56,6 +56,8 @@ OF_PAIRS: tuple[tuple[dict[str, str], dict[str, Any]], ...] = (
     ({"algorithm": "dpo", "adapter": "none"}, {"reference_dtype": "fp32", "autocast": "bf16", "loss": "nll"}),
     ({"algorithm": "dpo", "adapter": "none"}, {"reference": "precomputed", "loss": "nll"}),
     ({"algorithm": "dpo"}, {"reference": "precomputed", "gradient_accumulation_steps": 2} | EVALUATION),
+    ({"algorithm": "dpo"}, {"reference": "precomputed", "attention": "sdpa"}),
+    ({"algorithm": "dpo"}, {"reference": "precomputed", "attention": "eager"}),
     ({"algorithm": "dpo"}, EVALUATION | {"save": "merged", "gradient_checkpointing": True}),
     ({"algorithm": "dpo"}, {"dpo": {"concatenated": False}, "loss": "nll"}),
     ({"algorithm": "dpo"}, {"dpo": {"loss_type": "simpo"}, "gradient_accumulation_steps": 2}),
@@ -87,6 +89,18 @@ def test_what_learns_from_pairs_is_simulated(axes: dict[str, str], more: dict[st
     if cell.workload.reference == "precomputed":
         for trace in (real, simulated):
             assert {event.place.phase for event in trace.events} >= {"load", "precompute", "learn"}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash", "efficient", "flash_attention_2"])
+def test_a_reference_is_precomputed_by_the_kernel_that_trains(attention: str) -> None:
+    axes = AXES | {"algorithm": "dpo", "precision": "bf16"}
+    work = {"model": "tiny", "max_length": 24, "prompt_tokens": 8, "reference": "precomputed", "attention": attention}
+    kernels: dict[str | None, set[str]] = {"precompute": set(), "learn": set()}
+    for event in traced(resolve(axes, work), get_device("meta")).events:
+        if "attention" in event.operator and "backward" not in event.operator:
+            kernels.setdefault(event.place.phase, set()).add(event.operator)
+    assert kernels["precompute"] == kernels["learn"]
+    assert len(kernels["learn"]) == 1
 
 
 # Multiples of eight: a GPU's kernel copies a mask of other widths. Evaluated are few enough sequences that all are simulated.
