@@ -186,6 +186,13 @@ def configured(model: str) -> object:
     return config.get_text_config() if config else SimpleNamespace()
 
 
+def narrow(cell: Cell) -> bool:
+    """Its model embeds tokens in fewer numbers than its layers have, as OPT-350m does."""
+    config = configured(cell.workload.model)
+    width = getattr(config, "hidden_size", None)
+    return (getattr(config, "word_embed_proj_dim", None) or width) != width
+
+
 def packs_experts(cell: Cell) -> bool:
     """The precision is asked to quantise experts in stacked parameters."""
     options = cell.precision_value.options

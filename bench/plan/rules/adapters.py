@@ -9,6 +9,7 @@ from vrambench.bench.plan.traits import (
     autocast,
     full,
     merges,
+    narrow,
     quantized,
     quantized_to,
     trained_dtypes,
@@ -129,6 +130,12 @@ RULES: tuple[Rule, ...] = (
         "virtual tokens stand before a row, and where several sequences share one (padding_free, packing: bfd), only the first "
         "would have them",
         lambda cell, _: cell.workload.one_row and cell.adapter_value.virtual_tokens(cell.workload) > 0,
+    ),
+    Rule(
+        "virtual-tokens-narrow",
+        "reject",
+        "PEFT makes virtual tokens of the layers' width, and this model embeds its tokens in fewer numbers",
+        lambda cell, _: cell.adapter_value.virtual_tokens(cell.workload) > 0 and narrow(cell),
     ),
     Rule(
         "zero-buffers",

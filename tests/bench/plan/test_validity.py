@@ -573,6 +573,7 @@ CASES = [
         {"padding_free": False},
         alone=False,
     ),
+    Case("virtual-tokens-narrow", {"adapter": "prompt_tuning", "model": "tiny-opt"}, {"model": "tiny-gpt2"}),
     Case(
         "reference-adapter-off",
         {
