@@ -72,8 +72,8 @@ PAIRS = (
     | Table.of("", old="max_prompt_length max_completion_length max_target_length")
 )
 DPO = PAIRS | _table(
-    "beta label_smoothing loss_type precompute_ref_log_probs",
-    "discopop_tau f_alpha_divergence_coef f_divergence_type ld_alpha precompute_ref_batch_size ref_model_mixup_alpha "
+    "beta label_smoothing loss_type precompute_ref_batch_size precompute_ref_log_probs",
+    "discopop_tau f_alpha_divergence_coef f_divergence_type ld_alpha ref_model_mixup_alpha "
     "ref_model_sync_steps use_weighting loss_weights router_aux_loss_coef truncation_mode",
     padding_free=FREE,
     sync_ref_model=SYNCED,
@@ -265,6 +265,9 @@ def _dpo(draft: Draft) -> None:
     precomputed = given.flag("precompute_ref_log_probs")
     if precomputed:
         draft.set("reference", "precomputed", "precompute_ref_log_probs")
+        step = given.number("per_device_train_batch_size", 8)
+        if given.number("precompute_ref_batch_size", step) > step:
+            draft.doubt("precompute_ref_batch_size", "the reference reads more pairs at a time than training does")
     losses = given.get("loss_type", ["sigmoid"])
     losses = losses if isinstance(losses, list) else [losses]
     known = [one for one in losses if one in DPO_LOSSES]

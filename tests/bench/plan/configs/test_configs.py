@@ -282,6 +282,16 @@ def test_vllm_s_share_of_the_card_is_held_beside_the_job(
     assert [one.cell.workload.reserved_elsewhere for one in plan.cells] == [elsewhere]
 
 
+@pytest.mark.parametrize(("size", "kind"), [(2, "without effect"), (16, "not modelled")])
+def test_a_reference_that_reads_more_at_a_time_is_not_modelled(size: int, kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "dpo.yaml"
+    file.write_text(f"model_name_or_path: gpt2\nprecompute_ref_log_probs: true\nprecompute_ref_batch_size: {size}\n")
+    config = planned(str(file), axes={"adapter": "lora"}, format="trl-dpo").config
+    assert config is not None
+    assert {one.key: one.kind for one in config.keys}["precompute_ref_batch_size"] == kind
+    assert len(config.left_out) == (kind == "not modelled")
+
+
 @pytest.mark.parametrize("share", ["1.5", "0", "true", "30%"])
 def test_a_share_of_the_card_that_is_none_is_a_mistake(share: str, tmp_path: Path) -> None:
     file = tmp_path / "grpo.yaml"
