@@ -12,13 +12,14 @@ zero_traces.py has the tools, and does the first step's cells as a script of its
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import shutil
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -176,26 +177,40 @@ def test_other_optimizers_change_the_host_alone(ran: Ran, name: str) -> None:
     assert made["learn"] == pytest.approx(engine["learn"], rel=1e-4)  # with the state of the step before
 
 
-@pytest.fixture(scope="module", params=CASES)
-def simulated(request: pytest.FixtureRequest, cell: MakeCell) -> tuple[str, Traced, Traced]:
-    """A case's name, and what the simulated device did: with the host's buffers on it, and as it is."""
-    made = cell(**SMALL | CASES[request.param])
-    with standing_in(made.offload_value, "meta"):
-        # What is made once for all is there from now on. (bitsandbytes logs its first failure to load a kernel; while the log is
-        # kept, as pytest does, the error in it keeps the weight that was being quantised.)
-        Job(made, get_device("meta")).load()
-        both = traced(made, "meta")
-    return request.param, both, traced(made, "meta")
+class Simulated(NamedTuple):
+    """What the simulated device did: with the host's buffers on it, all that `came` and the rest, and as it is."""
+
+    came: list[tuple[str, int]]
+    both: Traced
+    alone: Traced
+
+
+@pytest.fixture(scope="module")
+def simulated(cell: MakeCell) -> Callable[[str], Simulated]:
+    """What the simulated device did in a case; each is traced once, for all tests, in whichever order they come."""
+
+    @functools.cache
+    def of(name: str) -> Simulated:
+        made = cell(**SMALL | CASES[name])
+        with standing_in(made.offload_value, "meta"):
+            # What is made once for all is there from now on. (bitsandbytes logs its first failure to load a kernel; while the log
+            # is kept, as pytest does, the error in it keeps the weight that was being quantised.)
+            Job(made, get_device("meta")).load()
+            both = traced(made, "meta")
+        return Simulated(came(both.changes), both._replace(changes=[]), traced(made, "meta")._replace(changes=[]))
+
+    return of
 
 
 @needs_compiler
-def test_it_is_the_same_on_the_simulated_device(ran: Ran, simulated: tuple[str, Traced, Traced]) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_the_same_on_the_simulated_device(ran: Ran, simulated: Callable[[str], Simulated], name: str) -> None:
     """As the engine on the CPU: what comes after loading, in order, and all peaks. Loading may hold one weight more on the
     simulated device, with ZeRO and without."""
-    name, both, _ = simulated
+    come, both, _ = simulated(name)
     engine = ran[name]["engine"]
     if "int8" not in name:  # whose products have kernels of their own on the CPU
-        assert [list(change) for change in came(both.changes)] == ran[name]["came"]
+        assert [list(change) for change in come] == ran[name]["came"]
     assert both.phases == engine["phases"]
     loading, late = both.peaks["load"] - engine["peaks"]["load"], engine["late_bytes"]
     assert -1e-3 * engine["peaks"]["load"] - late <= loading <= LARGEST * torch.float32.itemsize, late
@@ -203,8 +218,9 @@ def test_it_is_the_same_on_the_simulated_device(ran: Ran, simulated: tuple[str, 
     assert both.peaks == expected | {"load": both.peaks["load"]}
 
 
-def test_without_the_hosts_buffers_the_devices_remain(simulated: tuple[str, Traced, Traced]) -> None:
-    _, both, alone = simulated
+@pytest.mark.parametrize("name", CASES)
+def test_without_the_hosts_buffers_the_devices_remain(simulated: Callable[[str], Simulated], name: str) -> None:
+    _, both, alone = simulated(name)
     assert both.live_bytes - alone.live_bytes == sum(alone.held)
     assert alone.phases == both.phases
     assert not torch.distributed.is_initialized()
@@ -213,10 +229,10 @@ def test_without_the_hosts_buffers_the_devices_remain(simulated: tuple[str, Trac
 SUMS = {"bf16 adapters under fp32, accumulated": 149_504, "zero2, bf16, adafactor, accumulated": 250_496}
 
 
-def test_gradients_on_the_device_are_sums_in_fp32_alone(simulated: tuple[str, Traced, Traced]) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_on_the_device_are_sums_in_fp32_alone(simulated: Callable[[str], Simulated], name: str) -> None:
     """When the optimizer steps, the others are on the host; where nothing is offloaded, all are there, in their own type."""
-    name, _, alone = simulated
-    assert set(alone.gradients) == {SUMS.get(name, 0)}
+    assert set(simulated(name).alone.gradients) == {SUMS.get(name, 0)}
 
 
 def test_loading_needs_the_trained_weights_twice(cell: MakeCell) -> None:
