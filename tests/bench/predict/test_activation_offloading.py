@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.bench.predict.conftest import OfLayers
 from tests.bench.predict.test_equality import differences
 from tests.bench.predict.traces import traced
 from vrambench.bench.allocator import AllocatorSettings
@@ -46,7 +47,7 @@ def cell_of(**said: Any) -> Cell:
     return resolve(axes | {name: value for name, value in said.items() if name in axes}, settings)
 
 
-PPO: dict[str, Any] = {"algorithm": "ppo", "rollout_batch": 4, "response_tokens": 2, "ppo": {"epochs": 1}}
+PPO: dict[str, Any] = {"algorithm": "ppo", "rollout_batch": 2, "response_tokens": 2, "ppo": {"epochs": 1}}
 CELLS: dict[str, dict[str, Any]] = {
     "full": {},
     "full, checkpointed": CHECKPOINTED,
@@ -64,7 +65,7 @@ CELLS: dict[str, dict[str, Any]] = {
     },
     "ppo": {"adapter": "lora"} | PPO,
     "ppo with a value model": {"adapter": "lora", "value": "separate"} | PPO | CHECKPOINTED,
-    "remax": {"adapter": "lora", "algorithm": "remax", "rollout_batch": 4, "response_tokens": 2},
+    "remax": {"adapter": "lora", "algorithm": "remax", "rollout_batch": 2, "response_tokens": 2},
 }
 
 
@@ -114,9 +115,10 @@ def test_what_the_host_holds_is_page_locked_in_powers_of_two_and_used_again() ->
 
 @pytest.mark.parametrize("said", [{}, CHECKPOINTED, REENTRANT], ids=["plain", "checkpointed", "reentrant"])
 @pytest.mark.parametrize("precision", ["bf16", "bf16_amp"])
-def test_few_layers_tell_of_all_or_all_are_traced(precision: str, said: dict[str, Any]) -> None:
-    """The stash reaches over five checkpointed layers."""
-    cell, simulator = cell_of(**LARGE | {"precision": precision} | said), Simulator()
+def test_few_layers_tell_of_all_or_all_are_traced(precision: str, said: dict[str, Any], of_layers: OfLayers) -> None:
+    """The stash reaches over five checkpointed layers of seven."""
+    model = of_layers("gpt2", 7)
+    cell, simulator = cell_of(**LARGE | {"model": model, "precision": precision} | said), Simulator()
     found, whole = simulator.run(cell), simulator._simulated(cell, None, None, order_of(cell))
     assert found.layers == (None if said else 4)
     assert shape(found.trace) == shape(whole.trace)
@@ -223,7 +225,8 @@ def test_the_band_holds_what_waits_and_says_that_no_such_job_was_compared() -> N
 def test_the_cache_is_emptied_before_forward_passes_that_are_trained_on() -> None:
     """Not before rollouts and scores."""
     trace = traced(
-        cell_of(adapter="lora", gradient_accumulation_steps=2, **PPO | {"batch_size": 1}), get_device("meta")
+        cell_of(adapter="lora", gradient_accumulation_steps=2, **PPO | {"batch_size": 1, "rollout_batch": 4}),
+        get_device("meta"),
     )
     phases = [event.place.phase for event in trace.events if event.kind == EMPTY and event.place.step == 1]
     assert phases == ["learn"] * 4

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.bench.predict.conftest import OfLayers
 from vrambench.bench.allocator import AllocatorSettings
 from vrambench.bench.predict.replay import Replay
 from vrambench.bench.predict.simulate import Simulation, Simulator
@@ -84,9 +85,10 @@ def test_sizes_that_grow_are_those_of_every_step(more: dict[str, Any], monkeypat
     ],
 )
 def test_the_allocator_reserves_what_it_does_with_every_step_and_layer(
-    more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    more: dict[str, Any], of_layers: OfLayers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = cell(prompt_tokens=64, response_tokens=32, **more)
+    model = of_layers("mistral-7b", 8) if more["model"] == "mistral-7b" else more["model"]
+    made = cell(prompt_tokens=64, response_tokens=32, **more | {"model": model})
     whole = Replay(every_step(made, monkeypatch).trace, AllocatorSettings())
     few = Replay(SIMULATOR.run(made).trace, AllocatorSettings())
     assert (few.allocated_bytes, few.reserved_bytes) == (whole.allocated_bytes, whole.reserved_bytes)

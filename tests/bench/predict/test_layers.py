@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.bench.predict.conftest import OfLayers
 from vrambench.bench.predict.several import order_of
 from vrambench.bench.predict.simulate import Simulation, Simulator
 from vrambench.bench.predict.tracing.decode_steps import without_marks
@@ -17,6 +18,8 @@ from vrambench.bench.predict.tracing.trace import ALLOC, FREE, MARK, Event, Plac
 from vrambench.methods.cell import Cell, resolve
 
 SIMULATOR = Simulator()
+FEW = 6
+"""Layers: those that are traced, and two copies, which follow each other as more would."""
 
 
 def cell(**more: Any) -> Cell:
@@ -55,11 +58,14 @@ def described(trace: Trace) -> list[tuple[Any, ...]]:
     return listed + sorted(ending)
 
 
+WHOLE: list[dict[str, Any]] = [{}, {"adapter": "lora", "algorithm": "ppo"}]
+"""Of gpt2 with all its layers."""
+
+
 @pytest.mark.parametrize(
     "more",
     [
-        {},
-        {"adapter": "lora", "algorithm": "ppo"},
+        *WHOLE,
         {"eval_batch_size": 2, "prediction_loss_only": False, "save": "model"},
         {"algorithm": "ppo", "value": "separate", "optimizer": "adafactor"},
         {"algorithm": "remax", "precision": "fp32", "optimizer": "galore_adamw_layerwise", "max_grad_norm": 0.0},
@@ -106,10 +112,11 @@ def described(trace: Trace) -> list[tuple[Any, ...]]:
     ],
     ids=lambda more: " ".join(map(str, more.values())) or "plain",
 )
-def test_four_layers_tell_of_all(more: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_four_layers_tell_of_all(more: dict[str, Any], of_layers: OfLayers, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the decode steps that are traced; those that are put in have four layers by design (test_decode_steps.py)."""
     monkeypatch.setattr("vrambench.bench.predict.simulate.with_all_steps", lambda trace, traced: without_marks(trace))
-    made = cell(**more)
+    model = more.get("model", "gpt2")
+    made = cell(**more | {"model": model if more in WHOLE else of_layers(model, FEW)})
     short = SIMULATOR.run(made)
     whole: Simulation = SIMULATOR._simulated(made, None, None, order_of(made))
     assert short.layers == 4
@@ -121,9 +128,9 @@ def test_four_layers_tell_of_all(more: dict[str, Any], monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", ["UniLora", "Lily", "Psoft", "Glora", "VBLoRA", "WaveFT"])
-def test_what_an_adapter_has_once_for_all_layers_is_counted_once(name: str) -> None:
+def test_what_an_adapter_has_once_for_all_layers_is_counted_once(name: str, of_layers: OfLayers) -> None:
     more = {"VBLoRA": {"vector_length": 64}, "WaveFT": {"n_frequency": 100}}.get(name)
-    made = cell(adapter=f"peft:{name}Config", model="smollm2-135m", **({"peft": more} if more else {}))
+    made = cell(adapter=f"peft:{name}Config", model=of_layers("smollm2-135m", FEW), **({"peft": more} if more else {}))
     found, whole = SIMULATOR.run(made), SIMULATOR._simulated(made, None, None, order_of(made))
     assert found.parameters == whole.parameters
     assert found.roles == whole.roles
@@ -134,7 +141,7 @@ def test_what_an_adapter_has_once_for_all_layers_is_counted_once(name: str) -> N
     "more",
     [
         {"adapter": "lora", "lora_target_modules": r"model\.layers\.[0-9]\.self_attn\.q_proj"},
-        {"adapter": "rslora", "lora_target_modules": ["layers.0.self_attn.q_proj", "layers.29.self_attn.q_proj"]},
+        {"adapter": "rslora", "lora_target_modules": ["layers.0.self_attn.q_proj", "layers.11.self_attn.q_proj"]},
         {"adapter": "peft:LoHaConfig", "peft": {"r": 4, "layers_to_transform": list(range(10))}},
         {"adapter": "peft:LoraConfig", "peft": {"r": 4, "rank_pattern": {r"layers\.1[0-9]\..*": 16}}},
         {
@@ -146,8 +153,10 @@ def test_what_an_adapter_has_once_for_all_layers_is_counted_once(name: str) -> N
     ],
     ids=lambda more: more["adapter"],
 )
-def test_an_adapter_that_is_not_the_same_on_every_layer_is_traced_on_all(more: dict[str, Any]) -> None:
-    simulation = SIMULATOR.run(cell(model="smollm2-135m", **more))
+def test_an_adapter_that_is_not_the_same_on_every_layer_is_traced_on_all(
+    more: dict[str, Any], of_layers: OfLayers
+) -> None:
+    simulation = SIMULATOR.run(cell(model=of_layers("smollm2-135m", 12), **more))
     assert simulation.layers is None
     assert simulation.notes[0].startswith("every layer was traced")
 
