@@ -59,10 +59,14 @@ SETTINGS = (
 )
 
 
-def of_few(planned: PlannedCell) -> PlannedCell:
-    """With as many samples, whether or not there are several to a prompt."""
-    group = planned.cell.workload.group_size
-    return dataclasses.replace(planned, cell=changed(planned.cell, {"rollout_batch": 4 // group})) if group else planned
+def of_few(planned: PlannedCell, *, minibatches: int = 1) -> PlannedCell:
+    """With as many samples to a rollout, whether or not there are several to a prompt. One minibatch shows what two values do
+    together; what a second one finds is the algorithm's, and shown by the first cell of each."""
+    work = planned.cell.workload
+    if work.rollout_batch is None:
+        return planned
+    prompts = minibatches * work.batch_size // (work.group_size or 1)
+    return dataclasses.replace(planned, cell=changed(planned.cell, {"rollout_batch": prompts}))
 
 
 def cells() -> dict[str, PlannedCell]:
@@ -74,8 +78,11 @@ def cells() -> dict[str, PlannedCell]:
         ours = planned.cell.algorithm_value.foreign is None
         if planned.verdict == "valid" and ours and not planned.cell.offload_value.zero_stage and work.seed == 0:
             words = [planned.cell.name, work.model, work.value or "", work.reward or ""]
+            first = planned.cell.algorithm not in {one.cell.algorithm for one in chosen.values()}
+            scales = planned.cell.precision_value.loss_scaling(work)  # and may skip the first steps
             chosen.setdefault(
-                " ".join([*words, "checkpointed" if work.gradient_checkpointing else ""]), of_few(planned)
+                " ".join([*words, "checkpointed" if work.gradient_checkpointing else ""]),
+                of_few(planned, minibatches=2 if first or scales else 1),
             )
     quantised = {"precision": "nf4", "adapter": "lora", "optimizer": "adamw_torch", "offload": "none"}
     for said in (
@@ -98,11 +105,11 @@ CELLS = cells()
 def loss_cells() -> dict[str, Cell]:
     """Every loss with every algorithm that it goes with, over several chunks of tokens, and once more under autocast."""
     plain = {"precision": "bf16", "adapter": "lora", "optimizer": "adamw_torch", "offload": "none"}
-    work = {"prompt_tokens": 300, "response_tokens": 2, "batch_size": 2, "rollout_batch": 4, "ppo": {"epochs": 1}}
+    work = {"prompt_tokens": 300, "response_tokens": 2, "batch_size": 2, "rollout_batch": 2, "ppo": {"epochs": 1}}
     chosen = {}
     for loss, axes in itertools.product(LOSSES, ({}, {"precision": "bf16_amp", "adapter": "none"})):
         for algorithm in ("sft", "ppo", "remax", "grpo", "dpo") if LOSSES[loss].scorer else ("sft",):
-            of_groups = {"rollout_batch": 2, "group_size": 2} if algorithm == "grpo" else {}
+            of_groups = {"rollout_batch": 1, "group_size": 2} if algorithm == "grpo" else {}
             cell = resolve(plain | axes | {"algorithm": algorithm}, work | {"loss": loss} | of_groups)
             chosen[f"{loss} {cell.name}"] = cell
     return chosen

@@ -15,7 +15,7 @@ from vrambench.methods.device import get_device
 
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 
-SIZES: dict[str, Any] = {"model": "tiny", "batch_size": 2, "prompt_tokens": 8, "response_tokens": 8, "rollout_batch": 4}
+SIZES: dict[str, Any] = {"model": "tiny", "batch_size": 2, "prompt_tokens": 8, "response_tokens": 8, "rollout_batch": 2}
 WHOLE = {"lora_modules_to_save": "embed_tokens,lm_head"}
 MIXTRAL: dict[str, Any] = {
     "model_type": "mixtral", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
