@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import cache
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from vrambench.bench.predict.exported import recorded
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.replay import whose
 from vrambench.bench.predict.tracing.trace import ALLOC
+from vrambench.bench.results.forecast import Forecast
 from vrambench.methods.called import card_of
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.workload import AXIS_NAMES
@@ -36,10 +38,19 @@ CELLS = (
 )
 
 
-@pytest.mark.parametrize("one", CELLS, ids=lambda one: one.name)
+@cache
+def predicted(number: int, conf: str) -> tuple[Forecast, dict[str, Any]]:
+    """Of one of CELLS, its prediction and its recording, made once; tests read them."""
+    return recorded(CELLS[number], alloc_conf=conf)
+
+
+each = pytest.mark.parametrize("number", range(len(CELLS)), ids=lambda number: CELLS[number].name)
+
+
+@each
 @pytest.mark.parametrize("conf", ["", "expandable_segments:True"])
-def test_what_was_predicted_is_found_in_it(one: Cell, conf: str) -> None:
-    forecast, recording = recorded(one, alloc_conf=conf)
+def test_what_was_predicted_is_found_in_it(number: int, conf: str) -> None:
+    forecast, recording = predicted(number, conf)
     snapshot = Snapshot.of(recording)
     assert snapshot.settings().text() == forecast.alloc_conf == conf
     (compared,) = replay_snapshot(snapshot)
@@ -54,7 +65,7 @@ def test_what_was_predicted_is_found_in_it(one: Cell, conf: str) -> None:
 
 
 def test_memory_has_its_name_and_the_moment_its_phase() -> None:
-    forecast, recording = recorded(CELLS[0])
+    forecast, recording = predicted(0, "")
     (told,) = explain(Snapshot.of(recording))
     called = {live.where: live.nbytes for live in told.called}
     assert called["policy weights"] == forecast.roles["policy"].weights_bytes
@@ -65,9 +76,10 @@ def test_memory_has_its_name_and_the_moment_its_phase() -> None:
     assert spans == {"load", *(f"step {step} {phase}" for step in (0, 1) for phase in ("learn", "optimizer_step"))}
 
 
-@pytest.mark.parametrize("one", CELLS, ids=lambda one: one.name)
-def test_every_request_has_the_name_of_its_own(one: Cell) -> None:
-    _, recording = recorded(one)
+@each
+def test_every_request_has_the_name_of_its_own(number: int) -> None:
+    one = CELLS[number]
+    _, recording = predicted(number, "")
     trace = Predictor().simulation(one, card_of(one.workload.budget)).trace
     wanted = [
         (event.nbytes, event.operator, " ".join(filter(None, whose(event, trace))))
@@ -101,7 +113,7 @@ def test_a_job_that_runs_out_ends_there() -> None:
 
 def test_the_viewers_own_readers_take_it() -> None:
     """pytorch.org/memory_viz draws the same dictionary; its readers in Python are torch's."""
-    forecast, recording = recorded(CELLS[0])
+    forecast, recording = predicted(0, "")
     summary = _memory_viz.segsum(recording)
     assert f"segments: {len(recording['segments'])}" in summary
     lines: list[str] = _memory_viz.memory(recording, format_flamegraph=str.splitlines)
@@ -116,7 +128,7 @@ def test_the_viewers_own_readers_take_it() -> None:
 
 
 def test_a_block_names_who_asked_for_it() -> None:
-    _, recording = recorded(CELLS[0])
+    _, recording = predicted(0, "")
     for entry in recording["device_traces"][0]:
         assert {"action", "size", "stream", "time_us", "frames", "user_metadata"} <= set(entry), entry
         assert bool(entry["frames"]) == (entry["action"] not in ("segment_free", "segment_unmap")), entry
