@@ -42,6 +42,14 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def two_layers(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same, where a job is traced as it is built: more would do what two do."""
+    folder: Path = tmp_path_factory.mktemp("two-layers")
+    (folder / "config.json").write_text(json.dumps(MIXTRAL | {"num_hidden_layers": 2}))
+    return str(folder)
+
+
 def cell_of(model: str, **more: Any) -> Cell:
     axes = {"precision": "bf16", "adapter": "lora", "optimizer": "adamw_torch", "offload": "none", "algorithm": "sft"}
     work: dict[str, Any] = {"model": model, "prompt_tokens": 24, "response_tokens": 8, "batch_size": 2, "lora_r": 4}
@@ -82,17 +90,17 @@ def alike(cell: Cell, capability: tuple[int, int] | None = None) -> None:
 
 @pytest.mark.parametrize("said", ALLOCATING, ids=lambda said: " ".join(map(str, said.values())))
 def test_experts_of_every_type_allocate_on_the_simulated_device_as_on_the_cpu(
-    mixtral: str, said: dict[str, Any]
+    two_layers: str, said: dict[str, Any]
 ) -> None:
-    alike(cell_of(mixtral, **said))
+    alike(cell_of(two_layers, **said))
 
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_below_capability_8_0_experts_go_by_transformers_own_operator(
-    mixtral: str, adapter: str, monkeypatch: pytest.MonkeyPatch
+    two_layers: str, adapter: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whose backward pass makes the gradient of frozen experts too."""
-    cell = cell_of(mixtral, adapter=adapter, lora_target_modules=["q_proj"] if adapter == "lora" else None)
+    cell = cell_of(two_layers, adapter=adapter, lora_target_modules=["q_proj"] if adapter == "lora" else None)
     recent = Predictor("").simulation(cell)
     able = moe._can_use_grouped_mm
     monkeypatch.setattr(moe, "_can_use_grouped_mm", lambda tokens, *others: tokens.is_meta and able(tokens, *others))
