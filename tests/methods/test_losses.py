@@ -39,6 +39,8 @@ TOKENS = torch.randint(0, 1000, (2, 300), generator=torch.Generator().manual_see
 IDS = TOKENS.nbytes
 """Bytes by which peaks may differ: token ids, here and there kept a little longer."""
 START, TEMPERATURE = 40, 0.7
+WORDS = 8192
+"""Of the buffer in which TRL's asynchronous GRPO makes logits."""
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {},
     "bloom": {},  # whose forward pass takes no positions
@@ -311,14 +313,18 @@ def test_nll_scores_as_trls_ppo(dtype: torch.dtype, head: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "cohere"])
-def test_chunked_nll_scores_as_trls_async_grpo(kind: str, dtype: torch.dtype) -> None:
-    model = tiny(kind, dtype, vocab_size=chunked.WORDS + 1000)
+def test_chunked_nll_scores_as_trls_async_grpo(kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Llama with a buffer of as many words as TRL's, the others with a shorter one."""
+    words = WORDS
+    if kind != "llama":
+        monkeypatch.setattr(chunked, "WORDS", words := 1_500)
+    model = tiny(kind, dtype, vocab_size=words + 1_000)
     cap, scale = KINDS[kind].get("final_logit_softcapping"), KINDS[kind].get("logit_scale", 1.0)
 
     def trls() -> torch.Tensor:
         states = model.model(input_ids=TOKENS, use_cache=False).last_hidden_state[:, START - 1 : -1]
         flat, wanted = states.reshape(-1, states.shape[-1]), TOKENS[:, START:].reshape(-1)
-        found, _ = _ChunkedLogProbFunction.apply(flat, model.lm_head.weight, wanted, TEMPERATURE, 8192, cap, scale)
+        found, _ = _ChunkedLogProbFunction.apply(flat, model.lm_head.weight, wanted, TEMPERATURE, words, cap, scale)
         return found.sum()
 
     expected, wanted = valued(model, trls)
