@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
 ]
 
-BATCH, PROMPT, RESPONSE, PROMPTS, GROUP = 8, 16, 48, 4, 4
+BATCH, PROMPT, RESPONSE, PROMPTS, GROUP = 8, 16, 32, 4, 4
 SEQUENCES, LENGTH = PROMPTS * GROUP, PROMPT + RESPONSE
 UNNAMED = 0.001
 """Share of a peak that may differ without a name: a number for each sequence, losses, norms."""

@@ -28,7 +28,7 @@ STEPS = 2
 """Optimizer steps; the last is traced."""
 BATCH, TOKENS = 4, 96
 VOCABULARY, WIDTH, INNER, LAYERS = 1024, 128, 384, 2
-TIED_VOCABULARY = 8192
+TIED_VOCABULARY = 4096
 """Of the model whose head is its table of embeddings, which is most of it."""
 AXES = ("precision", "adapter", "optimizer", "offload", "algorithm")
 
