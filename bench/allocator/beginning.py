@@ -68,16 +68,6 @@ def _undo(entry: Entry, segments: dict[int, Segment], mapped: Mapped, blocks: di
     action, address, nbytes, stream = entry
     held = blocks.get(address)
     match action:
-        case "segment_map":
-            return mapped.undo_map(address, nbytes, stream)
-        case "segment_unmap":
-            return mapped.undo_unmap(address, nbytes, stream)
-        case "segment_alloc":
-            made = segments.pop(address, None)
-            return made is not None and made.size == nbytes
-        case "segment_free":
-            pool: Literal["small", "large"] = "small" if nbytes == SMALL_SEGMENT_BYTES else "large"
-            return segments.setdefault(address, freed := Segment(address, nbytes, stream, pool, ())) is freed
         case "alloc":
             blocks.pop(address, None)
             return held is not None and held.state == "active_allocated"
@@ -89,6 +79,16 @@ def _undo(entry: Entry, segments: dict[int, Segment], mapped: Mapped, blocks: di
             return held.state == "active_pending_free"
         case "free_requested":
             return False
+        case "segment_map":
+            return mapped.undo_map(address, nbytes, stream)
+        case "segment_unmap":
+            return mapped.undo_unmap(address, nbytes, stream)
+        case "segment_alloc":
+            made = segments.pop(address, None)
+            return made is not None and made.size == nbytes
+        case "segment_free":
+            pool: Literal["small", "large"] = "small" if nbytes == SMALL_SEGMENT_BYTES else "large"
+            return segments.setdefault(address, freed := Segment(address, nbytes, stream, pool, ())) is freed
     return True
 
 

@@ -234,7 +234,8 @@ def _of_the_default_pool(entries: Sequence[RawEntry], private: Sequence[RawSegme
     for entry in reversed(entries):
         action, address = entry["action"], entry.get("addr", 0)
         inside = entry.get("pool_id", DEFAULT_POOL) != DEFAULT_POOL
-        inside = inside or any(begin <= address < end for begin, end in ranges.items())
+        if ranges and not inside:
+            inside = any(begin <= address < end for begin, end in ranges.items())
         if inside and action == "segment_alloc":
             ranges.pop(address, None)
         if not inside or action not in MEMORY_ACTIONS:

@@ -64,28 +64,30 @@ def recorded_peaks(start: Start, entries: Sequence[Entry], settings: AllocatorSe
             requested += block.requested
             layout.use(address, block.size)
             allocated += block.size if block.state == "active_allocated" else 0
-    peaks = [requested, allocated, reserved]
+    most_requested, most_allocated, most_reserved = requested, allocated, reserved
     for action, address, nbytes, _ in entries:
         match action:
-            case "segment_alloc" | "segment_map":
-                reserved += nbytes
-                layout.add_segment(address, nbytes, expandable=action == "segment_map")
-            case "segment_free" | "segment_unmap":
-                reserved -= nbytes
-                layout.remove_segment(address)
             case "alloc":
-                sizes[address] = layout.block_bytes(address, nbytes)
-                layout.use(address, sizes[address])
+                sizes[address] = size = layout.block_bytes(address, nbytes)
+                layout.use(address, size)
                 asked[address] = nbytes
                 requested += nbytes
-                allocated += sizes[address]
+                allocated += size
+                most_requested = max(most_requested, requested)
+                most_allocated = max(most_allocated, allocated)
             case "free_requested":
                 allocated -= sizes[address]
             case "free_completed":
                 requested -= asked.pop(address)
                 layout.free(address, sizes.pop(address))
-        peaks = [max(peak, now) for peak, now in zip(peaks, (requested, allocated, reserved), strict=True)]
-    return RecordedPeaks(*peaks)
+            case "segment_alloc" | "segment_map":
+                reserved += nbytes
+                layout.add_segment(address, nbytes, expandable=action == "segment_map")
+                most_reserved = max(most_reserved, reserved)
+            case "segment_free" | "segment_unmap":
+                reserved -= nbytes
+                layout.remove_segment(address)
+    return RecordedPeaks(most_requested, most_allocated, most_reserved)
 
 
 class _Layout:
