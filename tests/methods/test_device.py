@@ -128,7 +128,7 @@ MANY: list[dict[str, Any]] = [
     {"algorithm": "ppo", "rollout_batch": 8, "gradient_accumulation_steps": 2, "ppo": {"epochs": 2}},
     {"algorithm": "reinforce", "rollout_batch": 9, "micro_rollout_batch_size": 2},
     {"algorithm": "rloo", "rollout_batch": 3, "rloo": {"num_iterations": 3}},
-    {"algorithm": "grpo", "gradient_accumulation_steps": 16, "micro_rollout_batch_size": 5},
+    {"algorithm": "grpo", "gradient_accumulation_steps": 8, "micro_rollout_batch_size": 5},
 ]
 
 
