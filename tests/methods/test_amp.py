@@ -17,11 +17,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from tests.methods.traces import QuickTrace
-from vrambench.bench.measure.meters.storages import StorageTrace
+from vrambench.bench.measure.meters.storages import StorageTrace, tensors_of
 from vrambench.methods.amp import (
     CPU_LISTS,
     CUDA_LISTS,
@@ -48,16 +47,16 @@ class Allocations(TorchDispatchMode):
         self.made: list[Made] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        known = {tensor.untyped_storage()._cdata for tensor in self.here((args, kwargs))}
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        known = {tensor.untyped_storage()._cdata for tensor in self.here(args, tuple(kwargs.values()))}
         new = [tensor for tensor in self.here(result) if tensor.untyped_storage()._cdata not in known]
         if new:
             self.made.append((str(func), *((tensor.dtype, tensor.untyped_storage().nbytes()) for tensor in new)))
         return result
 
-    def here(self, tree: Any) -> list[torch.Tensor]:
-        leaves = tree_leaves(tree)
-        return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.device.type == self.device]
+    def here(self, *values: Any) -> list[torch.Tensor]:
+        return [tensor for tensor in tensors_of(values) if tensor.device.type == self.device]
 
     def casts(self) -> list[tuple[torch.dtype, int]]:
         return [first for name, first, *_ in self.made if name == "aten._to_copy.default"]
@@ -167,7 +166,7 @@ def test_cells_run_on_meta_and_end_with_nothing_cast(
     settings |= {"algorithm": algorithm, "adapter": adapter, "precision": precision}
     made = job(device="meta", gradient_checkpointing=checkpointing, **settings)
     assert made.device.stands_for == "cuda"
-    with Allocations("meta") as allocations:
+    with QuickTrace("meta"), Allocations("meta") as allocations:
         metrics = made.step(0)
     assert {value.device.type for value in metrics.values()} == {"meta"}
     half = torch.bfloat16 if precision == "bf16_amp" else torch.float16

@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from tests.methods.traces import SHAPES
-from vrambench.bench.measure.meters.storages import StorageTrace
+from vrambench.bench.measure.meters.storages import StorageTrace, tensors_of
 from vrambench.methods.algorithms import ALGORITHMS
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.job import Job
@@ -204,9 +203,9 @@ class CpuBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = SHAPES.call(func, args, kwargs or {})
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and leaf.device.type == "cpu":
-                self.largest = max(self.largest, leaf.numel() * leaf.element_size())
+        for tensor in tensors_of((result,)):
+            if tensor.device.type == "cpu":
+                self.largest = max(self.largest, tensor.numel() * tensor.element_size())
         return result
 
 
