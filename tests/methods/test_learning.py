@@ -47,10 +47,10 @@ def test_lora_learns_on_nf4(job: MakeJob) -> None:
 def test_ppo_raises_the_reward(job: MakeJob, value: str) -> None:
     settings = RL | {"value": value, "rollout_batch": 16, "batch_size": 8, "ppo": {"kl_coef": 0.02}}
     made = job(algorithm="ppo", **settings)
-    rewards = series(made, "reward", 20)
+    rewards = series(made, "reward", 12)
     first, last = quarters(rewards)
     assert rewards[0] < 0.4
-    assert last > first + 0.2, rewards  # eight runs of these settings rose by 0.44 to 0.65
+    assert last > first + 0.2, rewards  # eight runs of these settings rose by 0.32 to 0.56
 
 
 def test_remax_raises_the_reward(job: MakeJob) -> None:
