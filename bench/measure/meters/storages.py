@@ -22,6 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vrambench.bench.measure.collector import collector_held
 
+NESTED = (list, tuple)
+"""Not `list | tuple`, which is made anew at each of an operator's arguments and asked in twice the time."""
+
 
 class Storage(weakref.ref[torch.UntypedStorage]):
     """A storage that is alive. `key`: its address; `nbytes`: its size when it was last seen; `ident`: the counter's user's own."""
@@ -150,13 +153,15 @@ class StorageTrace(TorchDispatchMode):
             self.phase_peaks[self.phase] = max(self.phase_peaks.get(self.phase, 0), self.live_bytes)
 
 
-def tensors_of(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+def tensors_of(values: Iterable[Any]) -> list[torch.Tensor]:
     """Every tensor of an operator's arguments or results: they are nested in lists at most."""
+    found = []
     for value in values:
         if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from tensors_of(value)
+            found.append(value)
+        elif isinstance(value, NESTED) and value:
+            found += tensors_of(value)
+    return found
 
 
 def made_of_others(types: Iterable[type]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vrambench.bench.measure.meters.storages import tensors_of
+from vrambench.bench.measure.meters.storages import NESTED, tensors_of
 
 META = torch.device("meta")
 # The same on meta, where the first goes a long way round through Python.
@@ -91,7 +91,7 @@ def _key(values: Any) -> Any:
             if not value.is_meta:
                 raise _NotKnown
             parts.append((value.shape, value.stride(), value.dtype))
-        elif isinstance(value, list | tuple):
+        elif isinstance(value, NESTED):
             parts.append(_key(value))
         else:
             parts.append((type(value), value))
