@@ -3,6 +3,7 @@ else, learning, and the base where it is off."""
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 from unittest import mock
@@ -94,13 +95,23 @@ def test_it_gives_what_peft_gives(adapter: str, name: str) -> None:
     torch.testing.assert_close(logits_of(ours), given, rtol=1e-5, atol=1e-5)
 
 
+def computing_in_fp32(adapter: str, precision: str, name: str) -> Cell:
+    more = {"compute_dtype": "fp32"} if precision in ("int8", "nf4") else {}
+    return cell_of(adapter, precision, model=name, **more)
+
+
+@functools.cache
+def of_the_base(precision: str, name: str) -> torch.Tensor:
+    """Logits of the model on which no adapter is."""
+    setup = computing_in_fp32("rslora", precision, name).setup
+    return logits_of(load_model(setup, CPU, seed=0, adapter=False)).detach()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8", "nf4"])
 @pytest.mark.parametrize(("adapter", "name"), PAIRS)
 def test_switched_off_it_is_the_base_and_trained_it_is_not(adapter: str, name: str, precision: str) -> None:
-    more = {"compute_dtype": "fp32"} if precision in ("int8", "nf4") else {}
-    setup = cell_of(adapter, precision, model=name, **more).setup
-    model: Any = load_model(setup, CPU, seed=0)
-    expected = logits_of(load_model(setup, CPU, seed=0, adapter=False))
+    model: Any = load_model(computing_in_fp32(adapter, precision, name).setup, CPU, seed=0)
+    expected = of_the_base(precision, name)
     if adapter != "prompt_tuning":
         torch.testing.assert_close(logits_of(model), expected)
     disturb(model)

@@ -141,12 +141,12 @@ def test_cached_decoding_is_one_plain_pass(kind: str, kernel: str) -> None:
     kernel = settled(config, "efficient") if kernel == "auto" else kernel
     if unable(config, kernel) or (own_code(config) and kernel != "eager"):
         pytest.skip(f"{kind} does not attend so")
-    model: Any = tiny(config, implementation(kernel, config, tokens=LENGTH + 4))
+    model: Any = tiny(config, implementation(kernel, config, tokens=LENGTH))
     for parameter in model.parameters():
         if parameter.ndim == 2:
             parameter.mul_(3)  # random weights of their usual size barely prefer one token to another
     for prompt in (2, 7):
-        made = generate(model, tokens_of(prompt), LENGTH + 4 - prompt, GREEDY, CPU)
+        made = generate(model, tokens_of(prompt), LENGTH - prompt, GREEDY, CPU)
         logits = model(input_ids=made, use_cache=False).logits
         assert torch.equal(made[:, prompt:], logits[:, prompt - 1 : -1].argmax(-1))
 
