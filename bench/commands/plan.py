@@ -87,7 +87,7 @@ def plan(
         planned = planned_for(loaded, selection, name, card if name.startswith("cuda") else None)
         if predict or (predict is None and (sort or planned.device == "cuda")):
             with pool_on(on) as pool:
-                ask = predictions(card, alloc_conf, planned.left_out, no_cache=no_cache, pool=pool)
+                ask = predictions(card, alloc_conf, planned.left_out, no_cache=no_cache, pool=pool, own_process=True)
                 planned = planned.predicted(ask(planned.valid, None))
         if sort:
             planned = planned.sorted_by(sort)
