@@ -47,6 +47,12 @@ def folder() -> Iterator[Path]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where predictions of all examples are kept, as a reader has it who tries one after the other."""
+    return tmp_path_factory.mktemp("cache")
+
+
 def check(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That the command could be run as it stands, in `folder`."""
     example = Example(command, ())
@@ -118,13 +124,14 @@ def test_a_command_in_a_sentence_would_run(
 @pytest.mark.slow
 @pytest.mark.parametrize("example", PRINTING)
 def test_an_example_prints_what_the_page_shows(
-    example: Example, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    example: Example, folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """What it prints depends on these versions alone; where it is another, `python docs/pages.py --examples` writes it."""
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().lower().split())
     for name in ("torch", "transformers", "peft", "bitsandbytes"):
         if version(name).partition("+")[0] != pins[name]:
             pytest.skip(f"{name} {version(name)} is not the pinned one")
+    monkeypatch.setenv("VRAMBENCH_CACHE", str(cache))
     printed = in_this_process(example, folder, monkeypatch, capfd)
     assert timeless(cut(printed, example.output)) == timeless(list(example.output))
 

@@ -54,7 +54,7 @@ def claims(
 
         hush()
         ran = [read_run(folder) for folder in runs or ()]
-        predicted = predictions(None)
+        predicted = predictions(None, own_process=True)
 
         def ask(cells: Sequence[Cell]) -> Mapping[str, Outcome]:
             return predicted(cells, None)

@@ -141,10 +141,13 @@ def _predicted(
 
         hush()
         stack.enter_context(fresh_start())
-        left_out = matrices[0].config.left_out if matrices[0].config else ()
-        pool = new_pool(1, alloc_conf, left_out, cache)
-        stack.callback(end, pool)
-        pool.submit(int)  # its imports, while those of this process are made
+        config = matrices[0].config
+        left_out = config.left_out if config else ()
+        pool = None
+        if config is None:  # of one there is one cell, and its budgets share a simulation
+            pool = new_pool(1, alloc_conf, left_out, cache)
+            stack.callback(end, pool)
+            pool.submit(int)  # its imports, while those of this process are made
 
         from vrambench.bench.predict.answer import Menu
         from vrambench.bench.predict.forecast import Predictor

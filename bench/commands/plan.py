@@ -89,9 +89,8 @@ def plan(
         planned = planned_for(loaded, selection, name, bf16=None if by_budget else has_bf16(name))
         if predict or (predict is None and (sort or planned.device == "cuda")):
             with pool_on(on) as pool:
-                ask = predictions(
-                    cards[0] if len(cards) == 1 else None, alloc_conf, planned.left_out, no_cache=no_cache, pool=pool
-                )
+                card = cards[0] if len(cards) == 1 else None
+                ask = predictions(card, alloc_conf, planned.left_out, no_cache=no_cache, pool=pool, own_process=True)
                 planned = planned.predicted(ask(planned.valid, None))
         if sort:
             planned = planned.sorted_by(sort)

@@ -196,10 +196,12 @@ def predictions(
     *,
     no_cache: bool = False,
     pool: NewPool | None = None,
+    own_process: bool = False,
 ) -> Predict:
     """How cells are predicted: in processes of their own, with a line on stderr that says how many are done; for the GPU that they
     run on, else for the card that is `named`. What was predicted before is looked up unless `no_cache` forbids it.
-    `left_out`: what a configuration says, and no prediction holds. `pool`: what they are made in, if not in processes here."""
+    `left_out`: what a configuration says, and no prediction holds. `pool`: what they are made in, if not in processes here.
+    `own_process`: few are made in this process, which measures nothing."""
     from vrambench.bench.predict.cache import Cache
     from vrambench.bench.predict.many import predict_all
 
@@ -209,7 +211,14 @@ def predictions(
         card = here or named
         name = card.name if card else None
         return predict_all(
-            cells, name, alloc_conf=alloc_conf, left_out=left_out, cache=cache, tell=say_how_many, pool=pool
+            cells,
+            name,
+            alloc_conf=alloc_conf,
+            left_out=left_out,
+            cache=cache,
+            tell=say_how_many,
+            pool=pool,
+            here=own_process,
         )
 
     return predict

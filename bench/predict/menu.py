@@ -8,7 +8,6 @@ The largest values are those of `--max`. One half of the work is done in a proce
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import shlex
 from collections import deque
@@ -30,7 +29,7 @@ from vrambench.bench.plan.used import check_used
 from vrambench.bench.plan.validity import check
 from vrambench.bench.predict.answer import AS_NAMED, Maximum, MenuRow
 from vrambench.bench.predict.changes import changed
-from vrambench.bench.predict.many import predictor_here, why
+from vrambench.bench.predict.many import frozen, predictor_here, why
 from vrambench.bench.predict.reach import integer_fields, largest
 from vrambench.bench.predict.recipes import RECIPES, Recipe, asked
 from vrambench.bench.results.forecast import Forecast
@@ -239,19 +238,6 @@ def _all(
         if others:
             others.result()
     return told
-
-
-@contextlib.contextmanager
-def frozen() -> Iterator[None]:
-    """What is there is left out of collections, unless a caller has frozen something: 0.2 s less for each prediction."""
-    freezes = gc.get_freeze_count() == 0
-    if freezes:
-        gc.freeze()
-    try:
-        yield
-    finally:
-        if freezes:
-            gc.unfreeze()
 
 
 class _Made(dict[tuple[str, int, str | None], Forecast]):

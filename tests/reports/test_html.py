@@ -129,7 +129,7 @@ def test_json_in_a_script_reads_back_and_cannot_leave_it(data: object) -> None:
 
 def test_what_is_not_known_is_never_a_number() -> None:
     known = next(one for one in made.one_of_each_status() if one.status == "ok")
-    page = render([made.run_of([made.result(status="ok"), known])])
+    page = render([made.run_of([made.result(status="ok"), known])], draw=plain)
     shown = re.findall(r'data-key="(\w+)"', page)
     body = page[page.index('<tbody id="c0">') : page.index('<tr class="more">')]
     measured = len(shown) - shown.index("allocated")
@@ -138,12 +138,12 @@ def test_what_is_not_known_is_never_a_number() -> None:
 
 
 def test_what_no_cell_has_is_no_column() -> None:
-    page = render([made.run_of([made.result(status="ok")])])
+    page = render([made.run_of([made.result(status="ok")])], draw=plain)
     assert re.findall(r'data-key="(\w+)"', page) == ["status"]
 
 
 def test_what_never_varies_is_said_once_and_is_no_column() -> None:
-    page = render([made.run_of([made.full("a1"), made.full("a2", precision="nf4")])])
+    page = render([made.run_of([made.full("a1"), made.full("a2", precision="nf4")])], draw=plain)
     assert re.findall(r'data-key="(\w+)"', page)[:2] == ["status", "precision"]
     told = page[page.index("Every cell: ") : page.index('<form id="filters"')]
     assert re.findall(r">([\w.]+) <b>", told)[:5] == ["adapter", "optimizer", "offload", "algorithm", "model"]

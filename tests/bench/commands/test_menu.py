@@ -12,12 +12,15 @@ import pytest
 
 from tests.schemas import validate
 from vrambench.bench.commands.app import main
-from vrambench.bench.commands.menu import is_menu
+from vrambench.bench.commands.early import load
+from vrambench.bench.commands.menu import is_menu, named
 from vrambench.bench.plan.matrix import load_matrix
 from vrambench.bench.plan.selection import Selection
 from vrambench.bench.predict import many
+from vrambench.bench.predict.cache import Cache
 from vrambench.bench.predict.fit import fit
 from vrambench.bench.predict.forecast import Predictor
+from vrambench.bench.predict.kept import about_menu, read_menu
 from vrambench.bench.predict.menu import PlannedRow, plan_menu, predict_menu
 from vrambench.methods.models.presets import PRESETS
 
@@ -50,7 +53,8 @@ def test_the_recipes_are_cells_of_sft() -> None:
 
 
 def test_a_named_axis_narrows_them() -> None:
-    assert recipes(precision="nf4") == [("QLoRA", "nf4 lora paged_adamw_8bit none sft")]
+    for precision in ("nf4", "nf4,fp16"):
+        assert recipes(precision=precision) == [("QLoRA", "nf4 lora paged_adamw_8bit none sft")]
     assert [name for name, _ in recipes(adapter="none")] == ["full", "full, 8-bit Adam", "GaLore"]
     assert recipes(optimizer="lion_8bit", algorithm="sft,dpo") == [
         (recipe, f"{cell} lion_8bit none {algorithm}")
@@ -77,25 +81,38 @@ def test_a_row_is_what_fit_says_of_its_cell(budget: str) -> None:
     for one in found:
         cell = one.cell
         assert one.forecast is not None
-        alone = fit(cell, maximum="batch_size,max_length")
+        alone = fit(cell, maximum="batch_size")
         assert one.forecast.memory == alone.forecast.memory
         assert one.forecast.verdict == alone.forecast.verdict
         assert one.batch is not None
         assert one.batch == alone.max[0]
 
 
-def test_several_budgets_are_columns_and_a_rule_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", "tiny", "--budget", "1MiB,2GiB", "--precision", "nf4,fp16", "--no-cache"]) == 0
+def test_several_budgets_are_columns_and_a_row_that_a_rule_forbids_comes_last(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["fit", "tiny", "--budget", "1MiB,2GiB", "--precision", "fp16", "--no-cache"]) == 0
     out = capsys.readouterr().out
     assert "1MiB" in out.splitlines()[1]
     assert "2GiB" in out.splitlines()[1]
-    (command,) = re.findall(r"^all about QLoRA: (vrambench fit --precision nf4 .*)$", out, re.M)
+    (command,) = re.findall(r"^all about full, 8-bit Adam: (vrambench fit --precision fp16 .*)$", out, re.M)
     assert "--budget 2GiB" in command
+    table = [re.split("  +", line.strip())[0] for line in out.splitlines() if re.search("(invalid|MiB)  ", line)]
+    assert table[-1] == "full", out
+    assert "full, 8-bit Adam" in table
+    assert "full, fp16 none adamw_torch_fused none sft: invalid by the rule fp16-full-adamw: " in out
 
 
-def test_where_nothing_fits_the_nearest_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", "tiny", "--budget", "1MiB", "--precision", "nf4", "--no-cache"]) == 1
-    assert "nothing fits; nearest is QLoRA, which lacks " in capsys.readouterr().out
+def test_where_nothing_fits_the_nearest_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("model_name_or_path: tiny\nmax_length: 32\nuse_peft: true\n")
+    assert (
+        main(["fit", "--config", str(file), "--config-format", "trl-sft", "--budget", "1MiB,2MiB", "--no-cache"]) == 1
+    )
+    out = capsys.readouterr().out
+    assert re.search(
+        r"^nothing fits; nearest is .* lora .* sft, which lacks \d+ MiB on 2MiB: vrambench fit ", out, re.M
+    )
 
 
 @pytest.mark.parametrize(
@@ -222,20 +239,12 @@ def test_the_same_menu_is_told_again_without_predictions(
     assert [row["recipe"] for row in told["rows"]] == ["QLoRA"]
     assert told["rows"][0]["longest_sequence"]["value"] > 32
     assert told["rows"][0]["command"].startswith("vrambench fit --precision nf4 --adapter lora ")
+    path, selection = named("./own", Selection(axes={"precision": "nf4"}))
+    question = about_menu([load(path, selection, recipes=True)], selection, alloc_conf=None)
+    assert read_menu(Cache.usual(), question)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 352}))
-    assert main([*asked, "--algorithm", "sft", "--budget", "540MiB,600MiB"]) == 0
-    assert predicted
-
-
-def test_a_row_that_a_rule_forbids_comes_last_and_says_why(capsys: pytest.CaptureFixture[str]) -> None:
-    budgets = "1MiB,2GiB"
-    assert main(["fit", "tiny", "--budget", budgets, "--precision", "fp16", "--no-cache"]) == 0
-    out = capsys.readouterr().out
-    table = [re.split("  +", line.strip())[0] for line in out.splitlines() if re.search("(invalid|MiB)  ", line)]
-    assert table[-1] == "full", out
-    assert "full, 8-bit Adam" in table
-    assert "full, fp16 none adamw_torch_fused none sft: invalid by the rule fp16-full-adamw: " in out
+    assert read_menu(Cache.usual(), question) is None
 
 
 def test_a_hub_id_is_a_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

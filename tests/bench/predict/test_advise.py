@@ -23,7 +23,7 @@ from vrambench.bench.predict.advise import advise
 from vrambench.bench.predict.answer import Advice
 from vrambench.bench.predict.changes import changed
 from vrambench.bench.predict.forecast import Predictor
-from vrambench.bench.predict.menu import frozen
+from vrambench.bench.predict.many import frozen
 from vrambench.bench.predict.reach import rejection
 from vrambench.bench.predict.relief import CHANGES, ENVIRONMENT, Level, applies, settings_of
 from vrambench.bench.results.forecast import KINDS, Forecast

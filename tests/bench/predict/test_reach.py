@@ -127,21 +127,26 @@ def test_few_predictions_are_made_however_much_is_given_back(power: int, given_b
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("field", "most"), [("batch_size", 6), ("batch_size,response_tokens", 8)])
-def test_the_readmes_example_takes_few_predictions(field: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_example_takes_few_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
     axes = dict(zip(AXES, ("nf4", "lora", "adamw_torch", "none", "ppo"), strict=True))
     plan = select(load_matrix(ROOT / "matrix.yaml"), Selection(profile="24gb", axes=axes, budget="rtx-4090"), "cuda")
     predicted: list[str] = []
+    for_batch_size: list[str] = []
     forecast = Predictor.forecast
 
     def counted(self: Predictor, one: Cell, **how: Any) -> Forecast:
         predicted.append(one.id)
         return forecast(self, one, **how)
 
+    def tell(line: str) -> None:
+        if line.startswith("batch_size "):
+            for_batch_size[:] = predicted
+
     monkeypatch.setattr(Predictor, "forecast", counted)
-    answer = fit(plan.cells[0].cell, CARDS["rtx-4090"], maximum=field)
+    answer = fit(plan.cells[0].cell, CARDS["rtx-4090"], maximum="batch_size,response_tokens", tell=tell)
     assert answer.max[0].value == 12
-    assert len(predicted) == len(set(predicted)) <= most
+    assert 1 < len(for_batch_size) <= 6
+    assert len(predicted) == len(set(predicted)) <= 8
 
 
 def test_a_length_is_told_to_a_64th() -> None:
