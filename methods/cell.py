@@ -58,6 +58,11 @@ class Cell(BaseModel):
         return {axis: registry.get(getattr(self, axis)) for axis, registry in AXES.items()}
 
     @property
+    def requires(self) -> tuple[str, ...]:
+        """The modules that its values import once they are used, beside torch and transformers; each once."""
+        return tuple(dict.fromkeys(name for value in self.values.values() for name in value.requires))
+
+    @property
     def precision_value(self) -> Precision:
         return PRECISIONS.get(self.precision)
 

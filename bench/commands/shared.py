@@ -233,9 +233,13 @@ def check_device(device: str, choices: Sequence[str] = DEVICES) -> None:
 
 def device_here(device: str) -> str:
     """The device to run on, by its full name. Raises ConfigurationError where it is not there."""
-    from vrambench.methods.device import get_device
+    from vrambench.bench.measure.collector import collector_held
+    from vrambench.bench.predict.quiet import hush
 
     check_device(device)
+    hush()  # jobs have processes of their own
+    with collector_held(collect=False):  # which takes a second of imports
+        from vrambench.methods.device import get_device
     return str(get_device(device).torch)
 
 

@@ -120,7 +120,7 @@ class Measurement:
     def _import(self) -> None:
         """What the cell's values import beside torch and transformers: seconds, which are no part of loading the job. What is
         missing or broken fails again where it is used, and is named there."""
-        for name in dict.fromkeys(name for value in self.cell.values.values() for name in value.requires):
+        for name in self.cell.requires:
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
 

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from vrambench.bench.measure.progress import Progress
 from vrambench.bench.results.forecast import Forecast
 from vrambench.bench.results.records import Sample
+from vrambench.methods.cell import Cell
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,11 @@ class Order:
     recording: Path | None = None
     on: str | None = None
     visible: str | None = None
+
+
+def modules_of(cells: Sequence[Cell]) -> tuple[str, ...]:
+    """What the jobs of these cells import beside torch and transformers, each module once."""
+    return tuple(dict.fromkeys(name for cell in cells for name in cell.requires))
 
 
 class Spot(NamedTuple):
@@ -98,6 +105,9 @@ class Executor(Protocol):
     def environment(self, on: str | None = None) -> dict[str, Any]:
         """The hardware and software that jobs run on, as `describe_environment` gives it; of that kind of GPU, or of all that the
         run measures on."""
+
+    def expect(self, cells: Sequence[Cell]) -> None:
+        """Is told, before any job, which cells are to come: what their jobs are forked from may import for all what they need."""
 
     def prepare(self, axis: str, name: str, log: Path) -> str | None:
         """Does what an axis value wants done once before anything is timed; None, or why it failed."""

@@ -1,4 +1,4 @@
-"""Jobs on this machine, each a process of its own, forked from a server that has imported everything.
+"""Jobs on this machine, each a process of its own, forked from a server that has imported what they share.
 
 A job says where it is on a board in shared memory, and what it measured through a pipe. The parent waits for neither: a job
 that is silent, or says what is no message, is ended when its time is up, with every process that it started.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from vrambench.bench.machine.environment import describe_environment, usable_thr
 from vrambench.bench.measure.oom import oom_kills
 from vrambench.bench.processes import kill
 from vrambench.bench.run import server
-from vrambench.bench.run.executor import Ended, Order, Spot
+from vrambench.bench.run.executor import Ended, Order, Spot, modules_of
 from vrambench.bench.run.logs import last_line, trim
 from vrambench.bench.run.messages import Inbox
 from vrambench.bench.run.worker import BOARD_BYTES, prepare, read_board, work
+from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError
 
 PREPARE_SECONDS = 1800.0
@@ -55,6 +56,13 @@ class LocalExecutor:
 
     def environment(self, on: str | None = None) -> dict[str, Any]:
         return describe_environment(self._device)
+
+    def expect(self, cells: Sequence[Cell]) -> None:
+        self.hold(modules_of(cells))
+
+    def hold(self, modules: Sequence[str]) -> None:
+        """Jobs are forked from what has imported these, too."""
+        self._server.hold(modules)
 
     def prepare(self, axis: str, name: str, log: Path) -> str | None:
         process = self._server.fork(prepare, (axis, name), str(log))

@@ -74,12 +74,15 @@ class Board:
         return spots
 
 
-def measure(order: Order, threads: int, here: Path, tell: Callable[[Spot], object]) -> Came:
+def measure(
+    order: Order, threads: int, here: Path, tell: Callable[[Spot], object], modules: tuple[str, ...] = ()
+) -> Came:
     """Takes a sample, in a process of its own; `threads` on the CPU, `here` the driver's current folder, in which modules of the
-    user's may be. `order.log` and `order.recording` are the driver's: what is to be in them comes back."""
+    user's may be, `modules` what the run's jobs import. `order.log` and `order.recording` are the driver's: what is to be in them
+    comes back."""
     if order.saved is not None and not (order.saved.parent / "run.json").exists():
         return Came(Ended(final=Sample(status="error", phase="start", reason=NOT_SHARED)))
-    executor = _executor(order.device, threads, here)
+    executor = _executor(order.device, threads, here, modules)
     with tempfile.TemporaryDirectory(prefix="vrambench-") as name:
         log, recording = Path(name) / "log", Path(name) / "recordings" / "recording"
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") if order.device != "cpu" else None
@@ -97,11 +100,13 @@ def measure(order: Order, threads: int, here: Path, tell: Callable[[Spot], objec
         return Came(ended, _read(log) or b"", _read(recording))
 
 
-def prepare(device: str, threads: int, here: Path, axis: str, name: str) -> tuple[str | None, bytes]:
+def prepare(
+    device: str, threads: int, here: Path, modules: tuple[str, ...], axis: str, name: str
+) -> tuple[str | None, bytes]:
     """Does what an axis value wants done once on this node: None, or why it failed; and what was printed."""
     with tempfile.TemporaryDirectory(prefix="vrambench-") as folder:
         log = Path(folder) / "log"
-        reason = _executor(device, threads, here).prepare(axis, name, log)
+        reason = _executor(device, threads, here, modules).prepare(axis, name, log)
         return reason, _read(log) or b""
 
 
@@ -117,11 +122,13 @@ def predict(how: Predicting, function: Callable[..., Any], arguments: tuple[Any,
 
 
 @functools.cache
-def _executor(device: str, threads: int, here: Path) -> LocalExecutor:
+def _executor(device: str, threads: int, here: Path, modules: tuple[str, ...]) -> LocalExecutor:
     """The process that jobs are forked from stays from one cell to the next, in the folder where it was started."""
     with contextlib.suppress(OSError):  # which need not be on this node
         os.chdir(here)
-    return LocalExecutor(device, threads=threads)
+    executor = LocalExecutor(device, threads=threads)
+    executor.hold(modules)
+    return executor
 
 
 @functools.cache

@@ -9,6 +9,7 @@ A result has the source `predicted`, and what no prediction tells (times, what w
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -24,6 +25,7 @@ from vrambench.bench.results.forecast import Forecast, Outcome, Unmodelled
 from vrambench.bench.results.records import Sample
 from vrambench.bench.run.executor import Ended, Order, Spot
 from vrambench.methods.cards import CARDS
+from vrambench.methods.cell import Cell
 
 LOST = "the process that predicted it"
 
@@ -60,6 +62,9 @@ class PredictingExecutor:
     def environment(self, on: str | None = None) -> dict[str, Any]:
         """This machine's software, and the card as the GPU."""
         return describe_environment("cpu") | {"device": PREDICTED, "key": self._card, "gpu": described(self._card)}
+
+    def expect(self, cells: Sequence[Cell]) -> None:
+        """A process that predicts imports what it needs."""
 
     def prepare(self, axis: str, name: str, log: Path) -> str | None:
         """Nothing is to be done before a prediction."""

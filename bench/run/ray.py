@@ -24,8 +24,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vrambench.bench.results.records import Sample
 from vrambench.bench.run import node
-from vrambench.bench.run.executor import Ended, NowhereLeft, Order, Spot
+from vrambench.bench.run.executor import Ended, NowhereLeft, Order, Spot, modules_of
 from vrambench.bench.run.ray_cluster import LOOK_SECONDS, PATIENCE_SECONDS, Head, Share, last_line, living
+from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError
 
 KILL_SECONDS = 20.0
@@ -34,14 +35,14 @@ TRIES = 3
 """How often Ray itself repeats what has no effect but its answer."""
 
 
-def _measure(order: Order, threads: int, here: Path, board: Any, number: int) -> node.Came:
+def _measure(order: Order, threads: int, here: Path, modules: tuple[str, ...], board: Any, number: int) -> node.Came:
     where = ray.get_runtime_context().get_node_id()
 
     def tell(spot: Spot) -> None:
         board.say.remote(number, spot._replace(where=where))
 
     tell(Spot("start"))
-    return node.measure(order, threads, here, tell)
+    return node.measure(order, threads, here, tell, modules)
 
 
 # A worker that stays has its server of jobs already; Ray would end those of tasks with a GPU after each.
@@ -86,6 +87,7 @@ class RayExecutor:
         self._patience = PATIENCE_SECONDS if patience is None else patience
         self._head = Head(self._patience)
         self._here = Path.cwd()
+        self._modules: tuple[str, ...] = ()
         self._jobs: list[RayJob] = []
         self._started = 0
         self._wanted: set[str | None] = set()
@@ -126,12 +128,17 @@ class RayExecutor:
                 ) from None
         return self._described[kind]
 
+    def expect(self, cells: Sequence[Cell]) -> None:
+        self._modules = modules_of(cells)
+
     def prepare(self, axis: str, name: str, log: Path) -> str | None:
         """On every node that jobs may run on."""
         there = [one for one in living() if any(self._share.places(one, kind) for kind in self._kinds)]
         there_only = [NodeAffinitySchedulingStrategy(one["NodeID"], soft=False) for one in there]
         references = [
-            _PREPARE.options(scheduling_strategy=one).remote(self._device, self._share.cpus, self._here, axis, name)
+            _PREPARE.options(scheduling_strategy=one).remote(
+                self._device, self._share.cpus, self._here, self._modules, axis, name
+            )
             for one in there_only
         ]
         reasons = []
@@ -156,7 +163,7 @@ class RayExecutor:
         self._started += 1
         kind = self._kind(order.on)
         reference = _MEASURE.options(**self._share.options(kind)).remote(
-            replace(order, device=self._device), self._share.cpus, self._here, self._board, self._started
+            replace(order, device=self._device), self._share.cpus, self._here, self._modules, self._board, self._started
         )
         job = RayJob(order, kind, self._started, reference)
         self._jobs.append(job)

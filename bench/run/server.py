@@ -4,7 +4,7 @@
     process = server.fork(target, *arguments)
     kill(process)
 
-The server has imported everything and computed nothing (`preload.py`), so a job starts in a tenth of a second and
+The server has imported what its jobs share and computed nothing (`preload.py`), so a job starts in a tenth of a second and
 is fresh all the same. What jobs leave running when they end becomes the server's child, and `end_all_but` ends it.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from multiprocessing import forkserver
 from typing import Any
 
@@ -43,6 +43,10 @@ class Server:
             self._settings |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
         if self._kind == "cpu":
             self._settings |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+
+    def hold(self, modules: Iterable[str]) -> None:
+        """A server that is started from now on imports these too, on the CPU; what another lacks, its jobs import."""
+        self._settings["VRAMBENCH_SERVER_MODULES"] = " ".join(modules)
 
     def start(self) -> None:
         """Starts the process that jobs are forked from, unless it runs; one of another kind is ended first."""

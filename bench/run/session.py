@@ -163,6 +163,7 @@ class _Session:
                 if waiting and self.predict:
                     waiting = self._predicted(waiting, self.predict)
                 if waiting:
+                    self.executor.expect([task.planned.cell for task in waiting])
                     waiting = self._prepare(waiting)
                 self._loop(waiting)
         except KeyboardInterrupt:
@@ -301,7 +302,6 @@ class _Session:
         return left
 
     def _loop(self, waiting: list[_Task]) -> None:
-        waiting = list(waiting)
         while waiting or self.running:
             while task := self._next(waiting):
                 waiting.remove(task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from vrambench.bench.plan.plan import PlannedCell
 from vrambench.bench.plan.validity import check
+from vrambench.bench.predict import many
 from vrambench.bench.results.records import Result
 from vrambench.bench.run.executor import Spot
 from vrambench.methods.cell import resolve
@@ -60,6 +62,27 @@ class Listening:
 
     def message(self, text: str) -> None:
         self.messages.append(text)
+
+
+class Here(Executor):
+    """A pool that predicts in this process, which has imported all that another would import for 4 s of a CPU."""
+
+    def __init__(self, processes: int, *settings: Any) -> None:
+        from vrambench.bench.predict.forecast import Predictor
+
+        many._predictor = Predictor(*settings)
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(function(*args, **kwargs))
+        return done
+
+
+@pytest.fixture
+def predicted_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests whose subject is what a run that predicts comes to: it starts no process."""
+    monkeypatch.setattr(many, "_predictor", None)
+    monkeypatch.setattr("vrambench.bench.run.predicted.new_pool", Here)
 
 
 @pytest.fixture(autouse=True)

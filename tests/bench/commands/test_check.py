@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from vrambench.bench.commands.app import main
+from vrambench.methods.algorithms import ALGORITHMS
 
 AXES = ("--precision", "bf16", "--adapter", "none", "--optimizer", "sgd", "--offload", "none", "--algorithm")
 GPT2 = ("--model", "gpt2", "--set", "prompt_tokens=24", "--set", "response_tokens=8", "--set", "batch_size=4")
@@ -38,12 +40,14 @@ Predict = Callable[[str], Path]
 
 
 @pytest.fixture
-def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Predict:
+def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, predicted_here: None) -> Predict:
     """Predicts our own algorithm, whose code does with its logits what is said."""
     monkeypatch.chdir(tmp_path)
 
     def run(kept: str) -> Path:
         (tmp_path / "ours.py").write_text(OURS.format(kept=kept))
+        sys.modules.pop("ours", None)  # no run knows the code of the one before
+        ALGORITHMS._found.pop("ours:OURS", None)
         out = tmp_path / f"run{len(list(tmp_path.glob('run*')))}"
         wanted = ("run", "--out", str(out), "--device", "predicted", "--jobs", "1", *AXES, "ours:OURS", *GPT2)
         assert main(wanted) == 0

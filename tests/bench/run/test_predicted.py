@@ -82,6 +82,7 @@ def test_the_report_says_what_fits_and_for_which_card(run: Path) -> None:
     assert 'data-key="device"' in page
 
 
+@pytest.mark.usefixtures("predicted_here")
 def test_what_is_predicted_answers_a_claim_and_is_no_measurement_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +100,7 @@ def test_what_is_predicted_answers_a_claim_and_is_no_measurement_of_it(
     assert main(["run", "--out", "run"]) == 0, "resumed"
 
 
+@pytest.mark.usefixtures("predicted_here")
 def test_what_does_not_fit_is_out_of_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert predicted(tmp_path / "run", *SFT, "--budget", "1GiB", "--only", "adapter=none") == 0
     told = capsys.readouterr().out
@@ -114,6 +116,7 @@ def test_what_does_not_fit_is_out_of_memory(tmp_path: Path, capsys: pytest.Captu
     assert "tokens/s" not in told
 
 
+@pytest.mark.usefixtures("predicted_here")
 def test_it_is_resumed_and_added_to(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {file.name: file.stat().st_mtime_ns for file in (run / "cells").iterdir()}
     assert main(["run", "--out", str(run)]) == 0
@@ -129,6 +132,7 @@ def test_it_is_resumed_and_added_to(run: Path, capsys: pytest.CaptureFixture[str
     assert "was begun elsewhere (device: predicted before, cpu now)" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("predicted_here")
 def test_a_cell_that_cannot_be_predicted_is_an_error(tmp_path: Path) -> None:
     axes = (*AXES[:1], "bf16", "--adapter", "lora", *AXES[4:])
     assert predicted(tmp_path / "run", *GPT2, *axes, "--algorithm", "sft,trl_sft", "--set", "loss=nll") == 4
@@ -202,6 +206,7 @@ def test_a_process_that_dies_between_two_cells_is_no_error_of_the_next() -> None
         executor.kill()
 
 
+@pytest.mark.usefixtures("predicted_here")
 def test_what_a_configuration_leaves_out_is_left_out_when_the_run_is_resumed(tmp_path: Path) -> None:
     file, out = tmp_path / "sft.yaml", tmp_path / "run"
     file.write_text("learning_rate: 1.0e-4\nlora_rank: 4\n")

@@ -16,6 +16,7 @@ from vrambench.bench.run.executor import Ended, Order, Spot
 from vrambench.bench.run.local import AwakeClock
 from vrambench.bench.run.samples import sample_of
 from vrambench.bench.run.session import run
+from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError
 
 OK = Sample(status="ok", throughput=Throughput(step_seconds=(1.0,)))
@@ -77,6 +78,9 @@ class Elsewhere:
 
     def environment(self, on: str | None = None) -> dict[str, Any]:
         return describe_environment("cpu")
+
+    def expect(self, cells: Sequence[Cell]) -> None:
+        pass
 
     def prepare(self, axis: str, name: str, log: Path) -> str | None:
         return None

@@ -33,7 +33,8 @@ print(json.dumps([[name in sys.modules for name in {INITIALISE_CUDA!r}], torch.c
 @pytest.mark.parametrize(("device", "held"), [("cuda", False), ("cpu", True)])
 def test_for_cuda_nothing_is_imported_that_initialises_it(device: str, held: bool) -> None:
     """And an extension that cannot be loaded stops no job that does without it."""
-    environment = os.environ | {"VRAMBENCH_SERVER_DEVICE": device, "DS_ACCELERATOR": "cpu"}
+    asked = {"VRAMBENCH_SERVER_DEVICE": device, "VRAMBENCH_SERVER_MODULES": " ".join(INITIALISE_CUDA)}
+    environment = os.environ | asked | {"DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
         [sys.executable, "-P", "-c", PRELOADED], env=environment, capture_output=True, text=True, check=False
     )
