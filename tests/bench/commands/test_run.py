@@ -52,17 +52,18 @@ def test_run_hands_on_what_was_typed(runner: Fake, capsys: pytest.CaptureFixture
 def test_a_run_on_cuda_predicts_first_where_asked(
     typed: str, prune: bool, runner: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import vrambench.bench.commands.shared
     import vrambench.bench.predict.many
 
     cards: list[str | None] = []
+
+    def predict_all(cells: list[Any], card: str | None, *, here: bool, **told: Any) -> dict[str, Any]:
+        assert not here, "a run's own process holds nothing on the device that it measures"
+        cards.append(card)
+        return {"seen": cells}
+
     monkeypatch.setattr(work, "device_here", lambda device: "cuda:0")
-    monkeypatch.setattr(vrambench.bench.commands.shared, "has_bf16", lambda device: True)
-    monkeypatch.setattr(
-        vrambench.bench.predict.many,
-        "predict_all",
-        lambda cells, card, *, alloc_conf, left_out, cache, tell, pool: cards.append(card) or {"seen": cells},
-    )
+    monkeypatch.setattr(work, "has_bf16", lambda device: True)
+    monkeypatch.setattr(vrambench.bench.predict.many, "predict_all", predict_all)
     calls = runner({"ok": 2})
     assert main(["run", "--device", "cuda", "--out", "first", "--budget", "rtx-4090", typed]) == 0
     (call,) = calls
