@@ -49,10 +49,10 @@ CELLS: dict[str, dict[str, Any]] = {
         "adapter": "lora",
         "algorithm": "ppo",
         "value": "separate",
-        "rollout_batch": 4,
+        "rollout_batch": 2,
         "ppo": {"epochs": 1},
     },
-    "ppo": {"adapter": "lora", "algorithm": "ppo", "rollout_batch": 4, "ppo": {"epochs": 1}},
+    "ppo": {"adapter": "lora", "algorithm": "ppo", "rollout_batch": 2, "ppo": {"epochs": 1}},
 }
 
 
