@@ -136,6 +136,14 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     monkeypatch.setenv("VRAMBENCH_CACHE", str(folder))
 
 
+@pytest.fixture
+def packed(_own_cache: None) -> None:
+    """What draws reports is packed for the processes that a test starts: each would pack it anew, for 2 s of a CPU."""
+    from vrambench.reports.page import drawing
+
+    drawing.keep(drawing.bundle())
+
+
 @pytest.fixture(autouse=True)
 def _own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What a test imports from a folder of its own, no later test finds: whoever once looked for a user's module there goes on

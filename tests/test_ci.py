@@ -56,6 +56,7 @@ def bash(words: list[str], folder: Path, **environment: str) -> subprocess.Compl
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("packed")
 def test_the_action_passes_and_catches(tmp_path: Path) -> None:
     (tmp_path / "matrix.yaml").write_text(MATRIX)
     ran = step("Run the matrix", tmp_path)

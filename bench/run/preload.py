@@ -37,7 +37,7 @@ ALWAYS = (
     "vrambench.methods.job",
 )
 BESIDE = {
-    "deepspeed": ("torch.utils.cpp_extension",),
+    "deepspeed": ("torch.utils.cpp_extension", "torch._inductor.compile_fx"),  # its engine's Muon is compiled
     # accelerate asks of every model whether it is DeepSpeed's, or compiled
     "trl": ("transformers.trainer", "deepspeed", "torch._dynamo.eval_frame"),
 }

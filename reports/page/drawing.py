@@ -47,13 +47,10 @@ def drawings(specs: Sequence[Mapping[str, Any]]) -> list[str]:
 @cache
 def bundle() -> str:
     """The JavaScript. Raises NotDrawn."""
-    folder = usual_folder()
-    kept = folder and folder / f"vega-{vl_version()}-{version('vl-convert-python')}.js"
-    code = _read(kept) if kept else None
+    code = _read()
     if code is None:
         (code,) = _answers("javascript_bundle", [[DEFINES]], vl_version=vl_version())
-        if kept:
-            _keep(kept, code)
+        keep(code)
     return code
 
 
@@ -80,8 +77,17 @@ def _answers(function: str, each: Sequence[Sequence[Any]], **settings: Any) -> l
     return found
 
 
-def _read(kept: Path) -> str | None:
-    """What was kept there, undamaged."""
+def _kept() -> Path | None:
+    """Where the JavaScript is kept; None where nothing is."""
+    folder = usual_folder()
+    return folder and folder / f"vega-{vl_version()}-{version('vl-convert-python')}.js"
+
+
+def _read() -> str | None:
+    """What was kept, undamaged."""
+    kept = _kept()
+    if kept is None:
+        return None
     with contextlib.suppress(OSError, UnicodeError):
         first, _, code = kept.read_text(encoding="utf-8").partition("\n")
         if first == digest(code):
@@ -89,8 +95,11 @@ def _read(kept: Path) -> str | None:
     return None
 
 
-def _keep(kept: Path, code: str) -> None:
-    """Writes `code` there, if that can be done."""
+def keep(code: str) -> None:
+    """Keeps `code` as the JavaScript for whoever asks next, if that can be done."""
+    kept = _kept()
+    if kept is None:
+        return
     with contextlib.suppress(OSError):
         kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomically(kept, f"{digest(code)}\n{code}")

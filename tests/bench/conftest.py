@@ -80,9 +80,10 @@ class Here(Executor):
 
 @pytest.fixture
 def predicted_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests whose subject is what a run that predicts comes to: it starts no process."""
+    """For tests whose subject is what predictions come to: they start no process."""
     monkeypatch.setattr(many, "_predictor", None)
-    monkeypatch.setattr("vrambench.bench.run.predicted.new_pool", Here)
+    for user in ("predict.many", "run.predicted"):
+        monkeypatch.setattr(f"vrambench.bench.{user}.new_pool", Here)
 
 
 @pytest.fixture(autouse=True)

@@ -239,6 +239,7 @@ def test_every_cell_that_says_a_trainers_job_is_one(gpu_trainers: ModuleType) ->
             assert resolve(axes, {"model": gpu_trainers.MODEL, **job.settings}).name.startswith(job.axes)
 
 
+@pytest.mark.usefixtures("predicted_here")
 def test_measured_trainers_are_predicted_anew(
     gpu_trainers: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,6 +98,7 @@ def ours_here(versus: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("packed")
 @pytest.mark.parametrize("algorithm", ["sft", "ppo"])
 def test_against_trl_both_sides_train_on_as_many_tokens(
     versus: ModuleType, algorithm: str, request: pytest.FixtureRequest

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+
+import pytest
 
 COMPILED = """
 import sys
@@ -90,52 +93,55 @@ print(fetch__all__("__all__ = ['a']"), fetch__all__("x = 1"), fetch__all__(""), 
 
 
 FORKS = """
-import os, sys
+import json, os, sys
 import torch
-for program in sys.argv[1:]:
+for program in json.load(sys.stdin):
     child = os.fork()
     if not child:
         exec(program, {"__name__": "__main__"})
         sys.exit()
     if os.waitpid(child, 0)[1]:
-        sys.exit(1)
+        sys.exit("of:" + program)
     print("\\0", end="", flush=True)
 """
+COMPARED = {"read": READ, "left alone": LEFT_ALONE, "all": ALL}
+Said = dict[tuple[str, bool], list[str]]
 
 
-def printed(*programs: str) -> list[list[str]]:
-    """The words that each prints, in a process that has imported torch, once for all, and computed nothing."""
-    done = subprocess.run([sys.executable, "-c", FORKS, *programs], capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def said() -> Said:
+    """The words that each program prints, with imports that do less and without, in a process of its own that is forked from one
+    which has imported torch and nothing else."""
+    programs = {("compiled", True): COMPILED, ("predicted", True): PREDICTED}
+    programs |= {(name, less): text.format(less=less) for name, text in COMPARED.items() for less in (False, True)}
+    asked = json.dumps(list(programs.values()))
+    done = subprocess.run([sys.executable, "-P", "-c", FORKS], input=asked, capture_output=True, text=True)
     assert not done.returncode, done.stderr
-    return [said.split() for said in done.stdout.split("\0")[:-1]]
+    return dict(zip(programs, (words.split() for words in done.stdout.split("\0")), strict=False))
 
 
-def with_and_without(program: str) -> list[list[str]]:
-    return printed(*(program.format(less=less) for less in (False, True)))
+def test_what_bitsandbytes_compiles_is_compiled_when_it_is_called(said: Said) -> None:
+    assert said["compiled", True] == ["False", "tensor([3.,", "2.])", "True"]
 
 
-def test_what_bitsandbytes_compiles_is_compiled_when_it_is_called() -> None:
-    assert printed(COMPILED) == [["False", "tensor([3.,", "2.])", "True"]]
-
-
-def test_transformers_reads_its_models_once() -> None:
-    before, after = with_and_without(READ)
+def test_transformers_reads_its_models_once(said: Said) -> None:
+    before, after = said["read", False], said["read", True]
     assert (before[0], after[0]) == ("True", "False")
     assert before[1:] == after[1:]
 
 
-def test_a_prediction_needs_no_compiler_and_nothing_that_shards() -> None:
-    assert printed(PREDICTED) == [["False", "False"]]
+def test_a_prediction_needs_no_compiler_and_nothing_that_shards(said: Said) -> None:
+    assert said["predicted", True] == ["False", "False"]
 
 
-def test_what_decorators_tell_the_compiler_it_is_told_once_it_is_needed() -> None:
-    before, after = with_and_without(LEFT_ALONE)
+def test_what_decorators_tell_the_compiler_it_is_told_once_it_is_needed(said: Said) -> None:
+    before, after = list(said["left alone", False]), list(said["left alone", True])
     assert (before.pop(2), after.pop(2)) == ("True", "False")
     assert before == after
     assert before[2:] == ["6.0", "[['allowed',", "'mul']]", "True", "torch._dynamo.config"]
 
 
-def test_names_of_transformers_are_read_as_it_reads_them() -> None:
-    before, after = with_and_without(ALL)
+def test_names_of_transformers_are_read_as_it_reads_them(said: Said) -> None:
+    before, after = said["all", False], said["all", True]
     assert len(before) > 1000
     assert before == after

@@ -270,6 +270,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("packed")
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_ended_in_the_middle_goes_on_where_it_was(here: Path, ending: signal.Signals) -> None:
     """The parent dies by a signal while its third cell hangs; the finished cells stay, the job dies, the rest runs."""

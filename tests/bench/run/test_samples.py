@@ -73,6 +73,7 @@ class Elsewhere:
 
     def __init__(self, endings: Sequence[Ended]) -> None:
         self.endings = list(endings)
+        self.expected: list[Cell] = []
         self.jobs: list[Told] = []
         self.killed = False
 
@@ -80,7 +81,7 @@ class Elsewhere:
         return describe_environment("cpu")
 
     def expect(self, cells: Sequence[Cell]) -> None:
-        pass
+        self.expected = list(cells)
 
     def prepare(self, axis: str, name: str, log: Path) -> str | None:
         return None
@@ -109,6 +110,7 @@ def go(endings: Sequence[Ended], planned: Any, listening: Any, folder: Path) -> 
 def test_a_session_knows_no_process(plan: Any, listening: Any, tmp_path: Path) -> None:
     result, executor = go([Ended(final=OK)], plan(), listening, tmp_path / "run")
     assert (result.status, len(executor.jobs), executor.killed) == ("ok", 1, True)
+    assert executor.expected == [plan().cell], "before any job"
 
 
 def test_a_lost_job_runs_again_but_not_for_ever(plan: Any, listening: Any, tmp_path: Path) -> None:

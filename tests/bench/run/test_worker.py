@@ -59,6 +59,7 @@ def reward(prompts, responses):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("packed")
 def test_nothing_in_the_current_directory_hides_a_module(tmp_path: Path) -> None:
     """A user's folder full of files that are named as ours and our libraries' are; the user's own values are found in it."""
     for name in ("torch", "json", "types", "pydantic", "transformers", "psutil", "vrambench", "peft", "numpy"):

@@ -65,7 +65,7 @@ def test_training_fits(model, vram):
 """
 
 
-def test_a_loop_passes_and_fails_by_its_limit(tmp_path: Path) -> None:
+def test_a_loop_passes_and_fails_by_its_limit_in_processes_whose_results_are_one_run(tmp_path: Path) -> None:
     found = ran(
         tmp_path,
         PASSES
@@ -77,7 +77,7 @@ class TestLong:
         with vram.phase("epoch"):
             train(model, tokens)
 """,
-        "-n2",
+        *("-n2", "--vram-results", "run"),
     )
     assert "1 failed, 2 passed" in found.stdout, found.stdout
     assert "over 530 MiB" in found.stdout
@@ -85,6 +85,11 @@ class TestLong:
     assert "LlamaForCausalLM activations" in found.stdout
     assert "test_training.py:" in found.stdout
     assert "loss nan" in found.stdout
+    results = {result.name: result for result in RunFolder.open(tmp_path / "run").results()}
+    ran_in_it = ["TestLong::test_tokens[2048]", "TestLong::test_tokens[8]", "test_training_fits"]
+    assert sorted(results) == [f"test_training.py::{name}" for name in ran_in_it]
+    peaks = {name: results[f"test_training.py::{name}"].memory.allocated_bytes or 0 for name in ran_in_it}
+    assert peaks["TestLong::test_tokens[2048]"] > peaks["test_training_fits"] > peaks["TestLong::test_tokens[8]"] > 0
 
 
 def test_a_test_that_uses_nothing_and_one_with_a_bad_limit_are_told(tmp_path: Path) -> None:
@@ -120,7 +125,7 @@ def test_results_are_a_run_that_baseline_and_check_read(tmp_path: Path) -> None:
     baseline = read_baseline(tmp_path / "baseline.json")
     assert ran(tmp_path, PASSES, "--vram-results", "same").returncode == 0
     assert check(baseline, RunFolder.open(tmp_path / "same")).exit_code == 0
-    assert ran(tmp_path, PASSES.replace("64", "96"), "--vram-results", "more", "-n1").returncode == 0
+    assert ran(tmp_path, PASSES.replace("64", "96"), "--vram-results", "more").returncode == 0
     grown = check(baseline, RunFolder.open(tmp_path / "more"))
     assert grown.exit_code == 1
     assert [cell.name for cell in grown.of("regressed")] == ["test_training.py::test_training_fits"]
