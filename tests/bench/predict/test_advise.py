@@ -31,11 +31,11 @@ from vrambench.methods.axes import AXES
 from vrambench.methods.cell import Cell, option_namespaces, resolve
 from vrambench.methods.errors import ConfigurationError
 from vrambench.methods.models.losses import LOSSES
+from vrambench.methods.models.presets import PRESETS
 
 FULL = {"precision": "bf16", "adapter": "none", "optimizer": "adamw_torch", "offload": "none", "algorithm": "sft"}
 LORA = FULL | {"adapter": "lora"}
-WORK = {
-    "model": "smollm2-135m",
+WORK: dict[str, Any] = {
     "batch_size": 1,
     "prompt_tokens": 60,
     "response_tokens": 4,
@@ -43,6 +43,19 @@ WORK = {
 }
 MOST = 40
 """Predictions that an answer must be found in."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The model of these cells: a smollm2-135m of 8 layers, not 30. What is advised goes by what takes most, which in these
+    cells is the same, and each layer is replayed event by event."""
+    folder = tmp_path_factory.mktemp("small")
+    config = PRESETS["smollm2-135m"].config()
+    config.num_hidden_layers = 8
+    config.save_pretrained(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(WORK, "model", str(folder))
+        yield str(folder)
 
 
 def cell_of(axes: dict[str, str] | None = None, **workload: Any) -> Cell:
@@ -107,6 +120,7 @@ def share(forecast: Forecast, *kinds: str) -> float:
 def test_a_large_cache_of_keys_and_values_is_made_smaller_first() -> None:
     cell = cell_of(
         LORA | {"algorithm": "ppo"},
+        model="smollm2-135m",
         batch_size=4,
         rollout_batch=32,
         prompt_tokens=1000,
@@ -144,7 +158,7 @@ def test_logits_that_lead_are_made_in_chunks_before_sequences_are_cut() -> None:
 
 
 def test_a_reference_is_asked_before_training_where_that_is_enough() -> None:
-    cell = cell_of(FULL | {"algorithm": "dpo", "optimizer": "adamw_torch_fused"})
+    cell = cell_of(FULL | {"algorithm": "dpo", "optimizer": "adamw_torch_fused"}, model="smollm2-135m")
     own = unlimited(cell)
     (first,) = Asking(device_bytes(own) - own.roles["reference"].weights_bytes // 4).advice(cell).suggestions
     assert first.changes == {"reference": "precomputed"}
