@@ -1,6 +1,6 @@
 # make setup      the virtual environment .venv, and DeepSpeed's CPU Adam compiled once
 # make run        the matrix on what is there, and a report: on a GPU profile 24gb; without one smoke, trained on the CPU, beside 24gb-short, predicted
-# make test       every test that this machine can run, in a process per core and one more, four at most; those that measure a GPU alone, after the others
+# make test       every test that this machine can run, in a process per core, four at most; those that measure a GPU alone, after the others
 # make lint       ruff, mypy, and no import that runs back
 # make gate       our own predictions against .ci/baseline.json: a change of one byte fails, until it is approved by
 # make baseline   .ci/baseline.json written anew
@@ -32,7 +32,7 @@ run: setup
 	$(BIN)/vrambench run $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest --benchmark-skip -rs --ignore=tests/gpu -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --benchmark-skip -rs --ignore=tests/gpu -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 	$(BIN)/python -m pytest -rs -q tests/gpu
 
 lint: setup

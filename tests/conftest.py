@@ -32,14 +32,6 @@ sys.dont_write_bytecode = False
 _NUMBERS = itertools.count()
 ROOT = Path(__file__).resolve().parents[1]
 MANY_MODULES = 30
-MOST_PROCESSES = 4
-"""Each holds a gigabyte."""
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """For `-n auto`, one more than there are cores: tests wait for the processes that they start."""
-    return min(MOST_PROCESSES, (os.cpu_count() or 1) + 1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
