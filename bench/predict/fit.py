@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from typing import Any
 
 from vrambench.bench.plan.validity import check
@@ -16,6 +15,7 @@ from vrambench.bench.predict.advise import advise
 from vrambench.bench.predict.answer import Answer
 from vrambench.bench.predict.cache import Cache
 from vrambench.bench.predict.forecast import Predictor
+from vrambench.bench.predict.many import frozen
 from vrambench.bench.predict.neighbours import MOST_EVENTS, spread
 from vrambench.bench.predict.reach import integer_fields, largest
 from vrambench.bench.predict.searchable import searched_fields
@@ -40,7 +40,6 @@ def fit(
     others as they are; `advices`: how many configurations that fit. `alloc_conf`, `left_out`, `cache`: see Predictor; `said`: see
     `advise`, `largest`. `tell` hears of each further prediction."""
     predictor = Predictor(alloc_conf, left_out, cache)
-    freezes = gc.get_freeze_count() == 0  # what a caller has frozen stays so
     made: dict[str, Forecast] = {}  # searches of several fields, and advice, begin with the same cell
 
     def ask(one: Cell) -> Forecast:
@@ -56,10 +55,7 @@ def fit(
     def worst_alone(one: Cell) -> Forecast:
         return predictor.forecast(one, card=card, worst_alone=True)
 
-    with ExitStack() as stack:
-        if freezes:
-            gc.freeze()  # what was imported; below, what a prediction imports as well
-            stack.callback(gc.unfreeze)
+    with frozen() as freezes:
         forecast = ask(cell)
         if predictor.events <= MOST_EVENTS and (jumps := spread(cell, forecast, ask)):
             forecast = forecast.model_copy(update={"notes": (*forecast.notes, jumps)})
