@@ -1,6 +1,7 @@
 # make setup      the virtual environment .venv, and DeepSpeed's CPU Adam compiled once
 # make run        the matrix on what is there, and a report: on a GPU profile 24gb; without one smoke, trained on the CPU, beside 24gb-short, predicted
-# make test       every test that this machine can run, in a process per core, four at most; those that measure a GPU alone, after the others
+# make test       the tests, but for slow ones, in a process per core, four at most; those that measure a GPU alone, after the others
+# make test-slow  the slow ones: whole programs in several processes, searches, training until it learns
 # make lint       ruff, mypy, and no import that runs back
 # make gate       our own predictions against .ci/baseline.json: a change of one byte fails, until it is approved by
 # make baseline   .ci/baseline.json written anew
@@ -10,7 +11,7 @@
 # make gpu        on a machine with CUDA: tests, measurements and their results as one archive under $$OUT
 # make wheel      dist/: a wheel of the tree as it is
 # make clean      removes all that the others made here, but for runs and results
-.PHONY: setup run test lint gate baseline predicted trackers benchmark accuracy wheel gpu clean
+.PHONY: setup run test test-slow lint gate baseline predicted trackers benchmark accuracy wheel gpu clean
 
 PYTHON ?= python3
 VENV   := .venv
@@ -31,9 +32,14 @@ $(STAMP): pyproject.toml constraints.txt
 run: setup
 	$(BIN)/vrambench run $(ARGS)
 
+PYTEST := $(BIN)/python -m pytest --benchmark-skip -rs --ignore=tests/gpu -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: setup
-	$(BIN)/python -m pytest --benchmark-skip -rs --ignore=tests/gpu -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 	$(BIN)/python -m pytest -rs -q tests/gpu
+
+test-slow: setup
+	$(PYTEST) -m slow $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -42,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that of several processes none has a long test left when the others are done; with
+    """Files with many tests come first, so that of several processes none has much left when the others are done; with
     --shuffle, any. A file's tests stay together, since what its fixtures hold is made anew for each run of them."""
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     groups = list(files.values())
     seed = config.getoption("shuffle")
     if seed is None:
-        groups.sort(key=lambda group: not any(item.get_closest_marker("slow") for item in group))
+        groups.sort(key=len, reverse=True)
     else:
         chance = random.Random(seed)
         chance.shuffle(groups)

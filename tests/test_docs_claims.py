@@ -57,7 +57,6 @@ def test_every_claim_of_the_page_has_a_verdict_or_says_why_not() -> None:
             ), last
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["weights-bytes-int8", "remax-memory-gpt2", "target-modules-llama"])
 def test_the_page_has_todays_predictions(name: str) -> None:
     pins = dict(line.split("==") for line in (pages.ROOT / "constraints.txt").read_text().lower().split())

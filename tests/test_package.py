@@ -68,6 +68,7 @@ def without_made(names: Iterable[str]) -> set[str]:
     return {name for name in names if not made.search(name)}
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_what_git_knows_of_the_package(tracked: set[str], built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     data = re.compile(

@@ -62,7 +62,7 @@ def check(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(folder)
         check_ours(rest)
     elif name == "make":
-        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
         assert {word for word in rest if "=" not in word} <= set(targets)
     elif first == "tests/gpu/run":
         done = subprocess.run(

@@ -79,6 +79,7 @@ def test_this_machine_is_examined_for_real(tmp_path: Path, real: Callable[[str, 
     assert str(tmp_path) not in json.dumps(document)
 
 
+@pytest.mark.slow
 def test_on_the_command_line_it_says_what_cannot_be_prepared(
     real: Callable[[str, float], Reply], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,6 +106,7 @@ def test_nothing_personal_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
         assert private not in text
 
 
+@pytest.mark.slow
 def test_packages_are_not_imported_and_cuda_is_not_touched() -> None:
     code = """
 import sys, torch

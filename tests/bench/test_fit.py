@@ -51,6 +51,7 @@ def document(more: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[s
     return code, json.loads(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freezes", [False, True])
 def test_the_callers_heap_is_collected_as_before(freezes: bool) -> None:
     """What a caller has frozen stays so, but for what has died meanwhile, and no more is frozen."""
@@ -174,6 +175,7 @@ def test_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nothing was measured" in out
 
 
+@pytest.mark.slow
 def test_the_largest_value_and_advice_are_in_the_document(capsys: pytest.CaptureFixture[str]) -> None:
     _, roomy = document("--set batch_size=1024", capsys)
     budget = roomy["predicted"]["device_bytes"] + 400 * 2**20
@@ -209,6 +211,7 @@ def test_advice_names_what_of_the_work_can_be_less(algorithm: str, asked: str) -
     assert told in out.getvalue()
 
 
+@pytest.mark.slow
 def test_what_is_searched_may_be_swept_by_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "matrix.yaml").write_text(MATRIX + "sweep: {batch_size: [6, 2, 4]}\n")
     _, told = document("--max batch_size --budget 1GiB", capsys)
@@ -218,6 +221,7 @@ def test_what_is_searched_may_be_swept_by_the_file(tmp_path: Path, capsys: pytes
     assert "4 cells are left" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_each_of_several_fields_is_searched_with_the_others_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     grpo = (
         "--precision fp32 --adapter none --optimizer adamw_torch --offload none --algorithm grpo --set rollout_batch=8"
@@ -328,6 +332,7 @@ def test_a_reader_that_goes_is_no_verdict(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.slow
 def test_progress_that_nobody_reads_changes_nothing(tmp_path: Path) -> None:
     code = "import sys; from vrambench.bench.commands.app import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-P", "-c", code, "fit", *CELL.split(), "--max", "prompt_tokens"]
@@ -339,6 +344,7 @@ def test_progress_that_nobody_reads_changes_nothing(tmp_path: Path) -> None:
     assert "largest prompt_tokens: " in done.stdout
 
 
+@pytest.mark.slow
 def test_a_closed_stdout_is_no_failure(tmp_path: Path) -> None:
     code = "import sys; sys.stdout = None; from vrambench.bench.commands.app import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-P", "-c", code, "fit", *CELL.split()]

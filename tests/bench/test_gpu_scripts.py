@@ -147,6 +147,7 @@ def test_what_is_live_at_the_peak_is_told_apart(gpu_replay: ModuleType) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_cell_is_recorded_in_a_process_of_its_own(gpu_replay: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
     assert gpu_replay.main(["--device", "cpu", "--tiny", "--only", "sft", "--seconds", "0.1"]) == 1
     row = json.loads(capfd.readouterr().out)

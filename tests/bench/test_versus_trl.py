@@ -112,6 +112,7 @@ def test_against_trl_both_sides_train_on_as_many_tokens(
         assert side["tokens_per_second"] == pytest.approx(16 / statistics.median(side["step_seconds"]))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ours_here")
 def test_against_trl_a_side_that_cannot_run_says_so(
     versus: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -184,6 +184,7 @@ def test_the_same_cell_gives_the_same_numbers(job: MakeJob, settings: dict[str, 
     assert other[1]["loss"] != ran[1]["loss"]
 
 
+@pytest.mark.slow
 def test_checkpointing_changes_no_number(job: MakeJob) -> None:
     for algorithm in OURS:
         plain = numbers(job(algorithm=algorithm))

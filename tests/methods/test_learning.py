@@ -24,6 +24,7 @@ def quarters(values: list[float]) -> tuple[float, float]:
     return sum(values[:count]) / count, sum(values[-count:]) / count
 
 
+@pytest.mark.slow
 def test_supervised_fine_tuning_learns_the_chain(job: MakeJob) -> None:
     made = job(batch_size=32, prompt_tokens=32, response_tokens=32, learning_rate=1e-2)
     chain = made.data.source
@@ -43,6 +44,7 @@ def test_lora_learns_on_nf4(job: MakeJob) -> None:
     assert losses[-1] < losses[0] - 0.2, losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["head", "separate"])
 def test_ppo_raises_the_reward(job: MakeJob, value: str) -> None:
     settings = RL | {"value": value, "rollout_batch": 16, "batch_size": 8, "ppo": {"kl_coef": 0.02}}
@@ -53,6 +55,7 @@ def test_ppo_raises_the_reward(job: MakeJob, value: str) -> None:
     assert last > first + 0.2, rewards  # eight runs of these settings rose by 0.32 to 0.56
 
 
+@pytest.mark.slow
 def test_remax_raises_the_reward(job: MakeJob) -> None:
     settings = RL | {"rollout_batch": 64, "batch_size": 32, "learning_rate": 2e-3, "remax": {"kl_coef": 0.01}}
     rewards = series(job(algorithm="remax", **settings), "reward", 40)
@@ -79,6 +82,7 @@ def test_responses_without_a_value_model_raise_the_reward(job: MakeJob, algorith
     assert last > first + 0.3, rewards  # four steps' mean strays by 0.01; these settings rose by 0.56 to 0.68
 
 
+@pytest.mark.slow
 def test_the_kl_term_holds_the_policy_back(job: MakeJob) -> None:
     settings = RL | {"algorithm": "ppo", "rollout_batch": 16, "batch_size": 8}
     free = series(job(**settings, ppo={"kl_coef": 0.0}), "kl", 8)

@@ -227,6 +227,7 @@ print("loaded")
 """
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_stale_lock_does_not_hang_and_nothing_is_compiled_twice(ran: Ran, tmp_path: Path) -> None:
     """torch's lock outlives a killed compiler. `ran` has compiled; this works on a copy of what it made."""

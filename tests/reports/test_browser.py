@@ -74,6 +74,7 @@ def draw_all(browser: Browser) -> None:
     browser.wait_for("[...document.querySelectorAll('.chart')].every((chart) => 'living' in chart.dataset)")
 
 
+@pytest.mark.slow
 def test_columns_sort_both_ways_with_what_is_unknown_last(browser: Browser, page: Path) -> None:
     browser.open(page)
     click = "document.querySelector('th[data-key=device] button').click()"
@@ -209,6 +210,7 @@ def test_a_cell_is_shown_over_its_phases(browser: Browser, page: Path) -> None:
     assert clean(browser, page)
 
 
+@pytest.mark.slow
 def test_a_recorded_cell_shows_where_its_blocks_lay(tmp_path: Path) -> None:
     name = BlockName(used=True, role="policy", kind="weights")
     blocks = BlockMap(names=(BlockName(), name), segments=(((1, 15 * made.GIB), (0, 5 * made.GIB)),))
@@ -265,6 +267,7 @@ def test_a_chart_tells_about_a_point(browser: Browser, page: Path) -> None:
     assert clean(browser, page)
 
 
+@pytest.mark.slow
 def test_hostile_text_runs_nowhere(hostile_page: str, tmp_path: Path) -> None:
     path = tmp_path / "hostile.html"
     path.write_text(hostile_page, encoding="utf-8")
@@ -316,6 +319,7 @@ HIDDEN = """[...document.querySelectorAll("main .scroll, main .chart")]
   .map((one) => one.className)"""
 
 
+@pytest.mark.slow
 def test_on_paper_all_charts_and_the_whole_table_are_there(large_page: str, tmp_path: Path) -> None:
     path = tmp_path / "large.html"
     path.write_text(large_page, encoding="utf-8")
@@ -358,6 +362,7 @@ def test_on_a_phone_the_filters_are_folded(page: Path) -> None:
         assert browser.evaluate("document.querySelector('#filters select').checkVisibility()") is True
 
 
+@pytest.mark.slow
 def test_on_a_phone_a_row_that_is_scrolled_sideways_says_which_cell_it_is(page: Path) -> None:
     said = "getComputedStyle(document.querySelector('#table tbody th'), '::after').content"
     for width, shown in ((360, True), (1280, False)):
@@ -369,6 +374,7 @@ def test_on_a_phone_a_row_that_is_scrolled_sideways_says_which_cell_it_is(page: 
             assert browser.evaluate(said) == (f'"{label}"' if shown else "none")
 
 
+@pytest.mark.slow
 def test_five_hundred_cells_are_quick(large_page: str, tmp_path: Path) -> None:
     """Generous against a busy machine: what is meant is a second."""
     path = tmp_path / "large.html"

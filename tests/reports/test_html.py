@@ -62,6 +62,7 @@ def page() -> str:
     return render([made.run_of(made.one_of_each_status(), more_cells=more, corrupted=("cells/x.json",))])
 
 
+@pytest.mark.slow
 def test_every_cell_and_status_is_on_the_page(page: str) -> None:
     bodies = [attributes["id"] for tag, attributes in Page(page).elements if tag == "tbody" and "id" in attributes]
     assert bodies == [f"c{place}" for place in range(9)]
@@ -108,6 +109,7 @@ def test_the_charts_are_drawn_without_javascript(page: str) -> None:
     assert ">undefined<" not in page, "what a drawing places by a cell's name has it"
 
 
+@pytest.mark.slow
 def test_hostile_text_stays_text(hostile_page: str) -> None:
     page = hostile_page
     found = Page(page)
@@ -220,6 +222,7 @@ results = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.lists(results, max_size=4), st.booleans())
 def test_any_results_make_a_page(found: list[Result], bare: bool) -> None:
@@ -228,17 +231,20 @@ def test_any_results_make_a_page(found: list[Result], bare: bool) -> None:
     assert text.count("<tbody id=") == len(found)
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.lists(results, min_size=1, max_size=3))
 def test_any_results_can_be_drawn(found: list[Result]) -> None:
     assert "</html>" in render([made.run_of(found)])
 
 
+@pytest.mark.slow
 def test_five_hundred_cells_stay_under_two_megabytes(large_page: str) -> None:
     assert large_page.count("<tbody id=") == 501
     assert len(large_page.encode()) < 2_000_000
 
 
+@pytest.mark.slow
 def test_a_run_folder_becomes_a_file(tmp_path: Path) -> None:
     run = made.run_of([made.full("a1"), made.full("a2", seed=1)])
     folder = RunFolder(tmp_path / "first")
@@ -257,6 +263,7 @@ def test_a_run_folder_becomes_a_file(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "report.html"]
 
 
+@pytest.mark.slow
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     for parent in ("a", "b"):
         folder = RunFolder(tmp_path / parent / "run")

@@ -180,6 +180,7 @@ def test_a_reader_that_goes_is_141(typed: str) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("matrix")
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
 def test_an_output_that_is_full_is_a_failure_with_a_sentence() -> None:
@@ -188,6 +189,7 @@ def test_an_output_that_is_full_is_a_failure_with_a_sentence() -> None:
     assert (done.returncode, done.stderr) == (4, "error: standard output: No space left on device\n")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("matrix")
 def test_a_broken_stderr_changes_nothing() -> None:
     reading, writing = os.pipe()
@@ -200,6 +202,7 @@ def test_a_broken_stderr_changes_nothing() -> None:
     assert done.stdout.endswith("on cpu\n")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("matrix")
 def test_ascii_is_enough() -> None:
     done = started("plan --device cpu", env={**os.environ, "PYTHONIOENCODING": "ascii"})

@@ -56,6 +56,7 @@ def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, predicted_here: Non
     return run
 
 
+@pytest.mark.slow
 def test_training_that_keeps_its_logits_is_caught_and_named(
     predict: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,6 +93,7 @@ def test_training_that_keeps_its_logits_is_caught_and_named(
     assert main(["check", str(before), *gate, "--two-sided"]) == 1
 
 
+@pytest.mark.slow
 def test_each_mistake_has_its_exit_code(predict: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, baseline = str(predict("del logits")), tmp_path / "baseline.json"
     assert main(["check", run, "--baseline", str(baseline)]) == 3
@@ -140,6 +142,7 @@ def heavier(file: Path, factor: float) -> None:
     file.write_text(json.dumps(content))
 
 
+@pytest.mark.slow
 def test_what_is_worse_is_measured_once_more_before_it_counts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -73,6 +73,7 @@ def test_a_row_s_command_gives_its_cell_again(capsys: pytest.CaptureFixture[str]
         assert ("lora_r=8" in words) == (row.planned.cell.adapter == "lora")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", ["460MiB", "500MiB"])
 def test_a_row_is_what_fit_says_of_its_cell(budget: str) -> None:
     rows = planned(budget=budget, axes={"adapter": "lora"})
@@ -88,6 +89,7 @@ def test_a_row_is_what_fit_says_of_its_cell(budget: str) -> None:
         assert one.batch == alone.max[0]
 
 
+@pytest.mark.slow
 def test_several_budgets_are_columns_and_a_row_that_a_rule_forbids_comes_last(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -217,6 +219,7 @@ def predicted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 def test_the_same_menu_is_told_again_without_predictions(
     tmp_path: Path, predicted: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

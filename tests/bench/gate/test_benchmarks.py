@@ -35,6 +35,7 @@ def benchmarked(folder: Path, device_bytes: int) -> str:
     return str(file)
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_takes_more_is_a_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     baseline = str(tmp_path / "baseline.json")
     assert main(["baseline", benchmarked(tmp_path, 2**30), "-o", baseline]) == 0

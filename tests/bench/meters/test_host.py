@@ -66,6 +66,7 @@ for taken in (lambda: torch.empty(512 * 2**20, dtype=torch.uint8), lambda: bytea
 """
 
 
+@pytest.mark.slow
 def test_a_process_over_its_limit_runs_out_for_real() -> None:
     command = [sys.executable, "-P", "-c", RUNS_OUT]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

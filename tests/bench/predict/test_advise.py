@@ -117,6 +117,7 @@ def share(forecast: Forecast, *kinds: str) -> float:
     return sum(one.nbytes for one in forecast.at_peak if one.kind in kinds) / total
 
 
+@pytest.mark.slow
 def test_a_large_cache_of_keys_and_values_is_made_smaller_first() -> None:
     cell = cell_of(
         LORA | {"algorithm": "ppo"},
@@ -135,6 +136,7 @@ def test_a_large_cache_of_keys_and_values_is_made_smaller_first() -> None:
     assert len(asking.asked) < 6
 
 
+@pytest.mark.slow
 def test_a_full_model_whose_weights_and_gradients_leave_no_room() -> None:
     cell = resolve(FULL, WORK | {"model": "llama-2-7b"})
     asking = Asking(int(23.64 * 2**30))
@@ -147,6 +149,7 @@ def test_a_full_model_whose_weights_and_gradients_leave_no_room() -> None:
     assert not any("zero2" in str(one.changes) for one in found)
 
 
+@pytest.mark.slow
 def test_logits_that_lead_are_made_in_chunks_before_sequences_are_cut() -> None:
     cell = cell_of(LORA, response_tokens=6000, loss="nll")
     own = unlimited(cell)
@@ -157,6 +160,7 @@ def test_logits_that_lead_are_made_in_chunks_before_sequences_are_cut() -> None:
     assert "a chunk at a time" in found[0].price["loss"]
 
 
+@pytest.mark.slow
 def test_a_reference_is_asked_before_training_where_that_is_enough() -> None:
     cell = cell_of(FULL | {"algorithm": "dpo", "optimizer": "adamw_torch_fused"}, model="smollm2-135m")
     own = unlimited(cell)
@@ -178,6 +182,7 @@ def test_what_is_over_by_fragmentation_alone_gets_the_allocators_line() -> None:
     assert again.changes == {ENVIRONMENT: "large_segment_size_mb:22,expandable_segments:True"}
 
 
+@pytest.mark.slow
 def test_of_what_can_never_fit_the_nearest_is_told_and_what_is_missing() -> None:
     cell = resolve(FULL, WORK | {"model": "llama-3.1-70b"})
     advice = Asking(int(23.64 * 2**30)).advice(cell, 3)
@@ -190,6 +195,7 @@ def test_of_what_can_never_fit_the_nearest_is_told_and_what_is_missing() -> None
     )
 
 
+@pytest.mark.slow
 def test_changes_that_are_not_enough_alone_are_combined_and_none_is_needless() -> None:
     cell = cell_of(batch_size=8, response_tokens=2000, loss="nll", gradient_checkpointing=False)
     both = changed(cell, {"loss": "chunked_nll", "gradient_checkpointing": True})
@@ -204,6 +210,7 @@ def test_changes_that_are_not_enough_alone_are_combined_and_none_is_needless() -
             assert asking.plain(changed(cell, fewer)).verdict != "fits"
 
 
+@pytest.mark.slow
 def test_what_changes_least_of_the_training_comes_first() -> None:
     cell = cell_of(batch_size=8, response_tokens=2000, gradient_checkpointing=False)
     found = Asking(round(0.5 * device_bytes(unlimited(cell)))).advice(cell, 2).suggestions
@@ -213,6 +220,7 @@ def test_what_changes_least_of_the_training_comes_first() -> None:
     assert sorted(CHANGES, key=lambda one: one.level) == list(CHANGES), "the table is in their order"
 
 
+@pytest.mark.slow
 def test_a_change_takes_what_the_matrix_says_of_fields_that_the_cell_does_not_use() -> None:
     selection = Selection(profile="24gb", axes=FULL)
     (planned,) = select(load_matrix(default_matrix()), selection, "cuda").cells
@@ -236,6 +244,7 @@ def test_an_adapter_takes_the_place_of_an_optimizer_that_saves_nothing_beside_it
     assert settings_of(lora, cell_of()) == {"adapter": "lora"}
 
 
+@pytest.mark.slow
 def test_packed_experts_are_advised_where_there_are_any(tmp_path: Path) -> None:
     config = {"intermediate_size": 2048, "hidden_size": 1024, "num_hidden_layers": 5, "num_local_experts": 8}
     (tmp_path / "config.json").write_text(json.dumps(tiny("mixtral") | config))
@@ -270,6 +279,7 @@ def test_what_cannot_be_run_is_passed_over() -> None:
     assert found.changes == {"loss": "liger"}
 
 
+@pytest.mark.slow
 def test_what_is_tight_by_luck_is_not_advised() -> None:
     cell = cell_of(LORA, batch_size=8, response_tokens=1000)
     halved = changed(cell, {"batch_size": 4, "gradient_accumulation_steps": 2})
@@ -292,6 +302,7 @@ def test_what_fits_needs_no_advice() -> None:
     assert "fits as it is" in advice.ending
 
 
+@pytest.mark.slow
 def test_the_search_stops_at_its_cap_and_says_so() -> None:
     cell = cell_of(batch_size=8, response_tokens=2000, gradient_checkpointing=False)
     asking = Asking(round(0.1 * device_bytes(unlimited(cell))))

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 COMPILED = """
 import sys
 from vrambench.bench.predict.imports import less_at_import

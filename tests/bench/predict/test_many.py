@@ -16,6 +16,7 @@ from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError
 
 
+@pytest.mark.slow
 def test_processes_predict_as_one_does_and_a_failure_is_its_cell_s_own(plan: Any) -> None:
     cells = [plan(batch_size=size).cell for size in range(1, 9)]
     broken = plan(model="./there-is-none").cell
@@ -62,6 +63,7 @@ def test_the_card_that_is_named_is_the_one_that_is_predicted_for(plan: Any) -> N
     assert any("rtx-4090" in note for note in forecast.notes)
 
 
+@pytest.mark.slow
 def test_nothing_in_the_current_directory_is_run_by_a_process_that_predicts(plan: Any, tmp_path: Path) -> None:
     here = tmp_path / "here"
     here.mkdir()

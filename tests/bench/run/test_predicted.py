@@ -47,6 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_results_are_what_the_predictor_says(run: Path) -> None:
     results = {one.name: one for one in RunFolder.open(run).results()}
     assert {name: one.status for name, one in results.items()} == {
@@ -82,6 +83,7 @@ def test_the_report_says_what_fits_and_for_which_card(run: Path) -> None:
     assert 'data-key="device"' in page
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("predicted_here")
 def test_what_is_predicted_answers_a_claim_and_is_no_measurement_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -100,6 +102,7 @@ def test_what_is_predicted_answers_a_claim_and_is_no_measurement_of_it(
     assert main(["run", "--out", "run"]) == 0, "resumed"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("predicted_here")
 def test_what_does_not_fit_is_out_of_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert predicted(tmp_path / "run", *SFT, "--budget", "1GiB", "--only", "adapter=none") == 0
@@ -116,6 +119,7 @@ def test_what_does_not_fit_is_out_of_memory(tmp_path: Path, capsys: pytest.Captu
     assert "tokens/s" not in told
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("predicted_here")
 def test_it_is_resumed_and_added_to(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {file.name: file.stat().st_mtime_ns for file in (run / "cells").iterdir()}
@@ -132,6 +136,7 @@ def test_it_is_resumed_and_added_to(run: Path, capsys: pytest.CaptureFixture[str
     assert "was begun elsewhere (device: predicted before, cpu now)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("predicted_here")
 def test_a_cell_that_cannot_be_predicted_is_an_error(tmp_path: Path) -> None:
     axes = (*AXES[:1], "bf16", "--adapter", "lora", *AXES[4:])
@@ -167,6 +172,7 @@ def cell(**settings: Any) -> Cell:
     return resolve(axes, {"model": "gpt2"} | settings)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_loses_its_cell_and_the_next_start_has_another() -> None:
     executor = PredictingExecutor(None, 1)
     try:
@@ -186,6 +192,7 @@ def test_a_process_that_dies_loses_its_cell_and_the_next_start_has_another() -> 
         executor.kill()
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_between_two_cells_is_no_error_of_the_next() -> None:
     executor = PredictingExecutor(None, 1)
     try:
@@ -206,6 +213,7 @@ def test_a_process_that_dies_between_two_cells_is_no_error_of_the_next() -> None
         executor.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("predicted_here")
 def test_what_a_configuration_leaves_out_is_left_out_when_the_run_is_resumed(tmp_path: Path) -> None:
     file, out = tmp_path / "sft.yaml", tmp_path / "run"

@@ -30,6 +30,7 @@ print(json.dumps([[name in sys.modules for name in {INITIALISE_CUDA!r}], torch.c
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("device", "held"), [("cuda", False), ("cpu", True)])
 def test_for_cuda_nothing_is_imported_that_initialises_it(device: str, held: bool) -> None:
     """And an extension that cannot be loaded stops no job that does without it."""

@@ -108,6 +108,7 @@ def test_half_a_message_and_silence_after_it_end_by_the_timeout_and_the_next_cel
     assert result.reason == "not done after 500 s"
 
 
+@pytest.mark.slow
 def test_a_cell_whose_server_was_killed_runs_again(here: Path, plan: Any, listening: Any) -> None:
     killed: list[int] = []
 

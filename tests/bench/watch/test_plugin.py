@@ -16,10 +16,7 @@ from vrambench.bench.gate.baseline import baseline_of, read_baseline, write_base
 from vrambench.bench.gate.check import check
 from vrambench.bench.results.store import RunFolder
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(torch.cuda.is_available(), reason="predicted where there is no CUDA"),
-]
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="predicted where there is no CUDA")
 
 LOOP = """
 import pytest
@@ -65,6 +62,7 @@ def test_training_fits(model, vram):
 """
 
 
+@pytest.mark.slow
 def test_a_loop_passes_and_fails_by_its_limit_in_processes_whose_results_are_one_run(tmp_path: Path) -> None:
     found = ran(
         tmp_path,
