@@ -13,7 +13,7 @@ CUDA's allocator, as `fit`'s do. What asked for memory is what the tracer follow
 from __future__ import annotations
 
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType, TracebackType
@@ -26,6 +26,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from vrambench.bench.measure.ledger import unpaged, weights
 from vrambench.bench.measure.meters.cuda import CudaMeter
+from vrambench.bench.measure.meters.host import NO_LIMIT
 from vrambench.bench.predict.alloc_conf import read
 from vrambench.bench.predict.replay import Replay, held, shares, whose
 from vrambench.bench.predict.simulate import hidden_memory
@@ -34,6 +35,7 @@ from vrambench.bench.predict.tracing.tracer import Tracer
 from vrambench.bench.predict.unseen.hardware import outside_allocator
 from vrambench.bench.results.records import Held, Memory, OutOfMemory, Phase, Share
 from vrambench.bench.watch.simulated import simulated_cuda
+from vrambench.bench.watch.skeletons import Skeletons
 from vrambench.methods.called import card_called, card_of, cards_called
 from vrambench.methods.cards import CARDS, Card
 from vrambench.methods.errors import ConfigurationError, UnknownValue, shown
@@ -54,12 +56,13 @@ class Line(NamedTuple):
 
 
 class LineTracer(Tracer):
-    """A tracer that also keeps which line of the user's code asked: `lines`, by ident."""
+    """A tracer that also keeps which line of the user's code asked: `lines`, by ident. `skeletons` take nothing."""
 
-    def __init__(self, device_type: str, card: Card | None) -> None:
+    def __init__(self, device_type: str, card: Card | None, skeletons: Skeletons) -> None:
         hidden = hidden_memory(None, card) if device_type == "meta" else None
         super().__init__(device_type, hidden=hidden)
         self.lines: dict[int, str] = {}
+        self._skeletons = skeletons
         self._of_user: dict[str, bool] = {}
 
     def own(self, tensors: Iterable[torch.Tensor], owner: Owner) -> None:
@@ -68,6 +71,11 @@ class LineTracer(Tracer):
         for tensor in listed:
             self._see(tensor, ())
         super().own(listed, owner)
+
+    def _see(self, tensor: torch.Tensor, args: Any) -> int | None:
+        if tensor.is_meta and self._skeletons.takes(tensor, args):
+            return None
+        return super()._see(tensor, args)
 
     def _begin(self, nbytes: int, layer: LayerIndex | None) -> int:
         ident = super()._begin(nbytes, layer)
@@ -118,7 +126,8 @@ class Ledger:
         self._open: list[str] = []
         self._names: dict[nn.Module, str] = {}
         self._kind = "cuda" if self.source == "measured" else "meta"
-        self._tracer = LineTracer(self._kind, card)
+        self._skeletons = Skeletons()
+        self._tracer = LineTracer(self._kind, card, self._skeletons)
         self._meter = CudaMeter(_cuda_here()) if self._kind == "cuda" else None
         self._measured: list[Phase] = []
 
@@ -153,7 +162,7 @@ class Ledger:
                 self._meter.start()
                 exits.callback(self._meter.stop)
             else:
-                exits.enter_context(simulated_cuda(self.card))
+                exits.enter_context(simulated_cuda(self.card, self._room, self._skeletons))
             for hook in (
                 register_module_forward_pre_hook(self._before_forward),
                 register_optimizer_step_pre_hook(self._before_step),
@@ -166,6 +175,12 @@ class Ledger:
                 yield
             finally:
                 self._end_phase()
+
+    def _room(self) -> tuple[int, int]:
+        """Bytes of the simulated device that are free, and all: the limit, or the card's; without end where neither is known."""
+        limit = self.limit_bytes or (self.card and (self.card.usable_bytes or self.card.marked_bytes)) or NO_LIMIT
+        live = deque((total for _, total in self._tracer.trace.live()), maxlen=1)
+        return max(0, limit - outside_allocator(self.card).expected_bytes - sum(live)), limit
 
     def _enter(self, phase: str) -> None:
         self._end_phase()

@@ -9,8 +9,8 @@ itself that it was not computed. An integer or a truth value is an error, since 
 
 from __future__ import annotations
 
+import functools
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,18 +20,16 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
+from vrambench.bench.watch.cuda import CUDA, NoValue, check_ordinal, simulated_functions
+from vrambench.bench.watch.libraries import Generating, followed_libraries
+from vrambench.bench.watch.skeletons import Skeletons
 from vrambench.methods.amp import CastPolicy, SimulatedScaler
 from vrambench.methods.cards import Card
-from vrambench.methods.device import EMPTIES_CACHE
 from vrambench.methods.experts import experts_of_gpu
 from vrambench.methods.fused import fused
 from vrambench.methods.sdpa import on_simulated_device
 
-CUDA, META, CPU = torch.device("cuda", 0), torch.device("meta"), torch.device("cpu")
-
-
-class NoValue(RuntimeError):
-    """Code on the simulated device asked for a value that decides what it does."""
+META, CPU = torch.device("meta"), torch.device("cpu")
 
 
 def _simulated(value: Any) -> Any:
@@ -40,7 +38,7 @@ def _simulated(value: Any) -> Any:
         value = torch.device(value)
     if not isinstance(value, torch.device) or value.type != "cuda":
         return value
-    _check_ordinal(value)
+    check_ordinal(value)
     return META
 
 
@@ -49,24 +47,14 @@ def _numbered(device: Any) -> Any:
     return torch.device("cuda", device) if type(device) is int else device
 
 
-def _check_ordinal(device: Any) -> None:
-    """That a device, or its number, is no second GPU. Raises RuntimeError, as torch does on a machine with one."""
-    index = device if device is None or isinstance(device, int) else torch.device(device).index
-    if index:
-        raise RuntimeError(
-            f"cuda:{index}: invalid device ordinal; one GPU is simulated, cuda:0, and several are not followed"
-        )
-
-
-def _exchanged(index: int) -> int:
-    """What `with torch.cuda.device(index)` does; the one before is told. A negative one is none."""
-    _check_ordinal(max(index, 0))
-    return 0
+_GENERATING = Generating()
 
 
 def _number(tensor: torch.Tensor, asked: str) -> Any:
     if tensor.is_floating_point() or tensor.is_complex():
         return math.nan
+    if tensor.dtype is torch.bool and _GENERATING.ends is not None:
+        return _GENERATING.ends
     raise NoValue(
         f"{asked} of a {str(tensor.dtype).removeprefix('torch.')} tensor on the simulated device, which has no values: "
         "what the code decides by it is not known without a GPU; keep it from the watched part, or run the test with CUDA"
@@ -121,34 +109,64 @@ def _goes_to_cpu(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     ) or any(isinstance(value, torch.Tensor) and not value.is_meta for value in args)
 
 
+def _dtype_asked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.dtype | None:
+    return next((one for one in (*args, *kwargs.values()) if isinstance(one, torch.dtype)), None)
+
+
+def _place_asked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """Which of `cuda` and `meta` a function's arguments name, if any."""
+    for value in (*args, kwargs.get("device")):
+        if isinstance(value, str | torch.device):
+            name = value if isinstance(value, str) else value.type
+            if name in ("cuda", "meta") or name.startswith("cuda:"):
+                return name[:4]
+    return None
+
+
 class CudaIsSimulated(TorchFunctionMode):
-    """Functions of torch that name CUDA get the simulated device."""
+    """Functions of torch that name CUDA get the simulated device. Those that name `meta` make `skeletons`."""
+
+    def __init__(self, skeletons: Skeletons) -> None:
+        super().__init__()
+        self._skeletons = skeletons
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.device:
             return func(*(map(_numbered, args) if len(args) == 1 else args), **kwargs)
-        first = args[0] if args else None
+        if getattr(func, "__name__", "") == "_parse_to":  # of Module.to, which then asks each of its tensors
+            return func(*args, **kwargs)
+        if "device" in kwargs:
+            kwargs = kwargs | {"device": _numbered(kwargs["device"])}
+        first: Any = args[0] if args else None
         if isinstance(first, torch.Tensor):
             if func is torch.Tensor.cuda:
                 for device in (*args[1:2], kwargs.get("device")):
-                    _check_ordinal(device)
-                return first.to(META)
+                    check_ordinal(device)
+                func, args, kwargs = torch.Tensor.to, (first, CUDA), {}
             if func is torch.Tensor.pin_memory:
                 return first
             if func is torch.Tensor.to:
                 args = (first, *map(_numbered, args[1:2]), *args[2:])
-            if first.is_meta:
+            if first.is_meta and first not in self._skeletons:
                 answer = _READS.get(func)
                 if answer is not None:
                     return answer(*args, **kwargs)
                 if func is torch.Tensor.to and _goes_to_cpu(args[1:], kwargs):
-                    found = (one for one in (*args[1:], *kwargs.values()) if isinstance(one, torch.dtype))
-                    return _to_cpu(first, 'to("cpu")', next(found, None))
+                    return _to_cpu(first, 'to("cpu")', _dtype_asked(args[1:], kwargs))
+        place = _place_asked(args, kwargs)
+        if place is None:
+            return func(*args, **kwargs)
+        if place == "cuda" and func is torch.Tensor.to and first in self._skeletons:
+            raise NotImplementedError("Cannot copy out of meta tensor; no data! Module.to_empty() gives it memory.")
+        if place == "meta" and func is torch.Tensor.to and first.is_meta:
+            # to torch it is there already
+            func, args, kwargs = torch.empty_like, (first,), {"dtype": _dtype_asked(args[1:], kwargs)}
         args = tuple(map(_simulated, args))
         if "device" in kwargs:
-            kwargs = kwargs | {"device": _simulated(_numbered(kwargs["device"]))}
-        return func(*args, **kwargs)
+            kwargs = kwargs | {"device": _simulated(kwargs["device"])}
+        with self._skeletons.asked_for(meta=place == "meta"):
+            return func(*args, **kwargs)
 
 
 class _Autocast:
@@ -168,46 +186,6 @@ class _Autocast:
 
     def leave(self, region: Any, *error: Any) -> Any:
         return self._open.pop().__exit__(*error) if region.device == "cuda" else self._real[1](region, *error)
-
-
-NOT_COUNTED = [
-    "memory_allocated",
-    "max_memory_allocated",
-    "memory_reserved",
-    "max_memory_reserved",
-    "memory_stats",
-    "memory_summary",
-    "mem_get_info",
-    "reset_peak_memory_stats",
-    "reset_max_memory_allocated",
-    "get_device_properties",
-    "memory_snapshot",
-]
-"""Of torch.cuda: what would be 0 without a GPU, or is not known; a comparison with it would pass for nothing."""
-
-
-def _not_counted(name: str) -> Callable[..., Any]:
-    def asked(*args: Any, **kwargs: Any) -> Any:
-        raise NoValue(
-            f"torch.cuda.{name}() is not known on the simulated device while the code runs; the ledger has the peaks afterwards"
-        )
-
-    return asked
-
-
-NOT_RECORDED = ("_record_memory_history", "_dump_snapshot", "_set_memory_metadata")
-"""Of torch.cuda.memory: what records what CUDA's allocator does. There is none, and the job goes on."""
-
-
-def _not_recorded(name: str) -> Callable[..., Any]:
-    def asked(*args: Any, **kwargs: Any) -> None:
-        warnings.warn(
-            f"torch.cuda.memory.{name}() does nothing on the simulated device, which has no allocator to record; the ledger has "
-            "the peaks",
-            stacklevel=2,
-        )
-
-    return asked
 
 
 class _Kind(type(torch.Generator)):  # type: ignore[misc]
@@ -235,6 +213,7 @@ class SimulatedGenerator(_GENERATOR, metaclass=_Kind):
 def _parses_to(real: Callable[..., Any]) -> Callable[..., Any]:
     """What `Module.to` reads its arguments with, which knows a GPU by its number where there is one."""
 
+    @functools.wraps(real)
     def parsed(*args: Any, **kwargs: Any) -> Any:
         named = {"device": _numbered(kwargs["device"])} if "device" in kwargs else {}
         return real(*map(_numbered, args[:1]), *args[1:], **kwargs | named)
@@ -242,40 +221,17 @@ def _parses_to(real: Callable[..., Any]) -> Callable[..., Any]:
     return parsed
 
 
-def _empties() -> None:
-    with torch.profiler.record_function(EMPTIES_CACHE):
-        pass
-
-
 @contextmanager
-def simulated_cuda(card: Card | None) -> Iterator[None]:
+def simulated_cuda(card: Card | None, room: Callable[[], tuple[int, int]], skeletons: Skeletons) -> Iterator[None]:
     """Within, this process has a GPU, `card` or one like an RTX 3090, to all that asks torch for it. Modules that move to it keep
-    their parameters' identity, as on CUDA."""
+    their parameters' identity, as on CUDA. `room`: its bytes, those that are free and all; `skeletons`: is told of tensors
+    that the code puts on `meta`."""
     capability = card.capability if card else None
     cast, set_default = _Autocast(), torch.set_default_device
-    instead: dict[str, Any] = {
-        "is_available": lambda: True,
-        "device_count": lambda: 1,
-        "current_device": lambda: 0,
-        "set_device": _check_ordinal,
-        "_exchange_device": _exchanged,
-        "_maybe_exchange_device": _exchanged,
-        "get_device_name": lambda device=None: card.name if card else "simulated",
-        "get_device_capability": lambda device=None: capability or (8, 6),
-        "is_bf16_supported": lambda including_emulation=True: (capability or (8, 6)) >= (8, 0),
-        "synchronize": lambda device=None: None,
-        "empty_cache": _empties,
-        "manual_seed": lambda seed: None,
-        "manual_seed_all": lambda seed: None,
-    }
-    instead |= {name: _not_counted(name) for name in NOT_COUNTED if hasattr(torch.cuda, name)}
     swapped = torch.__future__.get_swap_module_params_on_conversion()
     with ExitStack() as exits:
-        for name, function in instead.items():
-            exits.enter_context(patch.object(torch.cuda, name, function))
-        for name in NOT_RECORDED:
-            exits.enter_context(patch.object(torch.cuda.memory, name, _not_recorded(name)))
-        exits.enter_context(patch.object(torch.cuda.memory, "_snapshot", _not_counted("memory._snapshot")))
+        exits.enter_context(simulated_functions(card))
+        exits.enter_context(followed_libraries(room, _GENERATING))
         exits.enter_context(patch.object(torch, "Generator", SimulatedGenerator))
         exits.enter_context(patch.object(torch.autocast, "__enter__", lambda region: cast.enter(region)))
         exits.enter_context(patch.object(torch.autocast, "__exit__", lambda region, *error: cast.leave(region, *error)))
@@ -289,7 +245,7 @@ def simulated_cuda(card: Card | None) -> Iterator[None]:
         exits.enter_context(on_simulated_device(capability))
         exits.enter_context(fused("cuda"))
         exits.enter_context(experts_of_gpu(capability))
-        mode, run_backward = CudaIsSimulated(), torch.autograd._engine_run_backward
+        mode, run_backward = CudaIsSimulated(skeletons), torch.autograd._engine_run_backward
 
         def engine(*args: Any, **kwargs: Any) -> Any:
             """The engine runs hooks and checkpointed parts of the user's code."""

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 import vrambench
+from vrambench.bench.watch.cuda import NoValue
 from vrambench.bench.watch.ledger import Ledger
-from vrambench.bench.watch.simulated import NoValue
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="predicted where there is no CUDA")
 KIB = 1024
@@ -162,6 +162,20 @@ def test_numbers_that_were_not_computed_are_nan() -> None:
 def test_what_decides_is_an_error(read: object) -> None:
     with vrambench.watch(), pytest.raises(NoValue, match="has no values"):
         read(torch.zeros(1, device="cuda"))  # type: ignore[operator]
+
+
+def test_a_model_on_meta_takes_nothing_until_it_has_memory() -> None:
+    with vrambench.watch() as ledger:
+        with torch.device("meta"):
+            model = nn.Linear(256, 256, bias=False)
+        assert (model.weight.detach() + 1).device.type == "meta"
+        with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+            model.to("cuda")
+        with ledger.phase("filled"):
+            assert model.to_empty(device="cuda").weight.is_cuda
+            moved = nn.Linear(256, 256, bias=False).to("cuda").to("meta")
+            assert moved.weight.device.type == "meta"
+    assert [(phase.name, phase.allocated_bytes) for phase in ledger.phases] == [("filled", 2 * 256 * KIB)]
 
 
 def test_tied_weights_stay_tied() -> None:
