@@ -167,41 +167,30 @@ def cell(**settings: Any) -> Cell:
     return resolve(axes, {"model": "gpt2"} | settings)
 
 
-def test_a_process_that_dies_loses_its_cell_and_the_next_start_has_another() -> None:
+def test_a_process_that_dies_loses_the_cell_that_it_predicts_and_one_that_dies_between_two_loses_none() -> None:
     executor = PredictingExecutor(None, 1)
-    try:
-        job = executor.start(order(cell()))
+
+    def ended(job: Any) -> Any:
+        while job.ended is None:
+            executor.wait(0.1)
+        return job.ended
+
+    def kill_processes() -> None:
         while not (mine := [one for one in psutil.Process().children() if "spawn_main" in " ".join(one.cmdline())]):
             executor.wait(0.1)
         for one in mine:
             one.kill()
-        while job.ended is None:
-            executor.wait(0.1)
-        assert job.ended.lost
-        again = executor.start(order(cell()))
-        while again.ended is None:
-            executor.wait(0.1)
-        assert again.ended.forecast is not None
-    finally:
-        executor.kill()
 
-
-def test_a_process_that_dies_between_two_cells_is_no_error_of_the_next() -> None:
-    executor = PredictingExecutor(None, 1)
     try:
         first = executor.start(order(cell()))
-        while first.ended is None:
-            executor.wait(0.1)
-        mine = [one for one in psutil.Process().children() if "spawn_main" in " ".join(one.cmdline())]
-        for one in mine:
-            one.kill()
+        kill_processes()
+        assert ended(first).lost
+        assert ended(executor.start(order(cell()))).forecast is not None, "the next start has another process"
+        kill_processes()
         pool = executor._pool
         while not getattr(pool, "_broken", None):
             time.sleep(0.01)
-        job = executor.start(order(cell()))
-        while job.ended is None:
-            executor.wait(0.1)
-        assert job.ended.forecast is not None
+        assert ended(executor.start(order(cell()))).forecast is not None
     finally:
         executor.kill()
 
