@@ -10,7 +10,7 @@ import pytest
 
 READ = """
 import builtins, importlib
-from vrambench.bench.predict.imports import less_at_import
+from vrambench.bench.machine.imports import less_at_import
 if {less}:
     less_at_import()
 files, opened = [], open
@@ -22,7 +22,7 @@ print(sorted(models._class_to_module.items()), dir(models))
 
 PREDICTED = """
 import sys
-from vrambench.bench.predict.imports import less_at_import
+from vrambench.bench.machine.imports import less_at_import
 less_at_import()
 less_at_import()
 from vrambench.bench.predict.simulate import Simulator
@@ -39,7 +39,7 @@ print("torch._inductor.compile_fx" in sys.modules)
 """
 
 LEFT_ALONE = """
-from vrambench.bench.predict.imports import less_at_import
+from vrambench.bench.machine.imports import less_at_import
 if {less}:
     less_at_import()
 import sys, torch
@@ -74,7 +74,7 @@ print(torch._dynamo.config.__name__)
 
 ALL = """
 from pathlib import Path
-from vrambench.bench.predict.imports import less_at_import
+from vrambench.bench.machine.imports import less_at_import
 if {less}:
     less_at_import()
 import transformers
