@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from vrambench.bench.machine.imports import less_at_import
+
 MARK = "vrambench probe: "
 CODE = "import sys; from vrambench.bench.machine.probes import answer; answer(sys.argv[1])"
 KERNELS = ("flash", "efficient", "math")
@@ -96,6 +98,7 @@ def probe_torch() -> dict[str, Any]:
 
 def probe_bitsandbytes() -> dict[str, Any]:
     """Loads the native library for this machine's device, and quantises one matrix with it."""
+    import_as_jobs_do()
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -122,6 +125,7 @@ def probe_bitsandbytes() -> dict[str, Any]:
 def probe_attention() -> dict[str, Any]:
     """Forward and backward of each attention kernel in each type, on small tensors; a kernel's types as far as they
     worked."""
+    import_as_jobs_do()
     import torch
     import torch.nn.functional as F
 
@@ -146,6 +150,7 @@ def probe_attention() -> dict[str, Any]:
 
 def probe_galore() -> dict[str, Any]:
     """Imports galore_torch, which needs bitsandbytes and transformers."""
+    import_as_jobs_do()
     from galore_torch import GaLoreAdamW
 
     return {"optimizer": GaLoreAdamW.__name__}
@@ -161,6 +166,14 @@ def probe_deepspeed() -> dict[str, Any]:
     from deepspeed.accelerator import get_accelerator
 
     return {"version": deepspeed.__version__, "accelerator": get_accelerator()._name}
+
+
+def import_as_jobs_do() -> None:
+    """On a GPU, whole libraries; else without what no job on the CPU imports, such as torch's compiler (`run/preload.py`)."""
+    import torch
+
+    if not torch.cuda.is_available():
+        less_at_import()
 
 
 def first_line(text: str) -> str:

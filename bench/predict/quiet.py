@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 
-from vrambench.bench.predict.imports import less_at_import
+from vrambench.bench.machine.imports import less_at_import
 
 KERNELS = "Failed to load CPU gemm_4bit_forward from kernels-community"
 """bitsandbytes, where an optional package of faster CPU kernels is not installed."""

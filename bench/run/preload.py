@@ -3,7 +3,7 @@ run's cells do; and not one tensor operation.
 
 A thread pool that a tensor operation had started would not exist in a forked child, which would then wait for it for ever.
 On CUDA, importing PEFT, bitsandbytes or DeepSpeed initialises the device, which no child could use: there the server holds
-torch and transformers at most. On the CPU imports do less (`predict/imports.py`): whoever compiles imports the compiler then.
+torch and transformers at most. On the CPU imports do less (`machine/imports.py`): whoever compiles imports the compiler then.
 
 The server ends with its parent, even where that is killed while the server starts, and what a job leaves running becomes
 the server's child.
@@ -18,8 +18,8 @@ import os
 import warnings
 from collections.abc import Iterable
 
+from vrambench.bench.machine.imports import less_at_import
 from vrambench.bench.measure.collector import collector_held
-from vrambench.bench.predict.imports import less_at_import
 from vrambench.bench.run.lifetime import adopt_orphans, end_with_parent
 
 ALWAYS = (

@@ -116,7 +116,7 @@ def test_the_known_card_is_found_by_its_memory() -> None:
     assert card_described(None) is None
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("predicted_here")
 def test_anew_predicts_for_the_gpu_that_was_measured(compare: ModuleType) -> None:
     axes = {"precision": "bf16", "adapter": "none", "optimizer": "adamw_torch", "offload": "none", "algorithm": "sft"}
     cell = resolve(axes, {"model": "tiny", "budget": "4TiB"})

@@ -15,6 +15,8 @@ from typing import Any
 import gpu_summary
 import pytest
 
+from tests import forked
+
 GPU_TESTS = Path(__file__).resolve().parents[1] / "gpu"
 
 
@@ -219,12 +221,21 @@ def gpu_trainers(load_script: Callable[[str], ModuleType]) -> ModuleType:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("predicted_here")
 def test_a_trainers_job_runs_beside_its_prediction(
-    gpu_trainers: ModuleType, capsys: pytest.CaptureFixture[str]
+    gpu_trainers: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Here, where all is imported, and not in the process of its own that each job has."""
     pytest.importorskip("trl")
+
+    def row_here(command: list[str], seconds: float) -> Any:
+        row = tmp_path / "row.json"
+        assert gpu_trainers.main([*command[1:], "--row", str(row)]) == 0
+        return json.loads(row.read_text())
+
+    monkeypatch.setattr(gpu_trainers, "row_from", row_here)
     assert gpu_trainers.main(["--device", "cpu", "--tiny", "--only", "TRL's defaults"]) == 0
-    row = json.loads(capsys.readouterr().out)
+    row = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert len(row["seconds"]) == gpu_trainers.STEPS
     assert row["predicted"]["reserved_bytes"] > row["predicted"]["allocated_bytes"] > 0
     assert row["allocated_bytes"] is None, "nothing counts bytes on a CPU"
@@ -253,7 +264,7 @@ def test_measured_trainers_are_predicted_anew(
     assert (unsaid["predicted"], unsaid["error"]) == (None, None)
 
 
-def test_a_trainers_job_that_is_none_is_told(gpu_trainers: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        gpu_trainers.main(["--device", "cpu", "--only", "sft"])
-    assert "no job 'sft'; there are TRL's defaults; full;" in capsys.readouterr().err
+def test_a_trainers_job_that_is_none_is_told_by_the_script(gpu_trainers: ModuleType, tmp_path: Path) -> None:
+    done = forked.run([str(gpu_trainers.__file__), "--device", "cpu", "--only", "sft"], tmp_path)
+    assert done.returncode == 2
+    assert "no job 'sft'; there are TRL's defaults; full;" in done.stderr

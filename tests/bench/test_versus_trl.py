@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import IO
 
 import gpu_summary
 import pytest
@@ -15,6 +16,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from tests import forked
 from vrambench.bench.commands.app import main
 from vrambench.methods.cell import Cell, resolve
 from vrambench.methods.device import get_device
@@ -84,14 +86,16 @@ def test_sft_has_the_loss_that_the_case_names(
 
 
 @pytest.fixture
-def ours_here(versus: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our side is this process, which has imported all."""
-    processes = versus.run
+def ours_here(versus: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Our side is this process, which has imported all; TRL's is forked from one that has."""
 
-    def run_here(command: list[str], output: object = None) -> str | None:
-        if versus.COMMAND not in command:
-            return processes(command, output)  # type: ignore[no-any-return]
-        code = main(command[command.index(versus.COMMAND) + 1 :])
+    def run_here(command: list[str], output: IO[str] | None = None) -> str | None:
+        if output is None:
+            code = main(command[command.index(versus.COMMAND) + 1 :])
+        else:
+            done = forked.run(command[1:], tmp_path)
+            code = done.returncode
+            output.write(done.stdout)
         return f"ended with code {code}" if code else None
 
     monkeypatch.setattr(versus, "run", run_here)
@@ -103,11 +107,13 @@ def ours_here(versus: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_against_trl_both_sides_train_on_as_many_tokens(
     versus: ModuleType, algorithm: str, request: pytest.FixtureRequest
 ) -> None:
-    """With SFT both are processes, as on a GPU."""
+    """With SFT both are processes, as on a GPU; with PPO neither."""
+    trained_by_trl = versus.theirs_of
     if algorithm == "ppo":
         request.getfixturevalue("ours_here")
+        trained_by_trl = versus.trained_by_trl
     case = versus.Case(algorithm, "tiny", 2, 4, 4, steps=2)
-    for side in (versus.ours_of(case, "cpu"), versus.theirs_of(case, "cpu")):
+    for side in (versus.ours_of(case, "cpu"), trained_by_trl(case, "cpu")):
         assert len(side["step_seconds"]) == 2, side
         assert side["tokens_per_second"] == pytest.approx(16 / statistics.median(side["step_seconds"]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,30 +11,69 @@ from typing import Any
 
 import pytest
 
+from tests.bench.conftest import plan_cell
 from vrambench.bench.predict.forecast import Predictor
 from vrambench.bench.predict.many import outcome, predict_all
+from vrambench.bench.results.forecast import Forecast
 from vrambench.methods.cell import Cell
 from vrambench.methods.errors import ConfigurationError
 
+SCRIPT = """
+import json, sys
+from vrambench.bench.predict.many import predict_all
+from vrambench.methods.cell import from_flat
+cells, told = list(map(from_flat, json.load(sys.stdin))), []
+outcomes = predict_all([*cells, cells[0]], tell=lambda done, total: told.append((done, total)))
+print(json.dumps([told, {name: (one.forecast and one.forecast.model_dump_json(), one.reason) for name, one in outcomes.items()}]))
+"""
 
-@pytest.mark.slow
-def test_processes_predict_as_one_does_and_a_failure_is_its_cell_s_own(plan: Any) -> None:
-    cells = [plan(batch_size=size).cell for size in range(1, 9)]
-    broken = plan(model="./there-is-none").cell
-    told: list[tuple[int, int]] = []
-    outcomes = predict_all([*cells, broken, cells[0]], tell=lambda done, total: told.append((done, total)))
-    assert set(outcomes) == {cell.id for cell in cells} | {broken.id}
+
+@pytest.fixture(scope="module")
+def cells() -> list[Cell]:
+    """The last one cannot be predicted."""
+    return [*(plan_cell(batch_size=size).cell for size in range(1, 9)), plan_cell(model="./there-is-none").cell]
+
+
+@pytest.fixture(scope="module")
+def predicted(cells: list[Cell], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The cells predicted by processes that a script starts, in a folder of files that are named as what it imports: the folder,
+    and what the script prints."""
+    folder = tmp_path_factory.mktemp("predicted")
+    here = folder / "here"
+    here.mkdir()
+    for name in ("signal", "pickle", "json", "torch", "types", "warnings", "vrambench"):
+        (here / f"{name}.py").write_text(f"open('{name}-ran', 'w'); raise SystemExit('the wrong module')")
+    script = folder / "vrambench-script"  # as the console script: its own folder is on the path, not the current one
+    script.write_text(SCRIPT)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    given = json.dumps([cell.flat() for cell in cells])
+    words = [sys.executable, str(script)]
+    done = subprocess.run(words, cwd=here, env=environment, input=given, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return here, done.stdout
+
+
+def test_processes_predict_as_one_does_and_a_failure_is_its_cell_s_own(
+    predicted: tuple[Path, str], cells: list[Cell]
+) -> None:
+    told, outcomes = json.loads(predicted[1])
+    assert set(outcomes) == {cell.id for cell in cells}
+    *good, broken = cells
     predictor = Predictor()
-    for cell in (cells[0], cells[-1]):
-        forecast = outcomes[cell.id].forecast
-        assert forecast is not None
+    for cell in (good[0], good[-1]):
+        forecast = Forecast.model_validate_json(outcomes[cell.id][0])
         here = predictor.forecast(cell)
         assert forecast.model_copy(update={"seconds": 0.0}) == here.model_copy(update={"seconds": 0.0})
-    assert outcomes[broken.id].forecast is None
-    assert "./there-is-none" in (outcomes[broken.id].reason or "")
-    assert told[0] == (0, 9)
-    assert told[-1] == (9, 9)
+    forecast, reason = outcomes[broken.id]
+    assert forecast is None
+    assert "./there-is-none" in reason
+    assert told[0] == [0, 9]
+    assert told[-1] == [9, 9]
     assert told == sorted(told)
+
+
+def test_nothing_in_the_current_directory_is_run_by_a_process_that_predicts(predicted: tuple[Path, str]) -> None:
+    assert not list(predicted[0].glob("*-ran"))
 
 
 def test_nothing_to_predict_starts_nothing() -> None:
@@ -61,26 +101,3 @@ def test_the_card_that_is_named_is_the_one_that_is_predicted_for(plan: Any) -> N
     forecast = outcome(Predictor(), plan().cell.flat(), "rtx-4090").forecast
     assert forecast is not None
     assert any("rtx-4090" in note for note in forecast.notes)
-
-
-@pytest.mark.slow
-def test_nothing_in_the_current_directory_is_run_by_a_process_that_predicts(plan: Any, tmp_path: Path) -> None:
-    here = tmp_path / "here"
-    here.mkdir()
-    for name in ("signal", "pickle", "json", "torch", "types", "warnings", "vrambench"):
-        (here / f"{name}.py").write_text(f"open('{name}-ran', 'w'); raise SystemExit('the wrong module')")
-    script = tmp_path / "vrambench-script"  # as the console script: its own folder is on the path, not the current one
-    script.write_text(
-        "from vrambench.bench.predict.many import predict_all; from vrambench.methods.cell import from_flat;"
-        f"(told,) = predict_all([from_flat({plan().cell.flat()!r})]).values();"
-        "print(told.reason); assert told.forecast"
-    )
-    done = subprocess.run(
-        [sys.executable, str(script)], cwd=here, env=without_safe_path(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not list(here.glob("*-ran"))
-
-
-def without_safe_path() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}

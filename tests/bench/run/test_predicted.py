@@ -47,7 +47,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.slow
 def test_results_are_what_the_predictor_says(run: Path) -> None:
     results = {one.name: one for one in RunFolder.open(run).results()}
     assert {name: one.status for name, one in results.items()} == {
@@ -83,7 +82,6 @@ def test_the_report_says_what_fits_and_for_which_card(run: Path) -> None:
     assert 'data-key="device"' in page
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("predicted_here")
 def test_what_is_predicted_answers_a_claim_and_is_no_measurement_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -102,7 +100,6 @@ def test_what_is_predicted_answers_a_claim_and_is_no_measurement_of_it(
     assert main(["run", "--out", "run"]) == 0, "resumed"
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("predicted_here")
 def test_what_does_not_fit_is_out_of_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert predicted(tmp_path / "run", *SFT, "--budget", "1GiB", "--only", "adapter=none") == 0
@@ -119,7 +116,6 @@ def test_what_does_not_fit_is_out_of_memory(tmp_path: Path, capsys: pytest.Captu
     assert "tokens/s" not in told
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("predicted_here")
 def test_it_is_resumed_and_added_to(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {file.name: file.stat().st_mtime_ns for file in (run / "cells").iterdir()}
@@ -136,7 +132,6 @@ def test_it_is_resumed_and_added_to(run: Path, capsys: pytest.CaptureFixture[str
     assert "was begun elsewhere (device: predicted before, cpu now)" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("predicted_here")
 def test_a_cell_that_cannot_be_predicted_is_an_error(tmp_path: Path) -> None:
     axes = (*AXES[:1], "bf16", "--adapter", "lora", *AXES[4:])
@@ -172,48 +167,34 @@ def cell(**settings: Any) -> Cell:
     return resolve(axes, {"model": "gpt2"} | settings)
 
 
-@pytest.mark.slow
-def test_a_process_that_dies_loses_its_cell_and_the_next_start_has_another() -> None:
+def test_a_process_that_dies_loses_the_cell_that_it_predicts_and_one_that_dies_between_two_loses_none() -> None:
     executor = PredictingExecutor(None, 1)
-    try:
-        job = executor.start(order(cell()))
+
+    def ended(job: Any) -> Any:
+        while job.ended is None:
+            executor.wait(0.1)
+        return job.ended
+
+    def kill_processes() -> None:
         while not (mine := [one for one in psutil.Process().children() if "spawn_main" in " ".join(one.cmdline())]):
             executor.wait(0.1)
         for one in mine:
             one.kill()
-        while job.ended is None:
-            executor.wait(0.1)
-        assert job.ended.lost
-        again = executor.start(order(cell()))
-        while again.ended is None:
-            executor.wait(0.1)
-        assert again.ended.forecast is not None
-    finally:
-        executor.kill()
 
-
-@pytest.mark.slow
-def test_a_process_that_dies_between_two_cells_is_no_error_of_the_next() -> None:
-    executor = PredictingExecutor(None, 1)
     try:
         first = executor.start(order(cell()))
-        while first.ended is None:
-            executor.wait(0.1)
-        mine = [one for one in psutil.Process().children() if "spawn_main" in " ".join(one.cmdline())]
-        for one in mine:
-            one.kill()
+        kill_processes()
+        assert ended(first).lost
+        assert ended(executor.start(order(cell()))).forecast is not None, "the next start has another process"
+        kill_processes()
         pool = executor._pool
         while not getattr(pool, "_broken", None):
             time.sleep(0.01)
-        job = executor.start(order(cell()))
-        while job.ended is None:
-            executor.wait(0.1)
-        assert job.ended.forecast is not None
+        assert ended(executor.start(order(cell()))).forecast is not None
     finally:
         executor.kill()
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("predicted_here")
 def test_what_a_configuration_leaves_out_is_left_out_when_the_run_is_resumed(tmp_path: Path) -> None:
     file, out = tmp_path / "sft.yaml", tmp_path / "run"

@@ -1,4 +1,4 @@
-"""Imports that do less, where nothing is to run on this machine.
+"""Imports that do less, for predictions and for what runs on the CPU.
 
 torch's compiler is imported by whoever tells it what to leave alone: decorators of transformers, its checkpointing and optimizers.
 bitsandbytes, which PEFT imports with every adapter, decorates four functions with torch.compile. transformers imports what shards
@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
-from vrambench.bench.predict.compiler import COMPILER, Postponed, part
+from vrambench.bench.machine.torch_compiler import COMPILER, Postponed, part
 
 
 def less_at_import() -> None:
