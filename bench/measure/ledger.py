@@ -25,16 +25,21 @@ def weights(module: nn.Module) -> Iterator[torch.Tensor]:
 
 def own_weights(module: nn.Module) -> Iterator[torch.Tensor]:
     """Those of `module` itself, without what is below it."""
-    for parameter in module.parameters(recurse=False):
-        yield from with_state(parameter)
-    yield from module.buffers(recurse=False)
-    yield from tensors_in(vars(module).get("state"))  # bitsandbytes' MatmulLtState
+    for parameter in module._parameters.values():  # parameters(recurse=False) takes five times as long
+        if parameter is not None:
+            yield from with_state(parameter)
+    yield from (buffer for buffer in module._buffers.values() if buffer is not None)
+    state = vars(module).get("state")  # bitsandbytes' MatmulLtState
+    if state is not None:
+        yield from tensors_in(state)
 
 
 def with_state(parameter: nn.Parameter) -> Iterator[torch.Tensor]:
     """`parameter`, and what bitsandbytes and DeepSpeed keep on it."""
     yield parameter
-    yield from tensors_in([getattr(parameter, name, None) for name in KEPT_ON_PARAMETERS])
+    kept = [getattr(parameter, name) for name in KEPT_ON_PARAMETERS if hasattr(parameter, name)]
+    if kept:
+        yield from tensors_in(kept)
 
 
 def elements(parameter: nn.Parameter) -> int:

@@ -229,10 +229,10 @@ def _all(
         except BrokenProcessPool:
             return _Told(reason="the process that predicted it ended")
 
-    with ThreadPoolExecutor(1) as threads, frozen():
+    with ThreadPoolExecutor(1) as threads, frozen() as freezes:
         others = threads.submit(take, left.popleft, elsewhere) if pool else None
         try:
-            take(left.pop, lambda task: _answer(predictor, task, made))
+            take(left.pop, lambda task: _answer(predictor, task, made, freezes=freezes))
         finally:
             left.clear()
         if others:
@@ -249,19 +249,20 @@ _made_here = _Made()  # one for each process of the pool, which has no other pla
 
 def _answer_here(task: _Task) -> _Told:
     """Runs in a process of the pool."""
-    told = _answer(predictor_here(), task, _made_here)
-    gc.freeze()
-    return told
+    return _answer(predictor_here(), task, _made_here, freezes=True)
 
 
-def _answer(predictor: Predictor, task: _Task, made: _Made) -> _Told:
-    """Whatever a prediction raises is its reason: the others go on."""
+def _answer(predictor: Predictor, task: _Task, made: _Made, *, freezes: bool) -> _Told:
+    """Whatever a prediction raises is its reason: the others go on. `freezes`: what is there after one, the next one's collections
+    need not look at."""
     card = CARDS[task.card] if task.card else None
 
     def ask(cell: Cell) -> Forecast:
         key = cell.id, cell.workload.budget, task.card
         if key not in made:
             made[key] = predictor.forecast(cell, card=card)
+            if freezes:
+                gc.freeze()
         return made[key]
 
     try:

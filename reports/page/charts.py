@@ -97,7 +97,7 @@ def specification(
         params.append(alt.param(name=name, value=[one for place, one in enumerate(of.names) if place in found]))
     spec: dict[str, Any] = chart.add_params(
         *params, alt.param(name="room", value=ROOM), alt.param(name="wide", value=WIDE)
-    ).to_dict()
+    ).to_dict(validate=False)
     printable: dict[str, Any] = _printable(spec | {"config": CONFIG, "datasets": datasets})
     return printable
 

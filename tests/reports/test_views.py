@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+from altair import load_schema
 
 from tests.reports import made
 from vrambench.bench.claims.cells import cells_of
 from vrambench.bench.claims.file import load_claims
-from vrambench.bench.results.records import Learning, Memory, Result, RoleBytes, Throughput
+from vrambench.bench.results.records import BlockMap, BlockName, Learning, Memory, Result, RoleBytes, Throughput
 from vrambench.reports.filled import parts
 from vrambench.reports.page import charts, views
 from vrambench.reports.page.html import TEMPLATES, render
+from vrambench.reports.page.view import ChartsData
 from vrambench.reports.page.views import ORDER, VIEWS
 from vrambench.reports.page.views.cells import cells
 from vrambench.reports.page.views.claims import claims
@@ -39,6 +42,22 @@ def every() -> Report:
         {"id": "bbbbbbbbbbb2", "name": "torn", **made.cell(seed=2)},
     ]
     return Report([made.run_of(made.one_of_each_status(), more_cells=more, corrupted=("cells/bbbbbbbbbbb2.json",))])
+
+
+def test_every_chart_is_what_the_schema_of_vega_lite_allows(every: Report) -> None:
+    """Altair, told to check nothing while a page is made, would not say. The look of all charts is left out: it says what Vega
+    takes and the schema has not."""
+    blocks = BlockMap(names=(BlockName(),), segments=(((0, 15 * GIB), (0, 5 * GIB)),))
+    recorded = made.full("a1").model_copy(update={"blocks": blocks})
+    schema = jsonschema.Draft7Validator(load_schema())
+    seen = set()
+    for report in (every, Report([made.run_of([recorded])]), Report([made.matrix(40)])):
+        for view in VIEWS:
+            data = view.data(report)
+            for chart in data.charts if isinstance(data, ChartsData) else ():
+                schema.validate({name: part for name, part in chart.spec.items() if name != "config"})
+                seen.add(chart.id)
+    assert seen == {"cards", "tradeoff", "ledger", "phases", "timeline", "blocks", "loss", "reward"}
 
 
 def test_every_status_is_counted(every: Report) -> None:

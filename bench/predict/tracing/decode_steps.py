@@ -57,6 +57,8 @@ class StepEvent(NamedTuple):
 def with_all_steps(trace: Trace, traced: Trace) -> Trace:
     """`trace` without markers, and with all decode steps that need blocks of new sizes. `traced`: the trace of few layers that
     `trace` was extended from. Raises NotRegular."""
+    if all(event.kind != BEGIN for event in traced.events):
+        return trace
     made = replace(trace, events=[])
     idents = itertools.count(max((event.ident for event in trace.events), default=0) + 1)
     done = 0
