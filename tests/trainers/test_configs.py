@@ -44,7 +44,8 @@ def written(configuration: Configuration) -> dict[str, Any]:
         quantised = configuration.load.get("quantization_config")
         model.load_in_4bit, model.load_in_8bit = quantised is NF4, quantised is INT8
         if configuration.peft:
-            model.use_peft, model.lora_target_modules, model.lora_dropout = True, MODULES, 0.0
+            model.use_peft, model.lora_target_modules = True, MODULES
+            model.lora_dropout = configuration.peft.get("lora_dropout", 0.0)
             model.lora_r, model.lora_alpha = LORA["r"], LORA["lora_alpha"]
         data |= dataclasses.asdict(model)
     return data

@@ -123,7 +123,7 @@ PAIRS_LORA = replace(
     PAIRS,
     name="dpo lora",
     axes="bf16 lora adamw_torch none dpo",
-    peft=LORA,
+    peft=LORA | {"lora_dropout": 0.1},  # which the trainer switches off
     arguments={"bf16": True, "optim": "adamw_torch"},
     settings=OUR_LORA | CHECKPOINTED | {"autocast": "bf16"},
 )

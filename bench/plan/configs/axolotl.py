@@ -12,7 +12,7 @@ from typing import Any
 from vrambench.bench.plan.configs import deepspeed
 from vrambench.bench.plan.configs.draft import Draft, Format
 from vrambench.bench.plan.configs.keys import INERT, Doubt, Table, closest
-from vrambench.bench.plan.configs.training_arguments import COMPILED, SEVERAL, optimizer
+from vrambench.bench.plan.configs.training_arguments import COMPILED, SEVERAL, lora_dropout, optimizer
 from vrambench.methods.errors import shown
 
 USED = """
@@ -308,10 +308,10 @@ def _adapter(draft: Draft) -> None:
     for key, name, default in (
         ("lora_r", "lora_r", 8),
         ("lora_alpha", "lora_alpha", 8),
-        ("lora_dropout", "lora_dropout", 0.0),
         ("peft_use_rslora", "use_rslora", False),
     ):
         draft.set(name, given.get(key, default), key)
+    lora_dropout(draft, 0.0, draft.trained("sft") in ("dpo", "reward"))
     targets = given.get("lora_target_modules")
     if given.flag("lora_target_linear"):
         draft.set("lora_target_modules", "all-linear", "lora_target_linear")

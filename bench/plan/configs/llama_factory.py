@@ -10,7 +10,7 @@ from __future__ import annotations
 from vrambench.bench.plan.configs import training_arguments
 from vrambench.bench.plan.configs.draft import WHOLE, Draft, Format
 from vrambench.bench.plan.configs.keys import INERT, Doubt, Table, closest
-from vrambench.bench.plan.configs.training_arguments import SEVERAL, common, mixed, over
+from vrambench.bench.plan.configs.training_arguments import SEVERAL, common, lora_dropout, mixed, over
 from vrambench.methods.errors import shown
 
 USED = """
@@ -152,7 +152,7 @@ def _lora(draft: Draft) -> None:
     rank = given.number("lora_rank", 8)
     draft.set("lora_r", rank, "lora_rank")
     draft.set("lora_alpha", given.get("lora_alpha", rank * 2), "lora_alpha")
-    draft.set("lora_dropout", given.get("lora_dropout", 0.0), "lora_dropout")
+    lora_dropout(draft, 0.0, draft.trained(given.text("stage", "sft")) in ("dpo", "kto"))
     draft.set("use_rslora", given.flag("use_rslora"), "use_rslora")
     said = given.get("lora_target", "all")
     names = [one.strip() for one in said.split(",")] if isinstance(said, str) else said

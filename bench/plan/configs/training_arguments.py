@@ -127,6 +127,16 @@ def checkpoints(draft: Draft, *, default: bool = False) -> None:
             draft.doubt(key, "checkpoints of some layers alone, or on the host, are not modelled")
 
 
+def lora_dropout(draft: Draft, default: float, off: bool, *keys: str) -> None:
+    """What the adapter drops: nothing where `off`, as `keys` say or the trainer has it (TRL, disable_dropout_in_model)."""
+    said = draft.given.get("lora_dropout", default)
+    draft.set("lora_dropout", 0.0 if off else said, "lora_dropout", *keys)
+    if off and said:
+        draft.say("lora_dropout", "switched off, as the trainer does")
+        if draft.axis("adapter") == "dora":
+            draft.doubt("lora_dropout", "DoRA asks its layers once more where a dropout is switched off")
+
+
 def common(draft: Draft) -> None:
     """What every trainer takes from TrainingArguments, but for checkpointing."""
     given = draft.given

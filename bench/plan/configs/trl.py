@@ -15,14 +15,7 @@ from typing import Any
 from vrambench.bench.plan.configs import training_arguments
 from vrambench.bench.plan.configs.draft import Draft, Format
 from vrambench.bench.plan.configs.keys import INERT, Doubt, Table, closest
-from vrambench.bench.plan.configs.training_arguments import (
-    SHORT,
-    checkpoints,
-    common,
-    floating,
-    mixed,
-    over,
-)
+from vrambench.bench.plan.configs.training_arguments import SHORT, checkpoints, common, floating, mixed, over
 from vrambench.methods.errors import shown
 
 SYNCED = Doubt("a reference that follows the policy is a model of its own")
@@ -68,7 +61,7 @@ SFT = COMMON | _table(
 )
 PAIRS = (
     COMMON
-    | _table("max_length activation_offloading", "dataset_num_proc disable_dropout pad_to_multiple_of pad_token")
+    | _table("max_length activation_offloading disable_dropout", "dataset_num_proc pad_to_multiple_of pad_token")
     | Table.of("", old="max_prompt_length max_completion_length max_target_length")
 )
 DPO = PAIRS | _table(
@@ -81,8 +74,9 @@ DPO = PAIRS | _table(
 REWARD = PAIRS | _table("center_rewards_coefficient", "chat_template_path eos_token")
 ONLINE = (COMMON | Table.of("", old="max_prompt_length")) | _table(
     "beta epsilon epsilon_high generation_batch_size max_completion_length num_generations num_iterations steps_per_generation "
-    "temperature top_p reward_model_name_or_path use_vllm vllm_enable_sleep_mode vllm_gpu_memory_utilization vllm_mode",
-    "cache_implementation chat_template_kwargs disable_dropout ds3_gather_for_generation log_completions log_multimodal "
+    "temperature top_p reward_model_name_or_path disable_dropout use_vllm vllm_enable_sleep_mode vllm_gpu_memory_utilization "
+    "vllm_mode",
+    "cache_implementation chat_template_kwargs ds3_gather_for_generation log_completions log_multimodal "
     "log_unique_prompts mask_truncated_completions min_p num_completions_to_print num_generations_eval pad_to_multiple_of "
     "ref_model_mixup_alpha ref_model_sync_steps repetition_penalty reward_weights reward_funcs shuffle_dataset top_k "
     "router_aux_loss_coef vllm_group_port vllm_max_model_length vllm_model_impl "
@@ -189,8 +183,10 @@ def _adapter(draft: Draft) -> None:
         draft.set("adapter_dtype", "bf16", "use_peft")
     if not peft:
         return
-    for key, default in (("lora_r", 16), ("lora_alpha", 32), ("lora_dropout", 0.05), ("use_rslora", False)):
+    for key, default in (("lora_r", 16), ("lora_alpha", 32), ("use_rslora", False)):
         draft.set(key, given.get(key, default), key)
+    off = given.flag("disable_dropout", draft.trained("sft") in ("dpo", "reward"))
+    training_arguments.lora_dropout(draft, 0.05, off, "disable_dropout")
     targets = given.get("lora_target_modules")
     if targets is not None:
         whole = targets[0] if isinstance(targets, list) and targets == ["all-linear"] else targets

@@ -282,6 +282,40 @@ def test_vllm_s_share_of_the_card_is_held_beside_the_job(
     assert [one.cell.workload.reserved_elsewhere for one in plan.cells] == [elsewhere]
 
 
+TRL_LORA = "model_name_or_path: gpt2\nuse_peft: true\nlora_dropout: 0.1\n"
+FACTORY = "model_name_or_path: gpt2\ntemplate: default\nlora_dropout: 0.1\nbf16: true\n"
+AXOLOTL = "base_model: gpt2\nadapter: lora\nlora_dropout: 0.1\nlora_target_linear: true\nbf16: true\n"
+
+
+@pytest.mark.parametrize(
+    ("format", "text", "share", "doubted"),
+    [
+        ("trl-sft", TRL_LORA, 0.1, False),
+        ("trl-dpo", TRL_LORA, 0.0, False),
+        ("trl-dpo", TRL_LORA + "disable_dropout: false\n", 0.1, False),
+        ("trl-dpo", TRL_LORA + "use_dora: true\n", 0.0, True),
+        ("trl-reward", TRL_LORA, 0.0, False),
+        ("trl-grpo", TRL_LORA, 0.1, False),
+        ("trl-grpo", TRL_LORA + "disable_dropout: true\n", 0.0, False),
+        ("llama-factory", FACTORY + "stage: sft\n", 0.1, False),
+        ("llama-factory", FACTORY + "stage: dpo\n", 0.0, False),
+        ("llama-factory", FACTORY + "stage: rm\n", 0.1, False),
+        ("axolotl", AXOLOTL, 0.1, False),
+        ("axolotl", AXOLOTL + "rl: dpo\n", 0.0, False),
+    ],
+)
+def test_dropout_is_off_where_the_trainer_switches_it_off(
+    format: str, text: str, share: float, doubted: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "trained.yaml"
+    file.write_text(text)
+    plan = planned(str(file), format=format)
+    assert plan.config is not None
+    assert {one.cell.workload.lora_dropout for one in plan.cells} == {share}
+    kinds = {one.key: one.kind for one in plan.config.keys}
+    assert kinds["lora_dropout"] == ("not modelled" if doubted else "used")
+
+
 @pytest.mark.parametrize(("size", "kind"), [(2, "without effect"), (16, "not modelled")])
 def test_a_reference_that_reads_more_at_a_time_is_not_modelled(size: int, kind: str, tmp_path: Path) -> None:
     file = tmp_path / "dpo.yaml"
