@@ -11,6 +11,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from errno import EINVAL
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def read_lengths(path: Path) -> dict[int, float]:
     """Shares by length of a file's sequences: in a .jsonl file each line holds `input_ids` or `length`, in any other a number.
     Sequences of no token or one are left out, as TRL drops them: nothing is predicted of them."""
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise OSError(EINVAL, "it is not a regular file")  # a pipe would be waited for, and a device has no end
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"

@@ -54,6 +54,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
     except BaseException as error:
         del item.stash[WATCHING]
         watching.__exit__(type(error), error, error.__traceback__)
+        _store(item, item.stash[LEDGER], error)
         raise
 
 
@@ -83,8 +84,11 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     ledger = item.stash[LEDGER]
     try:
         result = yield
-    finally:
-        watching.__exit__(None, None, None)
+    except BaseException as error:
+        watching.__exit__(type(error), error, error.__traceback__)
+        _store(item, ledger, error)
+        raise
+    watching.__exit__(None, None, None)
     if not ledger.used:
         item.warn(pytest.PytestWarning(f"{item.nodeid} used nothing on the device: there is nothing to limit"))
     _store(item, ledger)
@@ -102,12 +106,13 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
         watching.__exit__(None, None, None)
 
 
-def _store(item: pytest.Item, ledger: Ledger) -> None:
+def _store(item: pytest.Item, ledger: Ledger, error: BaseException | None = None) -> None:
+    """A test that was skipped has no result; one that failed by itself has, and `check` fails by it."""
     folder = item.config.getoption("--vram-results")
-    if folder is not None and ledger.used:
+    if folder is not None and (error or ledger.used) and not isinstance(error, pytest.skip.Exception):
         from vrambench.bench.watch.stored import store
 
-        store(folder, item.nodeid, ledger)
+        store(folder, item.nodeid, ledger, error)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

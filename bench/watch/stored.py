@@ -11,7 +11,7 @@ import torch
 
 from vrambench.bench.machine.environment import describe_environment
 from vrambench.bench.results import OWN_CODE, PREDICTED
-from vrambench.bench.results.records import Result
+from vrambench.bench.results.records import Result, Status
 from vrambench.bench.results.store import RunFolder
 from vrambench.bench.watch.ledger import Ledger
 from vrambench.methods.errors import ConfigurationError
@@ -48,15 +48,17 @@ def begin(path: Path) -> None:
         folder.release()
 
 
-def store(path: Path, name: str, ledger: Ledger) -> None:
-    """Writes the result of the test `name`."""
+def store(path: Path, name: str, ledger: Ledger, error: BaseException | None = None) -> None:
+    """Writes the result of the test `name`, which ended by `error`, if there is one."""
+    status: Status = "error" if error else "ok" if ledger.fits else "oom"
+    reason = f"{type(error).__name__}: {error}" if error else None if ledger.fits else ledger.verdict()
     RunFolder(path).write_result(
         Result(
             id=hashlib.sha256(name.encode()).hexdigest()[:12],
             name=name,
             cell={"test": name, "card": ledger.card.name if ledger.card else None},
-            status="ok" if ledger.fits else "oom",
-            reason=None if ledger.fits else ledger.verdict(),
+            status=status,
+            reason=reason,
             source=ledger.source,
             oom=ledger.oom,
             memory=ledger.memory,

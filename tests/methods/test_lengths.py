@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,15 @@ def test_a_line_that_is_no_length_is_named(name: str, content: str, said: str, t
         resolve(SFT_AXES, {"lengths": str(path)})
     assert str(caught.value).startswith(f"lengths: '{path}' ")
     assert str(caught.value).endswith(said)
+
+
+def test_a_file_that_has_no_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(
+            ConfigurationError, match=r"^lengths: .* cannot be read: it is not a regular file; give a file"
+        ):
+            resolve(SFT_AXES, {"lengths": str(path)})
 
 
 def test_a_cell_holds_what_the_file_said(tmp_path: Path) -> None:

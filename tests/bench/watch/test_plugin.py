@@ -54,6 +54,11 @@ def ran(folder: Path, tests: str, *options: str) -> subprocess.CompletedProcess[
     return forked.run([*words, *THERE_ALREADY], folder)
 
 
+BROKEN = """
+@pytest.fixture
+def broken():
+    raise ValueError("no such batch")
+"""
 PASSES = """
 @pytest.mark.limit_vram("1GiB")
 def test_training_fits(model, vram):
@@ -127,6 +132,24 @@ def test_results_are_a_run_that_baseline_and_check_read(tmp_path: Path) -> None:
     grown = check(baseline, RunFolder.open(tmp_path / "more"))
     assert grown.exit_code == 1
     assert [cell.name for cell in grown.of("regressed")] == ["test_training.py::test_training_fits"]
+
+
+def test_a_test_that_ends_by_an_error_is_a_failure_of_the_run(tmp_path: Path) -> None:
+    assert ran(tmp_path, PASSES, "--vram-results", "before").returncode == 0
+    write_baseline(baseline_of(RunFolder.open(tmp_path / "before")), tmp_path / "baseline.json")
+    in_its_call = PASSES.replace("train(model, 64)", "raise ValueError('no such batch')")
+    in_its_fixture = PASSES.replace("(model, vram)", "(model, vram, broken)") + BROKEN
+    for number, tests in enumerate((in_its_call, in_its_fixture)):
+        assert ran(tmp_path, tests, "--vram-results", str(number)).returncode == 1
+        checked = check(read_baseline(tmp_path / "baseline.json"), RunFolder.open(tmp_path / str(number)))
+        assert checked.exit_code != 0
+        (failed,) = checked.of("failed")
+        assert "ValueError: no such batch" in (failed.reason or "")
+
+
+def test_a_test_that_is_skipped_has_no_result(tmp_path: Path) -> None:
+    ran(tmp_path, PASSES.replace("train(model, 64)", "pytest.skip('not here')"), "--vram-results", "run")
+    assert list(RunFolder.open(tmp_path / "run").results()) == []
 
 
 def test_a_test_that_is_only_set_up_leaves_no_watch_open(tmp_path: Path) -> None:
