@@ -11,7 +11,7 @@ import altair as alt
 from vrambench.bench.results.forecast import KINDS
 from vrambench.reports import units
 from vrambench.reports.filled import COUNTED, beyond_peak, foretold, parts, prediction_error
-from vrambench.reports.page.charts import SHOWN, Chart, Legend, hues, legend, rounded, shapes, specification
+from vrambench.reports.page.charts import SHOWN, Chart, Legend, category, hues, legend, rounded, shapes, specification
 from vrambench.reports.page.kinds import colours
 from vrambench.reports.page.view import ChartsData, View
 from vrambench.reports.report import Report
@@ -84,18 +84,19 @@ def ledger_bars(rows: Sequence[Row], labels: Mapping[int, str], filled: Mapping[
     told = {row.index: of for row in rows if (of := foretold(row))}
     hue = colours(rows, dict.fromkeys(name for of in (*filled.values(), *told.values()) for name, _ in of))
     order = list(hue)
+    names = list(map(category, order))
     data = [_bar(row, labels, filled[row.index], unit, order) for row in rows]
     thin = [_bar(row, labels, told[row.index], unit, order) for row in rows if row.index in told]
     ends = [_end(row, labels, sum(held for _, held in filled[row.index]), unit) for row in rows]
     y = _cells_axis()
     x = alt.X("held:Q", title=unit, stack="zero")
     colour = alt.Color(
-        "part:N", scale=alt.Scale(domain=order, range=list(hue.values())), legend=legend(None, order, "legend_part")
+        "part:N", scale=alt.Scale(domain=names, range=list(hue.values())), legend=legend(None, names, "legend_part")
     )
     tooltip = [alt.Tooltip("cell:N"), alt.Tooltip("part:N"), alt.Tooltip("held:Q", title=unit, format=",.4~r")]
     of_ends = alt.Chart(alt.NamedData(name="ends")).transform_filter(SHOWN).transform_calculate(rank=RANK)
     layers = [
-        _parts_of("bars", order)
+        _parts_of("bars", names)
         .mark_bar(height=12)
         .encode(x=x, y=y, color=colour, order=alt.Order("place:Q"), tooltip=tooltip),
         of_ends.mark_text(align="left", dx=5, fontSize=10).encode(x="top:Q", y=y, text="words:N"),
@@ -105,7 +106,7 @@ def ledger_bars(rows: Sequence[Row], labels: Mapping[int, str], filled: Mapping[
         layers.append(marks.encode(x="told:Q", y=y, tooltip=[alt.Tooltip("cell:N"), alt.Tooltip("words:N")]))
     highest = max(end["top"] for end in ends)
     if thin:
-        bars = _parts_of("foretold", order).mark_bar(height=4, yOffset=9)
+        bars = _parts_of("foretold", names).mark_bar(height=4, yOffset=9)
         tips = [tooltip[0], alt.Tooltip("part:N", title="predicted"), tooltip[2]]
         layers.append(bars.encode(x=x, y=y, color=colour, order=alt.Order("place:Q"), tooltip=tips))
     if line := _budget_line(rows, unit, highest):
@@ -115,7 +116,8 @@ def ledger_bars(rows: Sequence[Row], labels: Mapping[int, str], filled: Mapping[
     )
     legends = {
         "legend_part": Legend.of_names(
-            order, {row.index: [name for name, _ in (*filled[row.index], *told.get(row.index, ()))] for row in rows}
+            names,
+            {row.index: [category(name) for name, _ in (*filled[row.index], *told.get(row.index, ()))] for row in rows},
         )
     }
     chart = alt.layer(*layers).properties(width=620, height=alt.Step(22 if thin else 18))
