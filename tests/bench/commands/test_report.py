@@ -49,6 +49,7 @@ def test_what_was_predicted_beside_a_run_comes_with_it_and_first(tmp_path: Path)
     assert command.with_beside([one, beside]) == [beside, one], "once each"
 
 
+@pytest.mark.usefixtures("packed")
 def test_a_report_of_a_gpus_run_needs_no_torch(tmp_path: Path) -> None:
     """Algorithms side by side and shipped claims of the same model among them: importing torch would be most of its time."""
     results = [made.full("a" * 12), made.full("b" * 12, algorithm="ppo")]
