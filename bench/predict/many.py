@@ -63,7 +63,7 @@ def predict_all(
     if not distinct:
         return {}
     conf = read(alloc_conf)  # a mistake in it is told here, once
-    outcomes = _kept(distinct.values(), card, conf, left_out, cache) if cache else {}
+    outcomes = kept_outcomes(distinct.values(), card, conf, left_out, cache) if cache else {}
     asked = [cell for cell in distinct.values() if cell.id not in outcomes]
     chunks = [asked[start : start + CHUNK] for start in range(0, len(asked), CHUNK)]
     used = min(processes, len(chunks)) if len(asked) > WORTH_A_PROCESS else 1
@@ -124,10 +124,10 @@ def frozen() -> Iterator[bool]:
             gc.unfreeze()
 
 
-def _kept(
+def kept_outcomes(
     cells: Iterable[Cell], card: str | None, conf: AllocConf, left_out: tuple[Unmodelled, ...], cache: Cache
 ) -> dict[str, Outcome]:
-    """The outcomes that were kept, by the cells' ids."""
+    """The outcomes that were kept, by the cells' ids; see `predict_all`, and Predictor for `conf`."""
     found = {}
     for cell in cells:
         budget = cell.workload.budget

@@ -18,14 +18,14 @@ from typing import Any
 from vrambench.bench.machine.environment import describe_environment
 from vrambench.bench.predict.alloc_conf import read
 from vrambench.bench.predict.cache import Cache
-from vrambench.bench.predict.many import end, new_pool, predicted
+from vrambench.bench.predict.many import end, kept_outcomes, new_pool, predicted
 from vrambench.bench.processes import deaf_to_interrupts, fresh_start
 from vrambench.bench.results import PREDICTED
 from vrambench.bench.results.forecast import Forecast, Outcome, Unmodelled
 from vrambench.bench.results.records import Sample
 from vrambench.bench.run.executor import Ended, Order, Spot
 from vrambench.methods.cards import CARDS
-from vrambench.methods.cell import Cell
+from vrambench.methods.cell import Cell, from_flat
 
 LOST = "the process that predicted it"
 
@@ -51,7 +51,7 @@ class PredictingExecutor:
     def __init__(
         self, card: str | None, jobs: int, left_out: tuple[Unmodelled, ...] = (), cache: Cache | None = None
     ) -> None:
-        read(None)  # a mistake in the environment's allocator settings is told here, once
+        self._conf = read(None)  # a mistake in the environment's allocator settings is told here, once
         self._card = card
         self._processes = jobs
         self._left_out = left_out
@@ -74,17 +74,30 @@ class PredictingExecutor:
         return len(self._jobs) < self._processes
 
     def start(self, order: Order) -> PredictedJob:
+        job = PredictedJob(order, self._kept(order) or self._asked(order))
+        self._jobs.append(job)
+        return job
+
+    def _kept(self, order: Order) -> Future[list[Outcome]] | None:
+        """What was predicted before, for which no process is started."""
+        if self._cache is None:
+            return None
+        found = kept_outcomes([from_flat(order.cell)], self._card, self._conf, self._left_out, self._cache)
+        if not found:
+            return None
+        future: Future[list[Outcome]] = Future()
+        future.set_result([*found.values()])
+        return future
+
+    def _asked(self, order: Order) -> Future[list[Outcome]]:
         with fresh_start(), deaf_to_interrupts():  # the pool starts its processes as they are needed
             try:
-                future = self._submitted(order)
+                return self._submitted(order)
             except BrokenProcessPool:  # a process of it ended since; what it had under way is lost, which `wait` tells
                 if self._pool is not None:
                     end(self._pool)
                 self._pool = None
-                future = self._submitted(order)
-        job = PredictedJob(order, future)
-        self._jobs.append(job)
-        return job
+                return self._submitted(order)
 
     def _submitted(self, order: Order) -> Future[list[Outcome]]:
         self._pool = self._pool or new_pool(self._processes, None, self._left_out, self._cache)

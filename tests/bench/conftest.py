@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from typing import Any
 
@@ -78,12 +79,21 @@ class Here(Executor):
         return done
 
 
+@contextlib.contextmanager
+def predicting_here() -> Iterator[None]:
+    """As the fixture `predicted_here`, for others that outlive a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(many, "_predictor", None)
+        for user in ("predict.many", "run.predicted"):
+            patch.setattr(f"vrambench.bench.{user}.new_pool", Here)
+        yield
+
+
 @pytest.fixture
-def predicted_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def predicted_here() -> Iterator[None]:
     """For tests whose subject is what predictions come to: they start no process."""
-    monkeypatch.setattr(many, "_predictor", None)
-    for user in ("predict.many", "run.predicted"):
-        monkeypatch.setattr(f"vrambench.bench.{user}.new_pool", Here)
+    with predicting_here():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,11 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.bench.conftest import predicting_here
 from vrambench.bench.commands.app import main
+from vrambench.bench.predict.cache import Cache
 from vrambench.bench.predict.forecast import Predictor
+from vrambench.bench.results.forecast import Forecast
 from vrambench.bench.results.store import RunFolder
 from vrambench.bench.run.executor import Order
 from vrambench.bench.run.predicted import PredictingExecutor
@@ -43,7 +46,8 @@ def predicted(out: Path, *more: str) -> int:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("predicted") / "run"
-    assert predicted(out, *SFT, "--budget", "rtx-4090") == 0
+    with predicting_here():
+        assert predicted(out, *SFT, "--budget", "rtx-4090") == 0
     return out
 
 
@@ -185,14 +189,31 @@ def test_a_process_that_dies_loses_the_cell_that_it_predicts_and_one_that_dies_b
         first = executor.start(order(cell()))
         kill_processes()
         assert ended(first).lost
-        assert ended(executor.start(order(cell()))).forecast is not None, "the next start has another process"
+        second = ended(executor.start(order(cell())))
         kill_processes()
         pool = executor._pool
         while not getattr(pool, "_broken", None):
             time.sleep(0.01)
-        assert ended(executor.start(order(cell()))).forecast is not None
+        third = ended(executor.start(order(cell())))
     finally:
         executor.kill()
+    here = timeless(Predictor().forecast(cell()))
+    assert (timeless(second.forecast), timeless(third.forecast)) == (here, here)
+
+
+def timeless(forecast: Forecast) -> Forecast:
+    return forecast.model_copy(update={"seconds": 0.0})
+
+
+def test_what_was_predicted_before_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(tmp_path / "kept")
+    before = Predictor(cache=cache).forecast(cell())
+    executor = PredictingExecutor(None, 1, cache=cache)
+    monkeypatch.setattr("vrambench.bench.run.predicted.new_pool", lambda *settings: pytest.fail("a process"))
+    job = executor.start(order(cell()))
+    executor.wait(0.1)
+    assert job.ended is not None
+    assert job.ended.forecast == before
 
 
 @pytest.mark.usefixtures("predicted_here")
