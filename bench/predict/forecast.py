@@ -24,7 +24,7 @@ from vrambench.bench.predict.replay import Replay, held, shares, shares_in
 from vrambench.bench.predict.several import order_note, predicted_batches
 from vrambench.bench.predict.simulate import Simulation, Simulator
 from vrambench.bench.predict.tracing.trace import Trace
-from vrambench.bench.predict.unmodelled import decides, missed, unmodelled
+from vrambench.bench.predict.unmodelled import decides, missed, saves, unmodelled
 from vrambench.bench.predict.unseen.hardware import Outside, outside_allocator
 from vrambench.bench.results.forecast import Forecast, PredictedPhase, Unmodelled, Verdict
 from vrambench.bench.results.records import Memory
@@ -191,12 +191,16 @@ def judge(trace: Trace, settings: AllocatorSettings, budget: int, outside: Outsi
 
 
 def doubted(made: Forecast, left_out: tuple[Unmodelled, ...], error: Band) -> Forecast:
-    """`made`, with what is left out; its verdict is `unsure` where it fits and that may be more than there is room for, and
-    whatever it is where one of these is decisive."""
+    """`made`, with what is left out. Its verdict is `unsure` where it fits and that may be more than there is room for, where it
+    does not fit and that may be what is too much, and whatever it is where one of these is decisive."""
     device = made.memory.device_bytes or 0
     left_out += missed(error.misses, device)
-    deciding = any(decides(one, device + made.band_bytes, made.budget_bytes) for one in left_out)
-    unsure = (made.fits and deciding) or any(one.decisive for one in left_out)
+    if made.fits:
+        left_out = tuple(one for one in left_out if one.nbytes != 0)
+        deciding = any(decides(one, device + made.band_bytes, made.budget_bytes) for one in left_out)
+    else:
+        deciding = any(saves(one, device, made.budget_bytes) for one in left_out)
+    unsure = deciding or any(one.decisive for one in left_out)
     verdict: Verdict = "unsure" if unsure else made.verdict
     return made.model_copy(update={"unmodelled": left_out, "verdict": verdict})
 

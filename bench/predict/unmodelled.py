@@ -40,3 +40,8 @@ def missed(misses: Iterable[Miss], device_bytes: int) -> tuple[Unmodelled, ...]:
 def decides(one: Unmodelled, needed_bytes: int, budget_bytes: int) -> bool:
     """Whether it may be what does not fit. Where nobody knows its bytes, it is taken for as much again as all the rest."""
     return needed_bytes + (needed_bytes if one.nbytes is None else one.nbytes) > budget_bytes
+
+
+def saves(one: Unmodelled, needed_bytes: int, budget_bytes: int) -> bool:
+    """Whether the job may fit for it. Nobody knows by how much less it takes: by half of all at most."""
+    return one.less and needed_bytes // 2 <= budget_bytes

@@ -52,11 +52,12 @@ class PredictedPhase(Record):
 
 
 class Unmodelled(Record):
-    """What the job may take on the device and the prediction leaves out. `nbytes`: the most that it is, None where nobody knows.
-    `decisive`: the prediction may be one of another job, more or less."""
+    """What the prediction leaves out. `nbytes`: the most that the job may take for it, None where nobody knows. `less`: with it the
+    job may also take less than is predicted. `decisive`: the prediction may be one of another job, more or less."""
 
     reason: str
     nbytes: int | None = None
+    less: bool = False
     decisive: bool = False
 
 
@@ -90,7 +91,7 @@ class Forecast(Record):
     Bytes of a cell that does not fit are those that it takes without a limit; `unlimited_bytes` are the device's without one,
     whatever the verdict. `host_bytes`: of host memory for what is offloaded
     or saved. `batches`: where sequences are of several lengths. `unmodelled`: what is left out; where that may decide, the verdict
-    is `unsure`, with an `oom` where it does not fit as far as is known.
+    is `unsure`, with an `oom` where what is predicted does not fit.
     `alloc_conf`: the allocator's options that it rests on, where they are not PyTorch's defaults.
     `seconds`: what predicting took."""
 

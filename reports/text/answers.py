@@ -135,7 +135,8 @@ def _verdict(answer: Answer) -> str:
     if not forecast.fits:
         words = f"{need} of {budget} predicted, {units.size(-forecast.margin_bytes)} too much"
         if forecast.verdict == "unsure":
-            return f"{words}; with what is left out, below, it may be another job"
+            decisive = any(one.decisive for one in forecast.unmodelled)
+            return f"{words}; with what is left out, below, it may be {'another job' if decisive else 'less'}"
         if -forecast.margin_bytes < forecast.band_bytes:
             words += f", less than the error band of {band}"
         return words + _runs_out(forecast.oom_phase, forecast.oom)
@@ -282,7 +283,7 @@ def _rests_on(answer: Answer) -> Iterator[str]:
     if not forecast.fits:
         yield "these are the bytes without a limit; under the budget, cached memory is given back first, and that is not enough"
     for one in forecast.unmodelled:
-        yield f"left out: {one.reason}{'' if one.nbytes is None else f' ({units.size(one.nbytes)})'}"
+        yield f"left out: {one.reason}{f' ({units.size(one.nbytes)})' if one.nbytes else ''}"
     total, trainable = forecast.parameters.total, forecast.parameters.trainable
     yield f"parameters: {total:,}, {trainable:,} of them trained"
     yield (f"predicted in {units.seconds(forecast.seconds)} after start-up, nothing was measured")

@@ -164,6 +164,9 @@ def lay(draft: Draft, key: str = "deepspeed") -> None:
     _optimizer(draft, inner)
     draft.adopt(inner, "DeepSpeed's configuration", Path(document.name).name if isinstance(said, str) else key)
     draft.engine = True
+    if draft.axis("offload").startswith("zero3"):
+        told = "transformers splits weights as it loads them; loading all of them on the device is predicted, which takes more"
+        draft.doubt(key, told, 0)
 
 
 def _optimizer(draft: Draft, inner: Draft) -> None:

@@ -143,14 +143,13 @@ class Draft:
     def doubt(self, key: str, reason: str, nbytes: int | None = None, *, decisive: bool = False) -> None:
         """The file's `key` may change memory by what is not modelled; by 0 bytes where the prediction takes more than the job."""
         self._reasons[key] = reason
-        if nbytes != 0:
-            told = f"{self.given.written(key)}: {reason}"
-            self.doubts.append(Unmodelled(reason=told, nbytes=nbytes, decisive=decisive))
+        told = f"{self.given.written(key)}: {reason}"
+        self.doubts.append(Unmodelled(reason=told, nbytes=nbytes, less=not nbytes, decisive=decisive))
 
     def doubt_starter(self, option: str, value: Any, reason: str) -> None:
         """The same of what starts the trainer, with `option`."""
         self._adopted.append(ReadKey(option, value, "not modelled", (), reason))
-        self.doubts.append(Unmodelled(reason=f"{option}: {reason}"))
+        self.doubts.append(Unmodelled(reason=f"{option}: {reason}", less=True))
 
     def done(self, name: str, called: str) -> Config:
         """The configuration. Raises Refused where something is wrong, or lacks and the command line does not say it either."""

@@ -55,3 +55,30 @@ def test_a_published_job_that_was_missed_makes_its_kind_unsure_within_what_it_to
     (left_out,) = told.unmodelled
     assert left_out.nbytes == round(share * needed)
     assert left_out.reason.startswith("t4-7b of docs/accuracy.md")
+
+
+NO_BAND = Band(0.0, "", ())
+LESS, MORE, EITHER = (
+    Unmodelled(reason="a key", nbytes=n, less=less) for n, less in ((0, True), (None, False), (None, True))
+)
+
+
+@pytest.mark.parametrize(
+    ("share", "left_out", "verdict", "told"),
+    [
+        (0.9, LESS, "unsure", True),
+        (0.9, EITHER, "unsure", True),
+        (0.9, MORE, "does not fit", True),
+        (0.4, LESS, "does not fit", True),
+        (1.5, LESS, "tight", False),
+        (1.5, EITHER, "unsure", True),
+    ],
+)
+def test_what_may_save_memory_makes_a_refusal_unsure_as_far_as_half_of_all(
+    share: float, left_out: Unmodelled, verdict: str, told: bool
+) -> None:
+    needed = PREDICTOR.forecast(cell()).memory.device_bytes
+    assert needed
+    forecast = PREDICTOR.forecast(cell(), round(share * needed)).model_copy(update={"band_bytes": 0})
+    found = doubted(forecast, (left_out,), NO_BAND)
+    assert (found.verdict, found.fits, bool(found.unmodelled)) == (verdict, share > 1, told)
