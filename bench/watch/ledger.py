@@ -45,6 +45,7 @@ from vrambench.reports.units import size
 
 MOST_LINES = 8
 """Owners and lines of code that are told."""
+RUNS = "the watched code still runs; what it takes is known when `watch` is left"
 LIBRARIES = (f"{sys.prefix}/", f"{sys.base_prefix}/", "<")
 
 
@@ -121,6 +122,7 @@ class Ledger:
         self.peak_event = 0
         self.oom: OutOfMemory | None = None
         self.used = False
+        self._ended = False
         self._phase, self._step, self._optimizer_steps = "load", -1, 0
         self._begun = False
         self._open: list[str] = []
@@ -133,7 +135,10 @@ class Ledger:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak is within the limit, the memory outside the allocator included; True where there is none."""
+        """Whether the peak is within the limit, the memory outside the allocator included; True where there is none. Raises
+        RuntimeError while the code runs."""
+        if not self._ended:
+            raise RuntimeError(f"ledger.fits: {RUNS}")
         return self.limit_bytes is None or (self.oom is None and (self.memory.device_bytes or 0) <= self.limit_bytes)
 
     @contextmanager
@@ -264,6 +269,7 @@ class Ledger:
             line = self._tracer.lines.get(event.ident) or "outside of the code"
             found[f"{line} ({' '.join(filter(None, (role, kind)))})"] += event.nbytes
         self.lines = tuple(Line(*item) for item in found.most_common())
+        self._ended = True
 
     def _predicted(self, replay: Replay) -> Replay:
         context = outside_allocator(self.card).expected_bytes
@@ -297,6 +303,8 @@ class Ledger:
 
     def verdict(self) -> str:
         """The peak and the limit in one sentence."""
+        if not self._ended:
+            return RUNS
         if not self.used:
             return "nothing was used on the device"
         peak = f"{size(self.memory.device_bytes)} {self.source}"

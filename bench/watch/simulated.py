@@ -123,6 +123,25 @@ def _place_asked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
     return None
 
 
+def _called(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What `func` gives. Raises NoValue where that depends on values, in words of a GPU where torch speaks of `meta`."""
+    try:
+        return func(*args, **kwargs)
+    except (NotImplementedError, RuntimeError) as error:
+        said = str(error).lower()
+        if "expected device meta" in said:
+            raise RuntimeError(
+                "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"
+            ) from error
+        if any(words in said for words in ("meta tensor", "register_meta")):
+            name = getattr(func, "__name__", str(func))
+            raise NoValue(
+                f"{name}() of a tensor on the simulated device: what it gives depends on values, and there are none without a GPU; "
+                "keep it from the watched part, or run the test with CUDA"
+            ) from error
+        raise
+
+
 class CudaIsSimulated(TorchFunctionMode):
     """Functions of torch that name CUDA get the simulated device. Those that name `meta` make `skeletons`."""
 
@@ -156,7 +175,7 @@ class CudaIsSimulated(TorchFunctionMode):
                     return _to_cpu(first, 'to("cpu")', _dtype_asked(args[1:], kwargs))
         place = _place_asked(args, kwargs)
         if place is None:
-            return func(*args, **kwargs)
+            return _called(func, args, kwargs)
         if place == "cuda" and func is torch.Tensor.to and first in self._skeletons:
             raise NotImplementedError("Cannot copy out of meta tensor; no data! Module.to_empty() gives it memory.")
         if place == "meta" and func is torch.Tensor.to and first.is_meta:
@@ -166,7 +185,7 @@ class CudaIsSimulated(TorchFunctionMode):
         if "device" in kwargs:
             kwargs = kwargs | {"device": _simulated(kwargs["device"])}
         with self._skeletons.asked_for(meta=place == "meta"):
-            return func(*args, **kwargs)
+            return _called(func, args, kwargs)
 
 
 class _Autocast:

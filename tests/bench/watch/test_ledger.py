@@ -178,6 +178,38 @@ def test_a_model_on_meta_takes_nothing_until_it_has_memory() -> None:
     assert [(phase.name, phase.allocated_bytes) for phase in ledger.phases] == [("filled", 2 * 256 * KIB)]
 
 
+def test_while_the_code_runs_nothing_is_said_of_it() -> None:
+    with vrambench.watch("24GiB") as ledger:
+        torch.zeros(4, device="cuda")
+        assert str(ledger) == "the watched code still runs; what it takes is known when `watch` is left"
+        with pytest.raises(RuntimeError, match=r"ledger.fits: the watched code still runs"):
+            assert ledger.fits
+    assert ledger.fits
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        lambda tensor: tensor[tensor > 0],
+        lambda tensor: torch.where(tensor > 0),
+        lambda tensor: torch.unique(tensor),
+        lambda tensor: torch.allclose(tensor, tensor),
+        lambda tensor: torch.zeros(4).copy_(tensor),
+    ],
+)
+def test_what_depends_on_values_is_an_error(asked: Callable[[torch.Tensor], object]) -> None:
+    with vrambench.watch(), pytest.raises(NoValue, match="what it gives depends on values"):
+        asked(torch.zeros(4, device="cuda"))
+
+
+def test_mistakes_of_the_code_are_told_as_on_cuda() -> None:
+    with vrambench.watch():
+        with pytest.raises(RuntimeError, match="at least two devices, cuda:0 and cpu"):
+            torch.zeros(4, device="cuda") + torch.zeros(4)
+        with pytest.raises(RuntimeError, match="same reduction dim"):
+            torch.zeros(4, 4, device="cuda") @ torch.zeros(3, 3, device="cuda")
+
+
 def test_tied_weights_stay_tied() -> None:
     model = nn.ModuleList([nn.Linear(256, 256, bias=False), nn.Linear(256, 256, bias=False)])
     model[1].weight = model[0].weight
