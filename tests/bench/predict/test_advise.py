@@ -246,7 +246,7 @@ def test_an_adapter_takes_the_place_of_an_optimizer_that_saves_nothing_beside_it
 
 @pytest.mark.slow
 def test_packed_experts_are_advised_where_there_are_any(tmp_path: Path) -> None:
-    config = {"intermediate_size": 2048, "hidden_size": 1024, "num_hidden_layers": 5, "num_local_experts": 8}
+    config = {"intermediate_size": 5120, "hidden_size": 1024, "num_hidden_layers": 2, "num_local_experts": 8}
     (tmp_path / "config.json").write_text(json.dumps(tiny("mixtral") | config))
     cell = cell_of(
         LORA | {"precision": "nf4"}, model=str(tmp_path), lora_target_modules="all-linear", loss="chunked_nll"
