@@ -2,6 +2,7 @@
 
 - transformers loads weights in threads of its own, which have no simulated device; here it loads in the caller's.
 - `device_map="auto"` asks how much memory is free, and takes the CPU where nothing answers.
+- bitsandbytes, where it is imported only now, takes its kernels for the machine that there is.
 - Nothing has a value, so nothing is written: `save_pretrained` and the like warn, and what lies on the disk stays as it is.
 - `model.generate` goes on to its greatest length, since no token is the end's.
 """
@@ -13,7 +14,9 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from types import SimpleNamespace
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -147,6 +150,28 @@ class _Opened:
         return {name: self.get_tensor(name) for name in self._file.keys()}  # noqa: SIM118
 
 
+class _OnCpu(Loader):
+    """A module's loader, which runs it as on a machine without GPU: what it finds when it is imported, it takes kernels for."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._real.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        with patch.object(torch.cuda, "is_available", lambda: False):
+            self._real.exec_module(module)
+
+
+class _ImportedOnCpu(MetaPathFinder):
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path, target) if name == "bitsandbytes" else None
+        if spec is not None:
+            spec.loader = _OnCpu(spec.loader)
+        return spec
+
+
 @contextmanager
 def followed_libraries(room: Callable[[], tuple[int, int]], generating: Generating) -> Iterator[None]:
     """Within, they do so. `room`: bytes on the device that are free, and all."""
@@ -160,6 +185,7 @@ def followed_libraries(room: Callable[[], tuple[int, int]], generating: Generati
             instead(owner, name, lambda real: _writes_nothing(called, real, of))
 
         exits.enter_context(patch.dict("os.environ", HF_DEACTIVATE_ASYNC_LOAD="1"))
+        exits.enter_context(patch.object(sys, "meta_path", [_ImportedOnCpu(), *sys.meta_path]))
         instead(modeling_utils, "caching_allocator_warmup", lambda real: _with_answers(real, room))
         instead(placing, "accelerate_max_memory", lambda real: _with_answers(real, room))
         instead(safetensors.torch, "safe_open", _opened)

@@ -178,7 +178,7 @@ class CudaIsSimulated(TorchFunctionMode):
             return _called(func, args, kwargs)
         if place == "cuda" and func is torch.Tensor.to and first in self._skeletons:
             raise NotImplementedError("Cannot copy out of meta tensor; no data! Module.to_empty() gives it memory.")
-        if place == "meta" and func is torch.Tensor.to and first.is_meta:
+        if place == "meta" and func is torch.Tensor.to and first.is_meta and first not in self._skeletons:
             # to torch it is there already
             func, args, kwargs = torch.empty_like, (first,), {"dtype": _dtype_asked(args[1:], kwargs)}
         args = tuple(map(_simulated, args))

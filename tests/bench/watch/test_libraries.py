@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,9 +59,41 @@ def test_what_has_no_room_stays_on_the_cpu_as_on_cuda(saved: Path) -> None:
         taken = torch.zeros(23 * 1024 + 450, MIB, dtype=torch.uint8, device="cuda")
         model = AutoModelForCausalLM.from_pretrained(saved, device_map="auto")
         where = {parameter.device.type for parameter in model.parameters()}
+        with torch.no_grad():
+            assert model(torch.zeros(1, 4, dtype=torch.long, device="cuda")).logits.device.type == "cuda"
         del taken
-    assert where > {"cuda"}
+    assert where == {"cuda", "meta"}, "of those that are on the CPU, layers hold what has no memory"
     assert ledger.fits
+
+
+QLORA = """
+import sys, torch, vrambench
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+assert "bitsandbytes" not in sys.modules
+with vrambench.watch("24GiB") as ledger:
+    quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(sys.argv[1], quantization_config=quantized, device_map={"": 0})
+    from bitsandbytes.optim import PagedAdamW8bit
+    from peft import LoraConfig, get_peft_model
+    model = get_peft_model(model, LoraConfig(target_modules="all-linear"))
+    optimizer = PagedAdamW8bit([one for one in model.parameters() if one.requires_grad])
+    tokens = torch.zeros(2, 8, dtype=torch.long, device="cuda")
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    optimizer.step()
+from bitsandbytes.functional import quantize_4bit
+print(ledger.memory.requested_bytes, quantize_4bit(torch.randn(64, 64))[0].device)
+"""
+
+
+@pytest.mark.slow
+def test_bitsandbytes_that_is_imported_there_works_there_and_after(saved: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", QLORA, str(saved)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    requested, device = done.stdout.split()
+    assert 0 < int(requested) < 0.75 * nbytes(LlamaForCausalLM(CONFIG)), (
+        "layers in four bits, embeddings and head as they were"
+    )
+    assert device == "cpu"
 
 
 def test_files_are_read_onto_it(tmp_path: Path) -> None:
