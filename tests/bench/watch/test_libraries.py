@@ -81,7 +81,7 @@ with vrambench.watch("24GiB") as ledger:
     model(input_ids=tokens, labels=tokens).loss.backward()
     optimizer.step()
 from bitsandbytes.functional import quantize_4bit
-print(ledger.memory.requested_bytes, quantize_4bit(torch.randn(64, 64))[0].device)
+print(sum(one.nbytes for one in ledger.at_peak if one.kind == "weights"), quantize_4bit(torch.randn(64, 64))[0].device)
 """
 
 
