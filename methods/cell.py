@@ -27,6 +27,7 @@ from vrambench.methods.called import has_bf16
 from vrambench.methods.errors import ConfigurationError, UnknownValue, did_you_mean, shown
 from vrambench.methods.lengths import truncated
 from vrambench.methods.offload import OFFLOADS, Offload
+from vrambench.methods.offload.zero import AUTO, ZeroOptions, sized
 from vrambench.methods.optimizers import OPTIMIZERS, Optimizer
 from vrambench.methods.precision import PRECISIONS, Precision
 from vrambench.methods.registry import AxisValue, Options
@@ -241,7 +242,7 @@ def _decided(
 ) -> dict[str, Any]:
     """What the axis values decide where the workload, without the fields that they do not use, left it to them. `given`: the fields
     that were set."""
-    from vrambench.methods.models.config import attention_of
+    from vrambench.methods.models.config import attention_of, hidden_size
 
     algorithm, precision, adapter = values["algorithm"], values["precision"], values["adapter"]
     assert isinstance(algorithm, Algorithm)
@@ -265,6 +266,9 @@ def _decided(
         decided |= dict.fromkeys(EVALUATION_FIELDS)
     if "max_length" in algorithm.fields:
         decided |= _lengths(workload, given)
+    zero = workload.options.get(ZeroOptions.namespace)
+    if zero and AUTO in zero.values():
+        decided["options"] = workload.options | {ZeroOptions.namespace: sized(zero, hidden_size(workload.model))}
     return decided
 
 

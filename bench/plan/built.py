@@ -2,7 +2,7 @@
 
     config = as_built(config, [planned.cell for planned in plan.cells])
 
-The command line may name an algorithm that has no use for what the file says.
+The command line may name an algorithm that has no use for what the file says, and the model decides what an `auto` is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import replace
 from vrambench.bench.plan.config import Config, Made, ReadKey
 from vrambench.bench.plan.used import has
 from vrambench.methods.cell import Cell
+from vrambench.methods.errors import shown
 from vrambench.methods.workload import AXIS_NAMES, PARTS
 
 
@@ -23,8 +24,16 @@ def as_built(config: Config, cells: Sequence[Cell]) -> Config:
     def holds(made: Made) -> bool:
         return made.name in ("", *AXIS_NAMES) or any(has(cell, made.name) for cell in cells)
 
+    def decided(made: Made) -> Made:
+        """With the number that an option's `auto` came to, if it is one."""
+        namespace, _, option = made.name.partition(".")
+        if not option or made.told != f"{made.name}: auto":
+            return made
+        numbers = {cell.workload.options.get(namespace, {}).get(option) for cell in cells} - {None}
+        return replace(made, told=f"{made.name}: {shown(*numbers)}, by the hidden size") if len(numbers) == 1 else made
+
     def read(one: ReadKey) -> ReadKey:
-        made = tuple(filter(holds, one.made))
+        made = tuple(map(decided, filter(holds, one.made)))
         if made == one.made:
             return one
         if made or one.kind != "used":

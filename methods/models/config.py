@@ -258,6 +258,15 @@ def _alike(config_json: str) -> bool:
     return True
 
 
+def hidden_size(name: str) -> int:
+    """What transformers takes for the hidden size of the model called `name`, of several the largest. Raises ConfigurationError."""
+    config = text_of(model_config(name))
+    size = getattr(config, "hidden_size", None) or max(getattr(config, "hidden_sizes", None) or [0])
+    if not size:
+        raise ConfigurationError(f"model: {name!r} has no hidden size in its config.json", field="model")
+    return int(size)
+
+
 def hidden_width(config: PreTrainedConfig) -> int:
     """How many numbers a trunk gives per token: OPT may project its hidden states down to its embeddings' width."""
     return getattr(config, "word_embed_proj_dim", None) or config.hidden_size

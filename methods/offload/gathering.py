@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vrambench.methods.offload.zero import ZeroOptions
+from vrambench.methods.offload.zero import ZeroOptions, number_of
 
 
 class Status(enum.Enum):
@@ -243,9 +243,8 @@ class Gathering:
             partition, step = self._queue.popleft()
             self._latest[partition] = step
             passed.add(partition)
-        most = min(
-            self._options.stage3_max_live_parameters - self._available, self._options.stage3_prefetch_bucket_size
-        )
+        prefetched = number_of(self._options.stage3_prefetch_bucket_size)
+        most = min(self._options.stage3_max_live_parameters - self._available, prefetched)
         ahead: dict[Partition, None] = {}
         elements = 0
         while self._queue and elements < most:

@@ -36,6 +36,7 @@ from vrambench.methods.device import WALKS_PARAMETERS, memory_named
 from vrambench.methods.offload.host import aligned, sums_on_device
 from vrambench.methods.offload.learner import tensors_in
 from vrambench.methods.offload.simulated import NORM_DTYPE, SimulatedEngine
+from vrambench.methods.offload.zero import number_of
 
 
 @dataclass
@@ -68,7 +69,7 @@ class Bucketed(SimulatedEngine):
     """What both have in common: parameters are flat, and gradients go through a bucket."""
 
     def _load(self) -> None:
-        self._bucket_size = self._options.reduce_bucket_size
+        self._bucket_size = number_of(self._options.reduce_bucket_size)
         self._bucket_count = 2 if self._options.overlap_comm else 1
         self._bucket = Bucket()
         self._sums_on_device = sums_on_device(self._dtype, self._setup)

@@ -31,6 +31,7 @@ from vrambench.methods.offload.gathering import Gathering, Partition
 from vrambench.methods.offload.host import HostBuffer, HostMemory
 from vrambench.methods.offload.linear import efficient_linear
 from vrambench.methods.offload.simulated import NORM_DTYPE, SimulatedEngine
+from vrambench.methods.offload.zero import number_of
 
 LARGEST_NORM = 250_000_000
 """Elements whose norm is taken at once (_constant_buffered_norm2)."""
@@ -54,6 +55,7 @@ class SimulatedZero3(SimulatedEngine):
 
     def _load(self) -> None:
         self._bucket: list[nn.Parameter] = []
+        self._bucket_size = number_of(self._options.reduce_bucket_size)
         self._in_bucket = 0
         self._norms: list[torch.Tensor] = []
         self._state_to_come = list(self.host_memory.state)
@@ -98,7 +100,7 @@ class SimulatedZero3(SimulatedEngine):
         free()
         vars(parameter)["ds_numel"] = elements  # as DeepSpeed calls it, and so who counts
         _at_home(parameter, self._homes.get(parameter))
-        persistent = elements <= self._options.stage3_param_persistence_threshold
+        persistent = elements <= number_of(self._options.stage3_param_persistence_threshold)
         return Partition(parameter, number, gather, gather_alone, free, elements, persistent=persistent)
 
     def _arrived(self, home: torch.Tensor) -> torch.Tensor:
@@ -152,9 +154,7 @@ class SimulatedZero3(SimulatedEngine):
             self._keep(gradients)
         del largest
         with memory_named("engine_buffers"):
-            self._buffer = torch.empty(
-                self._options.reduce_bucket_size, dtype=self._engine_dtype, device=self._device.torch
-            )
+            self._buffer = torch.empty(self._bucket_size, dtype=self._engine_dtype, device=self._device.torch)
         for sums in memory.accumulated:
             self._keep(sums)
 
@@ -162,9 +162,9 @@ class SimulatedZero3(SimulatedEngine):
         """reduce_independent_p_g_buckets_and_remove_grads."""
         gradient, elements = parameter.grad, self._partitions[parameter].numel
         assert gradient is not None
-        if self._in_bucket and self._in_bucket + elements > self._options.reduce_bucket_size:
+        if self._in_bucket and self._in_bucket + elements > self._bucket_size:
             self._send()
-        if self._in_bucket + elements <= self._options.reduce_bucket_size:
+        if self._in_bucket + elements <= self._bucket_size:
             place = self._buffer.narrow(0, self._in_bucket, elements).view_as(gradient)
             place.copy_(gradient)
             gradient.data = place

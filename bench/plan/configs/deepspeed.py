@@ -29,6 +29,8 @@ STAGE_3 = (
     *("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_max_live_parameters"),
     *("stage3_max_reuse_distance", "sub_group_size"),
 )
+OF_THE_MODEL = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
+"""What transformers makes of `auto` by the model's hidden size."""
 TABLE = Table.of(
     f"""
     train_micro_batch_size_per_gpu gradient_accumulation_steps gradient_clipping train_batch_size bf16.enabled fp16.enabled
@@ -243,10 +245,8 @@ def _offload(draft: Draft, stage: Any) -> None:
     options = ["reduce_bucket_size", "overlap_comm", *(STAGE_3 if stage == 3 else ())]
     for option in options:
         value = given.get(f"{ZERO}.{option}", True if (option, stage) == ("overlap_comm", 3) else None)
-        if value is not None and value != "auto":
+        if value is not None and (value != "auto" or option in OF_THE_MODEL):
             draft.set(f"zero.{option}", int(value) if isinstance(value, float) else value, f"{ZERO}.{option}")
-    if given.get(f"{ZERO}.reduce_bucket_size") == "auto":
-        draft.take("DeepSpeed's own reduce_bucket_size, of which `auto` is mostly less: the square of the hidden size")
     if on_host:
         pinned = [given.get(key.replace("device", "pin_memory"), False) for key in sorted(on_host)]
         draft.set("zero.pin_memory", any(pinned), *(key.replace("device", "pin_memory") for key in sorted(on_host)))

@@ -449,6 +449,23 @@ def test_a_file_of_something_else_is_no_trainer_s(text: str, said: str, tmp_path
         read(str(file), Chosen({}, ("model",)))
 
 
+def test_sizes_that_deepspeed_leaves_open_are_of_the_model_s_hidden_size(tmp_path: Path) -> None:
+    """As transformers fills them in, of whichever model the command line names."""
+    config = {"stage": 3, "offload_optimizer": {"device": "cpu"}}
+    auto = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
+    (tmp_path / "z3.json").write_text(json.dumps({"zero_optimization": config | dict.fromkeys(auto, "auto")}))
+    file = tmp_path / "trl.yaml"
+    file.write_text("model_name_or_path: EleutherAI/gpt-neox-20b\nmax_length: 64\npacking: false\ndeepspeed: z3.json\n")
+    for hidden, more in ((6144, {}), (768, {"names": ("model",), "model": "gpt2"})):
+        plan = planned(str(file), **more)
+        (one,) = plan.cells
+        sizes = [hidden * hidden, int(0.9 * hidden * hidden), 10 * hidden]
+        assert [one.cell.workload.options["zero"][name] for name in auto] == sizes
+        assert plan.config is not None
+        told = {read.key: read.told for read in plan.config.keys}
+        assert told[f"z3.json: zero_optimization.{auto[0]}"] == f"zero.{auto[0]}: {hidden**2}, by the hidden size"
+
+
 def test_a_deepspeed_file_is_found_from_the_current_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "z3.json").write_text(
