@@ -51,9 +51,9 @@ class Like:
 
 def alike(report: Report) -> tuple[Like, ...]:
     """Every group: those of which it is known what fits before others, then those of most cells. Those of one cell, which is
-    compared with nothing, only where there are no others."""
+    compared with nothing, only where there are no others. Tests of people's own code are in none: each does work of its own."""
     groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
-    for row in report.rows:
+    for row in filter(lambda row: row.algorithm, report.rows):
         groups.setdefault(_work(row), []).append(row)
     several = {key: rows for key, rows in groups.items() if len(rows) > 1} or groups
     keys = [dict(key) for key in several]

@@ -139,7 +139,8 @@ def judge(row: Row) -> Verdict:
         return Verdict("unknown", "no result" if result is None else "no budget was set")
     if result.status == "invalid":
         return Verdict("unknown", "never started: a rule forbids it")
-    if result.source == "predicted" and result.memory.device_bytes is not None:
+    ended = result.status in ("ok", "oom")
+    if ended and result.source == "predicted" and result.memory.device_bytes is not None:
         return _predicted(result, result.memory.device_bytes, budget)
     if result.status == "oom" and not (result.oom and result.oom.where == "host"):
         capacity = row.device_capacity_bytes

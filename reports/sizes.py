@@ -35,7 +35,8 @@ def verdicts(row: Row) -> dict[int, Fit]:
     if result is None or result.status == "invalid":
         return {}
     told = _under_budget(row)
-    held = result.memory if result.status == "ok" or result.source == "predicted" else result.predicted
+    whole = result.status == "ok" or (result.status == "oom" and result.source == "predicted")
+    held = result.memory if whole else result.predicted
     needed = held.device_bytes if held else None
     if needed is None or held is None:
         return told

@@ -68,10 +68,9 @@ def _sentences(report: Report, known: Sequence[Row], fitting: Sequence[Row]) -> 
         )
     elif report.ok:
         peak = PEAKS.get(report.basis or "", "memory")
-        sentences.append(
-            f"No device memory was measured, so this report does not say which cells fit {budget}; "
-            f"cells are compared by their peak of {peak}."
-        )
+        unknown = "No budget was set" if report.basis == "device_bytes" else "No device memory was measured"
+        what = f"which cells fit {budget}" if report.budgets else "whether the cells fit"
+        sentences.append(f"{unknown}, so this report does not say {what}. Cells are compared by their peak of {peak}.")
     return sentences
 
 

@@ -56,7 +56,11 @@ def store(path: Path, name: str, ledger: Ledger, error: BaseException | None = N
         Result(
             id=hashlib.sha256(name.encode()).hexdigest()[:12],
             name=name,
-            cell={"test": name, "card": ledger.card.name if ledger.card else None},
+            cell={
+                "test": name,
+                "card": ledger.card.name if ledger.card else None,
+                "budget": ledger.limit_bytes,  # as a cell's, so that reports hold the test to its limit
+            },
             status=status,
             reason=reason,
             source=ledger.source,

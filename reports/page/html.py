@@ -44,6 +44,8 @@ from vrambench.reports.rows import Run
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPTS = ("report.js", "table.js", "charts.js", "heatmap.js", "timeline.js", "start.js")
 """Parts of the page's one script, in order."""
+MOST_BUDGETS = 4
+"""More are told by the least and the most."""
 Draw = Callable[[Sequence[charts.Chart]], Sequence[str]]
 
 
@@ -144,8 +146,10 @@ def _living(chart: charts.Chart) -> dict[str, Any]:
 
 
 def _title(report: Report) -> str:
-    devices = dict.fromkeys(_device(run) for run in report.runs)
-    return f"vrambench: {' and '.join(devices)}" if devices else "vrambench"
+    measured = dict.fromkeys(_device(run) for run in report.runs if run.info.get("device") != PREDICTED)
+    predicted = dict.fromkeys(_device(run) for run in report.runs if run.info.get("device") == PREDICTED)
+    parts = [" and ".join(measured), f"predicted for {' and '.join(predicted)}" if predicted else ""]
+    return ": ".join(filter(None, ("vrambench", "; ".join(filter(None, parts)))))
 
 
 def _device(run: Run) -> str:
@@ -158,17 +162,19 @@ def _device(run: Run) -> str:
     for part, key in parts:
         about = environment.get(part)
         if isinstance(about, dict) and about.get(key):
-            return f"{about[key]}, predicted" if device == PREDICTED else str(about[key])
+            return str(about[key])
     budgets = {cell.get("budget") for cell in run.info.get("cells") or ()}
     if device == PREDICTED and len(budgets) == 1 and isinstance(budget := budgets.pop(), int):
-        return f"a card of {units.size(budget)}, predicted"
-    return str(device or "an unnamed device")
+        return f"a card of {units.size(budget)}"
+    return "an unnamed card" if device == PREDICTED else str(device or "an unnamed device")
 
 
 def _subtitle(report: Report) -> list[str]:
     started = [f"{run.name}, {str(run.info.get('started_at') or 'not dated').replace('T', ' ')}" for run in report.runs]
     counts = [f"{count:,} {status}" for status, count in report.counts.items()]
-    budgets = [f"budget {' and '.join(map(units.size, report.budgets))}"] if report.budgets else []
+    sizes = [units.size(budget) for budget in report.budgets]
+    budgets = [f"budget {' and '.join(sizes)}"] if sizes else []
+    budgets = [f"budgets of {sizes[0]} to {sizes[-1]}"] if len(sizes) > MOST_BUDGETS else budgets
     return [
         *started,
         f"{units.plural(len(report.rows), 'cell')}: {', '.join(counts)}" if counts else "no cells",

@@ -78,7 +78,7 @@ def test_results_are_what_the_predictor_says(run: Path) -> None:
 def test_the_report_says_what_fits_and_for_which_card(run: Path) -> None:
     folder = RunFolder.open(run)
     page = (run / "report.html").read_text()
-    assert "<title>vrambench: rtx-4090, predicted</title>" in page
+    assert "<title>vrambench: predicted for rtx-4090</title>" in page
     rows = Report([Run("run", folder.info, tuple(folder.results()))]).rows
     assert {row.verdict.fit for row in rows if row.status == "ok"} == {"fits"}
     assert {row.verdict.source for row in rows if row.status == "ok"} == {"predicted"}

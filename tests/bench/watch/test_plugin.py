@@ -124,6 +124,7 @@ def test_none():
 def test_results_are_a_run_that_baseline_and_check_read(tmp_path: Path) -> None:
     assert ran(tmp_path, PASSES, "--vram-results", "before").returncode == 0
     before = RunFolder.open(tmp_path / "before")
+    assert [test.cell["budget"] for test in before.results()] == [2**30], "the test's limit"
     write_baseline(baseline_of(before), tmp_path / "baseline.json")
     baseline = read_baseline(tmp_path / "baseline.json")
     assert ran(tmp_path, PASSES, "--vram-results", "same").returncode == 0
