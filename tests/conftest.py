@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.machinery
 import importlib.util
@@ -9,6 +10,7 @@ import itertools
 import os
 import random
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -134,6 +136,44 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     """Each test's predictions are its own, and none is the user's."""
     folder = tmp_path_factory.getbasetemp() / f"cache-{next(_NUMBERS)}"  # made once something is kept
     monkeypatch.setenv("VRAMBENCH_CACHE", str(folder))
+
+
+@pytest.fixture(scope="session")
+def _drawer() -> Iterator[Callable[[str], subprocess.CompletedProcess[str]]]:
+    """As `drawing.ask`, of one process for all tests, which is started for the first. An error is told by a process of its own."""
+    from vrambench.reports.page import drawing
+
+    code, alone = drawing.CODE, drawing.ask
+    started: list[subprocess.Popen[str]] = []
+
+    def ask(line: str) -> subprocess.CompletedProcess[str]:
+        if code != drawing.CODE:  # a test's
+            return alone(line)
+        if not started:
+            words, pipe = [sys.executable, "-P", "-c", code], subprocess.PIPE
+            started.append(subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True))
+        drawer = started[-1]
+        assert drawer.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            print(line, file=drawer.stdin, flush=True)
+            if answer := drawer.stdout.readline():
+                return subprocess.CompletedProcess(drawer.args, 0, answer, "")
+        started.pop().communicate()
+        return alone(line)
+
+    yield ask
+    for drawer in started:
+        drawer.communicate()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_by_one_process(_drawer: Callable[[str], subprocess.CompletedProcess[str]]) -> Iterator[None]:
+    """What tests draw in their own process: to start vl-convert's JavaScript for each report takes 0.5 s of a CPU."""
+    from vrambench.reports.page import drawing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "ask", _drawer)
+        yield
 
 
 @pytest.fixture

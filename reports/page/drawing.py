@@ -26,11 +26,12 @@ from vrambench.bench.results.store import write_atomically
 CODE = """
 import json, os, sys
 import vl_convert
-answers = os.dup(1)
+answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # whatever JavaScript prints
-asked = json.load(sys.stdin)
-with os.fdopen(answers, "w") as out:
-    json.dump([getattr(vl_convert, asked["function"])(*one, **asked["settings"]) for one in asked["each"]], out)
+for line in sys.stdin:
+    asked = json.loads(line)
+    told = [getattr(vl_convert, asked["function"])(*one, **asked["settings"]) for one in asked["each"]]
+    print(json.dumps(told), file=answers, flush=True)
 """
 DEFINES = "window.vegaEmbed = vegaEmbed;"
 
@@ -66,15 +67,19 @@ def _answers(function: str, each: Sequence[Sequence[Any]], **settings: Any) -> l
     """What vl-convert's `function` gives for each list of arguments, with these settings."""
     if not each:
         return []
-    asked = json.dumps({"function": function, "each": each, "settings": settings})
-    command = [sys.executable, "-P", "-c", CODE]
-    done = subprocess.run(command, input=asked, capture_output=True, text=True, errors="replace")
+    done = ask(json.dumps({"function": function, "each": each, "settings": settings}))
     if done.returncode:
         ended = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit code {done.returncode}"
         words = done.stderr.strip().rpartition("\n")[2]
         raise NotDrawn(f"drawing ended with {ended}: {words or 'no output'}")
     found: list[str] = json.loads(done.stdout)
     return found
+
+
+def ask(line: str) -> subprocess.CompletedProcess[str]:
+    """CODE over one line, in a process of its own."""
+    command = [sys.executable, "-P", "-c", CODE]
+    return subprocess.run(command, input=line, capture_output=True, text=True, errors="replace")
 
 
 def _kept() -> Path | None:
