@@ -126,10 +126,11 @@ class Replay:
         found: dict[int, list[Event]] = {index: [] for index in wanted}
         live: dict[int, Event] = {}
         for index, event in enumerate(self.trace.events[: max(wanted) + 1]):
-            if event.kind == ALLOC:
-                live[event.ident] = event
-            elif event.kind == FREE:
-                del live[event.ident]
+            kind, ident, _, _, _ = event
+            if kind == ALLOC:
+                live[ident] = event
+            elif kind == FREE:
+                del live[ident]
             if index in wanted:
                 found[index] = list(live.values())
         return found

@@ -109,6 +109,7 @@ class _Extension:
         self.events = trace.events
         self.stack = stack
         self.depth = depth
+        self.runs = self._runs()
         self.pairs = self._pairs()
         self.where: dict[int, Where] = {}
         """Of each allocation in a repeated layer, by ident."""
@@ -138,7 +139,7 @@ class _Extension:
 
     def _pairs(self) -> list[Pair]:
         pairs = []
-        runs = self._runs()
+        runs = self.runs
         index = 0
         while index < len(runs):
             layer, start, end = runs[index]
@@ -163,6 +164,7 @@ class _Extension:
     def extended(self) -> Trace:
         """The trace at the stack's real depth."""
         self._find_allocs()
+        self._keep_marks()
         repeated = [self._repeated(pair) for pair in self.pairs]
         made = self.made
         done = 0
@@ -190,7 +192,7 @@ class _Extension:
                     base = self.base + pair.first(offset) * self.depth
                     self.where[one.ident] = Where(base, FIRST)
                     self.where[two.ident] = Where(base, SECOND)
-        for layer, start, end in self._runs():
+        for layer, start, end in self.runs:
             if layer is not None and layer not in (FIRST, SECOND):
                 self.outer |= {event.ident: layer for event in self.events[start:end] if event.kind == ALLOC}
 
@@ -250,26 +252,25 @@ class _Extension:
 
     def _copy_outside(self, start: int, end: int) -> None:
         """Events that are not repeated, from `start` to `end`."""
-        made, trace = self.made, self.trace
+        where, growth, append = self.where, self.trace.growth, self.made.events.append
         for event in self.events[start:end]:
-            where = self.where.get(event.ident) if event.kind == FREE else None
-            if where is not None:
-                self.freed[where.base] += 1
-                layer = 1 if where.layer == FIRST else self.depth - 2
-                made.events.append(event._replace(ident=where.base + layer))
-                continue
-            if event.kind == ALLOC and event.ident in trace.growth:
-                stack, per_layer = trace.growth[event.ident]
+            kind, ident, nbytes, _, _ = event
+            if kind == FREE and ident in where:
+                base, layer = where[ident]
+                self.freed[base] += 1
+                event = event._replace(ident=base + (1 if layer == FIRST else self.depth - 2))
+            elif kind == ALLOC and ident in growth:
+                stack, per_layer = growth[ident]
                 if stack == self.stack:
-                    event = event._replace(nbytes=event.nbytes + per_layer * (self.depth - BUILT))
+                    event = event._replace(nbytes=nbytes + per_layer * (self.depth - BUILT))
                 else:
-                    made.growth[event.ident] = (stack, per_layer)
-            if event.ident in trace.hidden:
-                made.hidden.add(event.ident)
-            if event.ident in trace.owners:
-                made.owners[event.ident] = trace.owners[event.ident]
-            if event.ident in trace.copies:
-                made.copies.add(event.ident)
-            if event.ident in trace.lent:
-                made.lent.add(event.ident)
-            made.events.append(event)
+                    self.made.growth[ident] = (stack, per_layer)
+            append(event)
+
+    def _keep_marks(self) -> None:
+        """What is said of memory that is not repeated stays."""
+        trace, made, repeated = self.trace, self.made, self.where.keys()
+        made.hidden |= trace.hidden - repeated
+        made.copies |= trace.copies - repeated
+        made.lent |= trace.lent - repeated
+        made.owners |= {ident: owner for ident, owner in trace.owners.items() if ident not in repeated}
