@@ -130,20 +130,22 @@ def run(
     if device is not None:
         check_device(device, RUN_DEVICES)
     folder = out or _new_folder(Path("runs"))
-    resumed = matrix is None and selection.empty and (folder / "run.json").exists()
+    resumed = matrix is None and replace(selection, repeat=None).empty and (folder / "run.json").exists()
     where = asked(on, on_gpus, cpus_per_cell, folder)
     loaded = functools.cache(lambda: load(matrix, selection))
     with stdout_kept_clean() as stdout, opened(where, device or begun_on(folder), jobs) as cluster:
         if claims is not None:
             work = of_claims(folder, claims, matrix, selection, device or "auto", cluster)
         elif resumed:
-            work = of_folder(folder, device, cluster)
+            work = of_folder(folder, device, cluster, selection)
         else:
             work = of_matrix(folder, loaded(), selection, device or "auto", cluster)
         _check_gpu(work.device, {"--prune": prune, "--predict": predict, "--record": record})
         runs = [(folder, work)]
         beside = folder / BESIDE
-        plain = claims is None and device is None and selection.empty and work.device == "cpu" and not cluster
+        plain = (
+            claims is None and device is None and (resumed or selection.empty) and work.device == "cpu" and not cluster
+        )
         if plain and (beside.is_dir() if resumed else PREDICTED in loaded().default_profile):
             begun = (beside / "run.json").exists()
             runs.append((beside, of_folder(beside) if begun else of_matrix(beside, loaded(), selection, PREDICTED)))

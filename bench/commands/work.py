@@ -124,9 +124,11 @@ def of_claims(
     return Work(cells, name, selection.layer().repeat or 1, about)
 
 
-def of_folder(folder: Path, device: str | None = None, cluster: Cluster | None = None) -> Work:
+def of_folder(
+    folder: Path, device: str | None = None, cluster: Cluster | None = None, selection: Selection | None = None
+) -> Work:
     """What a run that was begun before is made of, and how it was run: times of cells that ran side by side and of cells that ran
-    alone would not compare."""
+    alone would not compare. Of the `selection` only another --repeat is heard: its cells get as many samples."""
     from vrambench.bench.plan.plan import PlannedCell
     from vrambench.bench.plan.validity import check
     from vrambench.bench.results.forecast import Unmodelled
@@ -136,6 +138,10 @@ def of_folder(folder: Path, device: str | None = None, cluster: Cluster | None =
 
     info = RunFolder.open(folder).info
     name = device or info["device"]
+    repeat = None
+    if selection is not None:
+        _check_repeat(name == PREDICTED, selection)
+        repeat = selection.layer().repeat
     if name == PREDICTED:
         card = CARDS.get(str((info["environment"].get("gpu") or {}).get("key")))
         kind, bf16 = "cuda", None
@@ -151,7 +157,7 @@ def of_folder(folder: Path, device: str | None = None, cluster: Cluster | None =
     return Work(
         cells,
         name,
-        info["repeat"],
+        repeat or info["repeat"],
         {key: info[key] for key in ("matrix", "profile", "coverage", "left_out") if key in info},
         info.get("jobs"),
         info.get("timeout_seconds") or TIMEOUT_SECONDS,

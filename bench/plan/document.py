@@ -119,7 +119,13 @@ def dotted(path: tuple[Key, ...]) -> str:
 
 def load(path: Path) -> Document:
     """What the YAML file at `path` holds. Raises ConfigurationError, with file and line, where it cannot be read."""
-    name = str(path)
+    read = _parsed(read_text(path), str(path))
+    return replace(read, data=copy.deepcopy(read.data))  # whoever asked may change it
+
+
+def read_text(path: Path) -> str:
+    """The text of the file at `path`, which is read to a bound. Raises ConfigurationError where that cannot be."""
+    name = brief(str(path), 300)
     try:
         if path.exists() and not path.is_file() and not path.is_dir() and not _open_descriptor(path):
             raise ConfigurationError(f"{name}: is not a regular file")
@@ -127,13 +133,11 @@ def load(path: Path) -> Document:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise ConfigurationError(f"{name}: has more than {MOST_BYTES:,} bytes")
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{name}: is not a text file (no UTF-8 at byte {error.start})") from None
     except OSError as error:
-        raise ConfigurationError(f"{brief(name, 300)}: cannot be read: {error.strerror or error}") from None
-    read = _parsed(text, name)
-    return replace(read, data=copy.deepcopy(read.data))  # whoever asked may change it
+        raise ConfigurationError(f"{name}: cannot be read: {error.strerror or error}") from None
 
 
 def _open_descriptor(path: Path) -> bool:

@@ -57,7 +57,7 @@ class Cache:
 
     def get(self, question: Question) -> str | None:
         """The text that was kept for `question`, as it was put."""
-        if self._path is None or not self._path.exists():
+        if not self._there():
             return None
 
         def look_up(database: sqlite3.Connection) -> str | None:
@@ -78,6 +78,12 @@ class Cache:
                 self._trimmed = True
 
         self._with_database(write)
+
+    def _there(self) -> bool:
+        try:
+            return self._path is not None and self._path.exists()
+        except OSError:  # in a folder of another user
+            return False
 
     def _with_database(self, work: Callable[[sqlite3.Connection], Found]) -> Found | None:
         """What `work` gives, in one transaction; None where it cannot be done. A damaged file is removed."""

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from vrambench.bench.plan.document import Document, parse
+from vrambench.bench.plan.document import Document, parse, read_text
 from vrambench.bench.plan.document import load as load_yaml
 from vrambench.methods.errors import ConfigurationError, brief, shown
 
@@ -40,12 +40,7 @@ def _empty(path: Path) -> ConfigurationError:
 
 def load_json(path: Path) -> Document:
     """The same of a JSON file, by JSON's rules."""
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path}: is not a text file (no UTF-8 at byte {error.start})") from None
-    except OSError as error:
-        raise ConfigurationError(f"{brief(str(path), 300)}: cannot be read: {error.strerror or error}") from None
+    text = read_text(path)
     if not text.strip():
         raise _empty(path)
     try:

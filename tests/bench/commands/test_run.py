@@ -93,6 +93,19 @@ def test_the_same_folder_without_selectors_resumes(runner: Fake, matrix: Path) -
     assert second["about"]["matrix"] == "matrix.yaml"
 
 
+def test_another_repeat_of_a_run_is_of_its_own_cells(
+    runner: Fake, matrix: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = runner({"ok": 2})
+    assert main(["run", "--device", "cpu", "--out", "first", "--sweep", "seed=1,2"]) == 0
+    matrix.write_text("axes: a matrix that is not read\n")
+    assert main(["run", "--out", "first", "--repeat", "3"]) == 0
+    assert calls[1]["planned"] == calls[0]["planned"]
+    assert calls[1]["repeat"] == 3
+    assert main(["run", "--out", "first", "--repeat", "0"]) == 2
+    assert "--repeat 0: must be at least 1" in capsys.readouterr().err
+
+
 def test_a_run_that_has_lost_its_run_json_goes_on_in_its_folder(runner: Fake, tmp_path: Path) -> None:
     calls = runner({"ok": 1})
     cells = tmp_path / "lost" / "cells"
@@ -155,9 +168,7 @@ def test_interrupted_while_it_draws_no_report_of_before_is_left(
     Path("first").mkdir()
     Path("first/run.json").write_text('{"schema": 1, "device": "cpu", "repeat": 1, "cells": []}')
     Path("first/report.html").write_text("of before")
-    monkeypatch.setattr(
-        command, "of_folder", lambda folder, device, cluster: work.Work([], device="cpu", repeat=1, about={})
-    )
+    monkeypatch.setattr(command, "of_folder", lambda folder, *more: work.Work([], device="cpu", repeat=1, about={}))
     assert main(["run", "--out", "first"]) == 130
     told = "the report was not written; write it with: vrambench run --out first"
     assert capsys.readouterr().err.splitlines() == [told, "error: interrupted"]

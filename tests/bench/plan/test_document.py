@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vrambench.bench.plan import document
-from vrambench.bench.plan.document import load, parse, parse_value
+from vrambench.bench.plan.configs.files import load as load_config
+from vrambench.bench.plan.document import MOST_BYTES, load, parse, parse_value
 from vrambench.bench.plan.matrix import load_matrix
 from vrambench.methods.errors import ConfigurationError
 
@@ -32,6 +33,19 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "matrix.yaml")
     with pytest.raises(ConfigurationError, match=r"matrix.yaml: is not a regular file$"):
         load_matrix(tmp_path / "matrix.yaml")
+
+
+@pytest.mark.parametrize("name", ["sft.json", "sft.yaml"])
+def test_nor_one_that_is_given_as_a_trainers_file(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ConfigurationError, match=rf"{name}: is not a regular file$"):
+        load_config(tmp_path / name)
+
+
+def test_a_trainers_file_without_end_is_read_to_a_bound(tmp_path: Path) -> None:
+    (tmp_path / "sft.json").write_text(" " * (MOST_BYTES + 1))
+    with pytest.raises(ConfigurationError, match=r"sft.json: has more than 262,144 bytes$"):
+        load_config(tmp_path / "sft.json")
 
 
 def test_what_a_shell_has_opened_is_read() -> None:

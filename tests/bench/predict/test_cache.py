@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -111,6 +112,26 @@ def test_processes_that_write_at_once_keep_all(path: Path) -> None:
     processes = [subprocess.Popen([sys.executable, "-c", code, str(path), who]) for who in "abc"]
     assert [process.wait() for process in processes] == [0, 0, 0]
     assert [Cache(path).get({"n": f"{who}{n}"}) for who in "abc" for n in range(20)] == [str(n) for n in range(20)] * 3
+
+
+def test_a_folder_that_another_user_owns_answers_nothing(path: Path) -> None:
+    Cache(path).put(QUESTION, "text")
+    root = os.geteuid() == 0
+    path.parent.chmod(0o700 if root else 0)
+    try:
+        os.seteuid(65534 if root else os.geteuid())  # root looks into every folder
+        assert Cache(path).get(QUESTION) is None
+        Cache(path).put(QUESTION, "another")
+    finally:
+        os.seteuid(0 if root else os.geteuid())
+        path.parent.chmod(0o700)
+    assert Cache(path).get(QUESTION) == "text"
+
+
+def test_a_folder_whose_name_is_too_long_answers_nothing(tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 300) / FILE
+    Cache(path).put(QUESTION, "text")
+    assert Cache(path).get(QUESTION) is None
 
 
 def test_the_oldest_go(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
