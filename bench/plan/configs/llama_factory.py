@@ -7,6 +7,8 @@ are cast to fp32 where they are trained (unless pure_bf16 or ZeRO-3).
 
 from __future__ import annotations
 
+from typing import Any
+
 from vrambench.bench.plan.configs import training_arguments
 from vrambench.bench.plan.configs.draft import WHOLE, Draft, Format
 from vrambench.bench.plan.configs.keys import INERT, Doubt, Table, closest
@@ -17,18 +19,19 @@ USED = """
 model_name_or_path stage finetuning_type lora_rank lora_alpha lora_dropout lora_target additional_target use_rslora use_dora
 quantization_bit quantization_method double_quantization upcast_layernorm flash_attn enable_liger_kernel
 disable_gradient_checkpointing use_reentrant_gc cutoff_len packing pure_bf16 pref_beta pref_loss dpo_label_smoothing simpo_gamma
-use_galore galore_rank galore_update_interval galore_layerwise use_muon max_new_tokens ppo_epochs ppo_buffer_size
+use_galore galore_target galore_rank galore_update_interval galore_scale galore_proj_type galore_layerwise use_apollo apollo_target
+apollo_rank apollo_update_interval apollo_scale apollo_scale_type apollo_proj apollo_proj_type apollo_layerwise use_muon
+max_new_tokens ppo_epochs ppo_buffer_size
 """
 WITHOUT = """
-adapter_folder adapter_name_or_path add_special_tokens add_tokens apollo_layerwise apollo_proj apollo_proj_type apollo_rank
-apollo_scale apollo_scale_front apollo_scale_type apollo_target apollo_update_interval asft_alpha audio_sampling_rate
+adapter_folder adapter_name_or_path add_special_tokens add_tokens apollo_scale_front asft_alpha audio_sampling_rate
 badam_mask_mode badam_mode badam_start_block badam_switch_interval badam_switch_mode badam_update_ratio badam_verbose
 buffer_size cache_dir compute_accuracy compute_dtype create_new_adapter crop_to_patches data_shared_file_system dataset
 dataset_dir default_system disable_shuffling do_sample eaft_alpha early_stopping_steps enable_thinking eval_dataset
 eval_num_beams eval_on_each_dataset export_device export_dir export_hub_model_id export_legacy_format export_quantization_bit
 export_quantization_dataset export_quantization_maxlen export_quantization_nsamples export_size fp8_backend
 fp8_enable_fsdp_float8_all_gather freeze_language_model freeze_multi_modal_projector freeze_trainable_layers
-freeze_trainable_modules freeze_vision_tower galore_proj_type galore_scale galore_target hf_hub_token hyper_parallel_args
+freeze_trainable_modules freeze_vision_tower hf_hub_token hyper_parallel_args
 hyper_parallel_cp_size ignore_pad_token_for_loss image_do_pan_and_scan image_max_pixels image_min_pixels
 include_effective_tokens_per_second infer_backend infer_dtype init_special_tokens interleave_probs kt_cpu_activation
 kt_expert_checkpoint_path kt_lora_expert_intermediate_size kt_lora_expert_num kt_non_expert_weight_path kt_use_lora_experts
@@ -36,7 +39,7 @@ kt_weight_path kto_chosen_weight kto_rejected_weight ld_alpha length_penalty lor
 low_cpu_mem_usage mask_history master_addr master_port max_length max_samples media_dir megatron_bridge_args
 mix_strategy model_max_length model_revision module_dropout moe_aux_loss_coef ms_hub_token new_special_tokens_config num_beams
 offload_folder oft_block_size oft_rank oft_target om_hub_token overwrite_cache pissa_convert pissa_init pissa_iter plot_loss
-ppo_score_norm ppo_target ppo_whiten_rewards preprocessing_batch_size preprocessing_num_workers
+ppo_score_norm ppo_target ppo_whiten_rewards pref_ftx preprocessing_batch_size preprocessing_num_workers
 preserve_thinking print_param_status profile_modules profiler_active_steps profiler_output_dir profiler_profile_memory
 profiler_record_shapes profiler_repeat profiler_wait_steps profiler_warmup_steps profiler_with_stack quantization_type
 ray_init_kwargs ray_num_workers repetition_penalty reward_model_quantization_bit reward_model_type sglang_config
@@ -54,9 +57,9 @@ REASONS = {
     "what keeps a row's sequences apart, a mask or copies of their parts, is not counted": "neat_packing block_diag_attn",
     OTHER: "mixture_of_depths shift_attn resize_vocab upcast_lmhead_output train_from_scratch rope_scaling use_llama_pro "
     "freeze_extra_modules use_v1_kernels fp8 device_map quantization_device_map",
-    LOSS: "use_dft_loss use_asft_loss use_eaft_loss pref_ftx pref_bco_weight ref_model ref_model_adapters "
+    LOSS: "use_dft_loss use_asft_loss use_eaft_loss pref_bco_weight ref_model ref_model_adapters "
     "ref_model_quantization_bit reward_model reward_model_adapters",
-    "an optimizer that is not read: --optimizer says one": "use_apollo use_badam use_adam_mini",
+    "an optimizer that is not read: --optimizer says one": "use_badam use_adam_mini",
     "a profiler that follows memory": "enable_torch_profiler",
 }
 TABLE = training_arguments.TABLE | Table.of(
@@ -66,6 +69,12 @@ TABLE = training_arguments.TABLE | Table.of(
 )
 LOSSES = ("sigmoid", "hinge", "ipo", "orpo", "simpo")
 ATTENTION = {"fa2": "flash_attention_2", "sdpa": "sdpa", "disabled": "eager"}
+EIGHT_BIT = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
+PROJECTED = {
+    "galore": {"adamw_torch": "adamw", **dict.fromkeys(EIGHT_BIT, "adamw_8bit"), "adafactor": "adafactor"},
+    "apollo": {"adamw_torch": "adamw"},
+}
+"""What becomes of `optim` where gradients are projected (train/trainer_utils.py, create_custom_optimizer)."""
 
 
 def _draft(draft: Draft) -> None:
@@ -106,12 +115,48 @@ def _optimizer(draft: Draft) -> None:
     """Those of its own, which replace the one of `optim`."""
     given = draft.given
     if given.flag("use_galore"):
-        name = "galore_adamw" + ("_layerwise" if given.flag("galore_layerwise") else "")
-        draft.set("optimizer", name, "use_galore", "galore_layerwise")
-        draft.set("galore.rank", given.number("galore_rank", 16), "galore_rank")
-        draft.set("galore.update_proj_gap", given.number("galore_update_interval", 200), "galore_update_interval")
+        options = _projected(draft, "galore", 2.0)
+        side = given.choice("galore_proj_type", ("std", "reverse_std", "right", "left", "full"), "std")
+        if side == "full":
+            draft.doubt("galore_proj_type", "both sides of each gradient are projected: std is predicted")
+        else:
+            draft.set(f"{options}.proj_type", side, "galore_proj_type")
+    elif given.flag("use_apollo"):
+        options = _projected(draft, "apollo", 32.0)
+        draft.set(f"{options}.scale_type", given.get("apollo_scale_type", "channel"), "apollo_scale_type")
+        for key, here in (("apollo_proj", "random"), ("apollo_proj_type", "std")):
+            if given.get(key, here) != here:
+                draft.doubt(key, f"{shown(given.get(key))} is not here: {here} is predicted")
     elif given.flag("use_muon"):
         draft.set("optimizer", "muon", "use_muon")
+
+
+def _projected(draft: Draft, family: str, scale: float) -> str:
+    """The optimizer that `optim` becomes where gradients are projected, by GaLore or APOLLO; the name of its options."""
+    given, layerwise, kinds = draft.given, f"{family}_layerwise", PROJECTED[family]
+    said = given.get("optim", "adamw_torch")
+    if said in kinds:
+        name = f"{family}_{kinds[said]}{'_layerwise' if given.flag(layerwise) else ''}"
+        draft.set("optimizer", name, f"use_{family}", "optim", layerwise)
+    else:
+        told = f"{shown(said)} has no projected form in LLaMA-Factory, and --optimizer may say another"
+        draft.lack("optimizer", f"{told}{closest(said, kinds)} (there are {', '.join(kinds)})", "optim")
+    trained = draft.axis("optimizer")
+    if trained.endswith("_layerwise"):  # the Trainer clips when every gradient is gone
+        draft.set("max_grad_norm", 0, layerwise)
+    options = "galore_adafactor" if trained.startswith("galore_adafactor") else family
+    draft.set(f"{options}.rank", given.number(f"{family}_rank", 16), f"{family}_rank")
+    draft.set(f"{options}.update_proj_gap", given.number(key := f"{family}_update_interval", 200), key)
+    draft.set(f"{options}.scale", given.get(f"{family}_scale", scale), f"{family}_scale")
+    draft.set(f"{options}.target_modules", _targets(draft, f"{family}_target"), f"{family}_target")
+    return options
+
+
+def _targets(draft: Draft, key: str) -> Any:
+    """Parts of modules' names, by commas; `all` are all linear ones."""
+    said = draft.given.get(key, "all")
+    names = [one.strip() for one in said.split(",")] if isinstance(said, str) else said
+    return "all-linear" if names == ["all"] else names
 
 
 def _precision(draft: Draft) -> None:
@@ -154,9 +199,7 @@ def _lora(draft: Draft) -> None:
     draft.set("lora_alpha", given.get("lora_alpha", rank * 2), "lora_alpha")
     lora_dropout(draft, 0.0, draft.trained(given.text("stage", "sft")) in ("dpo", "kto"))
     draft.set("use_rslora", given.flag("use_rslora"), "use_rslora")
-    said = given.get("lora_target", "all")
-    names = [one.strip() for one in said.split(",")] if isinstance(said, str) else said
-    draft.set("lora_target_modules", "all-linear" if names == ["all"] else names, "lora_target")
+    draft.set("lora_target_modules", _targets(draft, "lora_target"), "lora_target")
     more = given.get("additional_target")
     if more:
         draft.set("lora_modules_to_save", more.split(",") if isinstance(more, str) else more, "additional_target")

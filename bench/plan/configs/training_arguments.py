@@ -142,7 +142,7 @@ def common(draft: Draft) -> None:
     given = draft.given
     draft.set("batch_size", given.number("per_device_train_batch_size", 8), "per_device_train_batch_size")
     clipped = [] if draft.axis("optimizer", str(given.get("optim"))).endswith("_layerwise") else ["max_grad_norm"]
-    if not clipped:  # the Trainer clips when every gradient is gone
+    if not clipped and "max_grad_norm" not in draft.settings:  # the Trainer clips when every gradient is gone
         draft.set("max_grad_norm", 0, "optim")
     for key in ("gradient_accumulation_steps", "learning_rate", "torch_empty_cache_steps", *clipped):
         if given.get(key) is not None:

@@ -48,6 +48,9 @@ MORE: dict[str, dict[str, Any]] = {
     "deepspeed-zero3-auto.json": LENGTH
     | ENGINE
     | {"names": ("model", "batch_size", "max_length"), "set": ("batch_size=2", "max_length=512")},
+    "deepspeed-zero3-axolotl.json": LENGTH
+    | ENGINE
+    | {"names": ("model", "batch_size", "max_length"), "set": ("batch_size=2", "max_length=512")},
     "trl-sft-qlora.yaml": {"format": "trl-sft"},
     "trl-grpo.yaml": {"format": "trl-grpo"},
 }
@@ -558,6 +561,72 @@ def test_a_layerwise_optimizer_of_llama_factory_clips_nothing(tmp_path: Path) ->
     (one,) = planned(str(file)).cells
     assert (one.cell.optimizer, one.cell.workload.max_grad_norm) == ("galore_adamw_layerwise", 0)
     assert one.rejection is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "optimizer", "options"),
+    [
+        ("use_galore: true\n", "galore_adamw", {"rank": 16, "scale": 2.0, "target_modules": "all-linear"}),
+        (
+            "use_galore: true\ngalore_layerwise: true\noptim: adamw_8bit\ngalore_target: mlp, self_attn\ngalore_rank: 128\n",
+            "galore_adamw_8bit_layerwise",
+            {"rank": 128, "target_modules": ["mlp", "self_attn"], "proj_type": "std"},
+        ),
+        (
+            "use_galore: true\noptim: adafactor\ngalore_target: q_proj\ngalore_proj_type: right\n",
+            "galore_adafactor",
+            {"rank": 16, "target_modules": ["q_proj"], "proj_type": "right"},
+        ),
+        (
+            "use_apollo: true\noptim: adamw_torch\napollo_rank: 1\napollo_scale_type: tensor\napollo_target: mlp\n",
+            "apollo_adamw",
+            {"rank": 1, "scale": 32.0, "scale_type": "tensor", "target_modules": ["mlp"]},
+        ),
+    ],
+)
+def test_llama_factory_projects_gradients_by_the_form_of_optim(
+    lines: str, optimizer: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(f"model_name_or_path: Qwen/Qwen2.5-0.5B\nfinetuning_type: full\npure_bf16: true\n{lines}")
+    plan = planned(str(file), format="llama-factory")
+    (one,) = plan.cells
+    assert one.cell.optimizer == optimizer
+    kind = one.cell.optimizer_value.options
+    assert kind is not None
+    assert one.cell.workload.options[kind.namespace].items() >= options.items()
+    assert plan.config is not None
+    keys = {read.key: read for read in plan.config.keys}
+    assert {keys[line.partition(":")[0]].kind for line in lines.splitlines()} == {"used"}
+    assert plan.left_out == ()
+    if "layerwise" in optimizer:
+        assert one.cell.workload.max_grad_norm == 0
+        assert keys["galore_layerwise"].told.endswith("max_grad_norm: 0")
+        assert "max_grad_norm" not in keys["optim"].told
+
+
+def test_llama_factory_s_sft_loss_of_pairs_takes_nothing_more(tmp_path: Path) -> None:
+    """It is made of the log-probabilities that the other loss has (train/dpo/trainer.py)."""
+    file = tmp_path / "x.yaml"
+    file.write_text("model_name_or_path: gpt2\nstage: dpo\nfinetuning_type: full\nbf16: true\npref_ftx: 0.1\n")
+    config = planned(str(file), format="llama-factory").config
+    assert config is not None
+    assert {one.key: one.kind for one in config.keys}["pref_ftx"] == "without effect"
+
+
+def test_what_llama_factory_cannot_project_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    text = "model_name_or_path: gpt2\nfinetuning_type: full\nuse_galore: true\n"
+    file.write_text(f"{text}optim: adamw_torch_fused\n")
+    with pytest.raises(
+        ConfigurationError, match=r"x.yaml:4: optim: 'adamw_torch_fused' has no projected form.*adamw_torch"
+    ):
+        planned(str(file), format="llama-factory")
+    (one,) = planned(str(file), format="llama-factory", axes={"optimizer": "galore_adamw"}).cells
+    assert one.cell.optimizer == "galore_adamw"
+    file.write_text(f"{text}galore_proj_type: full\n")
+    plan = planned(str(file), format="llama-factory")
+    assert [one.reason.partition(":")[0] for one in plan.left_out] == ["galore_proj_type"]
 
 
 if __name__ == "__main__":
