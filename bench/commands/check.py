@@ -77,7 +77,9 @@ def check(
             check_out(file, option=option)
             if file.resolve() == baseline.resolve():
                 raise ConfigurationError(f"{option} {file}: is the baseline; name another file", field="out")
-    told = dict(_tolerance(one) for one in tolerance or [])
+    if junit is not None and summary is not None and junit.resolve() == summary.resolve():
+        raise ConfigurationError(f"--junit and --summary: both name {junit}; name two files", field="out")
+    told = _tolerances(tolerance or [])
     with stdout_kept_clean() as out:
         folder = opened(run)
         how = {"across_versions": across_versions, "two_sided": two_sided}
@@ -150,8 +152,15 @@ def measured_again(run: Path, ids: Collection[str]) -> bool:
     return True
 
 
-def _tolerance(typed: str) -> tuple[str, str]:
-    metric, equals, text = typed.partition("=")
-    if not equals:
-        raise ConfigurationError(f"--tolerance {typed}: write METRIC=T, as allocated_bytes=1%", field="tolerance")
-    return metric.strip(), text.strip()
+def _tolerances(typed: list[str]) -> dict[str, str]:
+    """By metric, as text. Raises ConfigurationError where one is named twice."""
+    told: dict[str, str] = {}
+    for one in typed:
+        metric, equals, text = (part.strip() for part in one.partition("="))
+        if not equals:
+            raise ConfigurationError(f"--tolerance {one}: write METRIC=T, as allocated_bytes=1%", field="tolerance")
+        if told.setdefault(metric, text) != text:
+            raise ConfigurationError(
+                f"--tolerance {metric}: is said twice, {told[metric]} and {text}", field="tolerance"
+            )
+    return told

@@ -141,11 +141,15 @@ def _searched(typed: Sequence[str]) -> Iterator[str]:
     """The fields of `--max` by our names, each checked."""
     from vrambench.bench.predict.searchable import check_searchable, searched_fields
 
+    seen: set[str] = set()
     for field in searched_fields(",".join(typed)):
         name, note = field_in_our_name(field)
         if note:
             say(f"--max {note}")
         check_searchable(name)
+        if name in seen:
+            raise ConfigurationError(f"--max {','.join(typed)}: {name} is named twice", field="max")
+        seen.add(name)
         yield name
 
 

@@ -37,7 +37,12 @@ MatrixPath = Annotated[
 ]
 AllocConf = Annotated[
     str | None,
-    typer.Option("--alloc-conf", help="As PYTORCH_ALLOC_CONF.", metavar="OPTIONS", show_default="the environment's"),
+    typer.Option(
+        "--alloc-conf",
+        help="As PYTORCH_ALLOC_CONF; of an option said twice the last counts, as there.",
+        metavar="OPTIONS",
+        show_default="the environment's",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Predict anew, and keep nothing of it.")]

@@ -133,14 +133,15 @@ def check(
     if apart:
         return Check(device=run.device, not_comparable=tuple(apart), notes=tuple(notes))
     now = {cell.id: cell for cell in run.cells}
-    planned = {cell.id for cell in folder.run.cells} if folder.run else set()
+    absent = {cell.id: "the run has no result of it" for cell in folder.run.cells} if folder.run else {}
+    absent |= {one.cell_id: f"its result file is {one.reason}" for one in folder.unreadable}
     known = {cell.id for cell in baseline.cells}
     new = [cell for cell in run.cells if cell.id not in known]
     alike = _by_axes(new)
-    if not known & {*now, *planned}:
+    if not known & {*now, *absent}:
         return Check(device=run.device, not_comparable=(_nothing_left(baseline.cells, alike),), notes=tuple(notes))
     cells = [
-        _checked(cell, now.get(cell.id), cell.id in planned, baseline.tolerances, told, two_sided, alike)
+        _checked(cell, now.get(cell.id), absent.get(cell.id), baseline.tolerances, told, two_sided, alike)
         for cell in baseline.cells
     ]
     return Check(device=run.device, notes=tuple(notes), cells=_ordered([*cells, *map(_new, new)]))
@@ -220,7 +221,7 @@ def _new(cell: BaselineCell) -> CellCheck:
 def _checked(
     before: BaselineCell,
     now: BaselineCell | None,
-    planned: bool,
+    absent: str | None,
     of_all: Mapping[str, str],
     told: Mapping[str, str],
     two_sided: bool,
@@ -228,8 +229,8 @@ def _checked(
 ) -> CellCheck:
     named = {"id": before.id, "name": before.name}
     if now is None:
-        if planned:
-            return CellCheck(**named, outcome="failed", reason="the run has no result of it")
+        if absent:
+            return CellCheck(**named, outcome="failed", reason=absent)
         return CellCheck(**named, outcome="vanished", reason=_asked_otherwise(before, new))
     if now.status in FAILED:
         return CellCheck(**named, outcome="failed", reason=_ended(now))

@@ -7,7 +7,7 @@ requested <= allocated <= active <= reserved <= device.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +16,9 @@ SCHEMA = 1
 Status = Literal["ok", "oom", "invalid", "pruned", "timeout", "crashed", "error"]
 Source = Literal["measured", "predicted", "verified"]
 Verdict = Literal["fits", "tight", "unsure", "does not fit"]
+
+Count = Annotated[int, Field(ge=0)]
+"""Bytes, or how often."""
 
 FAILED: tuple[Status, ...] = ("timeout", "crashed", "error")
 """Statuses of a measurement that failed: run again with `--retry`, and exit code 4."""
@@ -29,18 +32,18 @@ class Memory(Record):
     """Peaks of the whole job, in bytes. On CUDA from the caching allocator and NVML; on the CPU, `requested` and `allocated` are
     the live tensor storages of one traced step, and the device's keys are None (there is no such device)."""
 
-    requested_bytes: int | None = None
-    allocated_bytes: int | None = None
-    active_bytes: int | None = None
-    reserved_bytes: int | None = None
-    device_bytes: int | None = None
-    context_bytes: int | None = None
-    elsewhere_bytes: int | None = None
+    requested_bytes: Count | None = None
+    allocated_bytes: Count | None = None
+    active_bytes: Count | None = None
+    reserved_bytes: Count | None = None
+    device_bytes: Count | None = None
+    context_bytes: Count | None = None
+    elsewhere_bytes: Count | None = None
     """What another process holds beside the job, as the workload says; in no other line."""
-    managed_bytes: int | None = None
-    host_rss_bytes: int | None = None
-    host_pinned_bytes: int | None = None
-    num_alloc_retries: int | None = None
+    managed_bytes: Count | None = None
+    host_rss_bytes: Count | None = None
+    host_pinned_bytes: Count | None = None
+    num_alloc_retries: Count | None = None
 
 
 class Share(Record):
@@ -49,7 +52,7 @@ class Share(Record):
 
     role: str | None
     kind: str
-    nbytes: int
+    nbytes: Count
 
 
 class Phase(Record):
@@ -60,9 +63,9 @@ class Phase(Record):
     name: str
     step: int | None
     seconds: float | None
-    allocated_bytes: int | None = None
-    reserved_bytes: int | None = None
-    device_bytes: int | None = None
+    allocated_bytes: Count | None = None
+    reserved_bytes: Count | None = None
+    device_bytes: Count | None = None
     at_peak: tuple[Share, ...] = ()
 
 
@@ -76,7 +79,7 @@ class Held(Record):
     phase: str | None
     module: str
     operator: str
-    nbytes: int
+    nbytes: Count
 
 
 class BlockName(Record):
@@ -95,7 +98,7 @@ class Stretch(NamedTuple):
     """Neighbouring blocks of one name, which is given by its place."""
 
     name: int
-    nbytes: int
+    nbytes: Count
 
 
 class BlockMap(Record):
@@ -108,10 +111,10 @@ class BlockMap(Record):
 class RoleBytes(Record):
     """What one role's model holds, counted by storages (shared storage belongs to the first role that has it)."""
 
-    weights_bytes: int
-    gradients_bytes: int
+    weights_bytes: Count
+    gradients_bytes: Count
     """When the optimizer steps; the largest one's, where each steps inside the backward pass and is freed."""
-    optimizer_bytes: int
+    optimizer_bytes: Count
     shares: str | None = None
     """The role whose weights this one uses, if it has none of its own."""
 
@@ -157,8 +160,8 @@ class OutOfMemory(Record):
     """Where memory ran out. None where the system does not say."""
 
     where: Literal["device", "host"]
-    asked_bytes: int | None = None
-    missing_bytes: int | None = None
+    asked_bytes: Count | None = None
+    missing_bytes: Count | None = None
 
 
 class Sample(Record):
@@ -194,7 +197,7 @@ class PredictedVerdict(Record):
 
     verdict: Verdict
     budget_bytes: int
-    band_bytes: int
+    band_bytes: Count
     band_basis: str
 
 

@@ -41,6 +41,10 @@ class Unreadable:
     reason: str
     newer: bool = False
 
+    @property
+    def cell_id(self) -> str:
+        return self.file.name.partition(".")[0]
+
 
 class RunFolder:
     """One run's files. `run`: run.json's content, None before it is read or written."""

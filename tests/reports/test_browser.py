@@ -352,6 +352,18 @@ def test_a_narrow_window_scrolls_the_table_not_the_page(width: int, page: Path) 
         assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+@pytest.mark.parametrize("javascript", [True, False])
+def test_on_a_phone_the_first_chart_and_the_best_cells_are_whole(javascript: bool, page: Path) -> None:
+    """Phones show no bar by which a reader would see that there is more."""
+    with Browser(width=390, javascript=javascript) as browser:
+        browser.open(page)
+        if javascript:
+            draw_all(browser)
+        for place in ("#chart-cards", ".scroll:has(.best)"):
+            whole = f"[...document.querySelectorAll('{place}')].map((one) => one.scrollWidth <= one.clientWidth)"
+            assert browser.evaluate(whole) == [True], place
+
+
 def test_on_a_phone_the_filters_are_folded(page: Path) -> None:
     """What they leave is told all the same."""
     with Browser(width=360) as browser:

@@ -191,6 +191,39 @@ def test_a_baseline_lacks_no_cell_in_silence(tmp_path: Path, capsys: pytest.Capt
     assert len(read_baseline(out).cells) == 2
 
 
+def test_a_result_of_a_newer_version_is_not_said_to_be_made_anew_in_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run_of(tmp_path, [full("a"), full("b")])
+    before = baseline_of(folder)
+    (folder.cells / "b.json").write_text('{"schema": 99}')
+    assert main(["baseline", str(folder.path), "-o", str(tmp_path / "baseline.json")]) == 2
+    told = capsys.readouterr().err
+    assert "of schema 99, which a newer vrambench wrote" in told
+    assert told.endswith("use that version, or run its cells into another folder\n")
+    (failed,) = check(before, folder).of("failed")
+    assert (failed.reason or "").startswith("its result file is of schema 99")
+
+
+def test_a_result_that_was_set_aside_does_not_stand_in_the_way_of_the_one_made_anew(tmp_path: Path) -> None:
+    folder = run_of(tmp_path, [full("a"), full("b")])
+    folder.set_aside("b")
+    folder.write_result(full("b"))
+    assert main(["baseline", str(folder.path), "-o", str(tmp_path / "baseline.json")]) == 0
+
+
+def test_what_is_said_twice_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, file = run_of(tmp_path, [full("a")]), tmp_path / "baseline.json"
+    write_baseline(baseline_of(folder), file)
+    typed = ["check", str(folder.path), "--baseline", str(file)]
+    assert main([*typed, "--tolerance", "allocated_bytes=1%", "--tolerance", "allocated_bytes=2%"]) == 2
+    assert "--tolerance allocated_bytes: is said twice, 1% and 2%" in capsys.readouterr().err
+    assert main([*typed, "--tolerance", "allocated_bytes=1%", "--tolerance", "allocated_bytes=1%"]) == 0
+    both = str(tmp_path / "same.out")
+    assert main([*typed, "--junit", both, "--summary", both]) == 2
+    assert f"--junit and --summary: both name {both}; name two files" in capsys.readouterr().err
+
+
 def test_a_check_writes_over_no_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, file = run_of(tmp_path, [full("a")]), tmp_path / "baseline.json"
     write_baseline(baseline_of(folder), file)

@@ -169,6 +169,15 @@ def test_a_later_versions_keys_are_passed_over_in_results_and_kept_in_run_json(f
     assert RunFolder.open(folder.path).info["environment"] == {"rack": 4}
 
 
+def test_bytes_below_nothing_are_no_result(folder: RunFolder) -> None:
+    data = json.loads(dump_result(RESULT))
+    data["memory"]["allocated_bytes"] = -2414
+    (folder.cells / "a1.json").write_text(json.dumps(data))
+    found = folder.read("a1")
+    assert isinstance(found, Unreadable)
+    assert found.reason == "not a readable result: memory.allocated_bytes: -2414: must be at least 0"
+
+
 def test_a_newer_schema_is_said_and_no_folder_or_pipe_stops_a_report(folder: RunFolder) -> None:
     import os
 
