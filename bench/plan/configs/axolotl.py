@@ -94,7 +94,7 @@ TABLE = Table.of(
     WITHOUT,
     {
         **{
-            key: Doubt(reason, (*INERT, 1) if reason == SEVERAL else INERT)
+            key: Doubt(reason, (*INERT, 1) if reason == SEVERAL else INERT, less=reason in (COMPILED, KERNEL))
             for reason, keys in REASONS.items()
             for key in keys.split()
         },
@@ -336,7 +336,7 @@ def _attention(draft: Draft) -> None:
         if name in old.values():
             draft.set("attention", name, str(key))
         else:
-            draft.doubt("attn_implementation", KERNEL)
+            draft.doubt("attn_implementation", KERNEL, less=True)
     upcast = given.get("adapter") is None and "flash" not in said and not _cuts(draft)
     if upcast and draft.axis("precision") in ("bf16", "fp16") and draft.axis("adapter") == "none":
         draft.doubt("attn_implementation", "without flash-attn, axolotl holds norms, embeddings and head in fp32")
@@ -357,7 +357,7 @@ def _checkpoints(draft: Draft) -> None:
         draft.set("use_reentrant", kwargs["use_reentrant"], "gradient_checkpointing_kwargs")
     if offloads:
         if offloads is not True:
-            draft.doubt("activation_offloading", f"{shown(offloads)} is not modelled: true is predicted")
+            draft.doubt("activation_offloading", f"{shown(offloads)} is not modelled: true is predicted", less=True)
         draft.set("activation_offloading", True, "activation_offloading")
 
 

@@ -140,16 +140,19 @@ class Draft:
         if self.trained("sft") in WHOLE and not {"lengths", "response_tokens"} & set(self.chosen.names):
             self.unsaid("max_length", "--set max_length=1024")
 
-    def doubt(self, key: str, reason: str, nbytes: int | None = None, *, decisive: bool = False) -> None:
-        """The file's `key` may change memory by what is not modelled; by 0 bytes where the prediction takes more than the job."""
+    def doubt(
+        self, key: str, reason: str, nbytes: int | None = None, *, less: bool = False, decisive: bool = False
+    ) -> None:
+        """The file's `key` may change memory by what is not modelled; by 0 bytes where the prediction takes more than the job.
+        `less`: the job may take less, too."""
         self._reasons[key] = reason
         told = f"{self.given.written(key)}: {reason}"
-        self.doubts.append(Unmodelled(reason=told, nbytes=nbytes, less=not nbytes, decisive=decisive))
+        self.doubts.append(Unmodelled(reason=told, nbytes=nbytes, less=less or nbytes == 0, decisive=decisive))
 
     def doubt_starter(self, option: str, value: Any, reason: str) -> None:
         """The same of what starts the trainer, with `option`."""
         self._adopted.append(ReadKey(option, value, "not modelled", (), reason))
-        self.doubts.append(Unmodelled(reason=f"{option}: {reason}", less=True))
+        self.doubts.append(Unmodelled(reason=f"{option}: {reason}"))
 
     def done(self, name: str, called: str) -> Config:
         """The configuration. Raises Refused where something is wrong, or lacks and the command line does not say it either."""
@@ -191,7 +194,8 @@ class Draft:
         table = self.given.table
         key = table.renamed.get(written, written)
         if key in table.doubts and table.doubts[key].raised_by(value) and key not in self._reasons:
-            self.doubt(key, table.doubts[key].reason, table.doubts[key].nbytes)
+            found = table.doubts[key]
+            self.doubt(key, found.reason, found.nbytes, less=found.less)
         if not table.knows(key) and value is not None:
             self._unknown(written, called)
         made = tuple(self._made.get(key, ()))

@@ -27,11 +27,12 @@ INERT: tuple[Any, ...] = (None, False, "", [], {}, "no", "none")
 @dataclass(frozen=True)
 class Doubt:
     """Why a key can change memory. `inert`: values with which it does not. `nbytes`: the most that it is, where known;
-    0 where the prediction takes more."""
+    0 where the prediction takes more. `less`: the job may take less, too."""
 
     reason: str
     inert: tuple[Any, ...] = INERT
     nbytes: int | None = None
+    less: bool = False
 
     def raised_by(self, value: object) -> bool:
         return not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in self.inert)

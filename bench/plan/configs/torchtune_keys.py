@@ -55,7 +55,7 @@ TABLE = Table.of(
     WITHOUT,
     {
         **{key: Doubt(reason) for reason, keys in REASONS.items() for key in keys.split()},
-        "compile": Doubt(COMPILED),
+        "compile": Doubt(COMPILED, less=True),
         "device": Doubt(
             "the job is to run on another device, and a GPU's memory is predicted", (*INERT, "cuda", "cuda:0")
         ),

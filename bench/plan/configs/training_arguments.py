@@ -53,9 +53,9 @@ TABLE = Table.of(
         "liger_kernel_config": Doubt("which of Liger's kernels replace a model's own changes what it keeps"),
         "neftune_noise_alpha": Doubt("noise as large as the embedded batch is added to it", nbytes=2**29),
         "parallelism_config": Doubt(SEVERAL),
-        "torch_compile": Doubt(COMPILED),
-        "torch_compile_backend": Doubt(COMPILED),
-        "torch_compile_mode": Doubt(COMPILED),
+        "torch_compile": Doubt(COMPILED, less=True),
+        "torch_compile_backend": Doubt(COMPILED, less=True),
+        "torch_compile_mode": Doubt(COMPILED, less=True),
         "use_cache": Doubt("keys and values are kept in training too"),
         "use_cpu": Doubt("the job is to run on the CPU, and a GPU's memory is predicted"),
     },
@@ -124,7 +124,7 @@ def checkpoints(draft: Draft, *, default: bool = False) -> None:
         if said.get("use_reentrant") is not None:
             draft.set("use_reentrant", said["use_reentrant"], key)
         if said.get("every_n_layers", 1) != 1 or said.get("offload"):
-            draft.doubt(key, "checkpoints of some layers alone, or on the host, are not modelled")
+            draft.doubt(key, "checkpoints of some layers alone, or on the host, are not modelled", less=True)
 
 
 def lora_dropout(draft: Draft, default: float, off: bool, *keys: str) -> None:

@@ -183,10 +183,11 @@ def _adapter(draft: Draft) -> None:
         draft.set("adapter_dtype", "bf16", "use_peft")
     if not peft:
         return
-    for key, default in (("lora_r", 16), ("lora_alpha", 32), ("use_rslora", False)):
-        draft.set(key, given.get(key, default), key)
+    draft.set("lora_r", given.get("lora_r", 16), "lora_r")
+    draft.set("lora_alpha", given.get("lora_alpha", 32), "lora_alpha")
     off = given.flag("disable_dropout", draft.trained("sft") in ("dpo", "reward"))
     training_arguments.lora_dropout(draft, 0.05, off, "disable_dropout")
+    draft.set("use_rslora", given.get("use_rslora", False), "use_rslora")
     targets = given.get("lora_target_modules")
     if targets is not None:
         whole = targets[0] if isinstance(targets, list) and targets == ["all-linear"] else targets
@@ -251,7 +252,7 @@ def _pairs(draft: Draft) -> None:
     _whole(draft)
     draft.halves(draft.given.number("max_length", 1024), "max_length")
     if draft.given.flag("use_liger_kernel"):
-        draft.doubt("use_liger_kernel", LIGER)
+        draft.doubt("use_liger_kernel", LIGER, less=True)
 
 
 def _dpo(draft: Draft) -> None:
@@ -318,7 +319,7 @@ def _online(draft: Draft, namespace: str, group: int, beta: float, options: tupl
         if given.get(option) is not None:
             draft.set(f"{namespace}.{option}", given.get(option), option)
     if given.flag("use_liger_kernel"):
-        draft.doubt("use_liger_kernel", LIGER)
+        draft.doubt("use_liger_kernel", LIGER, less=True)
     if given.flag("use_vllm"):
         _vllm(draft)
     if given.get("reward_model_name_or_path") is not None:
