@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -18,6 +18,7 @@ from vrambench.bench.commands.shared import (
     EXIT_DOES_NOT_FIT,
     AllocConf,
     Json,
+    Mistakes,
     NoCache,
     card_named,
     default_matrix,
@@ -108,7 +109,12 @@ def fit(
         kept = read_answer(cache, asked) if cache else None
         for line in kept.lines if kept else ():
             say(line)
-        kept = kept or _predicted(loaded, matrix, selection, maximum, advices, alloc_conf, cache, asked)
+        try:
+            kept = kept or _predicted(loaded, matrix, selection, maximum, advices, alloc_conf, cache, asked)
+        except Forbidden as error:
+            if loaded.config is None:
+                raise
+            raise _told_by_key(error, loaded, selection, None if as_json else out) from None
         answer = kept.answer
         config = as_built(loaded.config, [answer.cell]) if loaded.config else None
         if as_json:
@@ -218,12 +224,31 @@ def _predicted(
     return kept
 
 
+def _told_by_key(error: Forbidden, matrix: Matrix, selection: Selection, out: TextIO | None) -> Mistakes:
+    """`error`, and which keys of the trainer's file bring the cell under the rule. How all were read is printed to `out`."""
+    from vrambench.bench.plan.blame import to_blame
+    from vrambench.bench.plan.built import as_built
+    from vrambench.reports.text.config import print_config
+
+    if out is not None and matrix.config is not None:
+        print_config(as_built(matrix.config, [error.planned.cell]), out)
+    return Mistakes([error.message, *to_blame(error.planned, matrix, selection)])
+
+
 def _again(cell: Cell, matrix: Matrix, path: Path | None, profile: str | None) -> str:
     """The shortest command that asks for the cell: of the matrix at `path`, or of the default one."""
     from vrambench.bench.plan.shortest import shortest
 
     named, matrix = matrix_again(matrix, path)
     return shlex.join(["vrambench", "fit", *named, *shortest(cell, matrix, profile=profile)])
+
+
+class Forbidden(ConfigurationError):
+    """A rule forbids the cell that is asked for, `planned`."""
+
+    def __init__(self, message: str, planned: PlannedCell) -> None:
+        super().__init__(message)
+        self.planned = planned
 
 
 def only_cell(plan: Plan, searched: str | None = None) -> PlannedCell:
@@ -244,7 +269,7 @@ def only_cell(plan: Plan, searched: str | None = None) -> PlannedCell:
         planned = min(plan.cells, key=lambda one: [getattr(one.cell.workload, field) for field in fields])
     rule = planned.rejection
     if rule is not None:
-        raise ConfigurationError(f"{planned.name}: invalid on CUDA by the rule {rule.rule}: {rule.reason}")
+        raise Forbidden(f"{planned.name}: invalid on CUDA by the rule {rule.rule}: {rule.reason}", planned)
     return planned
 
 

@@ -34,8 +34,8 @@ class ZeroOptions(Options):
     """Nothing is gathered ahead where this much is gathered already."""
     stage3_max_reuse_distance: Elements = 1_000_000_000
     """A parameter that is needed again before this much else stays gathered."""
-    sub_group_size: Annotated[int, Field(ge=1)] = 1_000_000_000
-    """The optimizer's step goes through parameters in groups of this size."""
+    sub_group_size: Elements = 1_000_000_000
+    """The optimizer's step goes through parameters in groups of this size; 0: each is a group."""
 
 
 STAGE_3_ONLY = (

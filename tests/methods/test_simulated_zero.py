@@ -46,6 +46,8 @@ GATHERED = SMALL_BUCKET | {
     "stage3_max_reuse_distance": 20_000,
 }
 """Of the tiny model, norms stay, and all else comes and goes."""
+ALONE = {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0, "sub_group_size": 0}
+"""As axolotl publishes it: nothing is gathered ahead or stays, and each parameter is stepped on by itself."""
 LORA = {"adapter": "lora", "lora_target_modules": "all-linear"}
 CASES: dict[str, dict[str, Any]] = {
     "fp32": {},
@@ -91,6 +93,7 @@ CASES: dict[str, dict[str, Any]] = {
         "zero": SMALL_BUCKET,
     },
     "zero3 all": {"offload": "zero3_all", "zero": GATHERED | {"sub_group_size": 50_000}},
+    "zero3 all, each by itself": {"offload": "zero3_all", "precision": "bf16", "zero": SMALL_BUCKET | ALONE},
     "zero3 all, bf16, accumulated, checkpointed": {
         "offload": "zero3_all",
         "precision": "bf16",

@@ -83,6 +83,12 @@ TABLE = Table.of(
         f"{ZERO}.cpu_offload_use_pin_memory": Doubt("an old name: offload_optimizer.pin_memory says it", OFF),
     },
 )
+UNPREFIXED = """
+prefetch_bucket_size param_persistence_threshold model_persistence_threshold max_live_parameters max_reuse_distance
+gather_16bit_weights_on_model_save module_granularity_threshold use_all_reduce_for_fetch_params allgather_sequential
+""".split()  # noqa: SIM905
+"""Names that DeepSpeed has for its `stage3_` ones too."""
+TABLE |= Table.of("", renamed={f"{ZERO}.{name}": f"{ZERO}.stage3_{name}" for name in UNPREFIXED})
 OPTIMIZERS = {"adam": "adamw_torch_fused", "adamw": "adamw_torch_fused"}
 ADAMW = ("adamw_torch", "adamw_torch_fused")
 """Those whose state is DeepSpeed's."""
@@ -232,21 +238,23 @@ def _offload(draft: Draft, stage: Any) -> None:
         draft.doubt(key, "on a disk, and not in the host's memory: buffers of its own come to it")
     on_host = {key for key, device in hosts.items() if device != "none"}
     if stage < 2:
-        draft.doubt(f"{ZERO}.stage", "DeepSpeed's engine below stage 2 is not modelled: stage 2 is predicted")
+        engine = "DeepSpeed's engine in stage 1" if stage else "DeepSpeed's engine without ZeRO, stage 0,"
+        draft.doubt(f"{ZERO}.stage", f"{engine} is not modelled: stage 2 is predicted")
         stage = 2
     if stage == 3 and state not in on_host:
-        draft.lack(
-            "offload", "stage 3 without offload_optimizer is not here, and --offload may name another", f"{ZERO}.stage"
-        )
+        told = "stage 3 is here with offload_optimizer alone; on one GPU, where nothing is divided, --offload zero2 comes nearest"
+        draft.lack("offload", f"{told}, and --offload zero3_optimizer has the optimizer on the host", f"{ZERO}.stage")
         return
     whole = stage == 3 and weights in on_host
     name = "zero3_all" if whole else f"zero{stage}{'_optimizer' if state in on_host else ''}"
     draft.set("offload", name, f"{ZERO}.stage", *on_host)
     options = ["reduce_bucket_size", "overlap_comm", *(STAGE_3 if stage == 3 else ())]
     for option in options:
-        value = given.get(f"{ZERO}.{option}", True if (option, stage) == ("overlap_comm", 3) else None)
-        if value is not None and (value != "auto" or option in OF_THE_MODEL):
-            draft.set(f"zero.{option}", int(value) if isinstance(value, float) else value, f"{ZERO}.{option}")
+        key = f"{ZERO}.{option}"
+        value = given.get(key, True if (option, stage) == ("overlap_comm", 3) else None)
+        filled = option in OF_THE_MODEL and given.written(key) == key  # transformers looks for that name alone
+        if value is not None and (value != "auto" or filled):
+            draft.set(f"zero.{option}", int(value) if isinstance(value, float) else value, key)
     if on_host:
         pinned = [given.get(key.replace("device", "pin_memory"), False) for key in sorted(on_host)]
         draft.set("zero.pin_memory", any(pinned), *(key.replace("device", "pin_memory") for key in sorted(on_host)))

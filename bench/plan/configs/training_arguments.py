@@ -18,6 +18,7 @@ USED = """
 per_device_train_batch_size gradient_accumulation_steps learning_rate max_grad_norm torch_empty_cache_steps optim optim_args
 optim_target_modules bf16 fp16 activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing
 gradient_checkpointing_kwargs deepspeed use_liger_kernel eval_strategy per_device_eval_batch_size eval_accumulation_steps
+prediction_loss_only
 """
 WITHOUT = """
 accelerator_config adam_beta1 adam_beta2 adam_epsilon average_tokens_across_devices batch_eval_metrics bf16_full_eval data_seed
@@ -28,7 +29,7 @@ eval_do_concat_batches eval_on_start eval_steps eval_use_gather_object fp16_full
 hub_always_push hub_model_id hub_private_repo hub_revision hub_strategy hub_token ignore_data_skip include_for_metrics
 include_num_input_tokens_seen label_names length_column_name load_best_model_at_end local_rank log_level log_level_replica
 log_on_each_node logging_first_step logging_nan_inf_filter logging_steps logging_strategy lr_scheduler_kwargs lr_scheduler_type
-max_steps metric_for_best_model num_train_epochs output_dir prediction_loss_only project push_to_hub remove_unused_columns
+max_steps metric_for_best_model num_train_epochs output_dir project push_to_hub remove_unused_columns
 report_to restore_callback_states_from_checkpoint resume_from_checkpoint run_name save_on_each_node save_only_model save_steps
 save_strategy save_total_limit seed skip_memory_metrics tf32 trackio_bucket_id trackio_space_id trackio_static_space_id
 train_sampling_strategy warmup_steps weight_decay
@@ -150,18 +151,26 @@ def common(draft: Draft) -> None:
     if "optimizer" not in draft.axes:
         optimizer(draft, "optim", "adamw_torch_fused")
     if given.get("eval_strategy", "no") not in ("no", False):
-        draft.set(
-            "eval_batch_size",
-            given.number("per_device_eval_batch_size", 8),
-            "per_device_eval_batch_size",
-            "eval_strategy",
-        )
-        if given.get("eval_accumulation_steps") is not None:
-            draft.set("eval_accumulation_steps", given.get("eval_accumulation_steps"), "eval_accumulation_steps")
+        _evaluation(draft)
     if given.get("deepspeed"):
         deepspeed.lay(draft)
     else:
         draft.set("offload", "none", "deepspeed")
+
+
+def _evaluation(draft: Draft) -> None:
+    """Whether a script has compute_metrics, its arguments do not say; without, prediction_loss_only is true whatever they do
+    (trainer.py, evaluate)."""
+    given, size, only = draft.given, "per_device_eval_batch_size", "prediction_loss_only"
+    draft.set("eval_batch_size", given.number(size, 8), size, "eval_strategy")
+    if given.get("eval_accumulation_steps") is not None:
+        draft.set("eval_accumulation_steps", given.get("eval_accumulation_steps"), "eval_accumulation_steps")
+    if given.flag(only):
+        draft.set(only, True, only)
+    elif only not in draft.chosen.names:
+        draft.say(only, "true, as without compute_metrics")
+        told = "no compute_metrics, for which evaluation would keep every batch's logits on the device"
+        draft.take(f"{told} (--set {only}=false)", "eval_batch_size")
 
 
 def optimizer(draft: Draft, key: str, default: str) -> None:

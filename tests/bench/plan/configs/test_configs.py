@@ -287,6 +287,28 @@ def test_vllm_s_share_of_the_card_is_held_beside_the_job(
     assert [one.cell.workload.reserved_elsewhere for one in plan.cells] == [elsewhere]
 
 
+@pytest.mark.parametrize(
+    ("lines", "typed", "told"),
+    [
+        ("", (), None),
+        ("prediction_loss_only: false\n", (), "true, as without compute_metrics"),
+        ("prediction_loss_only: true\n", (), "prediction_loss_only: true"),
+        ("prediction_loss_only: false\n", ("prediction_loss_only",), ""),
+    ],
+)
+def test_an_evaluation_without_metrics_is_taken_for_granted(
+    lines: str, typed: tuple[str, ...], told: str | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "sft.yaml"
+    file.write_text(f"model_name_or_path: gpt2\nmax_length: 64\neval_strategy: steps\n{lines}")
+    plan = planned(str(file), format="trl-sft", names=typed, set=tuple(f"{name}=false" for name in typed))
+    assert plan.config is not None
+    assert {one.key: one.told for one in plan.config.keys}.get("prediction_loss_only") == told
+    assert [one.cell.workload.prediction_loss_only for one in plan.cells] == [not typed]
+    taken = [one.told for one in plan.config.taken if one.told.startswith("no compute_metrics")]
+    assert len(taken) == (not typed and "true" not in lines)
+
+
 TRL_LORA = "model_name_or_path: gpt2\nuse_peft: true\nlora_dropout: 0.1\n"
 FACTORY = "model_name_or_path: gpt2\ntemplate: default\nlora_dropout: 0.1\nbf16: true\n"
 AXOLOTL = "base_model: gpt2\nadapter: lora\nlora_dropout: 0.1\nlora_target_linear: true\nbf16: true\n"
