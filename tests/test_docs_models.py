@@ -50,7 +50,6 @@ def test_nine_of_ten_model_types_are_predicted(page: str) -> None:
     assert len(predicted) >= 0.9 * len(TYPES)
 
 
-@pytest.mark.slow
 def test_the_same_are_refused_for_the_same_reasons(page: str, tmp_path: Path) -> None:
     reasons = {}
     with quiet():

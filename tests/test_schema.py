@@ -57,7 +57,6 @@ ONE = "--precision bf16 --adapter lora --optimizer adamw_torch --offload none --
 FILE = {"per_device_train_batch_size": 2, "bf16": True, "gradient_checkpointing": True, "warmup_ratio": 0.1}
 
 
-@pytest.mark.slow
 def test_what_is_printed_fits_its_schema(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

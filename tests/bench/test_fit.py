@@ -51,7 +51,6 @@ def document(more: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[s
     return code, json.loads(out)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("freezes", [False, True])
 def test_the_callers_heap_is_collected_as_before(freezes: bool) -> None:
     """What a caller has frozen stays so, but for what has died meanwhile, and no more is frozen."""
@@ -175,7 +174,6 @@ def test_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nothing was measured" in out
 
 
-@pytest.mark.slow
 def test_the_largest_value_and_advice_are_in_the_document(capsys: pytest.CaptureFixture[str]) -> None:
     _, roomy = document("--set batch_size=1024", capsys)
     budget = roomy["predicted"]["device_bytes"] + 400 * 2**20
@@ -211,7 +209,6 @@ def test_advice_names_what_of_the_work_can_be_less(algorithm: str, asked: str) -
     assert told in out.getvalue()
 
 
-@pytest.mark.slow
 def test_what_is_searched_may_be_swept_by_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "matrix.yaml").write_text(MATRIX + "sweep: {batch_size: [6, 2, 4]}\n")
     _, told = document("--max batch_size --budget 1GiB", capsys)

@@ -220,7 +220,6 @@ def gpu_trainers(load_script: Callable[[str], ModuleType]) -> ModuleType:
     return load_script("tests/gpu/trainers.py")
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("predicted_here")
 def test_a_trainers_job_runs_beside_its_prediction(
     gpu_trainers: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 READ = """
 import builtins, importlib
 from vrambench.bench.machine.imports import less_at_import

@@ -85,7 +85,6 @@ def refusal(model: str) -> str | None:
     return None
 
 
-@pytest.mark.slow
 def test_hostile_configurations_are_models_or_one_sentence(tmp_path: Path) -> None:
     draw, refused = random.Random(0), 0
     bases = [SHAPE | {"model_type": kind} for kind in ("llama", "qwen3_moe", "gemma3_text", "gpt2", "opt")] + [MLA]

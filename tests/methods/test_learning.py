@@ -44,7 +44,6 @@ def test_lora_learns_on_nf4(job: MakeJob) -> None:
     assert losses[-1] < losses[0] - 0.2, losses
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("value", ["head", "separate"])
 def test_ppo_raises_the_reward(job: MakeJob, value: str) -> None:
     settings = RL | {"value": value, "rollout_batch": 16, "batch_size": 8, "ppo": {"kl_coef": 0.02}}
@@ -82,7 +81,6 @@ def test_responses_without_a_value_model_raise_the_reward(job: MakeJob, algorith
     assert last > first + 0.3, rewards  # four steps' mean strays by 0.01; these settings rose by 0.56 to 0.68
 
 
-@pytest.mark.slow
 def test_the_kl_term_holds_the_policy_back(job: MakeJob) -> None:
     settings = RL | {"algorithm": "ppo", "rollout_batch": 16, "batch_size": 8}
     free = series(job(**settings, ppo={"kl_coef": 0.0}), "kl", 8)

@@ -135,7 +135,6 @@ def test_two_adapters_are_trained_apart(cell: MakeCell, said: dict[str, Any]) ->
     assert module.model.active_adapter == "default"
 
 
-@pytest.mark.slow
 def test_a_value_adapter_costs_no_second_base(cell: MakeCell) -> None:
     found = {value: simulation(cell(**SHARED | {"value": value})) for value in ("head", "adapter", "separate")}
     base = found["head"].roles["policy"].weights_bytes

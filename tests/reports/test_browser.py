@@ -374,7 +374,6 @@ def test_on_a_phone_the_filters_are_folded(page: Path) -> None:
         assert browser.evaluate("document.querySelector('#filters select').checkVisibility()") is True
 
 
-@pytest.mark.slow
 def test_on_a_phone_a_row_that_is_scrolled_sideways_says_which_cell_it_is(page: Path) -> None:
     said = "getComputedStyle(document.querySelector('#table tbody th'), '::after').content"
     for width, shown in ((360, True), (1280, False)):

@@ -34,7 +34,6 @@ def test_what_cannot_be_drawn_says_why() -> None:
         drawing.drawings([SPEC | {"mark": "no mark"}])
 
 
-@pytest.mark.slow
 def test_the_javascript_is_packed_once_and_a_damaged_file_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     code = drawing.bundle()
     assert "vegaEmbed" in code

@@ -107,7 +107,6 @@ CELLS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Named
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "axes", "settings", "told", "named"), CELLS.values(), ids=CELLS)
 def test_it_holds_what_ours_holds(
     algorithm: str, axes: str, settings: dict[str, Any], told: dict[str, Any], named: dict[str, Named]

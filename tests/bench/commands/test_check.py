@@ -93,7 +93,6 @@ def test_training_that_keeps_its_logits_is_caught_and_named(
     assert main(["check", str(before), *gate, "--two-sided"]) == 1
 
 
-@pytest.mark.slow
 def test_each_mistake_has_its_exit_code(predict: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, baseline = str(predict("del logits")), tmp_path / "baseline.json"
     assert main(["check", run, "--baseline", str(baseline)]) == 3
@@ -142,7 +141,6 @@ def heavier(file: Path, factor: float) -> None:
     file.write_text(json.dumps(content))
 
 
-@pytest.mark.slow
 def test_what_is_worse_is_measured_once_more_before_it_counts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -111,7 +111,6 @@ def test_run_hands_on_the_claims_cells(claims: Path, runner: Fake) -> None:
     assert len(calls[1]["planned"]) == 2
 
 
-@pytest.mark.slow
 def test_a_run_on_the_cpu_answers_its_claims(claims: Path, capsys: pytest.CaptureFixture[str]) -> None:
     claims.write_text(
         TEXT.replace("cpu: {batch_size: 8}", "cpu: {batch_size: 8, prompt_tokens: 4, response_tokens: 4, steps: 1}")

@@ -35,7 +35,6 @@ def ids(run: Path) -> dict[str, str]:
     return {one.name: one.id for one in RunFolder.open(run).results()}
 
 
-@pytest.mark.slow
 def test_a_predicted_cell_is_written_for_each_viewer(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

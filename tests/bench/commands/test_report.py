@@ -49,6 +49,7 @@ def test_what_was_predicted_beside_a_run_comes_with_it_and_first(tmp_path: Path)
     assert command.with_beside([one, beside]) == [beside, one], "once each"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("packed")
 def test_a_report_of_a_gpus_run_needs_no_torch(tmp_path: Path) -> None:
     """Algorithms side by side and shipped claims of the same model among them: importing torch would be most of its time."""
@@ -77,7 +78,6 @@ def test_what_is_no_file_is_refused_with_force_too(matrix: Path, capsys: pytest.
     assert Path(os.devnull).is_char_device()
 
 
-@pytest.mark.slow
 def test_what_is_no_run_is_said(matrix: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "nowhere"]) == 2
     assert capsys.readouterr().err == "error: nowhere is not a run's folder: it is not there\n"
@@ -92,7 +92,6 @@ def test_what_is_no_run_is_said(matrix: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == f"error: nothing is not a run's folder: {said}\n"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("written", ["report.html", "cells.csv", "cells.txt"])
 def test_results_that_cannot_be_read_are_told(written: str, matrix: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cells = matrix.parent / "one" / "cells"

@@ -67,7 +67,6 @@ profiles:
         assert (options["lam"], options["epochs"]) == (0.5, 2)
 
 
-@pytest.mark.slow
 def test_every_shipped_profile_makes_cells_with_unique_names(shipped: Matrix) -> None:
     for profile, device in product(shipped.profiles, ("cpu", "cuda")):
         plan = select(shipped, Selection(profile=profile), device)  # type: ignore[arg-type]

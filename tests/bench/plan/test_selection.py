@@ -336,7 +336,6 @@ PIECES = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
 def test_no_mangled_setting_ends_in_anything_but_one_sentence(small: Make) -> None:
     random = Random(0)
     said: list[str] = []

@@ -102,7 +102,6 @@ def test_the_peak_falls_by_what_is_offloaded() -> None:
     assert offloaded > 0.4 * off.peak_bytes()
 
 
-@pytest.mark.slow
 def test_what_the_host_holds_is_page_locked_in_powers_of_two_and_used_again() -> None:
     """With checkpoints, the inputs of gpt2's layers, and what its last norm, its loss and its tokens save."""
     off, on = (simulation(activation_offloading=on, **CHECKPOINTED, **LARGE) for on in (False, True))

@@ -160,7 +160,6 @@ def test_logits_that_lead_are_made_in_chunks_before_sequences_are_cut() -> None:
     assert "a chunk at a time" in found[0].price["loss"]
 
 
-@pytest.mark.slow
 def test_a_reference_is_asked_before_training_where_that_is_enough() -> None:
     cell = cell_of(FULL | {"algorithm": "dpo", "optimizer": "adamw_torch_fused"}, model="smollm2-135m")
     own = unlimited(cell)
@@ -210,7 +209,6 @@ def test_changes_that_are_not_enough_alone_are_combined_and_none_is_needless() -
             assert asking.plain(changed(cell, fewer)).verdict != "fits"
 
 
-@pytest.mark.slow
 def test_what_changes_least_of_the_training_comes_first() -> None:
     cell = cell_of(batch_size=8, response_tokens=2000, gradient_checkpointing=False)
     found = Asking(round(0.5 * device_bytes(unlimited(cell)))).advice(cell, 2).suggestions
@@ -220,7 +218,6 @@ def test_what_changes_least_of_the_training_comes_first() -> None:
     assert sorted(CHANGES, key=lambda one: one.level) == list(CHANGES), "the table is in their order"
 
 
-@pytest.mark.slow
 def test_a_change_takes_what_the_matrix_says_of_fields_that_the_cell_does_not_use() -> None:
     selection = Selection(profile="24gb", axes=FULL)
     (planned,) = select(load_matrix(default_matrix()), selection, "cuda").cells
@@ -244,7 +241,6 @@ def test_an_adapter_takes_the_place_of_an_optimizer_that_saves_nothing_beside_it
     assert settings_of(lora, cell_of()) == {"adapter": "lora"}
 
 
-@pytest.mark.slow
 def test_packed_experts_are_advised_where_there_are_any(tmp_path: Path) -> None:
     config = {"intermediate_size": 5120, "hidden_size": 1024, "num_hidden_layers": 2, "num_local_experts": 8}
     (tmp_path / "config.json").write_text(json.dumps(tiny("mixtral") | config))
@@ -279,7 +275,6 @@ def test_what_cannot_be_run_is_passed_over() -> None:
     assert found.changes == {"loss": "liger"}
 
 
-@pytest.mark.slow
 def test_what_is_tight_by_luck_is_not_advised() -> None:
     cell = cell_of(LORA, batch_size=8, response_tokens=1000)
     halved = changed(cell, {"batch_size": 4, "gradient_accumulation_steps": 2})
@@ -302,7 +297,6 @@ def test_what_fits_needs_no_advice() -> None:
     assert "fits as it is" in advice.ending
 
 
-@pytest.mark.slow
 def test_the_search_stops_at_its_cap_and_says_so() -> None:
     cell = cell_of(batch_size=8, response_tokens=2000, gradient_checkpointing=False)
     asking = Asking(round(0.1 * device_bytes(unlimited(cell))))

@@ -43,6 +43,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("predicted_here")
 def test_the_environments_options_are_followed_and_told(plain: pytest.MonkeyPatch) -> None:
     cell = gpt2()

@@ -110,7 +110,6 @@ def peak(folder: Path, model: str, kernel: str, **said: Any) -> int:
 LONG: dict[str, Any] = {"prompt_tokens": 1024, "response_tokens": 1024, "batch_size": 1}
 
 
-@pytest.mark.slow
 def test_a_window_is_no_bytes_to_flash_and_a_mask_to_sdpa(tmp_path: Path) -> None:
     peaks = {
         (model, kernel): peak(tmp_path, model, kernel, **LONG)

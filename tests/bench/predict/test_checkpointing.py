@@ -97,7 +97,6 @@ def test_the_cache_is_emptied_before_backward_passes_of_every_so_many_steps(
     assert counts == emptied
 
 
-@pytest.mark.slow
 def test_an_emptied_cache_gives_back_what_a_rollout_needed() -> None:
     job = {"adapter": "lora", "algorithm": "ppo", "prompt_tokens": 500, "response_tokens": 100, "rollout_batch": 16}
     replays = [Replay(trace_of(torch_empty_cache_steps=every, **job), AllocatorSettings()) for every in (0, 1)]

@@ -76,7 +76,6 @@ def test_sizes_that_grow_are_those_of_every_step(more: dict[str, Any], monkeypat
     assert described(simulated.trace) == described(all_steps.trace)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [

@@ -104,7 +104,6 @@ def test_ppo_holds_what_remax_holds_and_a_value_model() -> None:
     assert ppo.memory.allocated_bytes - remax.memory.allocated_bytes == pytest.approx(12 * parameters, rel=0.01)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "values"),
     [
@@ -246,7 +245,6 @@ def kinds(**more: Any) -> dict[tuple[str | None, str], int]:
     return {(share.role, share.kind): share.nbytes for share in forecast(**more).at_peak}
 
 
-@pytest.mark.slow
 def test_what_is_live_is_named_by_what_it_is_for() -> None:
     step = kinds()
     assert step["policy", "weights"] == step["policy", "gradients"] == 2 * PARAMETERS

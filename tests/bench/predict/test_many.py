@@ -53,6 +53,7 @@ def predicted(cells: list[Cell], tmp_path_factory: pytest.TempPathFactory) -> tu
     return here, done.stdout
 
 
+@pytest.mark.slow
 def test_processes_predict_as_one_does_and_a_failure_is_its_cell_s_own(
     predicted: tuple[Path, str], cells: list[Cell]
 ) -> None:
@@ -72,6 +73,7 @@ def test_processes_predict_as_one_does_and_a_failure_is_its_cell_s_own(
     assert told == sorted(told)
 
 
+@pytest.mark.slow
 def test_nothing_in_the_current_directory_is_run_by_a_process_that_predicts(predicted: tuple[Path, str]) -> None:
     assert not list(predicted[0].glob("*-ran"))
 

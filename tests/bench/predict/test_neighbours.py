@@ -17,7 +17,6 @@ def gpt2(prompt_tokens: int) -> Cell:
     return resolve(axes, work | {"prompt_tokens": prompt_tokens})
 
 
-@pytest.mark.slow
 def test_a_spread_beyond_the_band_is_told_near_the_budget_alone() -> None:
     predictor, cell = Predictor(""), gpt2(710)
     device = predictor.forecast(cell).memory.device_bytes or 0

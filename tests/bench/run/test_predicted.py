@@ -86,6 +86,7 @@ def test_the_report_says_what_fits_and_for_which_card(run: Path) -> None:
     assert 'data-key="device"' in page
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("predicted_here")
 def test_what_is_predicted_answers_a_claim_and_is_no_measurement_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -120,6 +121,7 @@ def test_what_does_not_fit_is_out_of_memory(tmp_path: Path, capsys: pytest.Captu
     assert "tokens/s" not in told
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("predicted_here")
 def test_it_is_resumed_and_added_to(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {file.name: file.stat().st_mtime_ns for file in (run / "cells").iterdir()}
@@ -171,6 +173,7 @@ def cell(**settings: Any) -> Cell:
     return resolve(axes, {"model": "gpt2"} | settings)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_loses_the_cell_that_it_predicts_and_one_that_dies_between_two_loses_none() -> None:
     executor = PredictingExecutor(None, 1)
 
@@ -216,6 +219,7 @@ def test_what_was_predicted_before_starts_no_process(tmp_path: Path, monkeypatch
     assert job.ended.forecast == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("predicted_here")
 def test_what_a_configuration_leaves_out_is_left_out_when_the_run_is_resumed(tmp_path: Path) -> None:
     file, out = tmp_path / "sft.yaml", tmp_path / "run"
