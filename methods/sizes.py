@@ -115,6 +115,6 @@ def _bytes(value: object, forms: str, cards: Collection[str] = ()) -> int:
 def _meant(text: str) -> str:
     """Of what is no size, the one that it begins like: `-24GiB`, `24 G B`, `1GBi`, `24XB`."""
     begun = re.match(r"[^a-z0-9]*(\d+(?:\.\d+)?)\s*([kmgt])?", text.lower())
-    if not begun or (begun[2] not in ("k", "m") and float(begun[1]) >= 1024):
+    if not begun or re.search(r"\de[+-]?\d", text.lower()) or (begun[2] not in ("k", "m") and float(begun[1]) >= 1024):
         return ""
     return f"; did you mean '{begun[1]}{(begun[2] or 'g').upper()}iB'?"

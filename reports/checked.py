@@ -25,7 +25,9 @@ def headline(found: Check) -> str:
     """What the whole came to, in a sentence."""
     if found.not_comparable:
         return f"not comparable: {'; '.join(found.not_comparable)}"
-    counts = ", ".join(f"{count:,} {OUTCOMES[outcome]}" for outcome, count in found.counts.items())
+    shrank = any(not any(one.worse for one in cell.differences) for cell in found.of("regressed") if cell.differences)
+    words = OUTCOMES | ({"regressed": "other than the baseline, by more than is allowed"} if shrank else {})
+    counts = ", ".join(f"{count:,} {words[outcome]}" for outcome, count in found.counts.items())
     return f"{units.plural(len(found.cells), 'cell')}: {counts}" if found.cells else "no cells"
 
 

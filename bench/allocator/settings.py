@@ -168,7 +168,7 @@ def _apply(settings: AllocatorSettings, option: str, value: str) -> AllocatorSet
     match option:
         case "backend":
             if value != "native":
-                raise UnknownValue("PYTORCH_ALLOC_CONF.backend", value, ["native"])
+                raise _error(option, f"{value!r} is not modelled; only PyTorch's own allocator is, native")
         case "max_split_size_mb":
             return replace(settings, max_split_bytes=min(_integer(option, value) * MIB, UNLIMITED))
         case "max_non_split_rounding_mb":

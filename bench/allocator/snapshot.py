@@ -168,7 +168,7 @@ def read_snapshot(source: Path | bytes) -> Snapshot:
     """What a dump of torch.cuda.memory._dump_snapshot holds. Raises ConfigurationError for anything else, and runs nothing that a
     pickle might want to run."""
     if isinstance(source, Path) and not source.is_file():
-        raise ConfigurationError(f"snapshot: {source} is no file")
+        raise ConfigurationError(f"{source}: is neither a recording's file nor a run's folder")
     try:
         data = source.read_bytes() if isinstance(source, Path) else source
         if data.startswith(b"\x1f\x8b"):
@@ -184,7 +184,7 @@ def read_snapshot(source: Path | bytes) -> Snapshot:
                 "snapshot: ends in the middle; it was not written, or not copied, to its end"
             ) from None
         raise ConfigurationError(
-            "snapshot: not what torch.cuda.memory._dump_snapshot writes, a pickle, or a damaged one"
+            "snapshot: is not the pickle that torch.cuda.memory._dump_snapshot writes, or is damaged"
         ) from error
     return Snapshot.of(loaded)
 

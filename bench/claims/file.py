@@ -147,9 +147,7 @@ def _explained(error: ValidationError, document: Document) -> ConfigurationError
         return document.error(path, f"{name}: needs a mapping (name: value)")
     return document.error(
         path,
-        f"{name}: {shown(first['input'])}: {complaint(first)}"
-        if first["type"] != "missing"
-        else f"{name}: lacks a value",
+        f"{name}: {shown(first['input'])}: {complaint(first)}" if first["type"] != "missing" else f"{name}: is missing",
     )
 
 

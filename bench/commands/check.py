@@ -59,8 +59,8 @@ def check(
 ) -> int:
     """Hold a run against a baseline.
 
-    Exit code 0: nothing is worse; 1: something is; 3: there is no baseline, or it was made with other hardware or versions; 4: a
-    measurement failed, which is neither a pass nor a regression.
+    Exit code 0: nothing is worse; 1: something is; 3: there is no baseline, it was made with other hardware or versions, or it has
+    no cell in common with the run; 4: a measurement failed, which is neither a pass nor a regression.
 
     A measured cell that is worse is measured once more, into the run's folder `again`, where this is the machine that measured it;
     it is a regression if it is worse then, too."""

@@ -30,9 +30,7 @@ def list(
     *,
     as_json: Json = False,
 ) -> None:
-    """List what can be asked for: models, cards, fields, axis values, rules.
-
-    One command with the list's name as its argument, because all five are asked for, filtered and printed in the same way."""
+    """List what can be asked for: models, cards, fields, axis values, rules."""
     from vrambench.reports.text.lists import LISTS
 
     if what not in LISTS:

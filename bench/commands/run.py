@@ -24,13 +24,14 @@ from vrambench.bench.commands.shared import (
     MatrixPath,
     card_named,
     check_device,
+    is_there,
     predictions,
     say,
     stdout_kept_clean,
 )
 from vrambench.bench.commands.work import NO_GPU, Work, of_claims, of_folder, of_matrix
 from vrambench.bench.results import BESIDE, PREDICTED
-from vrambench.methods.errors import ConfigurationError, UnknownValue
+from vrambench.methods.errors import ConfigurationError, UnknownValue, brief
 
 RUN_DEVICES = (*DEVICES, PREDICTED)
 
@@ -129,8 +130,12 @@ def run(
     statuses = _statuses(retry)
     if device is not None:
         check_device(device, RUN_DEVICES)
+    _check_gpu(
+        device or "auto", {"--prune": prune, "--predict": predict, "--record": record}
+    )  # before the work is told
     folder = out or _new_folder(Path("runs"))
-    resumed = matrix is None and replace(selection, repeat=None).empty and (folder / "run.json").exists()
+    begun = is_there(folder / "run.json", f"--out {brief(str(folder), 300)}")
+    resumed = matrix is None and replace(selection, repeat=None).empty and begun
     where = asked(on, on_gpus, cpus_per_cell, folder)
     loaded = functools.cache(lambda: load(matrix, selection))
     with stdout_kept_clean() as stdout, opened(where, device or begun_on(folder), jobs) as cluster:
@@ -147,8 +152,8 @@ def run(
             claims is None and device is None and (resumed or selection.empty) and work.device == "cpu" and not cluster
         )
         if plain and (beside.is_dir() if resumed else PREDICTED in loaded().default_profile):
-            begun = (beside / "run.json").exists()
-            runs.append((beside, of_folder(beside) if begun else of_matrix(beside, loaded(), selection, PREDICTED)))
+            there = (beside / "run.json").exists()
+            runs.append((beside, of_folder(beside) if there else of_matrix(beside, loaded(), selection, PREDICTED)))
             beside.mkdir(parents=True, exist_ok=True)  # by which a run that is resumed knows that it belongs to it
         how: dict[str, Any] = {"retry": statuses, "record": record}
         if predict or prune:

@@ -107,6 +107,14 @@ def check_out(out: Path, *, option: str = "-o", replaces: bool = True, why: str 
     check_writable(out.parent, about)
 
 
+def is_there(path: Path, about: str) -> bool:
+    """Whether the file is there. Raises ConfigurationError, which begins with `about`, where no file can have that name."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise ConfigurationError(f"{about}: {error.strerror or error}", field="out") from None
+
+
 def check_writable(folder: Path, about: str) -> None:
     """That files can be made in `folder`, or in the nearest one above it that is there, which only trying tells. Raises
     ConfigurationError, which begins with `about`."""

@@ -191,6 +191,8 @@ def _explained(error: yaml.MarkedYAMLError, name: str) -> ConfigurationError:
     problem = error.problem or "not YAML"
     if "'\\t'" in problem:
         problem = "a tab where YAML wants spaces"
+    elif "another document" in problem:
+        problem = "a second document begins here; one file holds one"
     elif error.context and name:
         problem = f"{problem} ({error.context})"
     return _error(name, mark.line + 1 if mark else 1, brief(problem, 300))
@@ -251,6 +253,8 @@ class _Reader:
             TypeError,
         ):  # PyYAML's constructors take for granted that a written tag fits
             raise self._error(node, f"{shown(node.value)} does not fit the tag !!{kind}") from None
+        if value == 0 and kind == "float" and re.search("[1-9]", re.split("[eE]", node.value)[0]):
+            raise self._error(node, f"{shown(node.value)} is too near to 0 for a floating-point number")
         if value is not None and not isinstance(value, str | int | float | bool):
             raise self._error(node, f"{shown(node.value)} is a {type(value).__name__} to YAML; quote it if it is text")
         return value

@@ -346,7 +346,7 @@ class _Search:
             number = f"stopped at the limit of {self.most} predictions, with {found} of {wanted} found"
             return number if found else f"{number}; {self._lacks()}"
         if found:
-            return f"{found} of {wanted} found: no other change that is known makes it fit without the dearest of these"
+            return f"{found} of {wanted} found: without the dearest change of these, nothing else that is known makes it fit"
         return f"no change that is known makes it fit; {self._lacks()}"
 
     def _lacks(self) -> str:

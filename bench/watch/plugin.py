@@ -60,10 +60,13 @@ def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
 
 def _watching(mark: pytest.Mark | None) -> watch:
     from vrambench.bench.watch.ledger import watch
-    from vrambench.methods.errors import ConfigurationError
+    from vrambench.methods.errors import ConfigurationError, UnknownValue
 
     given = mark.kwargs if mark else {}
-    if mark and (len(mark.args) + ("limit" in given) != 1 or set(given) - {"limit", "card"}):
+    for name in given:
+        if name not in ("limit", "card"):
+            pytest.fail(str(UnknownValue("limit_vram", name, ("limit", "card"))), pytrace=False)
+    if mark and (len(mark.args) + ("limit" in given) != 1):
         pytest.fail(f"limit_vram takes one limit: {TOLD}", pytrace=False)
     limit = (mark.args or (given.get("limit"),))[0] if mark else None
     if mark and limit is None:

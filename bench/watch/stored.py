@@ -24,7 +24,10 @@ def begin(path: Path) -> None:
         folder = RunFolder.open(path)
         if folder.info.get("profile") != OWN_CODE:
             raise ConfigurationError(f"--vram-results: {path} holds a run of cells; name another folder", field="out")
-    folder.acquire()
+    try:
+        folder.acquire()
+    except ConfigurationError as error:
+        raise ConfigurationError(str(error).replace("out: ", "--vram-results: "), field="out") from None
     try:
         for file in folder.cells.glob("*.json"):
             file.unlink()

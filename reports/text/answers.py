@@ -127,10 +127,10 @@ def _prediction(one: PlannedCell) -> tuple[str, str, str]:
 def _verdict(answer: Answer) -> str:
     forecast = answer.forecast
     need, budget = units.size(forecast.memory.device_bytes), units.size(forecast.budget_bytes)
-    if answer.card:
-        budget += f" (usable on {answer.card.name})"
+    about = [f"usable on {answer.card.name}"] if answer.card else []
     if forecast.memory.elsewhere_bytes:
-        budget += f", of which another process holds {units.size(forecast.memory.elsewhere_bytes)},"
+        about.append(f"{units.size(forecast.memory.elsewhere_bytes)} of it reserved beside the job")
+    budget += f" ({', '.join(about)})" if about else ""
     band = units.size(forecast.band_bytes)
     if not forecast.fits:
         words = f"{need} of {budget} predicted, {units.size(-forecast.margin_bytes)} too much"
@@ -189,6 +189,9 @@ def tokens(workload: Workload) -> str:
 
 def _batches(batches: PredictedBatches) -> str:
     """Which batch the peak is of, how many are as large, and what a usual one takes."""
+    worst, usual = batches.worst, batches.usual
+    if (worst.rows, worst.row_tokens, worst.sequences) == (usual.rows, usual.row_tokens, usual.sequences):
+        return f"worst batch: {_batch(worst)} (what is allocated in its step); a usual batch is as large"
     share = batches.worst_share
     often = f"{share:.0%} of batches have" if share >= 0.5 else f"1 in {round(1 / share):,} batches has"
     return (

@@ -171,3 +171,9 @@ def test_a_number_whose_unit_was_forgotten_is_none(number: int | float | str) ->
 @given(st.integers(2**20, 2**59), st.sampled_from(["", "B"]))
 def test_bytes_are_kept_to_a_double_s_precision(size: int, unit: str) -> None:
     assert parse_size(f"{size}{unit}") == pytest.approx(size, rel=1e-15)
+
+
+def test_a_power_of_ten_is_not_taken_for_its_first_digit() -> None:
+    with pytest.raises(ValueError, match="'1e400' is not a size") as caught:
+        parse_size("1e400")
+    assert "did you mean" not in str(caught.value)

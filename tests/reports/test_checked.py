@@ -11,7 +11,7 @@ import xmlschema
 
 from tests.reports import made
 from vrambench.bench.gate.check import CellCheck, Check, Difference, Growth
-from vrambench.reports.checked import lines
+from vrambench.reports.checked import headline, lines
 from vrambench.reports.ci.annotations import annotations_of
 from vrambench.reports.ci.junit import junit_of
 from vrambench.reports.ci.markdown import MOST_BYTES, summary_of
@@ -98,6 +98,12 @@ def test_junit_has_a_case_for_each_cell() -> None:
         [],
     ]
     assert (suite[0][0].text or "").splitlines() == WORDS
+
+
+def test_what_shrank_by_more_than_is_allowed_is_not_called_worse() -> None:
+    less = Difference(metric="allocated_bytes", before=12 * GIB, now=GIB, allowed=0, worse=False, better=True)
+    found = Check(device="cuda", cells=(CellCheck(id="a", name="a", outcome="regressed", differences=(less,)),))
+    assert headline(found) == "1 cell: 1 other than the baseline, by more than is allowed"
 
 
 def test_a_byte_is_seen() -> None:

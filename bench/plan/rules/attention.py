@@ -102,7 +102,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "sdpa-kernel",
         "warn",
-        "of PyTorch's kernels, sdpa does not come to the flash kernel in every layer",
+        "sdpa does not use PyTorch's flash kernel in every layer",
         lambda cell, target: any(choice.why for choice in chosen_kernels(cell, target.capability)),
         lambda cell, target: "; ".join(
             f"{choice.kernel}, since there is {choice.why}"

@@ -52,8 +52,9 @@ def tradeoff(report: Report) -> ChartsData | None:
     )
     budget = report.budgets[0] if in_sight else None
     chart = tradeoff_chart(rows, report.labels, points, PEAKS[report.basis or ""], budget)
+    lie = "lies" if front == 1 else "lie"
     text = (
-        f"{units.plural(front, 'cell')} of {len(points):,} lie on their algorithm's Pareto front: no other cell of the "
+        f"{units.plural(front, 'cell')} of {len(points):,} {lie} on their algorithm's Pareto front: no other cell of the "
         "algorithm has less memory and more throughput. Algorithms do different work for a token, so compare within one. "
         "Fronts follow the table's filter."
     )

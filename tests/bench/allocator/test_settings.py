@@ -129,7 +129,7 @@ def test_the_older_variable_is_read_first() -> None:
         ("roundup_power2_divisions:[256:1", r"the closing bracket '\]' is missing"),
         ("roundup_power2_divisions:[256]", "'256' is not of the form"),
         ("garbage_collection_threshold:1.5", "not between 0 and 1"),
-        ("backend:cudaMallocAsync", "'cudaMallocAsync' is not one of native"),
+        ("backend:cudaMallocAsync", "'cudaMallocAsync' is not modelled; only PyTorch's own allocator is, native"),
     ],
 )
 def test_mistakes_in_options_are_named(text: str, message: str) -> None:

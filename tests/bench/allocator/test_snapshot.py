@@ -149,7 +149,7 @@ def test_other_files_are_refused(data: bytes) -> None:
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "job.pickle", tmp_path):
-        with pytest.raises(ConfigurationError, match=f"snapshot: {path} is no file"):
+        with pytest.raises(ConfigurationError, match=f"{path}: is neither a recording's file nor"):
             read_snapshot(path)
 
 

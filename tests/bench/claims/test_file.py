@@ -76,9 +76,9 @@ def test_what_is_run_is_each_cell_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("    claim: ReMax", "    clam: ReMax", "3: claims.less.claim: lacks a value"),
+        ("    claim: ReMax", "    clam: ReMax", "3: claims.less.claim: is missing"),
         ("    formula: 1", "    formla: 1", "10: claims.less.formla: no such key; did you mean 'formula'?"),
-        ("claims:", "claim:", "1: claims: lacks a value"),
+        ("claims:", "claim:", "1: claims: is missing"),
         ("    claimed: 50 %\n", "    claimed: 50 gb\n", "11: claims.less.claimed: '50 gb': 'gb' is no unit; did you mean 'GB'"),
         ("    claimed: 50 %\n    reproduced: [40, null]\n", "    claimed: fits\n",
          "11: claims.less.claimed: 'fits' is fits or not, and the formula gives a number"),

@@ -69,9 +69,9 @@ def test_what_is_no_recording_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     odd.write_text("a: 1")  # which pops from pickle's empty stack
     cut.write_bytes(gzip.compress(pickle.dumps(out_of_memory()))[:100])
     for path, message in (
-        (tmp_path / "absent", "absent is no file"),
-        (text, "notes.txt: snapshot: not what torch.cuda.memory._dump_snapshot writes, a pickle"),
-        (odd, "odd.yaml: snapshot: not what torch.cuda.memory._dump_snapshot writes, a pickle, or a damaged one"),
+        (tmp_path / "absent", "absent: is neither a recording's file nor a run's folder"),
+        (text, "notes.txt: snapshot: is not the pickle that torch.cuda.memory._dump_snapshot writes"),
+        (odd, "odd.yaml: snapshot: is not the pickle that torch.cuda.memory._dump_snapshot writes, or is damaged"),
         (cut, "cut.pickle.gz: snapshot: ends in the middle; it was not written, or not copied, to its end"),
         (short, "short.pickle: snapshot: ends in the middle; it was not written, or not copied, to its end"),
         (json_file, "plan.json: snapshot: this is JSON; torch.cuda.memory._dump_snapshot writes a pickle"),

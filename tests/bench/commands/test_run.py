@@ -93,6 +93,26 @@ def test_the_same_folder_without_selectors_resumes(runner: Fake, matrix: Path) -
     assert second["about"]["matrix"] == "matrix.yaml"
 
 
+def test_a_name_that_no_folder_can_have_is_told_by_its_option(runner: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--device", "cpu", "--out", "a" * 300]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --out aaa")
+    assert line.endswith(": File name too long")
+
+
+def test_what_is_for_a_gpu_is_refused_before_anything_else_is_told(
+    runner: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runner({"ok": 1})
+    assert main(["run", "--device", "cpu", "--out", "first"]) == 0
+    Path("first").mkdir(exist_ok=True)
+    Path("first/run.json").write_text('{"schema": 1, "device": "predicted", "repeat": 1, "cells": []}')
+    capsys.readouterr()
+    assert main(["run", "--device", "predicted", "--out", "first", "--prune"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "error: --prune: is for runs on a GPU, and this one is predicted"
+
+
 def test_another_repeat_of_a_run_is_of_its_own_cells(
     runner: Fake, matrix: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -140,3 +140,9 @@ class TestLocated:
             assert str(error).startswith("x.yaml:")  # noqa: PT017 - either way is right, a crash is not
         else:
             assert document.name == "x.yaml"
+
+
+def test_a_number_too_near_to_0_is_not_taken_for_0() -> None:
+    assert parse_value("0e-400") == 0
+    with pytest.raises(ValueError, match="'1e-400' is too near to 0 for a floating-point number"):
+        parse_value("1e-400")

@@ -54,7 +54,7 @@ def test_it_is_told_on_a_line_of_its_own() -> None:
     out = io.StringIO()
     print_fit(fit(cell_of(budget="8GiB", reserved_elsewhere="3GiB")), out)
     said = out.getvalue()
-    assert "of 8 GiB, of which another process holds 3 GiB, predicted" in " ".join(said.split())
+    assert "of 8 GiB (3 GiB of it reserved beside the job) predicted" in " ".join(said.split())
     assert "elsewhere" in said
 
 

@@ -100,6 +100,13 @@ def test_the_text_and_the_document_say_which_batch(capsys: pytest.CaptureFixture
     assert told["batches"]["usual"]["sequences"] == 4
 
 
+def test_a_worst_batch_that_is_the_usual_one_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*TYPED, "--set", "lengths={256: 1.0}"]) == 0
+    out = capsys.readouterr().out
+    assert "(what is allocated in its step); a usual batch is as large" in out
+    assert "of batches" not in out
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

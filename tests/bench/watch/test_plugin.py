@@ -112,13 +112,19 @@ def test_bad():
 @pytest.mark.limit_vram(None)
 def test_none():
     pass
+
+
+@pytest.mark.limit_vram("1GiB", crd="rtx-3090")
+def test_misspelt():
+    pass
 """,
     )
     assert "used nothing on the device" in found.stdout
     assert found.stdout.count("did you mean '24GiB'") == 1, "not as the error behind another"
     assert "During handling" not in found.stdout
     assert "limit_vram: None limits nothing: write @pytest.mark" in found.stdout
-    assert "1 passed, 1 warning, 2 errors" in found.stdout
+    assert "did you mean 'card'" in found.stdout
+    assert "1 passed, 1 warning, 3 errors" in found.stdout
 
 
 def test_results_are_a_run_that_baseline_and_check_read(tmp_path: Path) -> None:
@@ -146,6 +152,11 @@ def test_a_test_that_ends_by_an_error_is_a_failure_of_the_run(tmp_path: Path) ->
         assert checked.exit_code != 0
         (failed,) = checked.of("failed")
         assert "ValueError: no such batch" in (failed.reason or "")
+
+
+def test_a_folder_that_cannot_be_is_told_by_its_option(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("")
+    assert "--vram-results: train.py cannot be made" in ran(tmp_path, PASSES, "--vram-results", "train.py").stderr
 
 
 def test_a_test_that_is_skipped_has_no_result(tmp_path: Path) -> None:
