@@ -297,9 +297,16 @@ def as_yaml(value: object) -> str:
 
 
 def _as_yaml(value: object) -> str:
-    text = _one_line(value, allow_unicode=True)
+    text = _one_line(_by_number(value), allow_unicode=True)
     # A plain word may be read as a number (1e5), or its unusual blanks be lost; quoted and escaped, it is safe.
     return text if parse_value(text) == value else _one_line(value, default_style='"')
+
+
+def _by_number(value: object) -> object:
+    """A mapping by digits, as of lengths, with numbers for keys, which need no quotes: they are read as digits again."""
+    if isinstance(value, Mapping) and all(str(key).isdecimal() and str(int(key)) == key for key in value):
+        return {int(key): held for key, held in value.items()}
+    return value
 
 
 _scalar_as_yaml = lru_cache(maxsize=2**14, typed=True)(_as_yaml)  # most cells have the same few

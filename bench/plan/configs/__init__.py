@@ -13,7 +13,7 @@ from pathlib import Path
 from vrambench.bench.plan.configs import axolotl, deepspeed, llama_factory, torchtune, training_arguments, trl
 from vrambench.bench.plan.configs.command_lines import command_line, is_command_line
 from vrambench.bench.plan.configs.draft import Draft, Format, Refused
-from vrambench.bench.plan.configs.files import load
+from vrambench.bench.plan.configs.files import load, unquoted
 from vrambench.bench.plan.configs.keys import Chosen, Given
 from vrambench.bench.plan.document import Document
 from vrambench.bench.plan.matrix import Matrix
@@ -49,6 +49,8 @@ def read(source: str, chosen: Chosen, named: str | None = None) -> Matrix:
     form = next(one for one in FORMATS if one.name == named) if named else detected(document, chosen)
     if form.flat:
         document = form.flat(document)
+    if form.unquoted:
+        document = unquoted(document)
     draft = Draft(Given(document, form.table), chosen)
     try:
         form.draft(draft)

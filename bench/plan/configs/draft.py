@@ -236,7 +236,7 @@ class Refused(ConfigurationError):
 class Format:
     """`name`: as --config-format has it. `called`: in words. `algorithm`: the one whose trainer it configures, if it is one's.
     `draft`: what is made of a file. `marks`: keys by any of which a file is known to be one. `flat`: of one with sections, their
-    keys beside each other."""
+    keys beside each other. `unquoted`: its trainer reads quoted numbers, true and false as without quotes."""
 
     name: str
     called: str
@@ -245,3 +245,4 @@ class Format:
     algorithm: str | None = None
     marks: frozenset[str] = frozenset()
     flat: Callable[[Document], Document] | None = None
+    unquoted: bool = False

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
-from vrambench.bench.plan.document import Document, parse, read_text
+from vrambench.bench.plan.document import Document, parse, parse_value, read_text
 from vrambench.bench.plan.document import load as load_yaml
 from vrambench.methods.errors import ConfigurationError, brief, shown
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl")
+_PLAIN = re.compile(r"[-+]?(0|[1-9][0-9]{0,18})(\.[0-9]{1,18})?([eE][-+]?[0-9]{1,3})?|true|false", re.IGNORECASE)
 PROGRAMS = (".sh", ".bash", ".slurm", ".sbatch", ".py", ".ipynb")
 
 
@@ -32,6 +34,15 @@ def load(path: Path) -> Document:
     if not isinstance(document.data, dict):
         raise document.error((), f"a configuration is a mapping (key: value), not {shown(document.data)}")
     return document
+
+
+def unquoted(document: Document) -> Document:
+    """The document with numbers, true and false for the texts that are such, as an argument parser reads its words."""
+    data = {
+        key: parse_value(value.lower()) if isinstance(value, str) and _PLAIN.fullmatch(value) else value
+        for key, value in document.data.items()
+    }
+    return replace(document, data=data)
 
 
 def _empty(path: Path) -> ConfigurationError:

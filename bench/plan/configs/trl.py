@@ -385,7 +385,7 @@ def _draft(algorithm: str, draft: Draft) -> None:
 
 
 def _format(algorithm: str, called: str, table: Table) -> Format:
-    return Format(f"trl-{algorithm}", called, table, partial(_draft, algorithm), algorithm)
+    return Format(f"trl-{algorithm}", called, table, partial(_draft, algorithm), algorithm, unquoted=True)
 
 
 FORMATS = (

@@ -13,9 +13,23 @@ from hypothesis import strategies as st
 
 from vrambench.bench.plan import document
 from vrambench.bench.plan.configs.files import load as load_config
-from vrambench.bench.plan.document import MOST_BYTES, load, parse, parse_value
+from vrambench.bench.plan.document import MOST_BYTES, as_yaml, load, parse, parse_value
 from vrambench.bench.plan.matrix import load_matrix
 from vrambench.methods.errors import ConfigurationError
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"512": 0.5, "4096": 0.5}, "{512: 0.5, 4096: 0.5}"),
+        ({"007": 1}, "{'007': 1}"),
+        ({"a": 1, "5": 2}, "{'5': 2, a: 1}"),
+        ({}, "{}"),
+    ],
+)
+def test_lengths_are_written_without_quotes_and_read_the_same(value: object, text: str) -> None:
+    assert as_yaml(value) == text
+    assert parse_value(text) == value
 
 
 @pytest.mark.parametrize(

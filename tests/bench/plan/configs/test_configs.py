@@ -309,6 +309,22 @@ def test_an_evaluation_without_metrics_is_taken_for_granted(
     assert len(taken) == (not typed and "true" not in lines)
 
 
+def test_trl_reads_quoted_values_as_an_argument_parser_does(tmp_path: Path) -> None:
+    """TrlParser makes a file's values the defaults of its options, and argparse reads texts among those by the options' types."""
+    file = tmp_path / "x.yaml"
+    text = "max_length: {q}128{q}\npacking: {q}False{q}\nlearning_rate: {q}1e-4{q}\nlora_alpha: {q}32{q}\nuse_peft: {q}true{q}\n"
+    cells = []
+    for quote in ("'", '"', ""):
+        file.write_text("model_name_or_path: gpt2\nrun_name: '01'\n" + text.format(q=quote))
+        cells += [one.cell for one in planned(str(file), format="trl-sft").cells]
+    assert cells[0] == cells[1] == cells[2]
+    work = cells[0].workload
+    assert (work.max_length, work.packing, work.learning_rate, work.lora_alpha) == (128, "none", 1e-4, 32)
+    file.write_text("model_name_or_path: gpt2\nmax_length: 'many'\n")
+    with pytest.raises(ConfigurationError, match=r"x.yaml:2: max_length: 'many' is not a whole number"):
+        planned(str(file), format="trl-sft")
+
+
 TRL_LORA = "model_name_or_path: gpt2\nuse_peft: true\nlora_dropout: 0.1\n"
 FACTORY = "model_name_or_path: gpt2\ntemplate: default\nlora_dropout: 0.1\nbf16: true\n"
 AXOLOTL = "base_model: gpt2\nadapter: lora\nlora_dropout: 0.1\nlora_target_linear: true\nbf16: true\n"
