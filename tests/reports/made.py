@@ -89,10 +89,10 @@ def result(
 def full(id: str, *, device: int = 12 * GIB, rate: float = 1000.0, name: str | None = None, **changes: Any) -> Result:
     """An ok result in which everything is known."""
     held = Memory(
-        requested_bytes=device - 3 * GIB,
-        allocated_bytes=device - 2 * GIB,
-        active_bytes=device - 2 * GIB,
-        reserved_bytes=device - GIB,
+        requested_bytes=max(0, device - 3 * GIB),
+        allocated_bytes=max(0, device - 2 * GIB),
+        active_bytes=max(0, device - 2 * GIB),
+        reserved_bytes=max(0, device - GIB),
         device_bytes=device,
         context_bytes=GIB // 2,
         host_rss_bytes=2 * GIB,
