@@ -101,7 +101,7 @@ def full(id: str, *, device: int = 12 * GIB, rate: float = 1000.0, name: str | N
     phases = [Phase(name="load", step=None, seconds=3.0, allocated_bytes=device // 3, reserved_bytes=device // 2)]
     for step in range(4):
         for place, phase in enumerate(("rollout", "score", "learn", "optimizer_step"), 2):
-            peak = (device - 2 * GIB) * place // 5
+            peak = max(0, device - 2 * GIB) * place // 5
             phases.append(
                 Phase(name=phase, step=step, seconds=place / 3, allocated_bytes=peak, reserved_bytes=device - GIB)
             )
