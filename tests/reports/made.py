@@ -88,11 +88,12 @@ def result(
 
 def full(id: str, *, device: int = 12 * GIB, rate: float = 1000.0, name: str | None = None, **changes: Any) -> Result:
     """An ok result in which everything is known."""
+    allocated, reserved = max(0, device - 2 * GIB), max(0, device - GIB)
     held = Memory(
         requested_bytes=max(0, device - 3 * GIB),
-        allocated_bytes=max(0, device - 2 * GIB),
-        active_bytes=max(0, device - 2 * GIB),
-        reserved_bytes=max(0, device - GIB),
+        allocated_bytes=allocated,
+        active_bytes=allocated,
+        reserved_bytes=reserved,
         device_bytes=device,
         context_bytes=GIB // 2,
         host_rss_bytes=2 * GIB,
@@ -101,9 +102,9 @@ def full(id: str, *, device: int = 12 * GIB, rate: float = 1000.0, name: str | N
     phases = [Phase(name="load", step=None, seconds=3.0, allocated_bytes=device // 3, reserved_bytes=device // 2)]
     for step in range(4):
         for place, phase in enumerate(("rollout", "score", "learn", "optimizer_step"), 2):
-            peak = max(0, device - 2 * GIB) * place // 5
+            peak = allocated * place // 5
             phases.append(
-                Phase(name=phase, step=step, seconds=place / 3, allocated_bytes=peak, reserved_bytes=device - GIB)
+                Phase(name=phase, step=step, seconds=place / 3, allocated_bytes=peak, reserved_bytes=reserved)
             )
     sample = Sample(
         status="ok",
@@ -111,9 +112,7 @@ def full(id: str, *, device: int = 12 * GIB, rate: float = 1000.0, name: str | N
         memory=held,
         phases=tuple(phases),
         roles={
-            "policy": RoleBytes(
-                weights_bytes=(device - 2 * GIB) // 2, gradients_bytes=GIB // 4, optimizer_bytes=GIB // 2
-            ),
+            "policy": RoleBytes(weights_bytes=allocated // 2, gradients_bytes=GIB // 4, optimizer_bytes=GIB // 2),
             "reference": RoleBytes(weights_bytes=0, gradients_bytes=0, optimizer_bytes=0, shares="policy"),
             "value": RoleBytes(weights_bytes=GIB // 64, gradients_bytes=GIB // 64, optimizer_bytes=GIB // 32),
         },
@@ -129,9 +128,7 @@ def full(id: str, *, device: int = 12 * GIB, rate: float = 1000.0, name: str | N
         seconds={"load": 12.5, "warmup": 3.0, "steps": 5.0, "total": 24.0},
         notes=("device bytes are sampled by NVML every 20 ms: shorter peaks may be missing",),
     )
-    predicted = Memory(
-        allocated_bytes=held.allocated_bytes, reserved_bytes=device - GIB, device_bytes=device + GIB // 8
-    )
+    predicted = Memory(allocated_bytes=held.allocated_bytes, reserved_bytes=reserved, device_bytes=device + GIB // 8)
     whole = {**dict(sample), "predicted": predicted, "environment": ENVIRONMENT, "samples": (sample,)}
     return result(id, name=name, cell=cell(**changes), **whole)
 
