@@ -39,8 +39,8 @@ def _is_simulated(value: Any) -> bool:
     return any(isinstance(one, torch.Tensor) and one.is_cuda for one in pytree.tree_leaves(value))
 
 
-def _writes_nothing(name: str, real: Callable[..., Any], of: Callable[[Any], Any] = lambda value: value) -> Any:
-    """`real`, whose first argument is what is saved, or has it by `of`."""
+def _writes_nothing(name: str, real: Callable[..., Any], of: Callable[[Any], Any]) -> Any:
+    """`real`, whose first argument has by `of` what is saved."""
 
     @functools.wraps(real)
     def saved(value: Any, *args: Any, **kwargs: Any) -> Any:

@@ -110,9 +110,12 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 
 def _store(item: pytest.Item, ledger: Ledger, error: BaseException | None = None) -> None:
-    """A test that was skipped has no result; one that failed by itself has, and `check` fails by it."""
+    """A test that was skipped, or fails as it is expected to, has no result; one that failed else has, and `check` fails by it."""
     folder = item.config.getoption("--vram-results")
-    if folder is not None and (error or ledger.used) and not isinstance(error, pytest.skip.Exception):
+    expected = isinstance(error, pytest.skip.Exception | pytest.xfail.Exception) or (
+        error is not None and item.get_closest_marker("xfail") is not None
+    )
+    if folder is not None and (error or ledger.used) and not expected:
         from vrambench.bench.watch.stored import store
 
         store(folder, item.nodeid, ledger, error)

@@ -159,9 +159,15 @@ def test_a_folder_that_cannot_be_is_told_by_its_option(tmp_path: Path) -> None:
     assert "--vram-results: train.py cannot be made" in ran(tmp_path, PASSES, "--vram-results", "train.py").stderr
 
 
-def test_a_test_that_is_skipped_has_no_result(tmp_path: Path) -> None:
-    ran(tmp_path, PASSES.replace("train(model, 64)", "pytest.skip('not here')"), "--vram-results", "run")
-    assert list(RunFolder.open(tmp_path / "run").results()) == []
+def test_a_test_that_is_skipped_or_fails_as_expected_has_no_result(tmp_path: Path) -> None:
+    skipped, failing = (PASSES.replace("train(model, 64)", f"pytest.{name}('not here')") for name in ("skip", "xfail"))
+    marked = PASSES.replace("train(model, 64)", "assert False").replace(
+        "@pytest.mark.limit", "@pytest.mark.xfail\n@pytest.mark.limit"
+    )
+    assert "xfail" in marked
+    for number, tests in enumerate((skipped, failing, marked)):
+        assert ran(tmp_path, tests, "--vram-results", str(number)).returncode == 0
+        assert list(RunFolder.open(tmp_path / str(number)).results()) == []
 
 
 def test_a_test_that_is_only_set_up_leaves_no_watch_open(tmp_path: Path) -> None:
